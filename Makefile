@@ -1,0 +1,73 @@
+# All that is needed is python3 (3.11 or newer, with venv): each target makes its own environment.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+WORKDIR     ?= workdir/demo
+EXTRAS      ?= dev,parity
+PYTEST_ARGS ?= -n 2
+
+# A python3 that is too old gives way to a newer one beside it; one that was asked for by name does not.
+ifeq ($(origin PYTHON),file)
+PYTHONS := $(PYTHON) python3.12 python3.11 python3.13
+else
+PYTHONS := $(PYTHON)
+endif
+
+# Stamps: the environment is installed anew only when the dependencies change.
+comma            := ,
+INSTALLED        := $(VENV)/.installed
+INSTALLED_EXTRAS := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint clean distclean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) EXTRAS=$(EXTRAS) PYTEST_ARGS='$(PYTEST_ARGS)'"
+
+demo: $(INSTALLED) ## train the tiny model through every stage and print the table (WORKDIR=...)
+	$(VENV)/bin/python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=$(WORKDIR)
+	$(VENV)/bin/python -m fqs_jax.evaluate --workdir=$(WORKDIR) --all_stages
+
+test: lint ## lint, then all tests (PYTEST_ARGS="-n 2 -m 'not slow'")
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED_EXTRAS) ## style and types only
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+clean: ## remove caches and build outputs (working directories stay)
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the environment
+	rm -rf $(VENV)
+
+$(INSTALLED): setup.cfg
+	@$(make_venv)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e .
+	@touch $@
+
+$(INSTALLED_EXTRAS): setup.cfg
+	@$(make_venv)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@touch $(INSTALLED) $@
+
+define make_venv
+if $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+recent=; \
+for python in $(PYTHONS); do \
+  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+  recent=$$python; \
+  $$python -c 'import ensurepip, venv' 2>/dev/null || continue; \
+  echo "Making $(VENV) with $$($$python --version); installing takes a minute or two."; \
+  exec $$python -m venv $(VENV); \
+done; \
+if [ -n "$$recent" ]; then \
+  echo "error: $$recent has no venv module: install it (on Debian or Ubuntu: apt install python3-venv)" >&2; \
+else \
+  echo "error: Python 3.11 or newer is needed and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true): install one, or name one with PYTHON=..." >&2; \
+fi; \
+exit 1
+endef

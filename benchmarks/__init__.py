@@ -1,0 +1,1 @@
+"""Timing programs, run by hand: `python -m benchmarks.NAME`."""

@@ -1,0 +1,1 @@
+"""Experiments: one file each, read with `python -m fqs_jax.launch --config=configs/NAME.py`."""

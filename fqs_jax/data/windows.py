@@ -1,0 +1,121 @@
+"""Documents of tokens to rows of a fixed length.
+
+A batch is a dict of two arrays: `tokens` int32 [B, T] and `mask` bool [B, T]. The mask is False on
+padding, which is always on the right and filled with `pad_id`.
+
+Three ways to cut, none of which knows about shuffling or batches:
+
+* `pack`: all documents as one stream, nothing wasted. For training on much text.
+* `crop`: one random piece of a document, another one each epoch. The published way.
+* `evaluation_windows`: every token predicted once, no document near another. For measuring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fqs_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+Tokens = Sequence[int] | np.ndarray  # one document
+
+
+def pack(
+    documents: Sequence[Tokens],
+    seq_len: int,
+    bos_id: int | None,
+    eos_id: int | None,
+    pad_id: int,
+) -> Batch:
+    """Cut the stream `bos document eos bos document eos ...` into consecutive windows.
+
+    Either id may be None, which leaves that token out. A document runs on into the next window, and
+    a window may hold several; the last window is padded.
+
+    Returns:
+      tokens, mask [ceil(stream length / T), T].
+    """
+    _check_seq_len(seq_len)
+    before, after = _optional(bos_id), _optional(eos_id)
+    parts = [part for document in documents for part in (before, _int32(document), after)]
+    stream = np.concatenate(parts) if parts else _int32([])
+    rows = [stream[start : start + seq_len] for start in range(0, len(stream), seq_len)]
+    return pad_rows(rows, seq_len, pad_id)
+
+
+def crop(
+    document: Tokens,
+    seq_len: int,
+    bos_id: int | None,
+    *,
+    seed: int,
+    epoch: int,
+    index: int,
+) -> np.ndarray:
+    """A random piece of one document: a pure function of (seed, epoch, index of the document).
+
+    Every place the piece can start at is equally likely. A document that fits is taken whole.
+
+    Returns:
+      int32 [<= T], with bos in front unless it is None.
+    """
+    _check_seq_len(seq_len)
+    before = _optional(bos_id)
+    room = seq_len - len(before)
+    last_start = max(len(document) - room, 0)
+    start = int(np.random.default_rng((seed, epoch, index)).integers(last_start + 1))
+    return np.concatenate([before, _int32(document[start : start + room])])
+
+
+def evaluation_windows(
+    documents: Sequence[Tokens],
+    seq_len: int,
+    bos_id: int | None,
+    pad_id: int,
+) -> Batch:
+    """Windows that predict every token exactly once, in order, from its own document only.
+
+    With a bos, each piece of T - 1 tokens gets one in front. Without, a window begins with the
+    token that the window before it ended with, and the first token of a document, which has nothing
+    to be predicted from, is not predicted.
+
+    Returns:
+      tokens, mask [B, T]; column t predicts column t + 1 wherever mask[:, t + 1].
+    """
+    _check_seq_len(seq_len)
+    rows = [row for document in documents for row in _pieces(document, seq_len, bos_id)]
+    return pad_rows(rows, seq_len, pad_id)
+
+
+def pad_rows(rows: Sequence[Tokens], seq_len: int, pad_id: int) -> Batch:
+    """Rows of up to T tokens as a batch, padded on the right."""
+    tokens_BxT = np.full((len(rows), seq_len), pad_id, np.int32)
+    mask_BxT = np.zeros((len(rows), seq_len), bool)
+    for b, row in enumerate(rows):
+        tokens_BxT[b, : len(row)] = row
+        mask_BxT[b, : len(row)] = True
+    return {"tokens": tokens_BxT, "mask": mask_BxT}
+
+
+def _pieces(document: Tokens, seq_len: int, bos_id: int | None) -> Iterator[np.ndarray]:
+    tokens = np.concatenate([_optional(bos_id), _int32(document)])
+    for start in range(0, len(tokens) - 1, seq_len - 1):
+        piece = tokens[start : start + seq_len].copy()
+        if bos_id is not None:
+            piece[0] = bos_id  # in place of the token that the window before ended with
+        yield piece
+
+
+def _optional(token_id: int | None) -> np.ndarray:
+    return _int32([] if token_id is None else [token_id])
+
+
+def _int32(tokens: Tokens) -> np.ndarray:
+    return np.asarray(tokens, np.int32)
+
+
+def _check_seq_len(seq_len: int) -> None:
+    if seq_len < 2:
+        raise UserError(f"seq_len is {seq_len}; set at least 2, one token to predict another")

@@ -1,0 +1,170 @@
+"""safetensors -> parameter tree, one tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+
+from fqs_jax import files
+from fqs_jax.errors import UserError
+from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
+from fqs_jax.model import ModelConfig, Params
+
+
+class Source(NamedTuple):
+    """Where a tensor lies: the file, and its name in there."""
+
+    file: Path
+    name: str
+
+
+def load_params(folder: str | Path, config: ModelConfig, dtype: str = "float32") -> Params:
+    """The `lm` parameter tree of a Hugging Face folder, as numpy arrays of type `dtype`.
+
+    The stacked arrays are allocated once and filled tensor by tensor, so that the peak is the tree
+    plus the largest tensor.
+
+    Raises:
+      UserError: files missing, damaged or not safetensors; tensors missing, unexpected, or of
+        another shape than `config` implies.
+    """
+    tensors = iterate_tensors(folder, config)
+    leaves = {
+        path: np.empty(shape, jnp.dtype(dtype)) for path, shape in leaf_shapes(config).items()
+    }
+    for path, layer, array in tensors:
+        leaves[path][... if layer is None else layer] = array
+    return traverse_util.unflatten_dict(leaves)
+
+
+def iterate_tensors(
+    folder: str | Path, config: ModelConfig
+) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+    """Every tensor of a folder once, as (path in the tree, layer or None, array in our layout).
+
+    All names, shapes and types are checked by this call, before the first tensor is read. Arrays
+    keep their stored type (bfloat16, float16 or float32) and may be transposed views.
+
+    Raises:
+      UserError: as `load_params`.
+    """
+    return _iterate(_find_tensors(Path(folder), config), config)
+
+
+def _iterate(
+    sources: dict[str, Source], config: ModelConfig
+) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+    targets = slots(config)
+    for file in dict.fromkeys(source.file for source in sources.values()):
+        with _opened(file) as handle:
+            for name, source in sources.items():
+                if source.file == file:
+                    slot = targets[name]
+                    yield slot.path, slot.layer, slot.from_stored(handle.get_tensor(source.name))
+
+
+def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
+    """Where each expected tensor lies, after checking everything that file headers tell."""
+    expected = {name: slot.shape for name, slot in slots(config).items()}
+    # A tied checkpoint may store its matrix as embedding, as head, or as both.
+    known = {**expected, HEAD: expected[EMBEDDING]}
+    if not config.tied_embeddings:
+        known = expected
+    found: dict[str, Source] = {}
+    for file in _weight_files(folder):
+        with _opened(file) as handle:
+            for stored_name in list(handle.keys()):
+                if stored_name.endswith("rotary_emb.inv_freq"):
+                    continue  # A buffer that old versions saved; it follows from the config.
+                name = stored_name if stored_name in known else f"model.{stored_name}"
+                if name not in known:
+                    raise UserError(f"{file}: tensor {stored_name} is not one of this architecture")
+                if name in found:
+                    raise UserError(f"{file}: tensor {name} is also in {found[name].file.name}")
+                _check_header(file, name, handle.get_slice(stored_name), known[name])
+                found[name] = Source(file, stored_name)
+    if config.tied_embeddings:
+        _merge_tied(found)
+    if missing := [name for name in expected if name not in found]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(
+            f"{folder}: tensor {missing[0]} of shape {expected[missing[0]]}{more} is missing"
+        )
+    return found
+
+
+def _check_header(file: Path, name: str, header: Any, shape: tuple[int, ...]) -> None:
+    if (stored := tuple(header.get_shape())) != shape:
+        raise UserError(f"{file}: tensor {name} has shape {stored}, config.json implies {shape}")
+    if (dtype := header.get_dtype()) not in ("F32", "BF16", "F16"):
+        raise UserError(f"{file}: tensor {name} has type {dtype}, expected F32, BF16 or F16")
+
+
+def _merge_tied(found: dict[str, Source]) -> None:
+    """Leave one source, named as the embedding, of the matrix that serves as both."""
+    head = found.pop(HEAD, None)
+    if head is None or found.setdefault(EMBEDDING, head) is head:
+        return
+    embedding = found[EMBEDDING]
+    with _opened(head.file) as head_file, _opened(embedding.file) as embedding_file:
+        head_rows = head_file.get_slice(head.name)
+        embedding_rows = embedding_file.get_slice(embedding.name)
+        for start in range(0, head_rows.get_shape()[0], 4096):
+            block = slice(start, start + 4096)
+            if not np.array_equal(head_rows[block], embedding_rows[block]):
+                raise UserError(
+                    f"{head.file}: {head.name} differs from {embedding.name} although config.json "
+                    "has tie_word_embeddings true; set it to false if both are meant"
+                )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder: the single one, or those that the index names."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        weight_map = files.read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{folder / INDEX} has no weight_map")
+        shards = sorted({str(shard) for shard in weight_map.values()})
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise UserError(f"{folder / INDEX} names {shard!r}, which is not a file name")
+            if not (folder / shard).is_file():
+                raise UserError(f"{folder / shard} is missing, although {INDEX} names it")
+        return [folder / shard for shard in shards]
+    if any(path.suffix in (".bin", ".pt", ".pth") for path in folder.glob("*")):
+        raise UserError(
+            f"{folder} has pickled weights only, and only safetensors is read; convert it with "
+            "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A safetensors file opened lazily; whatever is wrong with it becomes one line."""
+    try:
+        with safe_open(file, framework="np") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or incomplete, fetch it again ({error})") from error
+
+
+def load_thought(folder: str | Path) -> Params | None:
+    """The `thought` parameter tree that `export` put beside the weights, or None."""
+    file = Path(folder) / THOUGHT
+    if not file.exists():
+        return None
+    try:
+        return traverse_util.unflatten_dict(load_file(file), sep=".")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or incomplete, fetch it again ({error})") from error

@@ -1,0 +1,132 @@
+"""The one table of tensor names and layouts, read in both directions."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fqs_jax.model import ModelConfig
+
+# File names in a folder.
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+THOUGHT = "thought.safetensors"
+
+
+class Tensor(NamedTuple):
+    """A row: axes as letters, where letters joined in a group are one stored dimension.
+
+    V vocabulary, D width, N query heads, G kv heads, H head size, F feed-forward.
+    """
+
+    name: str  # of the stored tensor; {} is the layer
+    path: str  # in the parameter tree, where layer leaves have a leading L axis more
+    stored: str
+    ours: str
+
+
+TENSORS = (
+    Tensor("model.embed_tokens.weight", "embed/embedding", "V D", "V D"),
+    Tensor("model.layers.{}.input_layernorm.weight", "layers/attn_norm/scale", "D", "D"),
+    Tensor("model.layers.{}.self_attn.q_proj.weight", "layers/q/kernel", "NH D", "D N H"),
+    Tensor("model.layers.{}.self_attn.q_proj.bias", "layers/q/bias", "NH", "N H"),
+    Tensor("model.layers.{}.self_attn.k_proj.weight", "layers/k/kernel", "GH D", "D G H"),
+    Tensor("model.layers.{}.self_attn.k_proj.bias", "layers/k/bias", "GH", "G H"),
+    Tensor("model.layers.{}.self_attn.v_proj.weight", "layers/v/kernel", "GH D", "D G H"),
+    Tensor("model.layers.{}.self_attn.v_proj.bias", "layers/v/bias", "GH", "G H"),
+    Tensor("model.layers.{}.self_attn.o_proj.weight", "layers/o/kernel", "D NH", "N H D"),
+    Tensor("model.layers.{}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "D", "D"),
+    Tensor("model.layers.{}.mlp.gate_proj.weight", "layers/gate/kernel", "F D", "D F"),
+    Tensor("model.layers.{}.mlp.up_proj.weight", "layers/up/kernel", "F D", "D F"),
+    Tensor("model.layers.{}.mlp.down_proj.weight", "layers/down/kernel", "D F", "F D"),
+    Tensor("model.norm.weight", "final_norm/scale", "D", "D"),
+    Tensor("lm_head.weight", "head/kernel", "V D", "D V"),
+)
+EMBEDDING, HEAD = TENSORS[0].name, TENSORS[-1].name
+
+LeafPath = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """A stored tensor's place in the parameter tree.
+
+    Attributes:
+      path: of the leaf.
+      layer: index on the leaf's leading axis; None for a leaf without one.
+      shape: as stored.
+      split_shape: as stored, with joined dimensions split.
+      order: our axis i is axis order[i] of split_shape.
+    """
+
+    path: LeafPath
+    layer: int | None
+    shape: tuple[int, ...]
+    split_shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+    def from_stored(self, stored: np.ndarray) -> np.ndarray:
+        """A view of the stored tensor in our layout."""
+        return stored.reshape(self.split_shape).transpose(self.order)
+
+    def to_stored(self, ours: np.ndarray) -> np.ndarray:
+        """The inverse; a view where possible, so not contiguous in general."""
+        return ours.transpose(np.argsort(self.order)).reshape(self.shape)
+
+
+def slots(config: ModelConfig) -> dict[str, Slot]:
+    """Where each tensor of a checkpoint goes, by name, in the usual order of a checkpoint."""
+    result = {}
+    for layer, rows in _rows_by_layer(config):
+        for row in rows:
+            result[row.name.format(layer)] = _slot(row, layer, config)
+    return result
+
+
+def _rows_by_layer(config: ModelConfig) -> list[tuple[int | None, list[Tensor]]]:
+    rows = [
+        row
+        for row in TENSORS
+        if (config.qkv_bias or not row.path.endswith("/bias"))
+        and not (config.tied_embeddings and row.name == HEAD)
+    ]
+    layer_rows = [row for row in rows if "{}" in row.name]
+    first, *last = [row for row in rows if "{}" not in row.name]
+    layers = [(layer, layer_rows) for layer in range(config.num_layers)]
+    return [(None, [first]), *layers, (None, last)]
+
+
+def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.width,
+        "N": config.num_heads,
+        "G": config.num_kv_heads,
+        "H": config.head_dim,
+        "F": config.mlp_dim,
+    }
+    axes = row.stored.replace(" ", "")
+    return Slot(
+        path=tuple(row.path.split("/")),
+        layer=layer,
+        shape=tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split()),
+        split_shape=tuple(sizes[axis] for axis in axes),
+        order=tuple(axes.index(axis) for axis in row.ours.split()),
+    )
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and stored shapes of a checkpoint, in order."""
+    return {name: slot.shape for name, slot in slots(config).items()}
+
+
+def leaf_shapes(config: ModelConfig) -> dict[LeafPath, tuple[int, ...]]:
+    """Shapes of the parameter tree's leaves, by path."""
+    shapes = {}
+    for slot in slots(config).values():
+        stack = () if slot.layer is None else (config.num_layers,)
+        shapes[slot.path] = stack + tuple(slot.split_shape[i] for i in slot.order)
+    return shapes

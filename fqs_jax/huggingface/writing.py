@@ -1,0 +1,205 @@
+"""Parameter tree -> stock Hugging Face folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
+
+from fqs_jax import files, tokenizers
+from fqs_jax.errors import UserError
+from fqs_jax.huggingface import model_card
+from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
+from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
+from fqs_jax.model import ModelConfig, Params
+
+# What an export takes over from its source as it is: all that belongs to the tokenizer, to
+# generation, and to the licence. Never weights.
+CARRIED = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.tiktoken",
+    "tekken.json",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"}
+
+# All that changes what a checkpoint computes; max_seq_len and compute settings do not.
+ARCHITECTURE_FIELDS = (
+    *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("rope_theta", "rope_scaling", "norm_eps", "qkv_bias", "tied_embeddings", "sliding_window"),
+)
+
+Leaves = Mapping[tuple[str, ...], Any]
+
+
+def export(
+    params: Params,
+    config: ModelConfig,
+    out: str | Path,
+    source: str | Path | None = None,
+    dtype: str | None = None,
+    thought: Params | None = None,
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """Write a stock Hugging Face folder; it appears complete or not at all.
+
+    Args:
+      params: an `lm` tree of numpy or jax arrays.
+      out: a folder that does not exist yet or is empty.
+      source: the folder that the model started from. Its config.json is kept, and its tokenizer and
+        generation files are copied byte for byte. If it has no config.json (a bare tokenizer), or
+        is None, config.json is written anew.
+      dtype: type of the weights; None = the one in the source's config.json, else that of `params`.
+      thought: a `thought` tree, written to a file of its own that stock loaders ignore.
+      max_shard_bytes: weights beyond this are split over several files.
+
+    Raises:
+      UserError: `out` is taken, `params` or `source` do not fit `config`, or the disk refuses.
+    """
+    source = None if source is None else Path(source)
+    leaves = traverse_util.flatten_dict(params)
+    _check_leaves(leaves, config)
+    dtype = dtype or _source_dtype(source) or str(leaves["embed", "embedding"].dtype)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"weights can be float32, bfloat16 or float16, not {dtype}; choose a dtype")
+    config_json = _config_json(config, source, dtype)
+    with files.new_folder(out) as folder:
+        (folder / "config.json").write_bytes(config_json)
+        _write_weights(leaves, config, folder, dtype, max_shard_bytes, indexed=thought is not None)
+        if thought is not None:
+            flat = traverse_util.flatten_dict(thought, sep=".")
+            _save({name: np.asarray(array) for name, array in flat.items()}, folder / THOUGHT)
+        if source is not None:
+            _carry(source, folder)
+        card = model_card.text(Path(out).resolve().name, config, dtype, source, thought is not None)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _check_leaves(leaves: Leaves, config: ModelConfig) -> None:
+    expected = leaf_shapes(config)
+    for path in [*expected, *leaves]:
+        name = "/".join(path)
+        if path not in leaves:
+            raise UserError(f"the parameters lack {name} of shape {expected[path]}")
+        if path not in expected:
+            raise UserError(f"the parameters have {name}, which the model configuration lacks")
+        if (shape := tuple(leaves[path].shape)) != expected[path]:
+            raise UserError(
+                f"parameter {name} has shape {shape}, the model configuration implies "
+                f"{expected[path]}"
+            )
+
+
+def _source_dtype(source: Path | None) -> str | None:
+    if source is None or not (source / "config.json").exists():
+        return None
+    return stored_dtype(files.read_json(source / "config.json"))
+
+
+def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
+    """The source's config.json, untouched if its dtype holds; a new one if it has none."""
+    if source is None or not (source / "config.json").exists():
+        raw = write_config(config, dtype, {} if source is None else _token_ids(source))
+    else:
+        path = source / "config.json"
+        theirs, ours = dataclasses.asdict(read_config(source)), dataclasses.asdict(config)
+        for field in ARCHITECTURE_FIELDS:
+            if ours[field] != theirs[field]:
+                raise UserError(
+                    f"{path} implies {field} {theirs[field]}, but the model has {ours[field]}: "
+                    "give the folder that this model started from"
+                )
+        raw = files.read_json(path)
+        if stored_dtype(raw) in (None, dtype):
+            return path.read_bytes()
+        raw = with_dtype(raw, dtype)
+    return (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _token_ids(source: Path) -> dict[str, int]:
+    tokenizer = tokenizers.load(source)
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return {key: value for key, value in ids.items() if value is not None}
+
+
+def _write_weights(
+    leaves: Leaves,
+    config: ModelConfig,
+    folder: Path,
+    dtype: str,
+    max_shard_bytes: float,
+    indexed: bool,
+) -> None:
+    """One file, or shards and their index.
+
+    Args:
+      indexed: write an index even for one file. vLLM loads every *.safetensors of a folder unless
+        an index says which; without one it would take the thought parameters for weights.
+    """
+    todo = slots(config)
+    itemsize = jnp.dtype(dtype).itemsize
+    num_bytes = {name: math.prod(slot.shape) * itemsize for name, slot in todo.items()}
+    shards = plan_shards(num_bytes, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WEIGHTS
+        weight_map |= dict.fromkeys(names, file)
+        tensors = {}
+        for name in names:
+            slot = todo[name]
+            leaf = leaves[slot.path]
+            ours = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
+            tensors[name] = np.ascontiguousarray(slot.to_stored(ours), jnp.dtype(dtype))
+        _save(tensors, folder / file)
+    if len(shards) > 1 or indexed:
+        index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def plan_shards(num_bytes: Mapping[str, int], max_shard_bytes: float) -> list[list[str]]:
+    """Names grouped in order, each group at most `max_shard_bytes` unless one tensor is larger."""
+    shards: list[list[str]] = []
+    size = math.inf
+    for name, more in num_bytes.items():
+        if size + more > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    return shards
+
+
+def _save(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+    # safetensors writes the underlying buffer: a transposed view would be stored wrong, silently.
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    try:
+        save_file(contiguous, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise UserError(f"cannot write {file.name} for {file.parent.parent}: {error}") from error
+
+
+def _carry(source: Path, folder: Path) -> None:
+    for pattern in CARRIED:
+        for path in source.glob(pattern):
+            if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
+                target = folder / path.relative_to(source)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)

@@ -1,0 +1,248 @@
+"""The decoder: Llama, Mistral and Qwen2 in one block, scanned over layers.
+
+Parameters are one plain nested dict whose layer leaves are stacked on a leading L axis, so that
+sharding rules, checkpoints and Hugging Face names need nothing of Flax. Every forward variant of the
+project (text, one thought step, the packed scoring pass, cached decoding) is `run_layers` with
+another `attend` function; this file knows nothing of thoughts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fqs_jax import attention
+
+Params = dict[str, Any]
+# (query [..., N, H], key [..., G, H], value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+# What the backward pass may keep instead of recomputing, by name.
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3 frequency scaling: low frequencies are slowed by `factor`, high ones kept."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_seq_len: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a decoder, and how to compute it.
+
+    Attributes:
+      sliding_window: a query at position p sees keys q with 0 <= p - q < sliding_window; None = all.
+      tied_embeddings: the output head is the transposed embedding table.
+      dtype: type of activations; norms, softmax and log-probabilities are float32 always.
+      param_dtype: type in which parameters are stored and updated.
+      remat: what the backward pass keeps of a layer, a key of REMAT_POLICIES.
+      vocab_chunk: tokens whose logits are held at once (vocab.py); 0 = all of them, kept for the
+        backward pass.
+    """
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    max_seq_len: int = 2048
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    tied_embeddings: bool = False
+    sliding_window: int | None = None
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "full"
+    vocab_chunk: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+
+
+class Block(nn.Module):
+    """One decoder layer. Leading axes of `hidden` are free: only the last one is the width."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, hidden: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, layer_input: Any
+    ) -> tuple[jax.Array, Any]:
+        c = self.config
+        dense = functools.partial(
+            nn.DenseGeneral,
+            dtype=c.dtype,
+            param_dtype=c.param_dtype,
+            kernel_init=nn.initializers.normal(0.02),
+        )
+        norm = functools.partial(nn.RMSNorm, epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype)
+        residual_scale = nn.initializers.normal(0.02 / math.sqrt(2 * c.num_layers))
+
+        normed = norm(name="attn_norm")(hidden)
+        query = dense((c.num_heads, c.head_dim), use_bias=c.qkv_bias, name="q")(normed)
+        key = dense((c.num_kv_heads, c.head_dim), use_bias=c.qkv_bias, name="k")(normed)
+        value = dense((c.num_kv_heads, c.head_dim), use_bias=c.qkv_bias, name="v")(normed)
+        attended, layer_output = attend(rotate(query, rope), rotate(key, rope), value, layer_input)
+        hidden = hidden + dense(
+            c.width, axis=(-2, -1), use_bias=False, kernel_init=residual_scale, name="o"
+        )(attended)
+
+        normed = norm(name="mlp_norm")(hidden)
+        gate = nn.silu(dense(c.mlp_dim, use_bias=False, name="gate")(normed))
+        up = dense(c.mlp_dim, use_bias=False, name="up")(normed)
+        hidden = hidden + dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(gate * up)
+        return hidden, layer_output
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters of a decoder, normal with standard deviation 0.02 (residual outputs scaled down).
+
+    Returns:
+      {embed, layers, final_norm[, head]}; layer leaves carry a leading axis of num_layers.
+    """
+    key_embed, key_layers, key_head = jax.random.split(key, 3)
+    hidden = jnp.zeros((1, 1, config.width), config.dtype)
+    rope = rope_tables(jnp.zeros((1, 1), jnp.int32), config)
+
+    def init_layer(key: jax.Array) -> Params:
+        return Block(config).init(key, hidden, rope, lambda q, k, v, _: (q, None), None)["params"]
+
+    normal = nn.initializers.normal(0.02)
+    params: Params = {
+        "embed": {"embedding": normal(key_embed, (config.vocab_size, config.width), config.param_dtype)},
+        "layers": jax.vmap(init_layer)(jax.random.split(key_layers, config.num_layers)),
+        "final_norm": {"scale": jnp.ones((config.width,), config.param_dtype)},
+    }
+    if not config.tied_embeddings:
+        params["head"] = {"kernel": normal(key_head, (config.width, config.vocab_size), config.param_dtype)}
+    return params
+
+
+def abstract_params(config: ModelConfig) -> Params:
+    """Shapes and dtypes of `init`, without computing anything."""
+    return jax.eval_shape(lambda: init(config, jax.random.key(0)))
+
+
+def rope_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for rotary embeddings, float32, positions' shape + (1, head_dim / 2)."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if (scaling := config.rope_scaling) is not None:
+        # Llama 3.1: wavelengths beyond the original context are stretched by `factor`, short ones
+        # kept, and the band between is interpolated linearly in (context / wavelength).
+        turns = scaling.original_max_seq_len * frequency / (2 * jnp.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = frequency * (keep + (1 - keep) / scaling.factor)
+    angle = positions.astype(jnp.float32)[..., None, None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Apply rotary embeddings to [..., heads, H], Hugging Face's half-split layout."""
+    cos, sin = rope
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def embed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Token embeddings [..., D] in the compute dtype."""
+    return params["embed"]["embedding"].astype(config.dtype)[tokens]
+
+
+def head_kernel(params: Params) -> jax.Array:
+    """The output head [D, V]: its own matrix, or the transposed embedding table when tied."""
+    return params["head"]["kernel"] if "head" in params else params["embed"]["embedding"].T
+
+
+def run_layers(
+    params: Params,
+    hidden: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    config: ModelConfig,
+    layer_inputs: Any = None,
+) -> tuple[jax.Array, Any]:
+    """The stack of decoder blocks and the final norm.
+
+    Args:
+      params: an `lm` tree.
+      hidden: [..., D] embeddings.
+      positions: [...] rotary position ids, same leading axes as `hidden`.
+      attend: what the queries of `hidden` look at; called once per layer with rotated query and key.
+      layer_inputs: pytree with a leading L axis, handed to `attend` slice by slice (caches).
+
+    Returns:
+      Final-norm hidden states [..., D] and `attend`'s second outputs stacked on a leading L axis.
+    """
+    rope = rope_tables(positions, config)
+
+    def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+        layer_params, layer_input = xs
+        return Block(config).apply({"params": layer_params}, hidden, rope, attend, layer_input)
+
+    if config.remat != "none":
+        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+    hidden, outputs = jax.lax.scan(layer, hidden, (params["layers"], layer_inputs))
+    norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype)
+    return norm.apply({"params": params["final_norm"]}, hidden), outputs
+
+
+def text_forward(
+    params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Ordinary causal pass over text.
+
+    Args:
+      mask_BxT: True where a token is real; padding is invisible as a key. None = all real.
+
+    Returns:
+      Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].
+    """
+
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, _: None) -> tuple[jax.Array, Any]:
+        return attention.causal(query, key, value, mask_BxT, config.sliding_window), (key, value)
+
+    positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
+    return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)
+
+
+def logits(params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None) -> jax.Array:
+    """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: holds all of V."""
+    hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, mask_BxT)
+    return head_logits(params, hidden_BxTxD)
+
+
+def head_logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """Logits [..., V] in float32 of final-norm hidden states [..., D]."""
+    kernel_DxV = head_kernel(params).astype(hidden.dtype)
+    return jnp.dot(hidden, kernel_DxV, preferred_element_type=jnp.float32)
+
+
+def num_params(params: Params) -> int:
+    """Number of scalars in a parameter tree (of arrays or of shapes)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

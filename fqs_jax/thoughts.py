@@ -1,0 +1,442 @@
+"""Thoughts: sample them without gradient, score them in one differentiable pass.
+
+A thought at text position t is a block of M slots behind it: the start mark, K sampled tokens, the
+end mark, and A - 1 teacher-forced true tokens x_{t+1}, x_{t+2}, ... Slot m (from 1) has rotary
+position t + m; it sees text up to t and its own block up to itself. `n_ahead` counts as in the
+published scripts: K = n_ahead - 3 (Quiet-STaR, arXiv 2403.09629; Fast Quiet-STaR, arXiv 2505.17746).
+
+Phase one, `sample_thoughts`: a text pass whose keys and values are shared by all rationales, then K
+short cached steps, each one query a position and rationale. Phase two, `score_thoughts`: text and
+all blocks through the network at once. The published code instead keeps n_ahead + n_ahead_talk - 1
+passes on one tape; loss and gradients are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax import attention, vocab
+from fqs_jax import model as model_lib
+from fqs_jax.model import ModelConfig, Params
+
+MIXINGS = ("linear", "sigmoid", "probability")
+
+
+@dataclasses.dataclass(frozen=True)
+class ThoughtConfig:
+    """What a thought is and how it is mixed in; defaults are the published ones.
+
+    Attributes:
+      n_ahead: passes up to the first prediction made with the thought; K = n_ahead - 3 sampled tokens.
+      n_ahead_talk: A, predictions scored after each thought, teacher-forced.
+      rationales: R, thoughts sampled at every position.
+      mixing: `linear` mixes hidden states with an unbounded weight (published), `sigmoid` the same
+        with the weight squashed, `probability` mixes the two predicted distributions.
+      mixing_bias: added before the sigmoid, so that mixing starts at sigmoid(mixing_bias); unused
+        by `linear`, which starts at 0.
+      embedding_scale: the marks are stored divided by it and used multiplied by it, which makes
+        their learning rate under Adam that many times larger.
+      temperature: of sampling thought tokens; 0 takes the likeliest.
+      reinforce_temperature: at which their log-probabilities are scored.
+      masked_ids: vocabulary ids that are never drawn as thought tokens.
+    """
+
+    n_ahead: int
+    n_ahead_talk: int = 1
+    rationales: int = 2
+    mixing: str = "linear"
+    mixing_bias: float = 0.0
+    embedding_scale: float = 100.0
+    temperature: float = 1.0
+    reinforce_temperature: float = 3.0
+    masked_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.n_ahead < 4:
+            raise ValueError(f"n_ahead {self.n_ahead} leaves no sampled token; it must be at least 4")
+        if self.n_ahead_talk < 1 or self.rationales < 1:
+            raise ValueError("n_ahead_talk and rationales must be at least 1")
+        if self.mixing not in MIXINGS:
+            raise ValueError(f"mixing {self.mixing!r} is none of {', '.join(MIXINGS)}")
+
+    @property
+    def num_tokens(self) -> int:
+        """K, sampled tokens of a thought."""
+        return self.n_ahead - 3
+
+    @property
+    def num_slots(self) -> int:
+        """M, slots of a block: start, K tokens, end, A - 1 forced tokens."""
+        return self.num_tokens + 1 + self.n_ahead_talk
+
+
+class Scores(NamedTuple):
+    """What one packed pass reads off; log-probabilities are float32.
+
+    base_BxT: log p(x_{t+1}) of the plain prediction at t; the last entry is for x_0, wrapped around.
+    thought_BxPxRxK: of the sampled tokens, at the REINFORCE temperature.
+    talk_BxPxRxA: of x_{t+1+s} under the mixed prediction, s = 0..A-1; wrapped around at the row's end.
+    mixing_weight_BxPxRxA: weight of the thought.
+    """
+
+    base_BxT: jax.Array
+    thought_BxPxRxK: jax.Array
+    talk_BxPxRxA: jax.Array
+    mixing_weight_BxPxRxA: jax.Array
+
+
+class TextCache(NamedTuple):
+    """Rotated keys and values of a text pass, and which of them exist."""
+
+    key_LxBxTxGxH: jax.Array
+    value_LxBxTxGxH: jax.Array
+    mask_BxT: jax.Array | None
+
+
+def init(
+    model: ModelConfig, thought: ThoughtConfig, lm: Params, key: jax.Array, start_id: int, end_id: int
+) -> Params:
+    """Fresh marks and talk head, as the published code makes them.
+
+    The marks begin as the embeddings of two vocabulary ids (published: the first sub-token of "---"
+    for both) divided by `embedding_scale`; the talk head's last layer is zero, so a `linear`
+    thought has no influence at first.
+    """
+    embedding_VxD = lm["embed"]["embedding"].astype(jnp.float32)
+    key_1, key_2 = jax.random.split(key)
+    D = model.width
+
+    def normal(key: jax.Array, *shape: int) -> jax.Array:
+        return 0.02 * jax.random.normal(key, shape)
+
+    params = {
+        "start": embedding_VxD[start_id] / thought.embedding_scale,
+        "end": embedding_VxD[end_id] / thought.embedding_scale,
+        "talk_head": {
+            "hidden_1": {"kernel": normal(key_1, 2 * D, D), "bias": jnp.zeros(D)},
+            "hidden_2": {"kernel": normal(key_2, D, D), "bias": jnp.zeros(D)},
+            "out": {"kernel": jnp.zeros((D, 1))},
+        },
+    }
+    return jax.tree.map(lambda x: x.astype(model.param_dtype), params)
+
+
+def mixing_weight(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
+    """Weight of the thought, float32, from final-norm hidden states without and with it.
+
+    Args:
+      base: [..., D]; broadcasts against `after` (one base state serves all rationales).
+      after: [..., D].
+    """
+    head = jax.tree.map(lambda x: x.astype(after.dtype), params["thought"]["talk_head"])
+    # The first layer reads [base, after] concatenated; split, the base half is computed once for
+    # all rationales.
+    from_base, from_after = jnp.split(head["hidden_1"]["kernel"], 2)
+    hidden = jax.nn.relu(base @ from_base + after @ from_after + head["hidden_1"]["bias"])
+    hidden = jax.nn.relu(hidden @ head["hidden_2"]["kernel"] + head["hidden_2"]["bias"])
+    weight = (hidden @ head["out"]["kernel"])[..., 0].astype(jnp.float32)
+    return weight if thought.mixing == "linear" else jax.nn.sigmoid(weight + thought.mixing_bias)
+
+
+def mix_hidden(base: jax.Array, after: jax.Array, weight: jax.Array) -> jax.Array:
+    """(1 - w) * base + w * after on hidden states [..., D]; linear in the logits too."""
+    weight = weight[..., None].astype(after.dtype)
+    return (1 - weight) * base + weight * after
+
+
+def sample_thoughts(
+    params: Params,
+    tokens_BxT: jax.Array,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    mask_BxT: jax.Array | None = None,
+    index_BxP: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Phase one: draw R thoughts of K tokens at every chosen text position, without gradient.
+
+    Args:
+      index_BxP: text positions at which to think; None = all T.
+
+    Returns:
+      int32 tokens [B, P, R, K] and the entropy (nats) of each draw, same shape.
+    """
+    params = jax.lax.stop_gradient(params)
+    _, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, mask_BxT)
+    text = TextCache(text_key, text_value, mask_BxT)
+    tokens, entropy, _ = rollout(params, text, key, model, thought, index_BxP, finish=False)
+    return tokens, entropy
+
+
+def think(
+    params: Params,
+    tokens_BxT: jax.Array,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    mask_BxT: jax.Array | None = None,
+    index_BxP: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Text pass, then a thought and its mixed prediction at the chosen positions, all cached.
+
+    Returns:
+      mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
+      thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
+    """
+    hidden_BxTxD, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, mask_BxT)
+    text = TextCache(text_key, text_value, mask_BxT)
+    tokens, _, after_BxPxRxD = rollout(params, text, key, model, thought, index_BxP, finish=True)
+    assert after_BxPxRxD is not None  # finished
+    base_BxPxD = hidden_BxTxD
+    if index_BxP is not None:
+        base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
+    mixed, weight = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thought)
+    return mixed, model_lib.head_logits(params["lm"], base_BxPxD), tokens, weight
+
+
+def mixed_log_probs(
+    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities [..., V] of the mixed next-token prediction, and the mixing weight [...].
+
+    Args:
+      base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
+      after: final-norm hidden states of the end mark, [..., D].
+    """
+    weight = mixing_weight(params, base, after, thought)
+    if thought.mixing != "probability":
+        mixed = mix_hidden(base, after, weight)
+        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], mixed)), weight
+    base_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base))
+    after_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], after))
+    return mix_log_probs(base_log_p, after_log_p, weight[..., None]), weight
+
+
+def mix_log_probs(base: jax.Array, after: jax.Array, weight: jax.Array) -> jax.Array:
+    """log((1 - w) exp(base) + w exp(after)), stable for w in (0, 1)."""
+    return jnp.logaddexp(jnp.log1p(-weight) + base, jnp.log(weight) + after)
+
+
+def rollout(
+    params: Params,
+    text: TextCache,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    index_BxP: jax.Array | None,
+    *,
+    finish: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Think behind cached text: K sampling steps and, to `finish`, the last token and the end mark.
+
+    Args:
+      index_BxP: text positions at which to think; None = one block at every cached position.
+      finish: whether the hidden state after the end mark is wanted; training samples without it.
+
+    Returns:
+      tokens int32 [B, P, R, K], their entropies [B, P, R, K], and the final-norm hidden state
+      [B, P, R, D] of the end mark (None unless finished).
+    """
+    lm, c = params["lm"], model
+    L, B, T, G, H = text.key_LxBxTxGxH.shape
+    P = T if index_BxP is None else index_BxP.shape[1]
+    K, R = thought.num_tokens, thought.rationales
+    start_D, end_D = marks(params, model, thought)
+    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
+    keys_BxPxR = thought_keys(key, where_BxP, R)
+    own_shape = (L, B, P, R, K + 2 * finish, G, H)
+    own = (jnp.zeros(own_shape, c.dtype), jnp.zeros(own_shape, c.dtype))
+
+    def run_slot(
+        embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One cached step: slot `slot` (0-based) of every block."""
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            text_k, text_v, own_k, own_v = layer
+            own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=3)
+            own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=3)
+            visible_M = attention.causal_slots(own_k.shape[3], c.sliding_window)[slot]
+            flat = (B * P * R, -1)
+            own_part = attention.own_slots(
+                q.reshape(*flat, *q.shape[-2:]),
+                own_k.reshape(*flat, G, H),
+                own_v.reshape(*flat, G, H),
+                visible_M[None],
+            )
+            own_part = own_part[0].reshape(q.shape), own_part[1].reshape(q.shape[:-1])
+            slot_R = jnp.full(R, slot + 1)
+            text_part = text_attention(q, text_k, text_v, index_BxP, slot_R, text.mask_BxT, c)
+            return attention.merge(text_part, own_part), (k, v)
+
+        positions_BxPxR = jnp.broadcast_to(where_BxP[..., None] + slot + 1, (B, P, R))
+        layers = (text.key_LxBxTxGxH, text.value_LxBxTxGxH, *own)
+        hidden, new = model_lib.run_layers(lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers)
+        own = jax.tree.map(lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=4), own, new)
+        return hidden, own
+
+    def sampling_step(carry: Any, slot: jax.Array) -> tuple[Any, Any]:
+        embedding_BxPxRxD, own = carry
+        hidden_BxPxRxD, own = run_slot(embedding_BxPxRxD, slot, own)
+        token_BxPxR, entropy_BxPxR = vocab.sample(
+            hidden_BxPxRxD,
+            model_lib.head_kernel(lm),
+            _fold_in_all(keys_BxPxR, slot),
+            chunk=c.vocab_chunk,
+            temperature=thought.temperature,
+            masked_ids=thought.masked_ids,
+        )
+        return (model_lib.embed(lm, token_BxPxR, c), own), (token_BxPxR, entropy_BxPxR)
+
+    first = jnp.broadcast_to(start_D, (B, P, R, c.width))
+    (embedding, own), (tokens, entropy) = jax.lax.scan(sampling_step, (first, own), jnp.arange(K))
+    after = None
+    if finish:
+        _, own = run_slot(embedding, jnp.array(K), own)
+        after, _ = run_slot(jnp.broadcast_to(end_D, first.shape), jnp.array(K + 1), own)
+    return jnp.moveaxis(tokens, 0, -1), jnp.moveaxis(entropy, 0, -1), after
+
+
+def score_thoughts(
+    params: Params,
+    tokens_BxT: jax.Array,
+    thought_BxPxRxK: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    mask_BxT: jax.Array | None = None,
+    index_BxP: jax.Array | None = None,
+) -> Scores:
+    """Phase two: one differentiable pass over text and all thought blocks.
+
+    Everything is one sequence of T + P * R * M tokens a row for the network's dense layers; attention
+    takes it apart into causal text, blocks over shared text, and blocks over themselves.
+    """
+    lm, c = params["lm"], model
+    B, T = tokens_BxT.shape
+    P, R, K = thought_BxPxRxK.shape[1:]
+    A, M = thought.n_ahead_talk, thought.num_slots
+    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
+    ahead_BxPxA = (where_BxP[..., None] + jnp.arange(A)) % T  # position t + s, wrapped around
+    slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
+        text_k, text_v = k[:, :T], v[:, :T]
+        text = attention.causal(q[:, :T], text_k, text_v, mask_BxT, c.sliding_window)
+        blocks = (B * P * R, M)
+        block_q = q[:, T:].reshape(B, P, R * M, *q.shape[-2:])
+        over_text = text_attention(block_q, text_k, text_v, index_BxP, slot_RM, mask_BxT, c)
+        over_own = attention.own_slots(
+            block_q.reshape(*blocks, *q.shape[-2:]),
+            k[:, T:].reshape(*blocks, *k.shape[-2:]),
+            v[:, T:].reshape(*blocks, *v.shape[-2:]),
+            attention.causal_slots(M, c.sliding_window),
+        )
+        over_own = over_own[0].reshape(block_q.shape), over_own[1].reshape(block_q.shape[:-1])
+        merged = attention.merge(over_text, over_own).reshape(B, P * R * M, *q.shape[-2:])
+        return jnp.concatenate([text, merged], axis=1), None
+
+    text_embedding_BxTxD = model_lib.embed(lm, tokens_BxT, c)
+    blocks_BxPxRxMxD = _block_embeddings(params, tokens_BxT, thought_BxPxRxK, ahead_BxPxA, model, thought)
+    packed = jnp.concatenate([text_embedding_BxTxD, blocks_BxPxRxMxD.reshape(B, -1, c.width)], axis=1)
+    block_positions = (where_BxP[..., None] + slot_RM).reshape(B, -1)
+    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(T), (B, T)), block_positions], axis=1)
+    hidden, _ = model_lib.run_layers(lm, packed, positions, attend, c)
+
+    base_BxTxD = hidden[:, :T]
+    block_BxPxRxMxD = hidden[:, T:].reshape(B, P, R, M, c.width)
+    kernel_DxV = model_lib.head_kernel(lm)
+    base_BxT = vocab.log_probs(base_BxTxD, kernel_DxV, jnp.roll(tokens_BxT, -1, axis=1), chunk=c.vocab_chunk)
+    thought_log_probs = vocab.log_probs(
+        block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
+        kernel_DxV,
+        thought_BxPxRxK,
+        chunk=c.vocab_chunk,
+        temperature=thought.reinforce_temperature,
+        masked_ids=thought.masked_ids,
+    )
+
+    after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
+    rows_B1 = jnp.arange(B)[:, None, None]
+    base_BxPx1xAxD = base_BxTxD[rows_B1, ahead_BxPxA][:, :, None]
+    weight_BxPxRxA = mixing_weight(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
+    target_BxPxRxA = jnp.broadcast_to(
+        tokens_BxT[rows_B1, (ahead_BxPxA + 1) % T][:, :, None], (B, P, R, A)
+    )
+    if thought.mixing == "probability":
+        after_log_probs = vocab.log_probs(after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk)
+        base_BxPx1xA = base_BxT[rows_B1, ahead_BxPxA][:, :, None]
+        talk_BxPxRxA = mix_log_probs(base_BxPx1xA, after_log_probs, weight_BxPxRxA)
+    else:
+        mixed_BxPxRxAxD = mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
+        talk_BxPxRxA = vocab.log_probs(mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk)
+    return Scores(base_BxT, thought_log_probs, talk_BxPxRxA, weight_BxPxRxA)
+
+
+def marks(params: Params, model: ModelConfig, thought: ThoughtConfig) -> tuple[jax.Array, jax.Array]:
+    """Start and end embeddings [D] as the network sees them, in the compute dtype."""
+    scaled = [params["thought"][name] * thought.embedding_scale for name in ("start", "end")]
+    return scaled[0].astype(model.dtype), scaled[1].astype(model.dtype)
+
+
+def thought_keys(key: jax.Array, where_BxP: jax.Array, rationales: int) -> jax.Array:
+    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks."""
+    B, P = where_BxP.shape
+    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), jnp.arange(B)[:, None, None])
+    places = _fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
+    return _fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
+
+
+def text_attention(
+    query_BxPxSxNxH: jax.Array,
+    key_BxTxGxH: jax.Array,
+    value_BxTxGxH: jax.Array,
+    index_BxP: jax.Array | None,
+    slot_S: jax.Array,
+    mask_BxT: jax.Array | None,
+    model: ModelConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
+    if index_BxP is None:
+        return attention.aligned_text(
+            query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, mask_BxT, model.sliding_window
+        )
+    return attention.indexed_text(
+        query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, index_BxP, slot_S, mask_BxT, model.sliding_window
+    )
+
+
+def _block_embeddings(
+    params: Params,
+    tokens_BxT: jax.Array,
+    thought_BxPxRxK: jax.Array,
+    ahead_BxPxA: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+) -> jax.Array:
+    """Input embeddings [B, P, R, M, D] of the blocks."""
+    B, P, R, _ = thought_BxPxRxK.shape
+    start_D, end_D = marks(params, model, thought)
+    forced_BxPxA = tokens_BxT[jnp.arange(B)[:, None, None], ahead_BxPxA[..., 1:]]
+    forced = model_lib.embed(params["lm"], forced_BxPxA, model)[:, :, None]
+    return jnp.concatenate(
+        [
+            jnp.broadcast_to(start_D, (B, P, R, 1, model.width)),
+            model_lib.embed(params["lm"], thought_BxPxRxK, model),
+            jnp.broadcast_to(end_D, (B, P, R, 1, model.width)),
+            jnp.broadcast_to(forced, (B, P, R, *forced.shape[3:])),
+        ],
+        axis=3,
+    )
+
+
+def _fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:
+    """jax.random.fold_in elementwise over arrays that broadcast."""
+    shape = jnp.broadcast_shapes(keys.shape, jnp.shape(data))
+    flat = jax.vmap(jax.random.fold_in)(
+        jnp.broadcast_to(keys, shape).reshape(-1), jnp.broadcast_to(data, shape).reshape(-1)
+    )
+    return flat.reshape(shape)

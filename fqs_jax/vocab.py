@@ -1,0 +1,129 @@
+"""Log-probabilities and samples over the vocabulary, a chunk of tokens at a time.
+
+Logits of all tokens together are the largest array of a training step by far, and none of it is
+needed for longer than a moment: only the log-probability of one id a token, or one sampled id,
+leaves these functions. Chunks run along the token axes, never along the leading batch axis, so that
+rows may be sharded.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+MASKED_LOGIT = -1e10  # the published code's value for ids that may not be drawn
+
+
+def log_probs(
+    hidden_BxXxD: jax.Array,
+    kernel_DxV: jax.Array,
+    ids_BxX: jax.Array,
+    *,
+    chunk: int,
+    temperature: float = 1.0,
+    masked_ids: tuple[int, ...] = (),
+) -> jax.Array:
+    """log softmax(hidden @ kernel / temperature)[ids], float32; differentiable in hidden and kernel.
+
+    Args:
+      hidden_BxXxD: [B, ..., D], any number of token axes in the middle.
+      ids_BxX: int32 [B, ...].
+      chunk: about how many tokens' logits exist at once, recomputed in the backward pass;
+        0 = all at once, and kept for it.
+      masked_ids: ids that get MASKED_LOGIT first.
+    """
+
+    def read(hidden: jax.Array, ids: jax.Array) -> jax.Array:
+        logits = _logits(hidden, kernel_DxV, masked_ids) / temperature
+        # A comparison instead of a gather: its gradient fuses with the softmax's, a gather's is a scatter.
+        is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
+        return jnp.sum(jnp.where(is_target, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
+
+    return _by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, ids_BxX)
+
+
+def expected_log_probs(
+    hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int, temperature: float
+) -> jax.Array:
+    """sum_v pi_1(v) log pi_T(v) with pi_T = softmax(logits / T) and no gradient through pi_1; [B, ...]."""
+
+    def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
+        logits = _logits(hidden, kernel_DxV, ())
+        probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
+        return jnp.sum(probs * jax.nn.log_softmax(logits / temperature), -1)
+
+    unused = jnp.zeros(hidden_BxXxD.shape[:-1], jnp.int32)
+    return _by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, unused)
+
+
+def sample(
+    hidden_BxXxD: jax.Array,
+    kernel_DxV: jax.Array,
+    keys_BxX: jax.Array,
+    *,
+    chunk: int,
+    temperature: float = 1.0,
+    masked_ids: tuple[int, ...] = (),
+) -> tuple[jax.Array, jax.Array]:
+    """Draw one id a token from softmax(hidden @ kernel / temperature); no gradient.
+
+    Args:
+      keys_BxX: one typed PRNG key a token, so that a draw depends on its own key alone and not on
+        batch size, chunking or sharding.
+      temperature: 0 takes the likeliest id.
+
+    Returns:
+      int32 ids [B, ...] and the float32 entropy (nats) of the distribution drawn from; of the
+      temperature-1 distribution when greedy.
+    """
+
+    def draw(hidden: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = _logits(hidden, kernel_DxV, masked_ids) / (temperature or 1.0)
+        log_p = jax.nn.log_softmax(logits)
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, -1)
+        if temperature:
+            noise = functools.partial(jax.random.gumbel, shape=logits.shape[-1:], dtype=jnp.float32)
+            logits = logits + jax.vmap(jax.vmap(noise))(keys)
+        return jnp.argmax(logits, -1).astype(jnp.int32), entropy
+
+    return jax.lax.stop_gradient(_by_chunks(draw, chunk, hidden_BxXxD, keys_BxX))
+
+
+def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
+    logits = jnp.dot(hidden, kernel_DxV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    for masked in masked_ids:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) == masked, MASKED_LOGIT, logits)
+    return logits
+
+
+def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:
+    """Chunked readers recompute their logits in the backward pass, others keep them."""
+    return jax.checkpoint(function, prevent_cse=False) if chunk else function
+
+
+def _by_chunks(function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array, other_BxX: jax.Array) -> Any:
+    """Apply `function` ([B, c, D], [B, c]) -> pytree of [B, c] to pieces of the flattened token axes."""
+    batch, *token_axes, width = hidden_BxXxD.shape
+    hidden = hidden_BxXxD.reshape(batch, -1, width)
+    other = other_BxX.reshape(batch, -1)
+    num_tokens = hidden.shape[1]
+    per_row = max(1, chunk // batch) if chunk else num_tokens
+    if per_row >= num_tokens:
+        result = function(hidden, other)
+    else:
+        num_chunks = -(-num_tokens // per_row)
+        per_row = -(-num_tokens // num_chunks)  # even pieces: less padding
+        padding = num_chunks * per_row - num_tokens
+
+        def split(x: jax.Array) -> jax.Array:
+            # Repeating the last token pads keys (which have no zero) and values alike.
+            x = jnp.concatenate([x, jnp.repeat(x[:, -1:], padding, axis=1)], axis=1) if padding else x
+            return jnp.moveaxis(x.reshape(batch, num_chunks, per_row, *x.shape[2:]), 1, 0)
+
+        result = jax.lax.map(lambda xs: function(*xs), (split(hidden), split(other)))
+        result = jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, -1)[:, :num_tokens], result)
+    return jax.tree.map(lambda y: y.reshape(batch, *token_axes), result)

@@ -1,0 +1,42 @@
+"""Settings and fixtures for all tests.
+
+The settings go through the environment, before anything imports JAX, so that programs which the
+tests start run under them too.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPO = Path(__file__).resolve().parent.parent
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # Parity to 1e-4 and better needs true float32 products on every platform.
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    # Most of the suite's time is compilation: keep every compiled program between runs.
+    "JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # No test reaches the network; a forgotten download fails at once.
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+
+# The default is the same run everywhere; HYPOTHESIS_PROFILE=explore looks for new counterexamples.
+settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=300)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The optional folder of real checkpoints, tokenizers and text; skips the test without it."""
+    folder = Path(os.environ.get("FQS_SHARED") or REPO.parent / "shared").resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real inputs at {folder} (FQS_SHARED=DIR names another)")
+    return folder
