@@ -4,7 +4,8 @@ PYTHON      ?= python3
 VENV        ?= .venv
 WORKDIR     ?= workdir/demo
 EXTRAS      ?= dev,parity
-PYTEST_ARGS ?= -n 2
+# A file of tests stays on one worker: its tests share fixtures and compiled programs.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 
 # A python3 that is too old gives way to a newer one beside it; one that was asked for by name does not.
 ifeq ($(origin PYTHON),file)
@@ -67,7 +68,7 @@ done; \
 if [ -n "$$recent" ]; then \
   echo "error: $$recent has no venv module: install it (on Debian or Ubuntu: apt install python3-venv)" >&2; \
 else \
-  echo "error: Python 3.11 or newer is needed and $(PYTHON) is $$($(PYTHON) --version 2>&1 || true): install one, or name one with PYTHON=..." >&2; \
+  echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing): install one, or name it with PYTHON=..." >&2; \
 fi; \
 exit 1
 endef

@@ -1,3 +1,3 @@
-"""Fast Quiet-STaR in JAX: train a language model to think, to think shorter, and then without thinking."""
+"""Fast Quiet-STaR in JAX: language models that think, think shorter, then answer without."""
 
 __version__ = "0.1.0"

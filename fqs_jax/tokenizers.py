@@ -276,7 +276,8 @@ def train_sentencepiece(
 ) -> Tokenizer:
     """Train a tokenizer in this process; the same lines always give the same file.
 
-    Text is kept as it is (no normalisation, spaces kept), so decoding returns what was encoded.
+    Text is kept as it is (no normalisation, spaces kept): decoding returns what was encoded, but
+    for U+2581, which SentencePiece itself writes for a space, and what byte_fallback=False loses.
     Ids 0 to 2 are unknown, BOS and EOS.
 
     Args:
@@ -310,8 +311,11 @@ def train_sentencepiece(
             num_threads=1,  # sums in a fixed order
             minloglevel=2,
         )
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
+    except RuntimeError as error:
+        # The last line, without the place in the library's source.
+        reason = str(error).strip().splitlines()[-1].split("] ")[-1]
+        if "sentences_.empty" in reason:
+            reason = "there is no text to learn from"
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
     settings = {
         "tokenizer_class": "LlamaTokenizer",

@@ -16,9 +16,9 @@ With "hidden" always meaning the state after the final norm:
   each after mixing with the state that the text alone has at t+s.
 Where t+s runs off the end of the row it wraps around to the start; no loss uses those.
 
-Names carry their axes: B rows, T text position, R rationales, K sampled thought tokens, A talk steps,
-M thought-block slots (start, K, end, A-1 forced), D width, N query heads, G kv heads, H head size,
-V vocabulary, S positions of whatever sequence is at hand.
+Names carry their axes: B rows, T text position, R rationales, K sampled thought tokens, A tokens
+talked ahead, M thought-block slots (start, K, end, A-1 forced), D width, N query heads, G kv heads,
+H head size, V vocabulary, S positions of whatever sequence is at hand.
 """
 
 from __future__ import annotations

@@ -158,11 +158,13 @@ def test_a_file_that_cannot_be_opened(tmp_path):
     )
 
 
-def test_find_files_is_sorted_by_path(tmp_path):
-    for name in ("b.txt", "a.txt", "a-1.txt"):
+def test_find_files_is_sorted_by_the_whole_path(tmp_path):
+    names = ["a-1.txt", "a.txt", "a/b.txt", "b.txt"]
+    (tmp_path / "a").mkdir()
+    for name in names:
         (tmp_path / name).write_text("x")
-    found = [path.name for path in find_files([f"{tmp_path}/b.txt", f"{tmp_path}/a*.txt"])]
-    assert found == ["a-1.txt", "a.txt", "b.txt"]
+    found = find_files([f"{tmp_path}/b.txt", f"{tmp_path}/**/a*.txt", f"{tmp_path}/a/*"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == names
 
 
 def test_real_text(shared):

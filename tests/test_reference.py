@@ -1,8 +1,8 @@
-"""The reference rollout against numbers recorded from the published code, and against transformers.
+"""The reference rollout against recordings of the published code, transformers, and by hand.
 
-Recorded numbers are folders of config.json, weights.safetensors and any of eval*.npz, train*.npz and
-ntp*.npz; one is looked for in tests/data/parity and one in the optional folder of real inputs. The
-conversion from Hugging Face names here is separate from the package's, as the reference is.
+A folder of recordings is config.json, weights.safetensors and any number of .npz files; one is
+looked for in tests/data/parity and one in the optional folder of real inputs. The conversion from
+Hugging Face names here is separate from the package's, as the reference is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FOLDERS = [
 
 
 def recordings(has_array: str) -> Any:
-    """Parametrizes a test over every recording that has the named array; skips where there is none."""
+    """Parametrizes a test over the recordings with the named array; skips where there are none."""
     found = []
     for path in (path for folder in FOLDERS for path in sorted(folder.glob("*.npz"))):
         with np.load(path) as arrays:
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[dict[str, Any], SimpleNamespace, reference.Params]
 
 
 def config_from_hf(stored: dict[str, Any]) -> SimpleNamespace:
-    """What the reference reads of a model's configuration, from a config.json without rope scaling."""
+    """What the reference reads of a configuration, from a config.json without rope scaling."""
     heads = stored["num_attention_heads"]
     return SimpleNamespace(
         num_layers=stored["num_hidden_layers"],
@@ -203,13 +203,14 @@ def test_training_step_equals_the_published_one(path: Path) -> None:
     in_row = slice(None, tokens.shape[1] - talk)  # beyond, the published code does not wrap around
     close(scores["mixing_weight_BxTxRxA"][:, in_row], weight[:, in_row], 1e-4, visible[:, in_row])
 
-    out = reference.losses(scores, tokens, real, policy_weight=arrays["policy_loss_beta"])
     rewarded = arrays["policy_reward"].shape
-    close(out["reward_BxRxT"].reshape(rewarded), arrays["policy_reward"], 1e-5)
-    clipped = np.maximum(arrays["advantage"], 0.0)
-    close(out["advantage_BxRxT"].reshape(rewarded), clipped, 1e-5)
+    unclipped = reference.losses(scores, tokens, real, clip=False)
+    close(unclipped["reward_BxRxT"].reshape(rewarded), arrays["policy_reward"], 1e-5)
+    close(unclipped["advantage_BxRxT"].reshape(rewarded), arrays["advantage"], 1e-5)
+    beta = float(arrays["policy_loss_beta"])
+    published = reference.losses(scores, tokens, real, policy_weight=beta)
     for name in ("base", "talk", "nll", "policy", "total"):
-        close(out[name], arrays[f"loss_{name}"], 1e-5)
+        close(published[name], arrays[f"loss_{name}"], 1e-5)
 
 
 @recordings("policy_reward")
@@ -220,7 +221,9 @@ def test_losses_change_as_the_published_gradients_say(path: Path, loss: str) -> 
     tokens, mask, real = arrays["input_ids"], arrays["attention_mask"], arrays["real_BxT"]
     thought = by_rationale(arrays["thought_tokens"], len(tokens))
     prefix = f"grad_{loss}/"
-    gradient = {name.removeprefix(prefix): arrays[name] for name in arrays if prefix in name}
+    gradient = {
+        name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)
+    }
     norm = np.sqrt(sum(np.sum(np.square(part, dtype=np.float64)) for part in gradient.values()))
     direction = params_from_hf(gradient, config)
     advantage = np.maximum(arrays["advantage"], 0.0).reshape(
@@ -237,7 +240,7 @@ def test_losses_change_as_the_published_gradients_say(path: Path, loss: str) -> 
         log_prob = np.moveaxis(scores["thought_log_prob_BxTxRxK"].mean(-1), 2, 1)
         return -np.mean(advantage * log_prob[..., : advantage.shape[-1]])
 
-    step = 1e-4
+    step = 1e-8  # small, or a ReLU of the talk head switches on the way
     slope = (value(step) - value(-step)) / (2 * step)
     np.testing.assert_allclose(slope, norm, rtol=1e-4)
 
@@ -257,11 +260,199 @@ def test_ntp_loss_equals_the_published_one(path: Path) -> None:
         axis=-1,
     )[..., 0]
     close(-teacher * real[:, 1:], arrays["teacher_nll"], 1e-5)
-    out = reference.ntp_loss(
-        student, teacher, tokens, real, "sampled", arrays["sampled_tokens"], clip=False
-    )
+    given = (student, teacher, tokens, real, "sampled", arrays["sampled_tokens"])
+    out = reference.ntp_loss(*given, clip=False)
     close(out["reward_BxS"], arrays["reward"], 1e-5)
     close(out["action_log_prob_BxS"], arrays["action_loglik"], 1e-5)
-    out = reference.ntp_loss(student, teacher, tokens, real, "sampled", arrays["sampled_tokens"])
+    out = reference.ntp_loss(*given, policy_weight=arrays["policy_loss_beta"])
     close(out["policy"], arrays["loss_rm"], 1e-5)
     close(out["total"], arrays["loss_total"], 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+def test_decoder_equals_transformers(family: str) -> None:
+    """Llama with rope scaling as in 3.1, Mistral with a sliding window, Qwen2 tied, with biases."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    stored: dict[str, Any] = {
+        "vocab_size": 31,
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "rms_norm_eps": 1e-3,
+        "rope_theta": 100.0,
+        "tie_word_embeddings": family == "qwen2",
+        "sliding_window": 5 if family == "mistral" else None,
+    }
+    rule = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    rope = {"rope_theta": 100.0, "rope_type": "default"}
+    if family == "llama":
+        rope |= {"rope_type": "llama3", "original_max_position_embeddings": 32, **rule}
+    title = family.capitalize()
+    their_config = getattr(transformers, f"{title}Config")(
+        **stored, rope_parameters=rope, attn_implementation="eager"
+    )
+    torch.manual_seed(0)
+    theirs = getattr(transformers, f"{title}ForCausalLM")(their_config).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():  # away from norms of one and biases of zero
+            weight.add_(0.3 * torch.randn_like(weight))
+
+    config = config_from_hf(stored)
+    if family == "llama":
+        config.rope_scaling = SimpleNamespace(**rule, original_max_seq_len=32)
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    if family == "qwen2":
+        del tensors["lm_head.weight"]
+    lm = params_from_hf(tensors, config)["lm"]
+
+    tokens = np.random.default_rng(0).integers(0, stored["vocab_size"], (2, 20))
+    mask = np.arange(20) < np.array([[20], [13]])
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(mask).long()).logits
+    for b in range(2):
+        actual = reference.logits(lm, reference.text_hidden(lm, config, tokens[b], mask[b]))
+        close(actual, expected[b].numpy(), 1e-5, mask[b])
+
+
+VOCAB, MASKED = 13, (11, 12)
+
+
+def tiny(seed: int = 0) -> tuple[reference.Params, SimpleNamespace, Any, Any]:
+    """Random parameters, a configuration, and two rows of text of which the second is padded."""
+    rng, width, layers = np.random.default_rng(seed), 8, 2
+    config = SimpleNamespace(num_layers=layers, num_heads=4, num_kv_heads=2, head_dim=4)
+    vars(config).update(rope_theta=100.0, rope_scaling=None, norm_eps=1e-5, sliding_window=None)
+
+    def dense(*shape: int) -> dict[str, Any]:
+        return {"kernel": rng.normal(0, 0.4, shape), "bias": rng.normal(0, 0.4, shape[-1:])}
+
+    def norm(*shape: int) -> dict[str, Any]:
+        return {"scale": rng.uniform(0.5, 1.5, shape)}
+
+    def plain(*shape: int) -> dict[str, Any]:
+        return {"kernel": rng.normal(0, 0.4, shape)}
+
+    layer_params = {
+        "attn_norm": norm(layers, width),
+        "q": plain(layers, width, 4, 4),
+        "k": plain(layers, width, 2, 4),
+        "v": plain(layers, width, 2, 4),
+        "o": plain(layers, 4, 4, width),
+        "mlp_norm": norm(layers, width),
+        "gate": plain(layers, width, 12),
+        "up": plain(layers, width, 12),
+        "down": plain(layers, 12, width),
+    }
+    lm = {
+        "embed": {"embedding": rng.normal(size=(VOCAB, width))},
+        "layers": layer_params,
+        "final_norm": norm(width),
+        "head": plain(width, VOCAB),
+    }
+    head = {"hidden_1": dense(2 * width, width), "hidden_2": dense(width, width)}
+    thought = {
+        "start": rng.normal(size=width) / 100,
+        "end": rng.normal(size=width) / 100,
+        "talk_head": {**head, "out": plain(width, 1)},
+    }
+    tokens = rng.integers(0, VOCAB, (2, 7))
+    return {"lm": lm, "thought": thought}, config, tokens, np.arange(7) < np.array([[7], [5]])
+
+
+def test_a_token_depends_on_its_own_noise_alone() -> None:
+    params, config, tokens, mask = tiny()
+    key = jax.random.key(1)
+    many = reference.sample(params, config, tokens, mask, key, 3, 2, 1.0, masked_ids=MASKED)
+    few = reference.sample(params, config, tokens[:1], mask[:1], key, 2, 1, 1.0, masked_ids=MASKED)
+    np.testing.assert_array_equal(few, many[:1, :, :1, :2])
+    assert not np.isin(many, MASKED).any()
+    assert (many[:, :, 0] != many[:, :, 1]).any()
+
+
+def test_noise_is_added_to_logits_over_temperature() -> None:
+    params, config, tokens, mask = tiny()
+    key = jax.random.key(2)
+    thought = reference.sample(params, config, tokens, mask, key, 2, 2, 0.5)
+    for b, t, r, k in [(0, 3, 1, 0), (0, 4, 0, 1), (1, 2, 1, 0), (1, 3, 1, 1)]:
+        out = reference.rollout(params, config, tokens[b], mask[b], t, thought[b, t, r], 1)
+        own_key = key
+        for index in (b, t, r, k):
+            own_key = jax.random.fold_in(own_key, index)
+        noise = jax.random.gumbel(own_key, (VOCAB,), np.float32)
+        assert thought[b, t, r, k] == np.argmax(out.thought_logits_KxV[k] / 0.5 + noise)
+
+
+def test_thoughts_see_neither_padding_nor_what_follows() -> None:
+    params, config, tokens, mask = tiny()
+    mask = mask & np.array([[True] * 7, [False] * 2 + [True] * 5])  # padded on both sides
+    changed = np.where(mask, tokens, (tokens + 1) % VOCAB)
+    changed[0, 4:] = (tokens[0, 4:] + 1) % VOCAB
+    before, after = (
+        reference.sample(params, config, text, mask, jax.random.key(1), 2, 3, 1.0)
+        for text in (tokens, changed)
+    )
+    np.testing.assert_array_equal(before[0, :4], after[0, :4])
+    np.testing.assert_array_equal(before[1, 2:5], after[1, 2:5])
+    assert (before[0, 4:] != after[0, 4:]).any()
+
+
+@pytest.mark.parametrize(("mixing", "weight"), [("linear", 0.0), ("probability", 0.5)])
+def test_an_untrained_talk_head(mixing: str, weight: float) -> None:
+    """Linear mixing starts as the text alone, s steps on; probability mixing half and half."""
+    params, config, tokens, mask = tiny()
+    params["thought"]["talk_head"]["out"]["kernel"][:] = 0.0
+    thought = np.zeros((2, 7, 1, 2), int)
+    scores = reference.score(params, config, tokens, mask, thought, 3, mixing=mixing)
+    assert (scores["mixing_weight_BxTxRxA"] == weight).all()
+    for s in range(3):
+        base = np.roll(scores["base_log_prob_BxT"], -s, axis=1)
+        talk = scores["talk_log_prob_BxTxRxA"][:, :, 0, s]
+        if mixing == "linear":
+            np.testing.assert_allclose(talk, base)
+        else:
+            assert (talk > base + np.log(0.5)).all()
+    if mixing == "probability":
+        without = reference.score(
+            params, config, tokens, mask, thought, 1, mixing=mixing, mixing_bias=-60.0
+        )
+        talk = without["talk_log_prob_BxTxRxA"][:, :, 0, 0]
+        np.testing.assert_allclose(talk, without["base_log_prob_BxT"])
+
+
+def test_losses_by_hand() -> None:
+    """One row of five tokens of which the last is padding, one talk step, two rationales."""
+    talk = np.array([[-1.0, -2.0], [-1.0, -1.0], [-4.0, -2.0], [-9.0, -9.0], [-9.0, -9.0]])
+    scores = {
+        "base_log_prob_BxT": np.array([[-2.0, -2.0, -2.0, -9.0, -9.0]]),
+        "talk_log_prob_BxTxRxA": talk[None, :, :, None],
+        "thought_log_prob_BxTxRxK": np.full((1, 5, 2, 3), -6.0),
+    }
+    mask = np.array([[1, 1, 1, 1, 0]])
+    out = reference.losses(scores, np.zeros((1, 5), int), mask, policy_weight=10.0)
+    np.testing.assert_allclose(out["reward_BxRxT"], [[[1.0, 1.0, -2.0], [0.0, 1.0, 0.0]]])
+    np.testing.assert_allclose(out["advantage_BxRxT"], [[[0.5, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    assert (out["base"], out["talk"]) == (2.0, [pytest.approx(11 / 6)])
+    assert out["policy"] == pytest.approx(6.0 * 1.5 / 6)
+    assert out["total"] == pytest.approx(0.5 * 2 + 0.5 * 11 / 6 + 10.0 * 1.5)
+
+    alone = {name: array[:, :, :1] for name, array in scores.items() if "R" in name}
+    out = reference.losses({**scores, **alone}, np.zeros((1, 5), int), mask)
+    np.testing.assert_allclose(out["advantage_BxRxT"], [[[1.0, 1.0, 0.0]]])
+
+
+def test_the_expected_action_is_the_mean_over_sampled_ones() -> None:
+    rng = np.random.default_rng(0)
+    student, tokens = rng.normal(size=(1, 2, VOCAB)), np.array([[1, 2]])
+    given = (student, np.array([[-5.0]]), tokens, np.ones((1, 2)))
+    sampled = [
+        reference.ntp_loss(*given, "sampled", np.full((1, 2), token))["total"]
+        for token in range(VOCAB)
+    ]
+    probability = np.exp(reference.log_softmax(student[0, 0]))
+    expected = reference.ntp_loss(*given, "expected")["total"]
+    np.testing.assert_allclose(expected, probability @ sampled)
+    assert reference.ntp_loss(*given, "label")["total"] == sampled[2]

@@ -45,11 +45,11 @@ It answers without thoughts, as any other model: one forward pass a token.
 """
 
 
-def text(name: str, config: ModelConfig, dtype: str, source: Path | None, thinking: bool) -> str:
+def text(name: str, config: ModelConfig, dtype: str, base: str, thinking: bool) -> str:
     """A short model card: where the model comes from, what it is, what the files hold."""
     return CARD.format(
         name=name,
-        base=_base(source),
+        base=base,
         num_params=sum(math.prod(shape) for shape in tensor_shapes(config).values()),
         num_layers=config.num_layers,
         width=config.width,
@@ -59,8 +59,8 @@ def text(name: str, config: ModelConfig, dtype: str, source: Path | None, thinki
     )
 
 
-def _base(source: Path | None) -> str:
-    """The source by name only: a path would tell the world about somebody's disk."""
+def base_of(source: Path | None) -> str:
+    """What a source folder tells of the model in it, never its path, which is private."""
     if source is None:
         return "not recorded"
     if not (source / "config.json").exists():

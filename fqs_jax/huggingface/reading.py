@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,8 +118,9 @@ def _merge_tied(found: dict[str, Source]) -> None:
     with _opened(head.file) as head_file, _opened(embedding.file) as embedding_file:
         head_rows = head_file.get_slice(head.name)
         embedding_rows = embedding_file.get_slice(embedding.name)
-        for start in range(0, head_rows.get_shape()[0], 4096):
-            block = slice(start, start + 4096)
+        num_rows = head_rows.get_shape()[0]
+        for start in range(0, num_rows, 4096):
+            block = slice(start, min(start + 4096, num_rows))
             if not np.array_equal(head_rows[block], embedding_rows[block]):
                 raise UserError(
                     f"{head.file}: {head.name} differs from {embedding.name} although config.json "
@@ -168,3 +170,10 @@ def load_thought(folder: str | Path) -> Params | None:
         return traverse_util.unflatten_dict(load_file(file), sep=".")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged or incomplete, fetch it again ({error})") from error
+
+
+def load_thought_settings(folder: str | Path) -> dict[str, Any]:
+    """The settings that `export` kept in the header of the thought parameters' file."""
+    with _opened(Path(folder) / THOUGHT) as handle:
+        settings: dict[str, Any] = json.loads((handle.metadata() or {}).get("settings", "{}"))
+    return settings

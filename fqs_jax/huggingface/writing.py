@@ -57,7 +57,9 @@ def export(
     source: str | Path | None = None,
     dtype: str | None = None,
     thought: Params | None = None,
+    thought_settings: Mapping[str, Any] | None = None,
     max_shard_bytes: float = 5e9,
+    base: str | None = None,
 ) -> None:
     """Write a stock Hugging Face folder; it appears complete or not at all.
 
@@ -69,7 +71,9 @@ def export(
         is None, config.json is written anew.
       dtype: type of the weights; None = the one in the source's config.json, else that of `params`.
       thought: a `thought` tree, written to a file of its own that stock loaders ignore.
+      thought_settings: what its thoughts are, JSON values, kept in that file's header.
       max_shard_bytes: weights beyond this are split over several files.
+      base: the model that this one started from, for the model card; None = as `source` tells.
 
     Raises:
       UserError: `out` is taken, `params` or `source` do not fit `config`, or the disk refuses.
@@ -86,10 +90,12 @@ def export(
         _write_weights(leaves, config, folder, dtype, max_shard_bytes, indexed=thought is not None)
         if thought is not None:
             flat = traverse_util.flatten_dict(thought, sep=".")
-            _save({name: np.asarray(array) for name, array in flat.items()}, folder / THOUGHT)
+            arrays = {name: np.asarray(array) for name, array in flat.items()}
+            _save(arrays, folder / THOUGHT, settings=json.dumps(dict(thought_settings or {})))
         if source is not None:
-            _carry(source, folder)
-        card = model_card.text(Path(out).resolve().name, config, dtype, source, thought is not None)
+            carry(source, folder)
+        base = base or model_card.base_of(source)
+        card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -187,16 +193,19 @@ def plan_shards(num_bytes: Mapping[str, int], max_shard_bytes: float) -> list[li
     return shards
 
 
-def _save(tensors: Mapping[str, np.ndarray], file: Path) -> None:
+def _save(tensors: Mapping[str, np.ndarray], file: Path, **metadata: str) -> None:
     # safetensors writes the underlying buffer: a transposed view would be stored wrong, silently.
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        save_file(contiguous, file, metadata={"format": "pt"})
+        save_file(contiguous, file, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         raise UserError(f"cannot write {file.name} for {file.parent.parent}: {error}") from error
+    # safetensors makes files that only their owner may read.
+    file.chmod(file.parent.stat().st_mode & 0o666)
 
 
-def _carry(source: Path, folder: Path) -> None:
+def carry(source: Path, folder: Path) -> None:
+    """Copy, byte for byte, what an export takes over from its source: CARRIED."""
     for pattern in CARRIED:
         for path in source.glob(pattern):
             if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:

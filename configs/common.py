@@ -1,0 +1,101 @@
+"""Every field an experiment has, with the published values as defaults; the configs change a few.
+
+Override any field on the command line: --config.optimizer.clip_norm=0.5, --config.stage_2.steps=30.
+Numbers marked (released) are what the released Fast Quiet-STaR scripts set.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.curriculum import row
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The published recipe without a model: configs name one, and may change the rows."""
+    c = ml_collections.ConfigDict()
+
+    c.seed = 0  # of initialisation, data order, sampled thoughts
+    c.init_from = ""  # Hugging Face folder of the initial model; empty = random, as `model` says
+    c.requires_init_from = False  # refuse to start without one
+    c.batch_size = 8  # sequences in an optimiser step, each with all its rationales (released)
+
+    # Architecture when there is no init_from: fields of fqs_jax.model.ModelConfig.
+    c.model = ml_collections.ConfigDict({})
+
+    c.compute = ml_collections.ConfigDict()
+    c.compute.dtype = "bfloat16"  # of activations
+    # Of stored parameters and Adam moments. The released runs keep bfloat16 and no master copy, in
+    # which steps of 1e-6 are lost on all but the smallest weights; float32 moves them all.
+    c.compute.param_dtype = "float32"
+    c.compute.remat = "full"  # none | full | dots: what the backward pass recomputes
+    c.compute.vocab_chunk = 2048  # tokens whose logits exist at once; 0 = all, kept for backward
+
+    c.data = ml_collections.ConfigDict()
+    c.data.source = "text"  # text | clock (built in)
+    c.data.text = ""  # .txt (one document a file) or .jsonl files, globs, comma-separated
+    c.data.text_key = "text"  # the field of a .jsonl line
+    c.data.seq_len = 256  # tokens of a row (released)
+    # crop: one random piece a document and epoch, padded (released); pack: documents end to end.
+    c.data.rows = "crop"
+    c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained in process; 0 with init_from
+    c.data.num_documents = 0  # documents made by a built-in source
+    c.data.clock = ml_collections.ConfigDict()  # fields of fqs_jax.data.clock.Clock
+    c.data.clock.lengths = (2, 3)  # operations in a problem
+    c.data.clock.worked = 0.7  # share of documents that show the work
+    c.data.clock.direct = 0.2  # share that answer at once
+    c.data.clock.chatter = 0.1  # share with noise in place of the work
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.beta1 = 0.9
+    c.optimizer.beta2 = 0.999
+    c.optimizer.eps = 1e-8
+    c.optimizer.weight_decay = 0.001  # (released)
+    c.optimizer.warmup_steps = 20  # (released)
+    c.optimizer.decay_steps = 100_000  # linear decay to 0 there (released); 0 = at the last step
+    c.optimizer.clip_norm = 1.0  # global norm of NLL and policy gradients together (released)
+    c.optimizer.lr_scale = ml_collections.ConfigDict()  # times the stage's learning rate
+    c.optimizer.lr_scale.lm = 1.0
+    c.optimizer.lr_scale.talk_head = 1.0
+    c.optimizer.lr_scale.marks = 1.0  # of the stored marks, already 1/embedding_scale as large
+
+    c.thought = ml_collections.ConfigDict()
+    c.thought.rationales = 2  # thoughts sampled at every position (released)
+    c.thought.mixing = "linear"  # linear (released) | sigmoid | probability
+    c.thought.mixing_bias = 0.0  # before the sigmoid of the other two
+    c.thought.embedding_scale = 100.0  # marks are used times this (released)
+    c.thought.temperature = 1.0  # of sampling in training (released)
+    c.thought.eval_temperature = 1.0  # at evaluation; 0 = greedy, as the paper says (released: 1)
+    c.thought.reinforce_temperature = 3.0  # at which sampled tokens are scored (released)
+    c.thought.masked_ids = ()  # vocabulary ids never drawn in a thought
+    c.thought.start_text = "---"  # the marks begin as the first token of these (released)
+    c.thought.end_text = "---"
+    c.thought.reset_marks_on_load = True  # renew the marks at the start of a stage (released)
+    c.thought.reset_talk_head_on_load = True  # and the talk head's last layer (released)
+    # The released evaluation renews the marks too and so loses what they learned; false keeps them.
+    c.thought.reset_marks_at_eval = False
+
+    c.quiet_star = ml_collections.ConfigDict()
+    c.quiet_star.base_weight = 0.5  # share of the plain next-token loss (released)
+    c.quiet_star.policy_weight = 1e6  # of the REINFORCE loss (released)
+    c.quiet_star.advantage = "clipped"  # clipped (released) | leave_one_out
+
+    c.ntp = ml_collections.ConfigDict()
+    c.ntp.action = "sampled"  # sampled (released) | expected | label
+    c.ntp.temperature = 3.0  # (released)
+    c.ntp.policy_weight = 1e6  # (released)
+    c.ntp.clip = True  # rewards below 0 count as 0 (released)
+
+    c.log_every = 1  # steps between rows of metrics.jsonl
+    c.checkpoint_every = 10  # steps (released)
+    c.keep_checkpoints = 2  # newest ones
+    c.max_bad_steps = 10  # steps in a row with NaN or inf gradients before giving up
+
+    # The curriculum (released scripts). The released NTP run starts from the initial model and is
+    # taught by 12/4; summaries of the paper have it start from, and taught by, 8/4: set
+    # stage_4.start=3 and stage_4.teacher=3 for that.
+    c.stage_1 = row("think-16-8", "quiet_star", n_ahead=16, n_ahead_talk=8, learning_rate=2e-6, steps=150)
+    c.stage_2 = row("think-12-4", "quiet_star", start=1, n_ahead=12, n_ahead_talk=4, steps=150)
+    c.stage_3 = row("think-8-4", "quiet_star", start=2, n_ahead=8, n_ahead_talk=4, steps=150)
+    c.stage_4 = row("ntp", "ntp", teacher=2, steps=300)
+    return c

@@ -1,0 +1,23 @@
+"""Fast Quiet-STaR on Mistral-7B-v0.1, as published.
+
+python -m fqs_jax.launch --config=configs/mistral_7b.py --init_from=MISTRAL_DIR \
+    --text='open-web-math/*.jsonl' --workdir=W --stage=1
+
+Hardware, time and metric: not run. Published: 8 GPUs of 80 GB, stages 150, 150, 150 and 300 steps of
+which the checkpoints at 50 and 30 were carried on from stages 1 and 2.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The common defaults are the published values; bfloat16 parameters are too."""
+    c = common.get_config()
+    c.requires_init_from = True
+    c.compute.param_dtype = "bfloat16"
+    c.thought.reset_marks_at_eval = True
+    return c

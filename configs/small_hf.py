@@ -1,0 +1,25 @@
+"""The whole curriculum on a small Hugging Face checkpoint and your own text, on a laptop.
+
+python -m fqs_jax.launch --config=configs/small_hf.py --init_from=HF_DIR --text=FILE \
+    --workdir=W --stage=all --max_steps=20
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The published recipe in float32 on packed rows of 128 tokens, at learning rates that show."""
+    c = common.get_config()
+    c.requires_init_from = True
+    c.compute.dtype = "float32"
+    c.batch_size = 4
+    c.data.seq_len = 128
+    c.data.rows = "pack"
+    c.checkpoint_every = 50
+    for stage, learning_rate in ((c.stage_1, 2e-4), (c.stage_2, 1e-4), (c.stage_3, 1e-4), (c.stage_4, 1e-5)):
+        stage.learning_rate = learning_rate
+    return c

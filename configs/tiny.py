@@ -1,0 +1,61 @@
+"""The built-in default: a small model learns to think on clock arithmetic, from scratch.
+
+python -m fqs_jax.launch --config=configs/tiny.py --workdir=W --stage=all
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import common
+from fqs_jax.curriculum import row
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Most documents show the work of a problem, some give the answer at once; only thinking, or much
+    more training, answers at once. The marks begin as the symbols around shown work: a warm start."""
+    c = common.get_config()
+    c.batch_size = 32
+    c.model = ml_collections.ConfigDict(
+        {
+            "width": 64,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "head_dim": 16,
+            "mlp_dim": 176,
+            "max_seq_len": 128,
+            "tied_embeddings": True,
+        }
+    )
+    c.compute.dtype = "float32"
+    c.compute.remat = "none"
+    c.compute.vocab_chunk = 0
+    c.data.source = "clock"
+    c.data.rows = "crop"
+    c.data.seq_len = 16
+    c.data.tokenizer_pieces = 17
+    c.data.num_documents = 20_000
+    c.optimizer.warmup_steps = 20
+    c.thought.start_text = ":"
+    c.thought.end_text = "="
+    c.thought.mixing = "probability"
+    c.thought.mixing_bias = -2.0
+    c.thought.reset_marks_on_load = False
+    c.thought.reset_talk_head_on_load = False
+    c.quiet_star.policy_weight = 1.0
+    c.quiet_star.advantage = "leave_one_out"
+    c.thought.reinforce_temperature = 1.0
+    c.log_every = 10
+    c.checkpoint_every = 200
+
+    think = {"objective": "quiet_star", "n_ahead_talk": 2, "learning_rate": 1e-3, "steps": 250}
+    c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1000)
+    c.stage_1 = row("think-8-2", start=0, n_ahead=8, **think)
+    c.stage_2 = row("think-7-2", start=1, n_ahead=7, **think)
+    c.stage_3 = row("think-6-2", start=2, n_ahead=6, **think)
+    c.stage_4 = row("ntp", "ntp", start=0, teacher=3, learning_rate=1e-4, steps=300)
+    plain = {"objective": "next_token", "start": 0, "learning_rate": 1e-3, "control": True}
+    c.stage_5 = row("same-steps", same_steps_as=(1, 2, 3), **plain)
+    c.stage_6 = row("same-flops", same_flops_as=(1, 2, 3), **plain)
+    return c

@@ -1,0 +1,181 @@
+"""Stages: the rows of the curriculum, read from a config.
+
+A stage is a row `stage_N` of the config: what it minimises, how long its thoughts are, where it
+starts. `--stage=2` looks a row up; `--stage=all` runs them in order. Controls are rows like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import ml_collections
+
+from fqs_jax import flops, objectives
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig
+from fqs_jax.thoughts import ThoughtConfig
+
+OBJECTIVES = ("next_token", "quiet_star", "ntp")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row.
+
+    Attributes:
+      number: N of `stage_N`.
+      name: for people and tables.
+      objective: `next_token`, `quiet_star` (thinks) or `ntp` (fine-tunes without thoughts).
+      start: number of the stage whose result it starts from; None = the initial model.
+      teacher: for `ntp`, number of the thinking stage that scores the text.
+      n_ahead, n_ahead_talk: length of a thought and of what is predicted after it (quiet_star).
+      learning_rate: peak, after warm-up.
+      steps: optimiser steps.
+      same_steps_as, same_flops_as: controls run as long as these stages together (instead of `steps`),
+        counted in steps (= tokens of text) or in FLOPs.
+      control: whether the row is a control, not part of the curriculum.
+    """
+
+    number: int
+    name: str
+    objective: str
+    start: int | None = None
+    teacher: int | None = None
+    n_ahead: int = 1
+    n_ahead_talk: int = 1
+    learning_rate: float = 1e-6
+    steps: int = 0
+    same_steps_as: tuple[int, ...] = ()
+    same_flops_as: tuple[int, ...] = ()
+    control: bool = False
+
+    @property
+    def thinks(self) -> bool:
+        return self.objective == "quiet_star"
+
+    def __str__(self) -> str:
+        return f"stage {self.number} ({self.name})"
+
+
+def row(name: str, objective: str, **fields: Any) -> ml_collections.ConfigDict:
+    """A config row with every field of `Stage`, so that overrides on the command line are checked."""
+    known = {f.name: f.default for f in dataclasses.fields(Stage)[1:]}
+    values = known | {"name": name, "objective": objective} | fields
+    optional = {key: ml_collections.config_dict.placeholder(int) for key in ("start", "teacher")}
+    config = ml_collections.ConfigDict(optional)
+    with config.unlocked():
+        config.update({key: value for key, value in values.items() if value is not None})
+    return config
+
+
+def read_stages(config: ml_collections.ConfigDict, model: ModelConfig, max_steps: int | None = None) -> list[Stage]:
+    """All rows in order of their number, controls' steps worked out.
+
+    Args:
+      max_steps: no stage takes more steps than this.
+
+    Raises:
+      UserError: a row is inconsistent.
+    """
+    numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
+    if not numbers:
+        raise UserError("the config has no stage_N rows; see configs/common.py")
+    stages: dict[int, Stage] = {}
+    for number in numbers:
+        fields = config[f"stage_{number}"].to_dict()
+        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        stage = _checked(Stage(number=number, **fields), stages)
+        steps = _steps(stage, stages, config, model)
+        stages[number] = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
+    return list(stages.values())
+
+
+def find(stages: list[Stage], which: str) -> Stage:
+    """The stage of a number or a name.
+
+    Raises:
+      UserError: there is none; names those there are.
+    """
+    for stage in stages:
+        if which in (str(stage.number), stage.name):
+            return stage
+    known = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
+    raise UserError(f"there is no stage {which!r}; the config has {known}")
+
+
+def thought_config(config: ml_collections.ConfigDict, stage: Stage, **changes: Any) -> ThoughtConfig:
+    """What a thought is in a thinking stage."""
+    t = config.thought
+    fields = {
+        "n_ahead": stage.n_ahead,
+        "n_ahead_talk": stage.n_ahead_talk,
+        "rationales": t.rationales,
+        "mixing": t.mixing,
+        "mixing_bias": t.mixing_bias,
+        "embedding_scale": t.embedding_scale,
+        "temperature": t.temperature,
+        "reinforce_temperature": t.reinforce_temperature,
+        "masked_ids": tuple(t.masked_ids),
+    }
+    return ThoughtConfig(**fields | changes)
+
+
+Loss = Callable[..., tuple[Any, objectives.Metrics]]
+
+
+def loss_function(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Loss:
+    """The stage's objective as (params, batch, key) -> (loss, metrics)."""
+    if stage.objective == "quiet_star":
+        return functools.partial(
+            objectives.quiet_star_loss,
+            model=model,
+            thought=thought_config(config, stage),
+            config=objectives.QuietStarConfig(**config.quiet_star.to_dict()),
+        )
+    if stage.objective == "ntp":
+        return functools.partial(
+            objectives.ntp_loss, model=model, config=objectives.NTPConfig(**config.ntp.to_dict())
+        )
+    return functools.partial(objectives.next_token_loss, model=model)
+
+
+def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> int:
+    """Model FLOPs of one training step of the stage (flops.py)."""
+    batch, length = config.batch_size, config.data.seq_len
+    if stage.thinks:
+        return flops.quiet_star_step(model, thought_config(config, stage), batch, length)
+    if stage.objective == "ntp":
+        return flops.ntp_step(model, batch, length, sampled=config.ntp.action == "sampled")
+    return flops.next_token_step(model, batch, length)
+
+
+def _checked(stage: Stage, earlier: dict[int, Stage]) -> Stage:
+    where = f"stage_{stage.number}"
+    if stage.objective not in OBJECTIVES:
+        raise UserError(f"{where}.objective is {stage.objective!r}; choose from {', '.join(OBJECTIVES)}")
+    if stage.thinks and (stage.n_ahead < 4 or stage.n_ahead_talk < 1):
+        raise UserError(f"{where}: n_ahead must be at least 4 (one sampled token) and n_ahead_talk 1")
+    named = [n for n in (stage.start, stage.teacher) if n is not None]
+    for number in (*named, *stage.same_steps_as, *stage.same_flops_as):
+        if number not in earlier:
+            raise UserError(f"{where} refers to stage {number}, which is not a row before it")
+    if stage.objective == "ntp" and (stage.teacher is None or not earlier[stage.teacher].thinks):
+        raise UserError(f"{where}.teacher must be the number of a thinking stage before it")
+    return stage
+
+
+def _steps(
+    stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict, model: ModelConfig
+) -> int:
+    if stage.same_steps_as:
+        return sum(earlier[n].steps for n in stage.same_steps_as)
+    if stage.same_flops_as:
+        budget = sum(earlier[n].steps * step_flops(config, earlier[n], model) for n in stage.same_flops_as)
+        return max(1, round(budget / step_flops(config, stage, model)))
+    if stage.steps < 1:
+        raise UserError(f"stage_{stage.number}.steps is {stage.steps}; set at least 1")
+    return stage.steps

@@ -1,0 +1,75 @@
+"""Model FLOPs, counted from shapes: what the arithmetic needs, whatever an implementation wastes.
+
+A multiply-add is 2 FLOPs; only matrix products count. The backward pass costs twice the forward one;
+recomputation by rematerialisation is not counted (the convention of model FLOPs utilisation).
+Causal attention counts the visible half only; sliding windows are counted as if they were full.
+"""
+
+from __future__ import annotations
+
+from fqs_jax.model import ModelConfig
+from fqs_jax.thoughts import ThoughtConfig
+
+FORWARD, TRAIN = 1, 3  # forward alone; forward and backward
+
+
+def dense(model: ModelConfig) -> int:
+    """Projections and MLP of all layers, one token."""
+    c = model
+    attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    return 2 * c.num_layers * (attention + 3 * c.width * c.mlp_dim)
+
+
+def attend(model: ModelConfig, keys: float) -> int:
+    """Scores and weighted values of all layers, one query over `keys` keys."""
+    return round(4 * model.num_layers * model.num_heads * model.head_dim * keys)
+
+
+def vocabulary(model: ModelConfig) -> int:
+    """The output head, one token."""
+    return 2 * model.width * model.vocab_size
+
+
+def text_forward(model: ModelConfig, length: int) -> int:
+    """A causal pass over a text, one row, without the head."""
+    return length * (dense(model) + attend(model, (length + 1) / 2))
+
+
+def sampling(model: ModelConfig, thought: ThoughtConfig, length: int, positions: int, steps: int) -> int:
+    """Text pass and `steps` cached thought steps at `positions` of one row, with the head at each."""
+    keys = (length + 1) / 2 + (steps + 1) / 2
+    step = dense(model) + attend(model, keys) + vocabulary(model)
+    return text_forward(model, length) + thought.rationales * positions * steps * step
+
+
+def scoring(model: ModelConfig, thought: ThoughtConfig, length: int) -> int:
+    """The packed forward pass of one row with a thought at every position, vocabulary where read."""
+    R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
+    block = R * M * (dense(model) + attend(model, (length + 1) / 2 + (M + 1) / 2))
+    reads = (1 + R * (K + A)) * vocabulary(model)
+    # Base half of the first layer once a talk step, the rest for every rationale.
+    width = model.width
+    talk_head = 2 * A * (width * width + R * (2 * width * width + width))
+    return text_forward(model, length) + length * (block + reads + talk_head)
+
+
+def quiet_star_step(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
+    """One thinking step: sampling without gradient, scoring with it."""
+    sample = sampling(model, thought, length, length, thought.num_tokens)
+    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length))
+
+
+def next_token_step(model: ModelConfig, batch: int, length: int) -> int:
+    """One plain training step."""
+    return batch * TRAIN * (text_forward(model, length) + length * vocabulary(model))
+
+
+def ntp_step(model: ModelConfig, batch: int, length: int, sampled: bool) -> int:
+    """One thought-free fine-tuning step; `sampled` actions need a forward pass of their own."""
+    forward = batch * (text_forward(model, length) + length * vocabulary(model))
+    return (TRAIN + sampled * FORWARD) * forward
+
+
+def decode(model: ModelConfig, context: int, passes: int = 1) -> int:
+    """One generated token behind `context` tokens: `passes` cached steps, the head at all of them."""
+    return passes * (dense(model) + attend(model, context) + vocabulary(model))

@@ -1,0 +1,104 @@
+"""Train: `python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=W`.
+
+Runs one stage from the stage before it in W, or all of them in order. Stopped runs go on with the
+same command. Any field of the config can be overridden: `--config.batch_size=4`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from rich.table import Table
+
+from fqs_jax import checkpoints, cli, curriculum, model as model_lib, train, workdir
+from fqs_jax.curriculum import Stage
+from fqs_jax.errors import UserError
+from fqs_jax.interrupts import Interrupts
+from fqs_jax.model import ModelConfig
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
+_STAGE = flags.DEFINE_string("stage", "all", "Number or name of a stage, or all.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
+_INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
+_TEXT = flags.DEFINE_string("text", "", "Text to train on: .txt or .jsonl files, globs, commas.")
+_MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.", lower_bound=1)
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
+
+
+def main(_: Sequence[str]) -> None:
+    config = _CONFIG.value
+    if _INIT_FROM.value:
+        config.init_from = _INIT_FROM.value
+    if _TEXT.value:
+        config.data.source, config.data.text = "text", _TEXT.value
+    cli.require(workdir=_WORKDIR.value)
+    if config.get("requires_init_from", False) and not config.init_from:
+        raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
+    root = Path(_WORKDIR.value)
+    with contextlib.ExitStack() as stack:
+        # A dry run leaves no trace.
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
+        model, tokenizer = workdir.prepare(place, config)
+    stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
+    todo = stages if _STAGE.value == "all" else [curriculum.find(stages, _STAGE.value)]
+    if _DRY_RUN.value:
+        _print_plan(root, config, todo, stages, model)
+        return
+    with Interrupts() as interrupts:
+        for stage in todo:
+            train.run(root, config, stage, model, tokenizer, interrupts, _command)
+            interrupts.check(f"{stage} is done; run the same command again to go on")
+    print(f"Done: {', '.join(map(str, todo))} in {root}")
+
+
+def _command(number: int) -> str:
+    """The command line that makes a stage of this working directory."""
+    overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    command = cli.command_line(
+        "fqs_jax.launch",
+        config=flags.FLAGS["config"].config_filename,
+        init_from=_INIT_FROM.value,
+        text=_TEXT.value,
+        workdir=_WORKDIR.value,
+        max_steps=_MAX_STEPS.value,
+        stage=str(number),
+    )
+    return " ".join([command, *overrides])
+
+
+def _print_plan(root: Path, config: object, todo: list[Stage], stages: list[Stage], model: ModelConfig) -> None:
+    """What would run."""
+    names = {stage.number: str(stage) for stage in stages}
+    parameters = model_lib.num_params(model_lib.abstract_params(model))
+    table = Table(title=f"{root}: {parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s)")
+    for column in ("stage", "name", "objective", "n_ahead/talk", "starts from", "steps", "text tokens", "FLOPs", "done"):
+        table.add_column(column)
+    for stage in todo:
+        per_step = config.batch_size * config.data.seq_len  # type: ignore[attr-defined]
+        done = checkpoints.latest_step(workdir.stage_folder(root, stage.number) / "checkpoints") or 0
+        start = "initial model" if stage.start is None else names[stage.start]
+        teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
+        table.add_row(
+            str(stage.number),
+            stage.name,
+            stage.objective,
+            f"{stage.n_ahead}/{stage.n_ahead_talk}" if stage.thinks else "-",
+            start + teacher,
+            f"{stage.steps:,}",
+            f"{stage.steps * per_step:,}",
+            f"{stage.steps * curriculum.step_flops(config, stage, model):.2e}",  # type: ignore[arg-type]
+            f"{done:,}",
+        )
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

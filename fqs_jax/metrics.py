@@ -1,0 +1,144 @@
+"""Metrics on disk and progress on the screen."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+QUIET_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+
+
+class MetricsFile:
+    """JSON lines, one a logged step. A resumed run drops the rows after the step it resumes from.
+
+    Values that depend on the machine stand under "time"; all else is a function of config, seed and
+    data.
+    """
+
+    def __init__(self, path: Path, first_step: int):
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(path)
+        self.last_step = first_step
+        self._file = path.open("a")
+        self._pending: dict[str, Any] | None = None
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+        self._file.close()
+
+    def event(self, name: str, **fields: Any) -> None:
+        """A row that is no step's metrics."""
+        self._write({"event": name, **fields})
+
+    def later(self, step: int, values: dict[str, jax.Array], **fields: Any) -> None:
+        """Remember a step's device values; they are read when the device has had time to finish."""
+        self.flush()
+        self._pending = {"step": step, **values, **fields}
+        self.last_step = step
+
+    def read_pending(self) -> dict[str, Any] | None:
+        """Write the remembered row, and return it."""
+        if self._pending is None:
+            return None
+        row = {key: _plain(value) for key, value in self._pending.items()}
+        self._pending = None
+        self._write(row)
+        return row
+
+    def flush(self) -> None:
+        """Everything so far is on disk afterwards."""
+        self.read_pending()
+        self._file.flush()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+
+
+class Progress:
+    """A progress bar with the time left; a line now and then where the output is no terminal."""
+
+    def __init__(self, label: str, first: int, total: int):
+        self._label, self._first, self._total, self._done = label, first, total, first
+        self._started = self._spoke = time.monotonic()
+        self._note = ""
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not Console(stderr=True).is_terminal,
+        )
+        self._task = self._bar.add_task(label, total=total, completed=first, note="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._bar.stop()
+        if self._bar.disable and self._done >= self._total and self._done > self._first:
+            self._say()
+            self._first = self._done
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Put a row's loss beside the bar."""
+        names = [name for name in ("nll_base", "nll_mixed") if name in row]
+        self._note = " ".join(f"{name} {row[name]:.3f}" for name in names)
+        self._bar.update(self._task, note=self._note)
+
+    def advance(self) -> None:
+        self.advance_to(self._done + 1)
+
+    def advance_to(self, done: int) -> None:
+        self._done = done
+        self._bar.update(self._task, completed=done)
+        if self._bar.disable and time.monotonic() - self._spoke > QUIET_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self._spoke = time.monotonic()
+        elapsed = self._spoke - self._started
+        left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
+        times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
+        print(f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip(), flush=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The metric rows of a stage, without events."""
+    return [row for row in map(json.loads, _lines(path)) if "event" not in row]
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a file; a last line cut by a kill is dropped."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().split("\n")[:-1] if line]
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as JSON has them; NaN and infinities as strings, which JSON lacks."""
+    if isinstance(value, jax.Array | np.generic | np.ndarray):
+        value = np.asarray(value).item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

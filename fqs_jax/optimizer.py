@@ -1,0 +1,77 @@
+"""The optax chain of a stage: clip, AdamW, warm-up and decay, a learning rate per part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from fqs_jax.model import Params
+
+PARTS = ("lm", "talk_head", "marks")  # what gradient norms and learning rates are told apart by
+# apply_if_finite would take bad steps after this many; the training loop stops long before.
+_NEVER = 2**31 - 1
+
+
+def schedule(config: ml_collections.ConfigDict, learning_rate: float, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to 0 at `decay_steps` (0 = the stage's last step)."""
+    o = config.optimizer
+    total = max(o.decay_steps or steps, o.warmup_steps + 1)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(0.0, learning_rate, o.warmup_steps),
+            optax.linear_schedule(learning_rate, 0.0, total - o.warmup_steps),
+        ],
+        [o.warmup_steps],
+    )
+
+
+def make(
+    config: ml_collections.ConfigDict, learning_rate: float, steps: int
+) -> optax.GradientTransformationExtraArgs:
+    """Clip by global norm, AdamW, per-part learning rates; steps with NaN or inf are skipped.
+
+    Adam does not feel the scale of a gradient, so a part's learning rate is scaled after it. Weight
+    decay spares norms and biases.
+    """
+    o = config.optimizer
+    scales = {name: optax.scale(o.lr_scale[name]) for name in PARTS}
+    chain = optax.chain(
+        optax.clip_by_global_norm(o.clip_norm),
+        optax.scale_by_adam(o.beta1, o.beta2, o.eps),
+        optax.add_decayed_weights(o.weight_decay, mask=_decays),
+        optax.partition(scales, part_labels),
+        optax.scale_by_learning_rate(schedule(config, learning_rate, steps)),
+    )
+    return optax.apply_if_finite(chain, max_consecutive_errors=_NEVER)
+
+
+def part_labels(params: Params) -> Any:
+    """The tree with the name of its part at every leaf."""
+
+    def label(path: tuple[Any, ...], _: Any) -> str:
+        names = [entry.key for entry in path]
+        if names[0] == "lm":
+            return "lm"
+        return "talk_head" if names[1] == "talk_head" else "marks"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def part_norms(grads: Params) -> dict[str, jax.Array]:
+    """Global gradient norm of each part that the tree has, by `grad_norm/PART`."""
+    labels = jax.tree.leaves(part_labels(grads))
+    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
+    norms = {}
+    for part in PARTS:
+        own = [square for square, label in zip(squares, labels, strict=True) if label == part]
+        if own:
+            norms[f"grad_norm/{part}"] = jnp.sqrt(sum(own))
+    return norms
+
+
+def _decays(params: Params) -> Any:
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)

@@ -1,0 +1,285 @@
+"""The working directory of a run, and what can be loaded from it.
+
+    W/source/            config.json and tokenizer of the initial model, as a Hugging Face folder
+                         without weights; origin.json says where the weights are
+    W/stage_N/run.json   the stage row and the config it was started with
+    W/stage_N/checkpoints/STEP/
+    W/stage_N/metrics.jsonl
+    W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from fqs_jax import checkpoints, curriculum, files, huggingface, thoughts, tokenizers
+from fqs_jax import model as model_lib
+from fqs_jax.curriculum import Stage
+from fqs_jax.data import corpus
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig, Params
+from fqs_jax.tokenizers import Tokenizer
+
+# Fields that may change between two starts of the same stage.
+HARMLESS = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model ready to run.
+
+    Attributes:
+      thought: what its thoughts are; None for a model that does not think.
+      source: folder of its config.json and tokenizer files.
+      label: what it is, for people.
+    """
+
+    params: Params
+    model: ModelConfig
+    tokenizer: Tokenizer
+    thought: thoughts.ThoughtConfig | None
+    source: Path
+    label: str
+
+
+def source_folder(root: Path) -> Path:
+    return root / "source"
+
+
+def stage_folder(root: Path, number: int) -> Path:
+    return root / f"stage_{number}"
+
+
+def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig, Tokenizer]:
+    """Fill W/source the first time, check that it fits the config every time.
+
+    Raises:
+      UserError: the working directory was begun with another initial model.
+    """
+    source = source_folder(root)
+    origin = {"init_from": str(Path(config.init_from).resolve()) if config.init_from else ""}
+    if not source.exists():
+        with files.new_folder(source) as folder:
+            if config.init_from:
+                huggingface.read_config(config.init_from)  # a readable error before anything is made
+                huggingface.carry(Path(config.init_from), folder)
+                shutil.copyfile(Path(config.init_from) / "config.json", folder / "config.json")
+            else:
+                _make_source(folder, config)
+            (folder / "origin.json").write_text(json.dumps(origin))
+    begun_with = files.read_json(source / "origin.json")
+    if begun_with != origin:
+        raise UserError(
+            f"{root} was begun with init_from={begun_with['init_from']!r}, now it is "
+            f"{origin['init_from']!r}; use another --workdir"
+        )
+    return read_model(source, config), tokenizers.load(source)
+
+
+def read_model(source: Path, config: ml_collections.ConfigDict) -> ModelConfig:
+    """The architecture in a source folder, computed as the config says."""
+    return dataclasses.replace(huggingface.read_config(source), **config.compute.to_dict())
+
+
+def initial_params(root: Path, config: ml_collections.ConfigDict, model: ModelConfig) -> Params:
+    """{"lm": ...}: imported from where W/source/origin.json says, or random from the seed."""
+    init_from = files.read_json(source_folder(root) / "origin.json")["init_from"]
+    if init_from:
+        lm = huggingface.load_params(init_from, model, model.param_dtype)
+        return {"lm": jax.device_put(lm)}
+    return {"lm": jax.jit(model_lib.init, static_argnums=0)(model, jax.random.key(config.seed))}
+
+
+def write_run(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> None:
+    """Save the config beside the stage's checkpoints; on a later start compare with it.
+
+    Raises:
+      UserError: the stage was begun with another value of a field that matters.
+    """
+    folder = stage_folder(root, stage.number)
+    path = folder / "run.json"
+    run = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage)}
+    run = json.loads(json.dumps(run))
+    if path.exists() and checkpoints.latest_step(folder / "checkpoints") is not None:
+        before, now = _flat(files.read_json(path)), _flat(run)
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in HARMLESS:
+                raise UserError(
+                    f"{folder} was begun with {key}={before.get(key)!r}, now it is {now.get(key)!r}; "
+                    f"use another --workdir, or remove {folder} to begin the stage again"
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(run, indent=2))
+    temporary.replace(path)
+
+
+def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
+    """The stage row and config that a stage of the working directory was started with."""
+    run = files.read_json(stage_folder(root, number) / "run.json")
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in run["stage"].items()}
+    return Stage(**fields), ml_collections.ConfigDict(run["config"])
+
+
+def load_stage(root: Path, number: int, command: str = "", finished: bool = True) -> tuple[Params, Stage]:
+    """The newest parameters of a stage.
+
+    Args:
+      command: what makes a missing stage, for the error.
+      finished: whether the stage must have taken all its steps.
+
+    Raises:
+      UserError: there is none, or it is unfinished.
+    """
+    make = f"; make it with: {command}" if command else ""
+    folder = stage_folder(root, number)
+    step = checkpoints.latest_step(folder / "checkpoints")
+    if step is None or not (folder / "run.json").exists():
+        raise UserError(f"{root} has no checkpoint of stage {number}{make}")
+    stage, config = read_run(root, number)
+    if finished and step < stage.steps:
+        finish = make.replace("make", "finish", 1)
+        raise UserError(f"stage {number} in {root} is at step {step} of {stage.steps}{finish}")
+    model = read_model(source_folder(root), config)
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        return saved.restore_params(step, abstract_params(config, model, stage)), stage
+
+
+def abstract_params(config: ml_collections.ConfigDict, model: ModelConfig, stage: Stage) -> Params:
+    """Shapes, types and placement of a stage's parameters."""
+
+    def make() -> Params:
+        params: Params = {"lm": model_lib.init(model, jax.random.key(0))}
+        if stage.thinks:
+            thought = curriculum.thought_config(config, stage)
+            params["thought"] = thoughts.init(model, thought, params["lm"], jax.random.key(0), 0, 0)
+        return params
+
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(make)
+    )
+
+
+def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) -> Loaded:
+    """A model from a Hugging Face folder or, with a stage, from a working directory.
+
+    Args:
+      stage: number or name of a stage; `init` = the initial model of the working directory.
+      dtype: compute type; None = as trained, float32 for folders.
+
+    Raises:
+      UserError: nothing is there; says what would make it.
+    """
+    root = Path(checkpoint)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; give a Hugging Face folder or a working directory")
+    if not (source_folder(root) / "config.json").exists():
+        if stage is not None:
+            raise UserError(f"{root} is no working directory, so it has no stage {stage}; leave --stage out")
+        return _load_folder(root, dtype or "float32")
+    known = existing_stages(root)
+    if stage is None:
+        raise UserError(f"{root} is a working directory: say which model with --stage=N, of {_names(known)}")
+    changes = {"dtype": dtype} if dtype else {}
+    source = source_folder(root)
+    if stage == "init":
+        if not known:
+            raise UserError(f"{root} has no stage yet; train one with python -m fqs_jax.launch")
+        _, config = read_run(root, known[0].number)
+        model = dataclasses.replace(read_model(source, config), **changes)
+        params = initial_params(root, config, model)
+        return Loaded(params, model, tokenizers.load(source), None, source, "initial model")
+    row = curriculum.find(known, stage)
+    _, config = read_run(root, row.number)
+    params, _ = load_stage(root, row.number, finished=False)
+    thought = None
+    if row.thinks:
+        temperature = config.thought.eval_temperature
+        thought = curriculum.thought_config(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
+    tokenizer = tokenizers.load(source)
+    if thought is not None and config.thought.reset_marks_at_eval:
+        params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
+    model = dataclasses.replace(read_model(source, config), **changes)
+    return Loaded(params, model, tokenizer, thought, source, str(row))
+
+
+def existing_stages(root: Path) -> list[Stage]:
+    """Stages of a working directory that have a checkpoint, in order."""
+    numbers = sorted(int(p.name.split("_")[1]) for p in root.glob("stage_*") if (p / "run.json").exists())
+    saved = [n for n in numbers if checkpoints.latest_step(stage_folder(root, n) / "checkpoints") is not None]
+    return [read_run(root, n)[0] for n in saved]
+
+
+def fresh_marks(config: ml_collections.ConfigDict, lm: Params, tokenizer: Tokenizer) -> Params:
+    """Start and end marks as they are before any training."""
+    start, end = mark_ids(config, tokenizer)
+    table = lm["embed"]["embedding"]
+    scale = config.thought.embedding_scale
+    return {"start": table[start] / scale, "end": table[end] / scale}
+
+
+def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Vocabulary ids whose embeddings the marks begin as: the first token of the configured texts."""
+    ids = []
+    for field in ("start_text", "end_text"):
+        tokens = tokenizer.encode(config.thought[field])
+        if not tokens:
+            raise UserError(f"thought.{field} {config.thought[field]!r} has no token; give another text")
+        ids.append(tokens[0])
+    return ids[0], ids[1]
+
+
+def _load_folder(folder: Path, dtype: str) -> Loaded:
+    model = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype)
+    params: Params = {"lm": jax.device_put(huggingface.load_params(folder, model, dtype))}
+    thought = None
+    saved = huggingface.load_thought(folder)
+    if saved is not None:
+        settings = huggingface.load_thought_settings(folder)
+        settings["masked_ids"] = tuple(settings["masked_ids"])
+        params["thought"] = jax.device_put(saved)
+        thought = thoughts.ThoughtConfig(**settings)
+    return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name)
+
+
+def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """Tokenizer and config.json of a model that is trained from scratch."""
+    tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
+    model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    known = {key: value for key, value in ids.items() if value is not None}
+    raw = huggingface.write_config(model, model.param_dtype, known)
+    (folder / "config.json").write_text(json.dumps(raw, indent=2))
+
+
+def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
+    """The config without the rows of stages; the stage's own is saved beside it."""
+    del stage
+    return {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _names(stages: list[Stage]) -> str:
+    return ", ".join(f"{stage.number} ({stage.name})" for stage in stages) or "none yet"
+
+
+def remove_stage(root: Path, number: int) -> None:
+    """Forget a stage."""
+    shutil.rmtree(stage_folder(root, number), ignore_errors=True)
