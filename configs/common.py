@@ -94,7 +94,9 @@ def get_config() -> ml_collections.ConfigDict:
     # The curriculum (released scripts). The released NTP run starts from the initial model and is
     # taught by 12/4; summaries of the paper have it start from, and taught by, 8/4: set
     # stage_4.start=3 and stage_4.teacher=3 for that.
-    c.stage_1 = row("think-16-8", "quiet_star", n_ahead=16, n_ahead_talk=8, learning_rate=2e-6, steps=150)
+    c.stage_1 = row(
+        "think-16-8", "quiet_star", n_ahead=16, n_ahead_talk=8, learning_rate=2e-6, steps=150
+    )
     c.stage_2 = row("think-12-4", "quiet_star", start=1, n_ahead=12, n_ahead_talk=4, steps=150)
     c.stage_3 = row("think-8-4", "quiet_star", start=2, n_ahead=8, n_ahead_talk=4, steps=150)
     c.stage_4 = row("ntp", "ntp", teacher=2, steps=300)

@@ -20,6 +20,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.seq_len = 128
     c.data.rows = "pack"
     c.checkpoint_every = 50
-    for stage, learning_rate in ((c.stage_1, 2e-4), (c.stage_2, 1e-4), (c.stage_3, 1e-4), (c.stage_4, 1e-5)):
+    for stage, learning_rate in (
+        (c.stage_1, 2e-4),
+        (c.stage_2, 1e-4),
+        (c.stage_3, 1e-4),
+        (c.stage_4, 1e-5),
+    ):
         stage.learning_rate = learning_rate
     return c

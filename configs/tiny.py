@@ -5,6 +5,8 @@ python -m fqs_jax.launch --config=configs/tiny.py --workdir=W --stage=all
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections
 
 from configs import common
@@ -39,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 20
     c.thought.start_text = ":"
     c.thought.end_text = "="
+    c.thought.embedding_scale = 1.0
     c.thought.mixing = "probability"
     c.thought.mixing_bias = -2.0
     c.thought.reset_marks_on_load = False
@@ -49,13 +52,23 @@ def get_config() -> ml_collections.ConfigDict:
     c.log_every = 10
     c.checkpoint_every = 200
 
-    think = {"objective": "quiet_star", "n_ahead_talk": 2, "learning_rate": 1e-3, "steps": 250}
+    think: dict[str, Any] = {
+        "objective": "quiet_star",
+        "n_ahead_talk": 2,
+        "learning_rate": 1e-3,
+        "steps": 250,
+    }
     c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1000)
     c.stage_1 = row("think-8-2", start=0, n_ahead=8, **think)
     c.stage_2 = row("think-7-2", start=1, n_ahead=7, **think)
     c.stage_3 = row("think-6-2", start=2, n_ahead=6, **think)
     c.stage_4 = row("ntp", "ntp", start=0, teacher=3, learning_rate=1e-4, steps=300)
-    plain = {"objective": "next_token", "start": 0, "learning_rate": 1e-3, "control": True}
+    plain: dict[str, Any] = {
+        "objective": "next_token",
+        "start": 0,
+        "learning_rate": 1e-3,
+        "control": True,
+    }
     c.stage_5 = row("same-steps", same_steps_as=(1, 2, 3), **plain)
     c.stage_6 = row("same-flops", same_flops_as=(1, 2, 3), **plain)
     return c

@@ -27,7 +27,14 @@ def causal(
     window: int | None,
 ) -> jax.Array:
     """Causal attention of a text over itself, [B, T, N, H]."""
-    output, _ = aligned_text(query_BxTxNxH[:, :, None], key_BxTxGxH, value_BxTxGxH, jnp.zeros(1, jnp.int32), mask_BxT, window)
+    output, _ = aligned_text(
+        query_BxTxNxH[:, :, None],
+        key_BxTxGxH,
+        value_BxTxGxH,
+        jnp.zeros(1, jnp.int32),
+        mask_BxT,
+        window,
+    )
     return output[:, :, 0]
 
 
@@ -115,9 +122,7 @@ def own_slots(
     return output.reshape(C, S, N, H), lse.transpose(0, 3, 1, 2).reshape(C, S, N)
 
 
-def merge(
-    first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]
-) -> jax.Array:
+def merge(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Softmax over the union of two disjoint key sets, from each set's (output, log-sum-exp)."""
     (output_a, lse_a), (output_b, lse_b) = first, second
     share_a = jax.nn.sigmoid(lse_a - lse_b)[..., None].astype(output_a.dtype)
@@ -132,7 +137,11 @@ def causal_slots(num_slots: int, window: int | None) -> jax.Array:
 
 
 def _text_bias(
-    index_BxQ: jax.Array, key_index_J: jax.Array, slot_S: jax.Array, mask_BxJ: jax.Array | None, window: int | None
+    index_BxQ: jax.Array,
+    key_index_J: jax.Array,
+    slot_S: jax.Array,
+    mask_BxJ: jax.Array | None,
+    window: int | None,
 ) -> jax.Array:
     """Additive float32 mask [B or 1, Q, S or 1, J] of queries at text positions over text keys."""
     distance_BxQxJ = index_BxQ[..., None] - key_index_J
@@ -145,13 +154,18 @@ def _text_bias(
 
 
 def _attend(
-    query_BxQxSxNxH: jax.Array, key_BxJxGxH: jax.Array, value_BxJxGxH: jax.Array, bias_BxQxSxJ: jax.Array
+    query_BxQxSxNxH: jax.Array,
+    key_BxJxGxH: jax.Array,
+    value_BxJxGxH: jax.Array,
+    bias_BxQxSxJ: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Grouped-query attention with an additive mask; returns output and log-sum-exp."""
     B, Q, S, N, H = query_BxQxSxNxH.shape
     G = key_BxJxGxH.shape[2]
     query = query_BxQxSxNxH.reshape(B, Q, S, G, N // G, H)
-    logits = jnp.einsum("bqsgnh,bjgh->bgnqsj", query, key_BxJxGxH, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "bqsgnh,bjgh->bgnqsj", query, key_BxJxGxH, preferred_element_type=jnp.float32
+    )
     probs, lse = _softmax(logits * H**-0.5 + bias_BxQxSxJ[:, None, None])
     output = jnp.einsum("bgnqsj,bjgh->bqsgnh", probs.astype(value_BxJxGxH.dtype), value_BxJxGxH)
     return output.reshape(B, Q, S, N, H), lse.transpose(0, 3, 4, 1, 2).reshape(B, Q, S, N)

@@ -49,9 +49,13 @@ class Checkpoints:
             progress=ocp.args.JsonSave(progress),
         )
         if not self._manager.save(step, args=args):
-            raise UserError(f"{self._folder} holds a step after {step} already; use another --workdir")
+            raise UserError(
+                f"{self._folder} holds a step after {step} already; use another --workdir"
+            )
 
-    def restore(self, step: int, params: Params, optimizer: Any) -> tuple[Params, Any, dict[str, Any]]:
+    def restore(
+        self, step: int, params: Params, optimizer: Any
+    ) -> tuple[Params, Any, dict[str, Any]]:
         """The state of a step, with the shapes, types and placement of the two (abstract) trees."""
         args = ocp.args.Composite(
             params=ocp.args.StandardRestore(params),
@@ -63,13 +67,17 @@ class Checkpoints:
 
     def restore_params(self, step: int, params: Params) -> Params:
         """The parameters alone."""
-        return self._restore(step, ocp.args.Composite(params=ocp.args.StandardRestore(params))).params
+        return self._restore(
+            step, ocp.args.Composite(params=ocp.args.StandardRestore(params))
+        ).params
 
     def _restore(self, step: int, args: ocp.args.Composite) -> Any:
         try:
             return self._manager.restore(step, args=args)
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = (
+                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            )
             raise UserError(
                 f"cannot restore step {step} of {self._folder}: {reason[:200]}; "
                 "remove that step's folder to go on from the one before it"
@@ -80,4 +88,6 @@ def latest_step(folder: Path) -> int | None:
     """The newest whole step in a folder of checkpoints, without opening a manager; None if none."""
     if not folder.is_dir():
         return None
-    return max((int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), default=None)
+    return max(
+        (int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), default=None
+    )

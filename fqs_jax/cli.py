@@ -50,7 +50,11 @@ def require(**values: object) -> None:
 
 def command_line(module: str, **flags_by_name: object) -> str:
     """A command as a user would type it, without the flags that are empty."""
-    words = [f"--{name}={value}" for name, value in flags_by_name.items() if value not in (None, "", False)]
+    words = [
+        f"--{name}={value}"
+        for name, value in flags_by_name.items()
+        if value not in (None, "", False)
+    ]
     return " ".join(["python -m", module, *map(shlex.quote, words)])
 
 
@@ -70,7 +74,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _set_up_jax() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 

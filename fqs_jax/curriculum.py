@@ -72,7 +72,9 @@ def row(name: str, objective: str, **fields: Any) -> ml_collections.ConfigDict:
     return config
 
 
-def read_stages(config: ml_collections.ConfigDict, model: ModelConfig, max_steps: int | None = None) -> list[Stage]:
+def read_stages(
+    config: ml_collections.ConfigDict, model: ModelConfig, max_steps: int | None = None
+) -> list[Stage]:
     """All rows in order of their number, controls' steps worked out.
 
     Args:
@@ -107,10 +109,12 @@ def find(stages: list[Stage], which: str) -> Stage:
     raise UserError(f"there is no stage {which!r}; the config has {known}")
 
 
-def thought_config(config: ml_collections.ConfigDict, stage: Stage, **changes: Any) -> ThoughtConfig:
+def thought_config(
+    config: ml_collections.ConfigDict, stage: Stage, **changes: Any
+) -> ThoughtConfig:
     """What a thought is in a thinking stage."""
     t = config.thought
-    fields = {
+    fields: dict[str, Any] = {
         "n_ahead": stage.n_ahead,
         "n_ahead_talk": stage.n_ahead_talk,
         "rationales": t.rationales,
@@ -156,9 +160,13 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
 def _checked(stage: Stage, earlier: dict[int, Stage]) -> Stage:
     where = f"stage_{stage.number}"
     if stage.objective not in OBJECTIVES:
-        raise UserError(f"{where}.objective is {stage.objective!r}; choose from {', '.join(OBJECTIVES)}")
+        raise UserError(
+            f"{where}.objective is {stage.objective!r}; choose from {', '.join(OBJECTIVES)}"
+        )
     if stage.thinks and (stage.n_ahead < 4 or stage.n_ahead_talk < 1):
-        raise UserError(f"{where}: n_ahead must be at least 4 (one sampled token) and n_ahead_talk 1")
+        raise UserError(
+            f"{where}: n_ahead must be at least 4 (one sampled token) and n_ahead_talk 1"
+        )
     named = [n for n in (stage.start, stage.teacher) if n is not None]
     for number in (*named, *stage.same_steps_as, *stage.same_flops_as):
         if number not in earlier:
@@ -174,7 +182,9 @@ def _steps(
     if stage.same_steps_as:
         return sum(earlier[n].steps for n in stage.same_steps_as)
     if stage.same_flops_as:
-        budget = sum(earlier[n].steps * step_flops(config, earlier[n], model) for n in stage.same_flops_as)
+        budget = sum(
+            earlier[n].steps * step_flops(config, earlier[n], model) for n in stage.same_flops_as
+        )
         return max(1, round(budget / step_flops(config, stage, model)))
     if stage.steps < 1:
         raise UserError(f"stage_{stage.number}.steps is {stage.steps}; set at least 1")

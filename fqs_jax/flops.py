@@ -35,7 +35,9 @@ def text_forward(model: ModelConfig, length: int) -> int:
     return length * (dense(model) + attend(model, (length + 1) / 2))
 
 
-def sampling(model: ModelConfig, thought: ThoughtConfig, length: int, positions: int, steps: int) -> int:
+def sampling(
+    model: ModelConfig, thought: ThoughtConfig, length: int, positions: int, steps: int
+) -> int:
     """Text pass and `steps` cached thought steps at `positions` of one row, with the head at each."""
     keys = (length + 1) / 2 + (steps + 1) / 2
     step = dense(model) + attend(model, keys) + vocabulary(model)

@@ -40,7 +40,9 @@ class Interrupts:
             raise KeyboardInterrupt
         self.signum = signum
         name = signal.Signals(signum).name
-        print(f"\n{name}: finishing the step and saving; once more stops without saving", flush=True)
+        print(
+            f"\n{name}: finishing the step and saving; once more stops without saving", flush=True
+        )
 
     def check(self, message: str) -> None:
         """Raise Interrupted with the message if a signal came."""

@@ -18,13 +18,16 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import checkpoints, cli, curriculum, model as model_lib, train, workdir
+from fqs_jax import checkpoints, cli, curriculum, train, workdir
+from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
 from fqs_jax.model import ModelConfig
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/tiny.py", "Experiment.", lock_config=True
+)
 _STAGE = flags.DEFINE_string("stage", "all", "Number or name of a stage, or all.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
 _INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
@@ -64,7 +67,7 @@ def _command(number: int) -> str:
     overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
     command = cli.command_line(
         "fqs_jax.launch",
-        config=flags.FLAGS["config"].config_filename,
+        config=config_flags.get_config_filename(flags.FLAGS["config"]),
         init_from=_INIT_FROM.value,
         text=_TEXT.value,
         workdir=_WORKDIR.value,
@@ -74,16 +77,32 @@ def _command(number: int) -> str:
     return " ".join([command, *overrides])
 
 
-def _print_plan(root: Path, config: object, todo: list[Stage], stages: list[Stage], model: ModelConfig) -> None:
+def _print_plan(
+    root: Path, config: object, todo: list[Stage], stages: list[Stage], model: ModelConfig
+) -> None:
     """What would run."""
     names = {stage.number: str(stage) for stage in stages}
     parameters = model_lib.num_params(model_lib.abstract_params(model))
-    table = Table(title=f"{root}: {parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s)")
-    for column in ("stage", "name", "objective", "n_ahead/talk", "starts from", "steps", "text tokens", "FLOPs", "done"):
+    table = Table(
+        title=f"{root}: {parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s)"
+    )
+    for column in (
+        "stage",
+        "name",
+        "objective",
+        "n_ahead/talk",
+        "starts from",
+        "steps",
+        "text tokens",
+        "FLOPs",
+        "done",
+    ):
         table.add_column(column)
     for stage in todo:
         per_step = config.batch_size * config.data.seq_len  # type: ignore[attr-defined]
-        done = checkpoints.latest_step(workdir.stage_folder(root, stage.number) / "checkpoints") or 0
+        done = (
+            checkpoints.latest_step(workdir.stage_folder(root, stage.number) / "checkpoints") or 0
+        )
         start = "initial model" if stage.start is None else names[stage.start]
         teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
         table.add_row(

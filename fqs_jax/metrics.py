@@ -11,7 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 QUIET_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
@@ -25,7 +31,11 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, first_step: int):
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= first_step] if first_step else []
+        kept = (
+            [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
+            if first_step
+            else []
+        )
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
@@ -120,7 +130,9 @@ class Progress:
         elapsed = self._spoke - self._started
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
-        print(f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip(), flush=True)
+        print(
+            f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip(), flush=True
+        )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

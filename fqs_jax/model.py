@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from fqs_jax import attention
 
 Params = dict[str, Any]
-# (query [..., N, H], key [..., G, H], value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
+# (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 # What the backward pass may keep instead of recomputing, by name.
@@ -77,7 +77,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}")
+            raise ValueError(
+                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+            )
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
 
@@ -98,7 +100,9 @@ class Block(nn.Module):
             param_dtype=c.param_dtype,
             kernel_init=nn.initializers.normal(0.02),
         )
-        norm = functools.partial(nn.RMSNorm, epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype)
+        norm = functools.partial(
+            nn.RMSNorm, epsilon=c.norm_eps, dtype=c.dtype, param_dtype=c.param_dtype
+        )
         residual_scale = nn.initializers.normal(0.02 / math.sqrt(2 * c.num_layers))
 
         normed = norm(name="attn_norm")(hidden)
@@ -113,7 +117,9 @@ class Block(nn.Module):
         normed = norm(name="mlp_norm")(hidden)
         gate = nn.silu(dense(c.mlp_dim, use_bias=False, name="gate")(normed))
         up = dense(c.mlp_dim, use_bias=False, name="up")(normed)
-        hidden = hidden + dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(gate * up)
+        hidden = hidden + dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(
+            gate * up
+        )
         return hidden, layer_output
 
 
@@ -132,12 +138,16 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
 
     normal = nn.initializers.normal(0.02)
     params: Params = {
-        "embed": {"embedding": normal(key_embed, (config.vocab_size, config.width), config.param_dtype)},
+        "embed": {
+            "embedding": normal(key_embed, (config.vocab_size, config.width), config.param_dtype)
+        },
         "layers": jax.vmap(init_layer)(jax.random.split(key_layers, config.num_layers)),
         "final_norm": {"scale": jnp.ones((config.width,), config.param_dtype)},
     }
     if not config.tied_embeddings:
-        params["head"] = {"kernel": normal(key_head, (config.width, config.vocab_size), config.param_dtype)}
+        params["head"] = {
+            "kernel": normal(key_head, (config.width, config.vocab_size), config.param_dtype)
+        }
     return params
 
 
@@ -203,7 +213,10 @@ def run_layers(
 
     def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         layer_params, layer_input = xs
-        return Block(config).apply({"params": layer_params}, hidden, rope, attend, layer_input)
+        applied: Any = Block(config).apply(
+            {"params": layer_params}, hidden, rope, attend, layer_input
+        )
+        return applied
 
     if config.remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
@@ -224,14 +237,18 @@ def text_forward(
       Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].
     """
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, _: None) -> tuple[jax.Array, Any]:
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, _: None
+    ) -> tuple[jax.Array, Any]:
         return attention.causal(query, key, value, mask_BxT, config.sliding_window), (key, value)
 
     positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
     return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)
 
 
-def logits(params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None) -> jax.Array:
+def logits(
+    params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None
+) -> jax.Array:
     """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: holds all of V."""
     hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, mask_BxT)
     return head_logits(params, hidden_BxTxD)

@@ -10,6 +10,7 @@ computes them; where code and paper differ the code is followed and the differen
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,9 @@ def quiet_star_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Think at every position, then score the thoughts: see `thought_losses` for the formula."""
     tokens_BxT, mask_BxT = batch["tokens"], batch["mask"]
-    thought_BxTxRxK, entropy = thoughts.sample_thoughts(params, tokens_BxT, key, model, thought, mask_BxT)
+    thought_BxTxRxK, entropy = thoughts.sample_thoughts(
+        params, tokens_BxT, key, model, thought, mask_BxT
+    )
     scores = thoughts.score_thoughts(params, tokens_BxT, thought_BxTxRxK, model, thought, mask_BxT)
     target_BxT = targets(batch)
     losses = thought_losses(scores, target_BxT, config)
@@ -165,8 +168,12 @@ def thought_losses(scores: Scores, target_BxT: jax.Array, config: QuietStarConfi
     )
 
     rewarded = T - 1 - A
-    base_at_target = jnp.stack([base_nll[:, s : s + rewarded] for s in range(A)], axis=1)  # [B, A, T-1-A]
-    gain = (base_at_target[:, None] - talk_nll[..., :rewarded]) * target_BxAxT[:, None, :, :rewarded]
+    base_at_target = jnp.stack(
+        [base_nll[:, s : s + rewarded] for s in range(A)], axis=1
+    )  # [B, A, T-1-A]
+    gain = (base_at_target[:, None] - talk_nll[..., :rewarded]) * target_BxAxT[
+        :, None, :, :rewarded
+    ]
     reward = jax.lax.stop_gradient(jnp.sum(gain, axis=2))  # [B, R, T-1-A]
     centred = reward - jnp.mean(reward, axis=1, keepdims=True)
     if config.advantage == "clipped":
@@ -199,7 +206,9 @@ def ntp_loss(
         where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
         keys_BxT = thoughts.thought_keys(key, where_BxT, 1)[..., 0]
         kernel_DxV = model_lib.head_kernel(lm)
-        action_BxT, _ = vocab.sample(hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk)
+        action_BxT, _ = vocab.sample(
+            hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk
+        )
     loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxT, model, config)
     metrics = {
         "nll_base": -masked_mean(parts.label_log_prob, target_BxT),
@@ -252,7 +261,7 @@ def ntp_losses(
     reward = (jnp.maximum(reward, 0.0) if config.clip else reward) * targets(batch)[:, 1:]
 
     read_BxTxD, kernel_DxV = hidden_BxTxD[:, :-1], model_lib.head_kernel(lm)
-    how = {"chunk": model.vocab_chunk, "temperature": config.temperature}
+    how: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
     if config.action == "expected":
         log_pi = vocab.expected_log_probs(read_BxTxD, kernel_DxV, **how)
     else:
@@ -267,7 +276,9 @@ def targets(batch: Batch) -> jax.Array:
     return batch["target"] if "target" in batch else batch["mask"]
 
 
-def label_log_probs(lm: Params, hidden_BxTxD: jax.Array, tokens_BxT: jax.Array, model: ModelConfig) -> jax.Array:
+def label_log_probs(
+    lm: Params, hidden_BxTxD: jax.Array, tokens_BxT: jax.Array, model: ModelConfig
+) -> jax.Array:
     """log p(x_{t+1}) at every t but the last, float32 [B, T - 1]."""
     return vocab.log_probs(
         hidden_BxTxD[:, :-1], model_lib.head_kernel(lm), tokens_BxT[:, 1:], chunk=model.vocab_chunk

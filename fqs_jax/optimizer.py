@@ -74,4 +74,6 @@ def part_norms(grads: Params) -> dict[str, jax.Array]:
 
 
 def _decays(params: Params) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("scale", "bias"), params
+    )

@@ -57,7 +57,9 @@ def score_rows(
         stop = min(start + PIECE, steps)
         path = folder / f"batches_{start:07d}_{stop:07d}.npy"
         if not path.exists():
-            scored = [np.asarray(score(params, dataset.batch(s), np.int32(s))) for s in range(start, stop)]
+            scored = [
+                np.asarray(score(params, dataset.batch(s), np.int32(s))) for s in range(start, stop)
+            ]
             temporary = path.with_suffix(".tmp")
             with temporary.open("wb") as file:
                 np.save(file, np.concatenate(scored))

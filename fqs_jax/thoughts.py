@@ -57,7 +57,9 @@ class ThoughtConfig:
 
     def __post_init__(self) -> None:
         if self.n_ahead < 4:
-            raise ValueError(f"n_ahead {self.n_ahead} leaves no sampled token; it must be at least 4")
+            raise ValueError(
+                f"n_ahead {self.n_ahead} leaves no sampled token; it must be at least 4"
+            )
         if self.n_ahead_talk < 1 or self.rationales < 1:
             raise ValueError("n_ahead_talk and rationales must be at least 1")
         if self.mixing not in MIXINGS:
@@ -98,7 +100,12 @@ class TextCache(NamedTuple):
 
 
 def init(
-    model: ModelConfig, thought: ThoughtConfig, lm: Params, key: jax.Array, start_id: int, end_id: int
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    lm: Params,
+    key: jax.Array,
+    start_id: int,
+    end_id: int,
 ) -> Params:
     """Fresh marks and talk head, as the published code makes them.
 
@@ -125,7 +132,9 @@ def init(
     return jax.tree.map(lambda x: x.astype(model.param_dtype), params)
 
 
-def mixing_weight(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
+def mixing_weight(
+    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
+) -> jax.Array:
     """Weight of the thought, float32, from final-norm hidden states without and with it.
 
     Args:
@@ -187,7 +196,9 @@ def think(
       mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
       thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
     """
-    hidden_BxTxD, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, mask_BxT)
+    hidden_BxTxD, (text_key, text_value) = model_lib.text_forward(
+        params["lm"], tokens_BxT, model, mask_BxT
+    )
     text = TextCache(text_key, text_value, mask_BxT)
     tokens, _, after_BxPxRxD = rollout(params, text, key, model, thought, index_BxP, finish=True)
     assert after_BxPxRxD is not None  # finished
@@ -275,8 +286,12 @@ def rollout(
 
         positions_BxPxR = jnp.broadcast_to(where_BxP[..., None] + slot + 1, (B, P, R))
         layers = (text.key_LxBxTxGxH, text.value_LxBxTxGxH, *own)
-        hidden, new = model_lib.run_layers(lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers)
-        own = jax.tree.map(lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=4), own, new)
+        hidden, new = model_lib.run_layers(
+            lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers
+        )
+        own = jax.tree.map(
+            lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=4), own, new
+        )
         return hidden, own
 
     def sampling_step(carry: Any, slot: jax.Array) -> tuple[Any, Any]:
@@ -340,8 +355,12 @@ def score_thoughts(
         return jnp.concatenate([text, merged], axis=1), None
 
     text_embedding_BxTxD = model_lib.embed(lm, tokens_BxT, c)
-    blocks_BxPxRxMxD = _block_embeddings(params, tokens_BxT, thought_BxPxRxK, ahead_BxPxA, model, thought)
-    packed = jnp.concatenate([text_embedding_BxTxD, blocks_BxPxRxMxD.reshape(B, -1, c.width)], axis=1)
+    blocks_BxPxRxMxD = _block_embeddings(
+        params, tokens_BxT, thought_BxPxRxK, ahead_BxPxA, model, thought
+    )
+    packed = jnp.concatenate(
+        [text_embedding_BxTxD, blocks_BxPxRxMxD.reshape(B, -1, c.width)], axis=1
+    )
     block_positions = (where_BxP[..., None] + slot_RM).reshape(B, -1)
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(T), (B, T)), block_positions], axis=1)
     hidden, _ = model_lib.run_layers(lm, packed, positions, attend, c)
@@ -349,7 +368,9 @@ def score_thoughts(
     base_BxTxD = hidden[:, :T]
     block_BxPxRxMxD = hidden[:, T:].reshape(B, P, R, M, c.width)
     kernel_DxV = model_lib.head_kernel(lm)
-    base_BxT = vocab.log_probs(base_BxTxD, kernel_DxV, jnp.roll(tokens_BxT, -1, axis=1), chunk=c.vocab_chunk)
+    base_BxT = vocab.log_probs(
+        base_BxTxD, kernel_DxV, jnp.roll(tokens_BxT, -1, axis=1), chunk=c.vocab_chunk
+    )
     thought_log_probs = vocab.log_probs(
         block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
         kernel_DxV,
@@ -367,16 +388,22 @@ def score_thoughts(
         tokens_BxT[rows_B1, (ahead_BxPxA + 1) % T][:, :, None], (B, P, R, A)
     )
     if thought.mixing == "probability":
-        after_log_probs = vocab.log_probs(after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk)
+        after_log_probs = vocab.log_probs(
+            after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
+        )
         base_BxPx1xA = base_BxT[rows_B1, ahead_BxPxA][:, :, None]
         talk_BxPxRxA = mix_log_probs(base_BxPx1xA, after_log_probs, weight_BxPxRxA)
     else:
         mixed_BxPxRxAxD = mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
-        talk_BxPxRxA = vocab.log_probs(mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk)
+        talk_BxPxRxA = vocab.log_probs(
+            mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
+        )
     return Scores(base_BxT, thought_log_probs, talk_BxPxRxA, weight_BxPxRxA)
 
 
-def marks(params: Params, model: ModelConfig, thought: ThoughtConfig) -> tuple[jax.Array, jax.Array]:
+def marks(
+    params: Params, model: ModelConfig, thought: ThoughtConfig
+) -> tuple[jax.Array, jax.Array]:
     """Start and end embeddings [D] as the network sees them, in the compute dtype."""
     scaled = [params["thought"][name] * thought.embedding_scale for name in ("start", "end")]
     return scaled[0].astype(model.dtype), scaled[1].astype(model.dtype)
@@ -405,7 +432,13 @@ def text_attention(
             query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, mask_BxT, model.sliding_window
         )
     return attention.indexed_text(
-        query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, index_BxP, slot_S, mask_BxT, model.sliding_window
+        query_BxPxSxNxH,
+        key_BxTxGxH,
+        value_BxTxGxH,
+        index_BxP,
+        slot_S,
+        mask_BxT,
+        model.sliding_window,
     )
 
 

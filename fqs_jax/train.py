@@ -20,7 +20,8 @@ import ml_collections
 import numpy as np
 import optax
 
-from fqs_jax import checkpoints, curriculum, model as model_lib, optimizer, teacher, thoughts, workdir
+from fqs_jax import checkpoints, curriculum, optimizer, teacher, thoughts, workdir
+from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.order import Dataset
@@ -30,7 +31,7 @@ from fqs_jax.metrics import MetricsFile, Progress
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.tokenizers import Tokenizer
 
-
+RESUME = "run the same command again to go on"
 _INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
 
 
@@ -104,7 +105,9 @@ def run(
             state = State(params, transform.init(params))
         else:
             params = workdir.abstract_params(config, model, stage)
-            state = State(*saved.restore(first, params, _placed(jax.eval_shape(transform.init, params)))[:2])
+            state = State(
+                *saved.restore(first, params, _placed(jax.eval_shape(transform.init, params)))[:2]
+            )
         if first >= stage.steps:
             return
         batches = batch_function(root, config, stage, model, data, tokenizer, interrupts, command)
@@ -126,16 +129,24 @@ def _loop(
 ) -> None:
     rates = optimizer.schedule(config, stage.learning_rate, stage.steps)
     tokens_per_step = config.batch_size * config.data.seq_len
-    resume = "run the same command again to go on"
 
     def save(step: int) -> None:
         metrics.flush()  # rows up to a checkpoint are on disk before it is
-        saved.save(step, _own_copy(state.params), _own_copy(state.optimizer), {"steps": stage.steps})
+        saved.save(
+            step, _own_copy(state.params), _own_copy(state.optimizer), {"steps": stage.steps}
+        )
 
-    with MetricsFile(folder / "metrics.jsonl", first) as metrics, Progress(str(stage), first, stage.steps) as bar:
+    with (
+        MetricsFile(folder / "metrics.jsonl", first) as metrics,
+        Progress(str(stage), first, stage.steps) as bar,
+    ):
         started = time.perf_counter()
         example = batches(first)
-        compiled = jax.jit(step_function, donate_argnums=0).lower(state, example, np.int32(first)).compile()
+        compiled = (
+            jax.jit(step_function, donate_argnums=0)
+            .lower(state, example, np.int32(first))
+            .compile()
+        )
         flops = curriculum.step_flops(config, stage, model)
         metrics.event(
             "start",
@@ -172,7 +183,7 @@ def _loop(
             if interrupts.signum is not None and done < stage.steps:
                 save(done)
                 bar.close()
-                interrupts.check(f"{stage} saved at step {done} of {stage.steps}; {resume}")
+                interrupts.check(f"{stage} saved at step {done} of {stage.steps}; {RESUME}")
             if done % config.checkpoint_every == 0 and done < stage.steps:
                 save(done)
         row = metrics.read_pending()
@@ -233,7 +244,11 @@ def batch_function(
         params["thought"].update(workdir.fresh_marks(config, params["lm"], tokenizer))
     _, teacher_config = workdir.read_run(root, stage.teacher)
     thought = curriculum.thought_config(
-        teacher_config, row, rationales=1, n_ahead_talk=1, temperature=config.thought.eval_temperature
+        teacher_config,
+        row,
+        rationales=1,
+        n_ahead_talk=1,
+        temperature=config.thought.eval_temperature,
     )
     folder = workdir.stage_folder(root, stage.number) / "teacher"
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
@@ -242,7 +257,7 @@ def batch_function(
             bar.advance_to(done)
             if done < stage.steps:
                 interrupts.check(
-                    f"teacher scores saved up to batch {done} of {stage.steps}; run the same command again to go on"
+                    f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
                 )
 
         scores = teacher.score_rows(

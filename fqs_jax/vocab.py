@@ -105,7 +105,9 @@ def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:
     return jax.checkpoint(function, prevent_cse=False) if chunk else function
 
 
-def _by_chunks(function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array, other_BxX: jax.Array) -> Any:
+def _by_chunks(
+    function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array, other_BxX: jax.Array
+) -> Any:
     """Apply `function` ([B, c, D], [B, c]) -> pytree of [B, c] to pieces of the flattened token axes."""
     batch, *token_axes, width = hidden_BxXxD.shape
     hidden = hidden_BxXxD.reshape(batch, -1, width)
@@ -121,9 +123,15 @@ def _by_chunks(function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array
 
         def split(x: jax.Array) -> jax.Array:
             # Repeating the last token pads keys (which have no zero) and values alike.
-            x = jnp.concatenate([x, jnp.repeat(x[:, -1:], padding, axis=1)], axis=1) if padding else x
+            x = (
+                jnp.concatenate([x, jnp.repeat(x[:, -1:], padding, axis=1)], axis=1)
+                if padding
+                else x
+            )
             return jnp.moveaxis(x.reshape(batch, num_chunks, per_row, *x.shape[2:]), 1, 0)
 
         result = jax.lax.map(lambda xs: function(*xs), (split(hidden), split(other)))
-        result = jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, -1)[:, :num_tokens], result)
+        result = jax.tree.map(
+            lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, -1)[:, :num_tokens], result
+        )
     return jax.tree.map(lambda y: y.reshape(batch, *token_axes), result)

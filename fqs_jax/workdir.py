@@ -1,11 +1,11 @@
 """The working directory of a run, and what can be loaded from it.
 
-    W/source/            config.json and tokenizer of the initial model, as a Hugging Face folder
-                         without weights; origin.json says where the weights are
-    W/stage_N/run.json   the stage row and the config it was started with
-    W/stage_N/checkpoints/STEP/
-    W/stage_N/metrics.jsonl
-    W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
+W/source/            config.json and tokenizer of the initial model, as a Hugging Face folder
+                     without weights; origin.json says where the weights are
+W/stage_N/run.json   the stage row and the config it was started with
+W/stage_N/checkpoints/STEP/
+W/stage_N/metrics.jsonl
+W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
     if not source.exists():
         with files.new_folder(source) as folder:
             if config.init_from:
-                huggingface.read_config(config.init_from)  # a readable error before anything is made
+                huggingface.read_config(
+                    config.init_from
+                )  # a readable error before anything is made
                 huggingface.carry(Path(config.init_from), folder)
                 shutil.copyfile(Path(config.init_from) / "config.json", folder / "config.json")
             else:
@@ -124,11 +126,15 @@ def write_run(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> No
 def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
     """The stage row and config that a stage of the working directory was started with."""
     run = files.read_json(stage_folder(root, number) / "run.json")
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in run["stage"].items()}
+    fields: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in run["stage"].items()
+    }
     return Stage(**fields), ml_collections.ConfigDict(run["config"])
 
 
-def load_stage(root: Path, number: int, command: str = "", finished: bool = True) -> tuple[Params, Stage]:
+def load_stage(
+    root: Path, number: int, command: str = "", finished: bool = True
+) -> tuple[Params, Stage]:
     """The newest parameters of a stage.
 
     Args:
@@ -180,15 +186,21 @@ def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) ->
     """
     root = Path(checkpoint)
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}; give a Hugging Face folder or a working directory")
+        raise UserError(
+            f"there is no folder {root}; give a Hugging Face folder or a working directory"
+        )
     if not (source_folder(root) / "config.json").exists():
         if stage is not None:
-            raise UserError(f"{root} is no working directory, so it has no stage {stage}; leave --stage out")
+            raise UserError(
+                f"{root} is no working directory, so it has no stage {stage}; leave --stage out"
+            )
         return _load_folder(root, dtype or "float32")
     known = existing_stages(root)
     if stage is None:
-        raise UserError(f"{root} is a working directory: say which model with --stage=N, of {_names(known)}")
-    changes = {"dtype": dtype} if dtype else {}
+        raise UserError(
+            f"{root} is a working directory: say which model with --stage=N, of {_names(known)}"
+        )
+    changes: dict[str, Any] = {"dtype": dtype} if dtype else {}
     source = source_folder(root)
     if stage == "init":
         if not known:
@@ -203,7 +215,9 @@ def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) ->
     thought = None
     if row.thinks:
         temperature = config.thought.eval_temperature
-        thought = curriculum.thought_config(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
+        thought = curriculum.thought_config(
+            config, row, rationales=1, n_ahead_talk=1, temperature=temperature
+        )
     tokenizer = tokenizers.load(source)
     if thought is not None and config.thought.reset_marks_at_eval:
         params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
@@ -213,8 +227,14 @@ def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) ->
 
 def existing_stages(root: Path) -> list[Stage]:
     """Stages of a working directory that have a checkpoint, in order."""
-    numbers = sorted(int(p.name.split("_")[1]) for p in root.glob("stage_*") if (p / "run.json").exists())
-    saved = [n for n in numbers if checkpoints.latest_step(stage_folder(root, n) / "checkpoints") is not None]
+    numbers = sorted(
+        int(p.name.split("_")[1]) for p in root.glob("stage_*") if (p / "run.json").exists()
+    )
+    saved = [
+        n
+        for n in numbers
+        if checkpoints.latest_step(stage_folder(root, n) / "checkpoints") is not None
+    ]
     return [read_run(root, n)[0] for n in saved]
 
 
@@ -232,7 +252,9 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
     for field in ("start_text", "end_text"):
         tokens = tokenizer.encode(config.thought[field])
         if not tokens:
-            raise UserError(f"thought.{field} {config.thought[field]!r} has no token; give another text")
+            raise UserError(
+                f"thought.{field} {config.thought[field]!r} has no token; give another text"
+            )
         ids.append(tokens[0])
     return ids[0], ids[1]
 

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, thoughts, vocab
+from fqs_jax import objectives, thoughts
 from fqs_jax.model import ModelConfig
 from fqs_jax.objectives import NTPConfig, QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
@@ -52,7 +52,11 @@ class Fixture:
         # As published, a label equal to the padding id is ignored wherever it stands.
         tokens = jnp.asarray(data["input_ids"], jnp.int32)
         mask = jnp.asarray(data["attention_mask"], bool)
-        return {"tokens": tokens, "mask": mask, "target": tokens != self.config["pad_token_id_used"]}
+        return {
+            "tokens": tokens,
+            "mask": mask,
+            "target": tokens != self.config["pad_token_id_used"],
+        }
 
 
 @dataclasses.dataclass
@@ -94,7 +98,9 @@ class Comparison:
             scale = float(np.max(np.abs(theirs)))
             difference = float(np.max(np.abs(ours[name] - theirs)))
             errors[name] = difference / scale if scale else difference
-        worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf)
+        worst = max(
+            errors, key=lambda name: errors[name] if errors[name] == errors[name] else np.inf
+        )
         self.error(f"{label} ({worst})", errors[worst], GRADIENT_TOLERANCE)
 
     def _add(self, text: str, ok: bool) -> None:
@@ -133,7 +139,9 @@ def to_tree(weights: Arrays, model: ModelConfig) -> dict[str, Any]:
     c = model
     layers: dict[str, Any] = {}
     for ours, theirs, shape in _layer_rows(c):
-        stacked = [weights[f"model.layers.{i}.{theirs}"].T.reshape(shape) for i in range(c.num_layers)]
+        stacked = [
+            weights[f"model.layers.{i}.{theirs}"].T.reshape(shape) for i in range(c.num_layers)
+        ]
         module, leaf = ours.split("/")
         layers.setdefault(module, {})[leaf] = np.stack(stacked)
     lm = {
@@ -144,7 +152,10 @@ def to_tree(weights: Arrays, model: ModelConfig) -> dict[str, Any]:
     if not c.tied_embeddings:
         lm["head"] = {"kernel": weights["lm_head.weight"].T}
     head = {
-        name: {"kernel": weights[f"talk_head.0.{i}.weight"].T, "bias": weights[f"talk_head.0.{i}.bias"]}
+        name: {
+            "kernel": weights[f"talk_head.0.{i}.weight"].T,
+            "bias": weights[f"talk_head.0.{i}.bias"],
+        }
         for name, i in (("hidden_1", 0), ("hidden_2", 2))
     }
     thought = {
@@ -171,7 +182,9 @@ def from_tree(tree: dict[str, Any], model: ModelConfig) -> Arrays:
     for ours, theirs, _ in _layer_rows(model):
         module, leaf = ours.split("/")
         for i, value in enumerate(lm["layers"][module][leaf]):
-            rows = 1 if leaf != "kernel" else value.shape[0] * (value.shape[1] if module == "o" else 1)
+            rows = (
+                1 if leaf != "kernel" else value.shape[0] * (value.shape[1] if module == "o" else 1)
+            )
             named[f"model.layers.{i}.{theirs}"] = value.reshape(rows, -1).T.squeeze()
     for mark in ("start", "end"):
         # Row 1 belongs to a reparametrisation that these runs do not use; its gradient is zero.
@@ -209,7 +222,9 @@ def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     result.tokens(np.asarray(tokens)[:, :, 0][real], data["thought_tokens"][real])
     result.logits("base logits", base, data["base_logits"], real[..., None])
     # Log-probabilities are logits up to a constant: compare both as log-probabilities.
-    result.logits("mixed logits", mixed[:, :, 0], jax.nn.log_softmax(data["mixed_logits"]), real[..., None])
+    result.logits(
+        "mixed logits", mixed[:, :, 0], jax.nn.log_softmax(data["mixed_logits"]), real[..., None]
+    )
     result.inform("mixing weight", weight[:, :, 0], data["mixing_weight"], real)
     return result
 
@@ -281,7 +296,9 @@ def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     log_teacher = jax.nn.log_softmax(jnp.asarray(data["labels_kl"]))
     teacher = jnp.take_along_axis(log_teacher[:, :-1], batch["tokens"][:, 1:, None], -1)[..., 0]
     action = jnp.asarray(data["sampled_tokens"], jnp.int32)
-    config = NTPConfig(temperature=float(fixture.config["reinforce_temperature"]), policy_weight=1.0)
+    config = NTPConfig(
+        temperature=float(fixture.config["reinforce_temperature"]), policy_weight=1.0
+    )
     result.tokens(np.argmax(data["logits"] + data["gumbel_noise"], -1), data["sampled_tokens"])
 
     def losses(params: Any) -> tuple[jax.Array, Any]:
@@ -325,7 +342,9 @@ def compare_folder(folder: Path) -> list[Comparison]:
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not (Path(arguments[0]) / "config.json").is_file():
-        print("usage: python -m tests.parity DIR, a folder with config.json and weights.safetensors")
+        print(
+            "usage: python -m tests.parity DIR, a folder with config.json and weights.safetensors"
+        )
         return 2
     jax.config.update("jax_default_matmul_precision", "highest")
     results = compare_folder(Path(arguments[0]))

@@ -1,0 +1,45 @@
+"""Export: `python -m fqs_jax.convert --workdir=W --stage=4 --export=OUT`.
+
+Writes a stock Hugging Face folder. A thinking stage is exported as its weights without thoughts, and
+beside them thought.safetensors, which our own programs read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from absl import flags
+
+from fqs_jax import cli, huggingface, workdir
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
+_STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
+_EXPORT = flags.DEFINE_string("export", "", "Folder to write; must not exist or be empty.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"], "Type of the weights; default the source's."
+)
+_MAX_SHARD_GB = flags.DEFINE_float(
+    "max_shard_gb", 5.0, "Largest file, in 10^9 bytes.", lower_bound=1e-6
+)
+
+
+def main(_: Sequence[str]) -> None:
+    cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
+    loaded = workdir.load(_WORKDIR.value, _STAGE.value)
+    settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
+    huggingface.export(
+        loaded.params["lm"],
+        loaded.model,
+        _EXPORT.value,
+        source=loaded.source,
+        dtype=_DTYPE.value,
+        thought=loaded.params.get("thought"),
+        thought_settings=settings,
+        max_shard_bytes=_MAX_SHARD_GB.value * 1e9,
+    )
+    print(f"{loaded.label} exported to {_EXPORT.value}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

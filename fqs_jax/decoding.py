@@ -1,0 +1,109 @@
+"""Cached generation, with or without a thought before every token.
+
+A plain token costs one cached step; a thinking one n_ahead of them: the text token, the start mark,
+K sampled tokens and the end mark. Thoughts see the text cache and are dropped afterwards, so the
+cache is that of an ordinary model.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax import attention, thoughts
+from fqs_jax import model as model_lib
+from fqs_jax.model import ModelConfig, Params
+from fqs_jax.thoughts import TextCache, ThoughtConfig
+
+
+class Cursor(NamedTuple):
+    """Where generation stands: keys and values of the text so far, and what the last token left.
+
+    key, value: [L, B, Tmax, G, H]. length_B: tokens in each row's cache. hidden_BxD: final-norm hidden
+    state of the last of them.
+    """
+
+    key: jax.Array
+    value: jax.Array
+    length_B: jax.Array
+    hidden_BxD: jax.Array
+
+
+def prefill(
+    params: Params, tokens_BxT: jax.Array, length_B: jax.Array, model: ModelConfig, room: int
+) -> Cursor:
+    """Read prompts, padded on the right to T, into caches with room for `room` more tokens."""
+    hidden_BxTxD, (key, value) = model_lib.text_forward(params["lm"], tokens_BxT, model)
+    # Slots beyond a row's length hold padding; nothing looks beyond its own index, and each is
+    # overwritten before the index gets there.
+    padding = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
+    last_BxD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)[:, 0]
+    return Cursor(jnp.pad(key, padding), jnp.pad(value, padding), length_B, last_BxD)
+
+
+def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfig) -> Cursor:
+    """Append one token to every row: one cached step."""
+    index_Bx1 = cursor.length_B[:, None]
+    rows = jnp.arange(token_B.shape[0])
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        cached_k, cached_v = (
+            cached.at[rows, cursor.length_B].set(new[:, 0])
+            for cached, new in zip(layer, (k, v), strict=True)
+        )
+        slot = jnp.zeros(1, jnp.int32)
+        output, _ = attention.indexed_text(
+            q[:, :, None], cached_k, cached_v, index_Bx1, slot, None, model.sliding_window
+        )
+        return output[:, :, 0], (cached_k, cached_v)
+
+    embedding_Bx1xD = model_lib.embed(params["lm"], token_B[:, None], model)
+    hidden_Bx1xD, (key, value) = model_lib.run_layers(
+        params["lm"], embedding_Bx1xD, index_Bx1, attend, model, (cursor.key, cursor.value)
+    )
+    return Cursor(key, value, cursor.length_B + 1, hidden_Bx1xD[:, 0])
+
+
+def next_log_probs(
+    params: Params,
+    cursor: Cursor,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities of the next token, thought about first if `thought` is given.
+
+    Returns:
+      [B, V] float32, the thought's tokens [B, K] and its mixing weight [B] (K = 0 without thoughts).
+    """
+    B = cursor.length_B.shape[0]
+    if thought is None:
+        log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], cursor.hidden_BxD))
+        return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
+    text = TextCache(cursor.key, cursor.value, None)
+    index_Bx1 = cursor.length_B[:, None] - 1
+    tokens, _, after = thoughts.rollout(params, text, key, model, thought, index_Bx1, finish=True)
+    assert after is not None  # finished
+    mixed, weight = thoughts.mixed_log_probs(
+        params, cursor.hidden_BxD[:, None, None], after, thought
+    )
+    return mixed[:, 0, 0], tokens[:, 0, 0], weight[:, 0, 0]
+
+
+def pick(log_probs_BxV: jax.Array, key: jax.Array, temperature: float, top_p: float) -> jax.Array:
+    """Next tokens [B]: the likeliest at temperature 0, else sampled from the top_p nucleus.
+
+    The nucleus is the smallest set of likeliest tokens that holds at least `top_p` of the probability.
+    """
+    if temperature == 0:
+        return jnp.argmax(log_probs_BxV, -1).astype(jnp.int32)
+    logits = log_probs_BxV / temperature
+    if top_p < 1:
+        ordered = jnp.sort(jax.nn.softmax(logits), axis=-1)[:, ::-1]
+        before = jnp.cumsum(ordered, -1) - ordered  # probability of all likelier tokens
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
+        logits = jnp.where(jax.nn.softmax(logits) >= least, logits, -jnp.inf)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(log_probs_BxV.shape[0]))
+    return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)

@@ -1,0 +1,103 @@
+"""Evaluate: `python -m fqs_jax.evaluate --checkpoint=HF_DIR --text=FILE --json`.
+
+With --checkpoint=W --stage=N a stage of a working directory, with its thoughts if it thinks; with
+--workdir=W --all_stages all of them side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from fqs_jax import cli, comparison, scoring, workdir
+from fqs_jax.data import text
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
+_STAGE = flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
+_TEXT = flags.DEFINE_string("text", "", "Held-out text: .txt or .jsonl files, globs, commas.")
+_SEQ_LEN = flags.DEFINE_integer(
+    "seq_len", None, "Tokens of a window; default the model's, at most 512.", 2
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Windows in a batch.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
+_JSON = flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory, with --all_stages.")
+_ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Compare all stages of --workdir.")
+_THOUGHT_SEEDS = flags.DEFINE_integer(
+    "thought_seeds", 4, "Sampled thoughts averaged in comparisons.", 1
+)
+
+
+def main(_: Sequence[str]) -> None:
+    if _ALL_STAGES.value:
+        _compare_all()
+        return
+    cli.require(checkpoint=_CHECKPOINT.value, text=_TEXT.value)
+    documents = text.read_documents(_TEXT.value)
+    loaded = workdir.load(_CHECKPOINT.value, _STAGE.value)
+    length = _SEQ_LEN.value or min(loaded.model.max_seq_len, 512)
+    if length > loaded.model.max_seq_len:
+        raise UserError(
+            f"--seq_len={length} is beyond the model's {loaded.model.max_seq_len}; lower it"
+        )
+    with Progress("windows", 0, 0) as bar:
+        scores = scoring.text_nll(
+            loaded, documents, length, _BATCH_SIZE.value, _SEED.value, bar.advance_to
+        )
+    result = {"model": loaded.label, **scores, "seq_len": length, "documents": len(documents)}
+    if _JSON.value:
+        print(json.dumps(result))
+        return
+    table = Table(title=loaded.label)
+    for name in result:
+        table.add_column(name)
+    table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in result.values()))
+    Console().print(table)
+
+
+def _compare_all() -> None:
+    root = _WORKDIR.value or _CHECKPOINT.value
+    cli.require(workdir=root)
+    documents = text.read_documents(_TEXT.value) if _TEXT.value else []
+    rows = comparison.compare(
+        Path(root),
+        _THOUGHT_SEEDS.value,
+        documents,
+        lambda name: print(f"evaluating {name}", file=sys.stderr),
+    )
+    if _JSON.value:
+        for row in rows:
+            print(
+                json.dumps({k: None if v != v else v for k, v in dataclasses.asdict(row).items()})
+            )
+        return
+    table = Table(
+        title=f"{root}: held-out items, thoughts averaged over {_THOUGHT_SEEDS.value} seeds"
+    )
+    for column in ("stage", "model", "steps", "accuracy", "NLL", "ms/token"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        known = not math.isnan(row.accuracy)
+        table.add_row(
+            row.stage,
+            row.name,
+            f"{row.steps:,}",
+            f"{row.accuracy:.3f} \u00b1 {row.accuracy_error:.3f}" if known else "-",
+            f"{row.nll:.3f}",
+            f"{row.ms_per_token:.2f}",
+        )
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    cli.run(main)

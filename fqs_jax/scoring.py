@@ -1,0 +1,148 @@
+"""Scores of a loaded model: loss on text, and probabilities of answers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fqs_jax import model as model_lib
+from fqs_jax import objectives, thoughts
+from fqs_jax.data import windows
+from fqs_jax.model import ModelConfig, Params
+from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.workdir import Loaded
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _text_nll(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> dict[str, jax.Array]:
+    """Sums over a batch's real targets of the negative log-probability, without and with thoughts."""
+    tokens, mask = batch["tokens"], batch["mask"]
+    where = mask[:, 1:]
+    if thought is None:
+        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
+        log_probs = objectives.label_log_probs(params["lm"], hidden, tokens, model)
+        return {"nll_base": -jnp.sum(log_probs * where)}
+    drawn, _ = thoughts.sample_thoughts(params, tokens, key, model, thought, mask)
+    scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
+    return {
+        "nll_base": -jnp.sum(scores.base_BxT[:, :-1] * where),
+        "nll_thought": -jnp.sum(scores.talk_BxPxRxA[:, :-1, 0, 0] * where),
+    }
+
+
+def text_nll(
+    loaded: Loaded,
+    documents: Sequence[str],
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, float]:
+    """Mean loss in nats a token over documents, every token of which is predicted once.
+
+    Each document is cut into windows by itself (`windows.evaluation_windows`). Windows of like
+    length share a batch, so that little padding is computed.
+
+    Returns:
+      nll_base, nll_thought (thinking models: one sampled thought a position), tokens, windows.
+    """
+    tokenizer = loaded.tokenizer
+    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
+    rows = windows.evaluation_windows(
+        tokenizer.encode_batch(documents), seq_len, bos_id, tokenizer.pad_id
+    )
+    totals: dict[str, float] = {}
+    key = jax.random.key(seed)
+    done = 0
+    for i, batch in enumerate(_batches(rows, batch_size)):
+        sums = _text_nll(
+            loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
+        )
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+        done += batch_size
+        progress(min(done, len(rows["tokens"])))
+    num_tokens = int(rows["mask"][:, 1:].sum())
+    means = {name: total / max(1, num_tokens) for name, total in totals.items()}
+    return {**means, "tokens": num_tokens, "windows": len(rows["tokens"])}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _answer_log_probs(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    answer_ids: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> jax.Array:
+    tokens, mask = batch["tokens"], batch["mask"]
+    last_Bx1 = jnp.sum(mask, axis=1, keepdims=True) - 1
+    if thought is None:
+        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
+        last_BxD = jnp.take_along_axis(hidden, last_Bx1[..., None], axis=1)[:, 0]
+        log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], last_BxD))
+    else:
+        mixed, _, _, _ = thoughts.think(params, tokens, key, model, thought, mask, last_Bx1)
+        log_probs = mixed[:, 0, 0]
+    return log_probs[:, answer_ids]
+
+
+def answer_log_probs(
+    loaded: Loaded, prompts: Sequence[str], answers: Sequence[str], batch_size: int, seed: int
+) -> np.ndarray:
+    """Log-probability of each one-token answer after each prompt, renormalised over the answers.
+
+    A thinking model thinks once, at the prompt's last token.
+
+    Returns:
+      float32 [prompts, answers].
+    """
+    tokenizer = loaded.tokenizer
+    bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    ids = [bos + encoded for encoded in tokenizer.encode_batch(list(prompts))]
+    rows = windows.pad_rows(
+        [np.array(row, np.int32) for row in ids], max(map(len, ids)), tokenizer.pad_id
+    )
+    answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
+    key = jax.random.key(seed)
+    parts = []
+    for i, batch in enumerate(_batches(rows, batch_size, by_length=False)):
+        batch_key = jax.random.fold_in(key, i)
+        log_probs = _answer_log_probs(
+            loaded.params, batch, batch_key, answer_ids, loaded.model, loaded.thought
+        )
+        parts.append(np.asarray(jax.nn.log_softmax(log_probs)))
+    return np.concatenate(parts)[: len(prompts)]
+
+
+def _batches(
+    rows: windows.Batch, batch_size: int, by_length: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Full batches of the rows, short ones filled up with empty rows.
+
+    By length, rows are sorted and each batch is cut to a multiple of 64 that holds its longest.
+    """
+    lengths = rows["mask"].sum(axis=1)
+    order = np.argsort(-lengths, kind="stable") if by_length else np.arange(len(lengths))
+    full = rows["tokens"].shape[1]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = int(lengths[chosen].max())
+        length = min(full, -(-longest // 64) * 64) if by_length else full
+        missing = batch_size - len(chosen)
+        yield {
+            name: np.pad(rows[name][chosen, :length], ((0, missing), (0, 0)))
+            for name in ("tokens", "mask")
+        }
