@@ -38,9 +38,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.seq_len = 256  # tokens of a row (released)
     # crop: one random piece a document and epoch, padded (released); pack: documents end to end.
     c.data.rows = "crop"
-    c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained in process; 0 with init_from
+    c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from
     c.data.num_documents = 0  # documents made by a built-in source
     c.data.clock = ml_collections.ConfigDict()  # fields of fqs_jax.data.clock.Clock
+    c.data.clock.modulus = 7
+    c.data.clock.operations = ("+1", "+3", "*2", "*3", "-2")
     c.data.clock.lengths = (2, 3)  # operations in a problem
     c.data.clock.worked = 0.7  # share of documents that show the work
     c.data.clock.direct = 0.2  # share that answer at once

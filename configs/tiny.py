@@ -36,9 +36,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.source = "clock"
     c.data.rows = "crop"
     c.data.seq_len = 16
-    c.data.tokenizer_pieces = 17
+    c.data.clock.lengths = (3,)
     c.data.num_documents = 20_000
-    c.optimizer.warmup_steps = 20
+    c.optimizer.beta2 = 0.95
+    c.optimizer.decay_steps = 0
     c.thought.start_text = ":"
     c.thought.end_text = "="
     c.thought.embedding_scale = 1.0
@@ -52,23 +53,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.log_every = 10
     c.checkpoint_every = 200
 
-    think: dict[str, Any] = {
-        "objective": "quiet_star",
-        "n_ahead_talk": 2,
-        "learning_rate": 1e-3,
-        "steps": 250,
-    }
+    # Thoughts of 5, 4 and 3 tokens: three is the work of these problems, with less it is lost.
+    think: dict[str, Any] = {"objective": "quiet_star", "n_ahead_talk": 2, "learning_rate": 1e-3}
+    plain: dict[str, Any] = {"objective": "next_token", "start": 0, "learning_rate": 1e-3}
     c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1000)
-    c.stage_1 = row("think-8-2", start=0, n_ahead=8, **think)
-    c.stage_2 = row("think-7-2", start=1, n_ahead=7, **think)
-    c.stage_3 = row("think-6-2", start=2, n_ahead=6, **think)
+    c.stage_1 = row("think-8-2", start=0, n_ahead=8, steps=250, **think)
+    c.stage_2 = row("think-7-2", start=1, n_ahead=7, steps=150, **think)
+    c.stage_3 = row("think-6-2", start=2, n_ahead=6, steps=150, **think)
     c.stage_4 = row("ntp", "ntp", start=0, teacher=3, learning_rate=1e-4, steps=300)
-    plain: dict[str, Any] = {
-        "objective": "next_token",
-        "start": 0,
-        "learning_rate": 1e-3,
-        "control": True,
-    }
-    c.stage_5 = row("same-steps", same_steps_as=(1, 2, 3), **plain)
-    c.stage_6 = row("same-flops", same_flops_as=(1, 2, 3), **plain)
+    c.stage_5 = row("same-steps", control=True, same_steps_as=(1, 2, 3), **plain)
+    c.stage_6 = row("same-flops", control=True, same_flops_as=(1, 2, 3), **plain)
     return c

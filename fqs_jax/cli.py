@@ -74,7 +74,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _set_up_jax() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 

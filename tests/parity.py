@@ -3,13 +3,14 @@
 DIR holds config.json, weights.safetensors and any of eval_n*.npz, train_n*.npz, ntp*.npz, recorded
 from the released Fast Quiet-STaR modeling files run unedited. One line a file; exit 0 iff thought
 tokens are equal, logits within 1e-4, losses within 1e-5 relative and every gradient within 1e-4 of
-its tensor's largest entry.
+its tensor's largest entry; 1 where something differs; 2, with one line about it, where the folder
+cannot be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,46 +18,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file
 
 from fqs_jax import model as model_lib
 from fqs_jax import objectives, thoughts
+from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
 from fqs_jax.objectives import NTPConfig, QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
+from tests import published
+from tests.published import Arrays, Fixture
 
 LOGIT_TOLERANCE, LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-5, 1e-4
-Arrays = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Fixture:
-    """A folder's model: its architecture, its raw configuration, and its weights in our layout."""
-
-    config: dict[str, Any]
-    model: ModelConfig
-    params: dict[str, Any]
-
-    def thought(self, data: Arrays, **changes: Any) -> ThoughtConfig:
-        fields: dict[str, Any] = {
-            "n_ahead": int(data["n_ahead"]),
-            "n_ahead_talk": int(data["n_ahead_talk"]),
-            "rationales": int(data.get("n_passes", 1)),
-            "embedding_scale": self.config["embedding_scale"],
-            "reinforce_temperature": float(self.config["reinforce_temperature"]),
-            "masked_ids": (self.config["start_thought_id"], self.config["end_thought_id"]),
-        }
-        return ThoughtConfig(**fields | changes)
-
-    def batch(self, data: Arrays) -> objectives.Batch:
-        # As published, a label equal to the padding id is ignored wherever it stands.
-        tokens = jnp.asarray(data["input_ids"], jnp.int32)
-        mask = jnp.asarray(data["attention_mask"], bool)
-        return {
-            "tokens": tokens,
-            "mask": mask,
-            "target": tokens != self.config["pad_token_id_used"],
-        }
 
 
 @dataclasses.dataclass
@@ -88,9 +60,10 @@ class Comparison:
     def gradients(self, label: str, ours: dict[str, np.ndarray], data: Arrays) -> None:
         prefix = f"{label}/"
         names = [name[len(prefix) :] for name in data if name.startswith(prefix)]
-        missing = sorted(set(names) - set(ours))
-        if missing or not names:
-            self._add(f"{label} without counterpart: {missing or 'all'}", False)
+        shapes = {name: gradient.shape for name, gradient in ours.items()}
+        odd = sorted(name for name in names if shapes.get(name) != data[prefix + name].shape)
+        if odd or not names:
+            self._add(f"{label} without counterpart: {', '.join(odd) or 'all'}", False)
             return
         errors = {}
         for name in names:
@@ -111,103 +84,7 @@ class Comparison:
         return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {', '.join(self.parts)}"
 
 
-def load(folder: Path) -> Fixture:
-    """Read a fixture folder's configuration and weights."""
-    config = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "weights.safetensors")
-    model = ModelConfig(
-        vocab_size=config["vocab_size"],
-        width=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        mlp_dim=config["intermediate_size"],
-        rope_theta=config["rope_theta"],
-        norm_eps=config["rms_norm_eps"],
-        tied_embeddings=config["tie_word_embeddings"],
-        sliding_window=config.get("sliding_window"),
-        qkv_bias="model.layers.0.self_attn.q_proj.bias" in weights,
-        remat="none",
-    )
-    params = jax.tree.map(jnp.asarray, to_tree(weights, model))
-    return Fixture(config, model, params)
-
-
-def to_tree(weights: Arrays, model: ModelConfig) -> dict[str, Any]:
-    """Published names, (out, in) matrices -> our tree."""
-    c = model
-    layers: dict[str, Any] = {}
-    for ours, theirs, shape in _layer_rows(c):
-        stacked = [
-            weights[f"model.layers.{i}.{theirs}"].T.reshape(shape) for i in range(c.num_layers)
-        ]
-        module, leaf = ours.split("/")
-        layers.setdefault(module, {})[leaf] = np.stack(stacked)
-    lm = {
-        "embed": {"embedding": weights["model.embed_tokens.weight"]},
-        "layers": layers,
-        "final_norm": {"scale": weights["model.norm.weight"]},
-    }
-    if not c.tied_embeddings:
-        lm["head"] = {"kernel": weights["lm_head.weight"].T}
-    head = {
-        name: {
-            "kernel": weights[f"talk_head.0.{i}.weight"].T,
-            "bias": weights[f"talk_head.0.{i}.bias"],
-        }
-        for name, i in (("hidden_1", 0), ("hidden_2", 2))
-    }
-    thought = {
-        "start": weights["start_embedding"][0],
-        "end": weights["end_embedding"][0],
-        "talk_head": head | {"out": {"kernel": weights["talk_head.0.4.weight"].T}},
-    }
-    return {"lm": lm, "thought": thought}
-
-
-def from_tree(tree: dict[str, Any], model: ModelConfig) -> Arrays:
-    """Our tree (of gradients) -> published names and orientation."""
-    lm, thought = jax.tree.map(np.asarray, (tree["lm"], tree["thought"]))
-    named = {
-        "model.embed_tokens.weight": lm["embed"]["embedding"],
-        "model.norm.weight": lm["final_norm"]["scale"],
-        "talk_head.0.4.weight": thought["talk_head"]["out"]["kernel"].T,
-    }
-    if "head" in lm:
-        named["lm_head.weight"] = lm["head"]["kernel"].T
-    for name, i in (("hidden_1", 0), ("hidden_2", 2)):
-        named[f"talk_head.0.{i}.weight"] = thought["talk_head"][name]["kernel"].T
-        named[f"talk_head.0.{i}.bias"] = thought["talk_head"][name]["bias"]
-    for ours, theirs, _ in _layer_rows(model):
-        module, leaf = ours.split("/")
-        for i, value in enumerate(lm["layers"][module][leaf]):
-            rows = (
-                1 if leaf != "kernel" else value.shape[0] * (value.shape[1] if module == "o" else 1)
-            )
-            named[f"model.layers.{i}.{theirs}"] = value.reshape(rows, -1).T.squeeze()
-    for mark in ("start", "end"):
-        # Row 1 belongs to a reparametrisation that these runs do not use; its gradient is zero.
-        named[f"{mark}_embedding"] = np.stack([thought[mark], np.zeros_like(thought[mark])])
-    return named
-
-
-def _layer_rows(c: ModelConfig) -> list[tuple[str, str, tuple[int, ...]]]:
-    q, kv = (c.num_heads, c.head_dim), (c.num_kv_heads, c.head_dim)
-    rows: list[tuple[str, str, tuple[int, ...]]] = [
-        ("attn_norm/scale", "input_layernorm.weight", (c.width,)),
-        ("mlp_norm/scale", "post_attention_layernorm.weight", (c.width,)),
-        ("q/kernel", "self_attn.q_proj.weight", (c.width, *q)),
-        ("k/kernel", "self_attn.k_proj.weight", (c.width, *kv)),
-        ("v/kernel", "self_attn.v_proj.weight", (c.width, *kv)),
-        ("o/kernel", "self_attn.o_proj.weight", (*q, c.width)),
-        ("gate/kernel", "mlp.gate_proj.weight", (c.width, c.mlp_dim)),
-        ("up/kernel", "mlp.up_proj.weight", (c.width, c.mlp_dim)),
-        ("down/kernel", "mlp.down_proj.weight", (c.mlp_dim, c.width)),
-    ]
-    if c.qkv_bias:
-        rows += [(f"{n}/bias", f"self_attn.{n}_proj.bias", q if n == "q" else kv) for n in "qkv"]
-    return rows
+_think = jax.jit(thoughts.think, static_argnames=("model", "thought"))
 
 
 def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
@@ -215,8 +92,13 @@ def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     result = Comparison(name)
     batch = fixture.batch(data)
     thought = fixture.thought(data, rationales=1, temperature=0.0)
-    mixed, base, tokens, weight = thoughts.think(
-        fixture.params, batch["tokens"], jax.random.key(0), fixture.model, thought, batch["mask"]
+    mixed, base, tokens, weight = _think(
+        fixture.params,
+        batch["tokens"],
+        jax.random.key(0),
+        model=fixture.model,
+        thought=thought,
+        mask_BxT=batch["mask"],
     )
     real = data["attention_mask"].astype(bool)
     result.tokens(np.asarray(tokens)[:, :, 0][real], data["thought_tokens"][real])
@@ -242,25 +124,9 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     recorded = data["thought_tokens"].reshape(-1, P, *data["thought_tokens"].shape[1:])
     tokens_BxTxRxK = jnp.asarray(np.moveaxis(recorded, 1, 2), jnp.int32)
 
-    def losses(params: Any) -> tuple[Any, Any]:
-        scores = thoughts.score_thoughts(
-            params, batch["tokens"], tokens_BxTxRxK, fixture.model, thought, batch["mask"]
-        )
-        return objectives.thought_losses(scores, batch["target"], config), scores
-
-    @jax.jit
-    def with_gradients(params: Any) -> Any:
-        (ours, scores), pull = jax.vjp(losses, params)
-        zero = jax.tree.map(jnp.zeros_like, (ours, scores))
-
-        def gradient(**seed: float) -> Any:
-            seeds = {field: jnp.asarray(value) for field, value in seed.items()}
-            return pull((dataclasses.replace(zero[0], **seeds), zero[1]))[0]
-
-        share = config.base_weight
-        return ours, scores, gradient(base=share, talk=1 - share), gradient(policy=1.0)
-
-    ours, scores, nll, policy = with_gradients(fixture.params)
+    ours, scores, nll, policy = thinking_step(
+        fixture.params, batch, tokens_BxTxRxK, model=fixture.model, thought=thought, config=config
+    )
 
     picked = np.argmax(data["thought_logits"] + data["gumbel_noise"], -1)
     result.tokens(picked, data["thought_tokens"])  # the recording itself is whole
@@ -284,9 +150,38 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     weight = data["mixing_weight_per_pass"][n - 2 :, :, : T - 1 - A]
     ours_weight = jnp.moveaxis(by_row(scores.mixing_weight_BxPxRxA), -1, 0)[..., : T - 1 - A]
     result.inform("mixing weight", ours_weight, weight, rewarded)
-    result.gradients("grad_nll", from_tree(nll, fixture.model), data)
-    result.gradients("grad_policy", from_tree(policy, fixture.model), data)
+    result.gradients("grad_nll", published.from_tree(nll, fixture.model), data)
+    result.gradients("grad_policy", published.from_tree(policy, fixture.model), data)
     return result
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought", "config"))
+def thinking_step(
+    params: Any,
+    batch: objectives.Batch,
+    thought_BxTxRxK: jax.Array,
+    *,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    config: QuietStarConfig,
+) -> tuple[objectives.ThoughtLosses, thoughts.Scores, Any, Any]:
+    """Losses and scores, and the gradients of the NLL and of the policy loss apart."""
+
+    def losses(params: Any) -> tuple[objectives.ThoughtLosses, thoughts.Scores]:
+        scores = thoughts.score_thoughts(
+            params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
+        )
+        return objectives.thought_losses(scores, batch["target"], config), scores
+
+    (ours, scores), pull = jax.vjp(losses, params)
+    zero = jax.tree.map(jnp.zeros_like, (ours, scores))
+
+    def gradient(**seed: float) -> Any:
+        seeds = {field: jnp.asarray(value) for field, value in seed.items()}
+        return pull((dataclasses.replace(zero[0], **seeds), zero[1]))[0]
+
+    share = config.base_weight
+    return ours, scores, gradient(base=share, talk=1 - share), gradient(policy=1.0)
 
 
 def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:
@@ -301,18 +196,36 @@ def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     )
     result.tokens(np.argmax(data["logits"] + data["gumbel_noise"], -1), data["sampled_tokens"])
 
-    def losses(params: Any) -> tuple[jax.Array, Any]:
-        return objectives.ntp_losses(params, batch, teacher, action[:, :-1], fixture.model, config)
-
-    (loss, parts), grads = jax.jit(jax.value_and_grad(losses, has_aux=True))(fixture.params)
-    logits = model_lib.logits(fixture.params["lm"], batch["tokens"], fixture.model, batch["mask"])
+    logits, loss, parts, grads = _ntp_step(
+        fixture.params, batch, teacher, action[:, :-1], model=fixture.model, config=config
+    )
     result.logits("logits", logits, data["logits"])
     result.loss("loss", loss, data["loss_rm"])
     result.loss("total", loss * float(data["policy_loss_beta"]), data["loss_total"])
     result.inform("reward", parts.reward, np.maximum(data["reward"], 0.0))
     result.inform("action log-likelihood", parts.log_pi, data["action_loglik"])
-    result.gradients("grad_policy", from_tree(grads, fixture.model), data)
+    result.gradients("grad_policy", published.from_tree(grads, fixture.model), data)
     return result
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _ntp_step(
+    params: Any,
+    batch: objectives.Batch,
+    teacher_BxU: jax.Array,
+    action_BxU: jax.Array,
+    *,
+    model: ModelConfig,
+    config: NTPConfig,
+) -> tuple[jax.Array, jax.Array, objectives.NTPLosses, Any]:
+    """Student logits, and the loss with its parts and gradients."""
+
+    def losses(params: Any) -> tuple[jax.Array, objectives.NTPLosses]:
+        return objectives.ntp_losses(params, batch, teacher_BxU, action_BxU, model, config)
+
+    (loss, parts), grads = jax.value_and_grad(losses, has_aux=True)(params)
+    logits = model_lib.logits(params["lm"], batch["tokens"], model, batch["mask"])
+    return logits, loss, parts, grads
 
 
 def _relative(ours: Any, theirs: Any, where: Any = True) -> float:
@@ -325,34 +238,48 @@ def _largest(x: Any, where: Any) -> float:
     return float(np.max(np.abs(x), initial=0.0, where=np.broadcast_to(where, x.shape)))
 
 
-COMPARE = {"eval_n": compare_eval, "train_n": compare_train, "ntp": compare_ntp}
+# By how the file's name begins: the comparison, and what it reads.
+COMPARE = {
+    "eval_n": (compare_eval, published.EVAL_ARRAYS),
+    "train_n": (compare_train, published.TRAIN_ARRAYS),
+    "ntp": (compare_ntp, published.NTP_ARRAYS),
+}
 
 
 def compare_folder(folder: Path) -> list[Comparison]:
-    """Compare every fixture file of a folder."""
-    fixture = load(folder)
+    """Compare every recording of a folder.
+
+    Raises:
+      UserError: a file is missing, unreadable or not what its name says, or there is no recording.
+    """
+    fixture = published.load(folder)
     results = []
     for path in sorted(folder.glob("*.npz")):
-        compare = next((f for prefix, f in COMPARE.items() if path.name.startswith(prefix)), None)
-        if compare is not None:
-            with np.load(path, allow_pickle=False) as data:
-                results.append(compare(fixture, path.name, dict(data)))
+        for prefix, (compare, axes) in COMPARE.items():
+            if path.name.startswith(prefix):
+                data = published.load_arrays(path, axes, fixture.model)
+                results.append(compare(fixture, path.name, data))
+    if not results:
+        raise UserError(f"no eval_n*.npz, train_n*.npz or ntp*.npz in {folder}")
     return results
 
 
 def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not (Path(arguments[0]) / "config.json").is_file():
-        print(
+        usage = (
             "usage: python -m tests.parity DIR, a folder with config.json and weights.safetensors"
         )
+        print(usage, file=sys.stderr)
         return 2
     jax.config.update("jax_default_matmul_precision", "highest")
-    results = compare_folder(Path(arguments[0]))
+    try:
+        results = compare_folder(Path(arguments[0]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for result in results:
         print(result)
-    if not results:
-        print(f"no eval_n*.npz, train_n*.npz or ntp*.npz in {arguments[0]}")
-    return 0 if results and all(result.ok for result in results) else 1
+    return 0 if all(result.ok for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ ROWS = ("pack", "crop")
 def clock_task(data: ml_collections.ConfigDict, seed: int) -> clock.Clock:
     """The built-in task as the config sets it."""
     fields = data.clock.to_dict()
-    fields["lengths"] = tuple(fields["lengths"])
+    for name in ("lengths", "operations"):  # tuples come back from JSON as lists
+        fields[name] = tuple(fields[name])
     return clock.Clock(seed=seed, **fields)
 
 
@@ -42,8 +43,9 @@ def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) ->
     texts = documents(data, seed)
     if data.source == "clock":
         pieces = clock_task(data, seed).pieces
+        special = 3  # unknown, BOS, EOS
         return train_sentencepiece(
-            texts, folder, data.tokenizer_pieces, user_defined_symbols=pieces, byte_fallback=False
+            texts, folder, len(pieces) + special, user_defined_symbols=pieces, byte_fallback=False
         )
     lines = [line for document in texts for line in document.splitlines() if line.strip()]
     return train_sentencepiece(lines, folder, data.tokenizer_pieces)
