@@ -99,8 +99,7 @@ def _row(
         loaded, task.problems("test")[0][0] if task else text[0][:200]
     )
     if task is None:
-        length = min(loaded.model.max_seq_len, 512)
-        scores = [scoring.text_nll(loaded, text, length, 8, seed) for seed in range(seeds)]
+        scores = [scoring.text_nll(loaded, text, None, 8, seed) for seed in range(seeds)]
         nll = float(np.mean([s.get("nll_thought", s["nll_base"]) for s in scores]))
         return Row(stage, name, math.nan, math.nan, nll, milliseconds, steps)
     accuracy, error, nll = clock_accuracy(loaded, task, seeds)

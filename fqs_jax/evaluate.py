@@ -19,14 +19,16 @@ from rich.table import Table
 
 from fqs_jax import cli, comparison, scoring, workdir
 from fqs_jax.data import text
-from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
 _TEXT = flags.DEFINE_string("text", "", "Held-out text: .txt or .jsonl files, globs, commas.")
 _SEQ_LEN = flags.DEFINE_integer(
-    "seq_len", None, "Tokens of a window; default the model's, at most 512.", 2
+    "seq_len",
+    None,
+    "Tokens of a window; default what the model was made for, at most 1024.",
+    2,
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Windows in a batch.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
@@ -45,16 +47,17 @@ def main(_: Sequence[str]) -> None:
     cli.require(checkpoint=_CHECKPOINT.value, text=_TEXT.value)
     documents = text.read_documents(_TEXT.value)
     loaded = workdir.load(_CHECKPOINT.value, _STAGE.value)
-    length = _SEQ_LEN.value or min(loaded.model.max_seq_len, 512)
-    if length > loaded.model.max_seq_len:
-        raise UserError(
-            f"--seq_len={length} is beyond the model's {loaded.model.max_seq_len}; lower it"
-        )
     with Progress("windows", 0, 0) as bar:
         scores = scoring.text_nll(
-            loaded, documents, length, _BATCH_SIZE.value, _SEED.value, bar.advance_to
+            loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value, _SEED.value, bar.advance_to
         )
-    result = {"model": loaded.label, **scores, "seq_len": length, "documents": len(documents)}
+    if scores["seq_len"] > loaded.model.max_seq_len:
+        print(
+            f"note: windows of {scores['seq_len']} tokens, the model was made for "
+            f"{loaded.model.max_seq_len}",
+            file=sys.stderr,
+        )
+    result = {"model": loaded.label, **scores, "documents": len(documents)}
     if _JSON.value:
         print(json.dumps(result))
         return

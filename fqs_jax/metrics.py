@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ class Progress:
     def __init__(self, label: str, first: int, total: int):
         self._label, self._first, self._total, self._done = label, first, total, first
         self._started = self._spoke = time.monotonic()
-        self._note = ""
+        self._said, self._note = first, ""
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -106,9 +107,8 @@ class Progress:
 
     def close(self) -> None:
         self._bar.stop()
-        if self._bar.disable and self._done >= self._total and self._done > self._first:
+        if self._bar.disable and self._done > self._said:
             self._say()
-            self._first = self._done
 
     def show(self, row: dict[str, Any]) -> None:
         """Put a row's loss beside the bar."""
@@ -119,20 +119,19 @@ class Progress:
     def advance(self) -> None:
         self.advance_to(self._done + 1)
 
-    def advance_to(self, done: int) -> None:
-        self._done = done
-        self._bar.update(self._task, completed=done)
+    def advance_to(self, done: int, total: int | None = None) -> None:
+        self._done, self._total = done, total or self._total
+        self._bar.update(self._task, completed=done, total=self._total)
         if self._bar.disable and time.monotonic() - self._spoke > QUIET_SECONDS:
             self._say()
 
     def _say(self) -> None:
-        self._spoke = time.monotonic()
+        self._spoke, self._said = time.monotonic(), self._done
         elapsed = self._spoke - self._started
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
-        print(
-            f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip(), flush=True
-        )
+        line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip()
+        print(line, file=sys.stderr, flush=True)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

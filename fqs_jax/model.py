@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -213,10 +213,11 @@ def run_layers(
 
     def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         layer_params, layer_input = xs
-        applied: Any = Block(config).apply(
-            {"params": layer_params}, hidden, rope, attend, layer_input
+        block = Block(config)
+        return cast(
+            tuple[jax.Array, Any],
+            block.apply({"params": layer_params}, hidden, rope, attend, layer_input),
         )
-        return applied
 
     if config.remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)

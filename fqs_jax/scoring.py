@@ -13,9 +13,12 @@ import numpy as np
 from fqs_jax import model as model_lib
 from fqs_jax import objectives, thoughts
 from fqs_jax.data import windows
+from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
+
+DEFAULT_WINDOW = 1024  # tokens
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -44,24 +47,27 @@ def _text_nll(
 def text_nll(
     loaded: Loaded,
     documents: Sequence[str],
-    seq_len: int,
+    seq_len: int | None,
     batch_size: int,
     seed: int,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Mean loss in nats a token over documents, every token of which is predicted once.
 
-    Each document is cut into windows by itself (`windows.evaluation_windows`). Windows of like
-    length share a batch, so that little padding is computed.
+    Each document is cut into windows by itself (`windows.evaluation_windows`), and is scored to its
+    end if it fits in one. Of a longer one a last, short window is left out: its tokens would be
+    predicted from too little. Windows of like length share a batch, so that little padding is computed.
+
+    Args:
+      seq_len: tokens of a window; None = what the model was made for, at most DEFAULT_WINDOW.
+      progress: told (windows done, windows in all).
 
     Returns:
-      nll_base, nll_thought (thinking models: one sampled thought a position), tokens, windows.
+      nll_base, nll_thought (thinking models: one sampled thought a position), tokens (scored),
+      tokens_left_out, windows, seq_len.
     """
-    tokenizer = loaded.tokenizer
-    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
-    rows = windows.evaluation_windows(
-        tokenizer.encode_batch(documents), seq_len, bos_id, tokenizer.pad_id
-    )
+    seq_len = seq_len or min(loaded.model.max_seq_len, DEFAULT_WINDOW)
+    rows, left_out = _evaluation_rows(loaded, documents, seq_len)
     totals: dict[str, float] = {}
     key = jax.random.key(seed)
     done = 0
@@ -72,10 +78,29 @@ def text_nll(
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)
         done += batch_size
-        progress(min(done, len(rows["tokens"])))
+        progress(min(done, len(rows["tokens"])), len(rows["tokens"]))
     num_tokens = int(rows["mask"][:, 1:].sum())
     means = {name: total / max(1, num_tokens) for name, total in totals.items()}
-    return {**means, "tokens": num_tokens, "windows": len(rows["tokens"])}
+    counts = {"tokens": num_tokens, "tokens_left_out": left_out, "windows": len(rows["tokens"])}
+    return means | counts | {"seq_len": seq_len}
+
+
+def _evaluation_rows(
+    loaded: Loaded, documents: Sequence[str], seq_len: int
+) -> tuple[windows.Batch, int]:
+    """Documents as padded windows, and how many tokens are in none: see `text_nll`."""
+    tokenizer = loaded.tokenizer
+    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
+    kept, left_out = [], 0
+    for tokens in tokenizer.encode_batch(documents):
+        cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
+        rows = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
+        if len(rows) > 1 and len(rows[-1]) < seq_len:
+            left_out += len(rows.pop()) - 1
+        kept += rows
+    if not kept:
+        raise UserError("the text has no token to predict; give a longer one")
+    return windows.pad_rows(kept, max(map(len, kept)), tokenizer.pad_id), left_out
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))

@@ -34,8 +34,8 @@ def batch(lengths: tuple[int, ...] = (7, 4), unpredicted: int | None = 2) -> obj
 def random_scores(B: int, T: int, R: int, K: int, A: int) -> Scores:
     rng = np.random.default_rng(0)
     shapes = ((B, T), (B, T, R, K), (B, T, R, A))
-    log_probs = [jnp.asarray(-rng.exponential(2.0, shape), jnp.float32) for shape in shapes]
-    return Scores(*log_probs, mixing_weight_BxPxRxA=jnp.zeros((B, T, R, A)))
+    base, drawn, talk = (jnp.asarray(-rng.exponential(2.0, s), jnp.float32) for s in shapes)
+    return Scores(base, drawn, talk, mixing_weight_BxPxRxA=jnp.zeros((B, T, R, A)))
 
 
 def slow_scores(scores: Scores) -> dict[str, Any]:

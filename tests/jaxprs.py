@@ -1,0 +1,50 @@
+"""Walks traced programs: what is computed, how often, and in which type, without running it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def equations(function: Any, *args: Any) -> Iterator[tuple[Any, int]]:
+    """All equations of a function's program with how often each runs, a scan's body once an element."""
+    return _equations(jax.make_jaxpr(function)(*args).jaxpr, 1)
+
+
+def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
+    for equation in jaxpr.eqns:
+        yield equation, times
+        if equation.primitive.name in ("while", "cond"):
+            raise NotImplementedError(
+                f"{equation.primitive.name} runs its body an unknown number of times"
+            )
+        inner_times = times * equation.params.get("length", 1)
+        for inner in _inner(list(equation.params.values())):
+            yield from _equations(inner, inner_times)
+
+
+def _inner(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _inner(value)
+
+
+def matmul_flops(function: Any, *args: Any) -> int:
+    """Floating-point operations of all matrix products, a multiply-add as two."""
+    total = 0
+    for equation, times in equations(function, *args):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval
+            per_output = 2
+            for axis in contracted:
+                per_output *= left[axis]
+            total += times * per_output * out.size
+    return total

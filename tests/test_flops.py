@@ -1,0 +1,172 @@
+"""FLOPs counted from shapes against those of the traced programs.
+
+The two agree exactly but for what is named in each test: the programs compute all slots of a block's
+own keys and mask some, of which the count leaves out the masked ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fqs_jax import attention, decoding, flops, objectives, thoughts
+from fqs_jax import model as model_lib
+from fqs_jax.objectives import NTPConfig, QuietStarConfig
+from fqs_jax.thoughts import ThoughtConfig
+from tests.jaxprs import matmul_flops
+from tests.tiny_models import model_config, random_params, texts
+
+B, T = 2, 6
+MODELS = [model_config(), model_config(tied_embeddings=True, num_kv_heads=4, qkv_bias=True)]
+THOUGHTS = [
+    ThoughtConfig(n_ahead=6, n_ahead_talk=3),
+    ThoughtConfig(n_ahead=4, rationales=3, mixing="probability"),
+]
+KEY = jax.random.key(0)
+TOKENS, MASK = texts((T,) * B, T)
+BATCH = {"tokens": TOKENS, "mask": MASK, "teacher_log_prob": jnp.zeros((B, T - 1))}
+
+models = pytest.mark.parametrize("model", MODELS, ids=["grouped", "tied"])
+kinds = pytest.mark.parametrize("thought", THOUGHTS, ids=["talk ahead", "probability"])
+
+
+@pytest.fixture(autouse=True)
+def exactly_causal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one query a chunk, attention over text computes the visible half and nothing else."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 1)
+
+
+def masked_slots(model: Any, slots: int) -> int:
+    """One query's scores and values of a block's later slots, on average, computed in vain."""
+    return flops.attend(model, slots) - flops.attend(model, (slots + 1) / 2)
+
+
+def gradient(loss: Any) -> Any:
+    """The program of a training step: the loss and its gradients."""
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+@models
+def test_by_hand(model: model_lib.ModelConfig) -> None:
+    """Every weight of a layer is one multiply-add a token; so is a row of the head a logit."""
+    params = random_params(model)["lm"]
+    kernels = [leaf["kernel"] for leaf in params["layers"].values() if "kernel" in leaf]
+    assert flops.dense(model) == 2 * sum(kernel.size for kernel in kernels)
+    assert flops.vocabulary(model) == 2 * 12 * 19
+    assert flops.attend(model, 10) == 2 * 2 * (2 * 4 * 8 * 10)  # scores and values, two layers
+
+
+@models
+def test_text(model: model_lib.ModelConfig) -> None:
+    params = random_params(model)["lm"]
+    counted = B * flops.text_forward(model, T)
+    assert matmul_flops(lambda p: model_lib.text_forward(p, TOKENS, model, MASK), params) == counted
+
+
+def test_a_chunk_of_queries_computes_what_it_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys beyond a chunk of queries are skipped, those inside it masked."""
+    monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
+    model = MODELS[0]
+    params = random_params(model)["lm"]
+    traced = matmul_flops(lambda p: model_lib.text_forward(p, TOKENS, model), params)
+    in_vain = (3 + 2 + 1 + 0) + (1 + 0)  # keys of queries 0-3 and of 4-5
+    assert traced == B * (flops.text_forward(model, T) + flops.attend(model, in_vain))
+
+
+@kinds
+@pytest.mark.parametrize("positions", [None, 2])
+def test_sampling(thought: ThoughtConfig, positions: int | None) -> None:
+    model = MODELS[0]
+    K, R, P = thought.num_tokens, thought.rationales, positions or T
+    index = None if positions is None else jnp.zeros((B, P), jnp.int32)
+    traced = matmul_flops(
+        lambda p: thoughts.sample_thoughts(p, TOKENS, KEY, model, thought, MASK, index),
+        random_params(model),
+    )
+    in_vain = masked_slots(model, K)
+    if index is not None:  # chosen positions look at all of the text
+        in_vain += flops.attend(model, T) - flops.attend(model, (T + 1) / 2)
+    counted = flops.sampling(model, thought, T, P, K) + R * P * K * in_vain
+    assert traced == B * counted
+
+
+@models
+@kinds
+def test_scoring(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+    R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
+    drawn = jnp.zeros((B, T, R, K), jnp.int32)
+    traced = matmul_flops(
+        lambda p: thoughts.score_thoughts(p, TOKENS, drawn, model, thought, MASK),
+        random_params(model),
+    )
+    in_vain = R * T * M * masked_slots(model, M)
+    assert traced == B * (flops.scoring(model, thought, T) + in_vain)
+
+
+@models
+@kinds
+def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+    R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
+    config = QuietStarConfig()
+    traced = matmul_flops(
+        gradient(lambda p: objectives.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        random_params(model),
+    )
+    in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
+    assert traced == flops.quiet_star_step(model, thought, B, T) + B * R * T * in_vain
+
+
+@models
+def test_a_plain_step(model: model_lib.ModelConfig) -> None:
+    """The count has a prediction at a row's last token, which nothing reads."""
+    traced = matmul_flops(
+        gradient(lambda p: objectives.next_token_loss(p, BATCH, KEY, model)), random_params(model)
+    )
+    unread = B * flops.TRAIN * flops.vocabulary(model)
+    assert traced == flops.next_token_step(model, B, T) - unread
+
+
+@pytest.mark.parametrize("action", ["sampled", "label"])
+def test_a_thought_free_step(action: str) -> None:
+    """Rewards and actions read the head once each; the reward's reading has no gradient."""
+    model = MODELS[0]
+    config = NTPConfig(action=action)
+    traced = matmul_flops(
+        gradient(lambda p: objectives.ntp_loss(p, BATCH, KEY, model, config)), random_params(model)
+    )
+    sampled = action == "sampled"
+    passes = flops.TRAIN + sampled
+    unread = B * passes * flops.vocabulary(model)
+    reward = B * (T - 1) * flops.vocabulary(model)
+    assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward
+
+
+@pytest.mark.parametrize("thought", [None, *THOUGHTS])
+def test_decoding(thought: ThoughtConfig | None) -> None:
+    """A thinking token costs n_ahead cached steps, counted with a head at each; own slots are extra."""
+    model = MODELS[0]
+    if thought is not None:
+        thought = ThoughtConfig(thought.n_ahead, rationales=1, mixing=thought.mixing)
+    params = random_params(model)
+    empty = jnp.zeros((2, B, T, model.num_kv_heads, model.head_dim))
+    cursor = decoding.Cursor(empty, empty, jnp.full(B, T - 1), jnp.zeros((B, model.width)))
+
+    def one_token(params: Any) -> Any:
+        extended = decoding.extend(params, cursor, jnp.zeros(B, jnp.int32), model)
+        return decoding.next_log_probs(params, extended, KEY, model, thought)
+
+    traced = matmul_flops(one_token, params)
+    if thought is None:
+        assert traced == B * flops.decode(model, T)
+        return
+    slots = thought.num_tokens + 2
+    own = slots * flops.attend(model, slots)
+    # The head is read for K tokens and for the mixture of hidden states or of two distributions.
+    heads = thought.num_tokens + (2 if thought.mixing == "probability" else 1)
+    talk_head = 2 * (2 * model.width**2 + model.width**2 + model.width)
+    counted = flops.decode(model, T, thought.n_ahead)
+    unread = (thought.n_ahead - heads) * flops.vocabulary(model)
+    assert traced == B * (counted - unread + own + talk_head)
