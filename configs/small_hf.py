@@ -21,10 +21,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.rows = "pack"
     c.checkpoint_every = 50
     for stage, learning_rate in (
-        (c.stage_1, 2e-4),
-        (c.stage_2, 1e-4),
-        (c.stage_3, 1e-4),
-        (c.stage_4, 1e-5),
+        (c.stage_1, 2e-5),
+        (c.stage_2, 1e-5),
+        (c.stage_3, 1e-5),
+        (c.stage_4, 1e-6),
     ):
         stage.learning_rate = learning_rate
     return c

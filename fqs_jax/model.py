@@ -213,17 +213,13 @@ def run_layers(
 
     def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         layer_params, layer_input = xs
-        block = Block(config)
-        return cast(
-            tuple[jax.Array, Any],
-            block.apply({"params": layer_params}, hidden, rope, attend, layer_input),
-        )
+        return Block(config).apply({"params": layer_params}, hidden, rope, attend, layer_input)
 
     if config.remat != "none":
         layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
     hidden, outputs = jax.lax.scan(layer, hidden, (params["layers"], layer_inputs))
     norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype)
-    return norm.apply({"params": params["final_norm"]}, hidden), outputs
+    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, hidden)), outputs
 
 
 def text_forward(
