@@ -28,12 +28,13 @@ def print_step(
     steps: int,
     threads: int,
     seq_len: int | None,
+    compute: dict[str, Any],
     labels: dict[str, Any],
 ) -> None:
     """Time one kind of step and print its JSON line."""
     (vocab, width, layers, heads, kv_heads, head_dim, mlp), sequences, length = shape
     length = seq_len or length
-    config = model.ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp)
+    config = model.ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp, **compute)
     key = jax.random.key(0)
     params: dict[str, Any] = {"lm": model.init(config, key)}
     thought = None
@@ -95,6 +96,7 @@ def print_step(
         "achieved_gflops": round(count / median / 1e9, 1),
         "fraction_of_gemm": round(count / median / 1e9 / gemm, 3),
         "seq_len": length,
+        **compute,
     }
     print(json.dumps(result), flush=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -17,8 +19,14 @@ from fqs_jax.interrupts import Interrupted
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax" / "jax"
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run an absl program. Exit code 2 on bad input, 128 + signal when interrupted."""
+def run(
+    main: Callable[[Sequence[str]], None], define_flags: Callable[[], None] = lambda: None
+) -> None:
+    """Run an absl program. Exit code 2 on bad input, 128 + signal when interrupted.
+
+    Args:
+      define_flags: defines flags that cannot be defined at import, since that reads the command line.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
@@ -32,9 +40,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(stop, file=sys.stderr, flush=True)
             sys.exit(128 + stop.signum)
         except KeyboardInterrupt:
-            _stop("stopped without saving; the last checkpoint stands", 130)
+            print("stopped", file=sys.stderr, flush=True)
+            sys.exit(130)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            _stop(f"{error.filename}: {error.strerror}", 2)
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=functools.partial(_parse, define_flags=define_flags))
 
 
 def require(**values: object) -> None:
@@ -58,18 +71,34 @@ def command_line(module: str, **flags_by_name: object) -> str:
     return " ".join(["python -m", module, *map(shlex.quote, words)])
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
     """absl's parser, with its complaints in one line."""
     try:
-        return flags.FLAGS(argv)
+        define_flags()
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            flags.FLAGS.config.get("seed")  # a file that is missing shows itself at the first use
+        return rest
     except flags.Error as error:
-        _stop(" ".join(str(error).split()), 2)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # What a config override raises: an unknown field (with the nearest one) or a wrong type.
-        _stop(" ".join(str(error).strip("'\"").split()), 2)
-    except (OSError, SyntaxError, ImportError) as error:
-        _stop(f"cannot read the config: {error}", 2)
+        lines = str(error).strip().splitlines()
+        _stop(" ".join(dict.fromkeys((lines[0], lines[-1]))), 2)  # between them, a traceback
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        _stop(_config_problem(error), 2)
     raise AssertionError("unreachable")
+
+
+def _config_problem(error: Exception) -> str:
+    """One line about what reading a config or overriding its fields raised."""
+    text = str(error)
+    if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
+        return f"the config has no field {meant[2]!r}; did you mean {meant[1]!r}?"
+    name = re.fullmatch(r"\W*(\w+)\W*", text)
+    if name and isinstance(error, AttributeError | KeyError):
+        return f"the config has no field {name[1]!r}; see configs/common.py"
+    if isinstance(error, OSError):  # wrapped in the library's own words, the cause at the end
+        reason = re.split(r"failure to load: |\[Errno \d+\] ", text)[-1]
+        return f"cannot read the config: {reason.strip()}"
+    return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
 
 
 def _set_up_jax() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
@@ -37,6 +38,7 @@ def main(_: Sequence[str]) -> None:
         thought=loaded.params.get("thought"),
         thought_settings=settings,
         max_shard_bytes=_MAX_SHARD_GB.value * 1e9,
+        base=f"{workdir.origin_name(Path(_WORKDIR.value))}; this is {loaded.label}",
     )
     print(f"{loaded.label} exported to {_EXPORT.value}")
 

@@ -20,6 +20,15 @@ from fqs_jax.model import ModelConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 OBJECTIVES = ("next_token", "quiet_star", "ntp")
+# The least value of whole numbers in a config.
+LEAST = {
+    "seed": 0,
+    "batch_size": 1,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "max_bad_steps": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +90,11 @@ def read_stages(
       max_steps: no stage takes more steps than this.
 
     Raises:
-      UserError: a row is inconsistent.
+      UserError: a row is inconsistent, or a setting out of range.
     """
+    for name, least in LEAST.items():
+        if config[name] < least:
+            raise UserError(f"{name} is {config[name]}; set at least {least}")
     numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
     if not numbers:
         raise UserError("the config has no stage_N rows; see configs/common.py")
@@ -90,7 +102,8 @@ def read_stages(
     for number in numbers:
         fields = config[f"stage_{number}"].to_dict()
         fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-        stage = _checked(Stage(number=number, **fields), stages)
+        stage = Stage(number=number, **fields)
+        _check(stage, stages, config, model)
         steps = _steps(stage, stages, config, model)
         stages[number] = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
     return list(stages.values())
@@ -106,7 +119,7 @@ def find(stages: list[Stage], which: str) -> Stage:
         if which in (str(stage.number), stage.name):
             return stage
     known = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
-    raise UserError(f"there is no stage {which!r}; the config has {known}")
+    raise UserError(f"there is no stage {which!r}; there are {known}")
 
 
 def thought_config(
@@ -157,7 +170,9 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
     return flops.next_token_step(model, batch, length)
 
 
-def _checked(stage: Stage, earlier: dict[int, Stage]) -> Stage:
+def _check(
+    stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict, model: ModelConfig
+) -> None:
     where = f"stage_{stage.number}"
     if stage.objective not in OBJECTIVES:
         raise UserError(
@@ -173,7 +188,16 @@ def _checked(stage: Stage, earlier: dict[int, Stage]) -> Stage:
             raise UserError(f"{where} refers to stage {number}, which is not a row before it")
     if stage.objective == "ntp" and (stage.teacher is None or not earlier[stage.teacher].thinks):
         raise UserError(f"{where}.teacher must be the number of a thinking stage before it")
-    return stage
+    if stage.thinks and config.data.seq_len < stage.n_ahead_talk + 2:
+        raise UserError(
+            f"data.seq_len is {config.data.seq_len}; {where} needs at least n_ahead_talk + 2 = "
+            f"{stage.n_ahead_talk + 2}, or no position has a reward"
+        )
+    if not all(0 <= i < model.vocab_size for i in config.thought.masked_ids):
+        raise UserError(
+            f"thought.masked_ids go from 0 to {model.vocab_size - 1}, the vocabulary's last"
+        )
+    loss_function(config, stage, model)  # refuses bad settings now and not hours later
 
 
 def _steps(

@@ -88,8 +88,7 @@ def generate(
     Raises:
       UserError: a prompt is empty or an argument is out of range.
     """
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise UserError("max_new_tokens must be at least 1, temperature 0 or more, top_p in (0, 1]")
+    _check_sampling(max_new_tokens, temperature, top_p)
     tokenizer, model = loaded.tokenizer, loaded.model
     thought = loaded.thought if think else None
     rows = [_prompt_ids(loaded, prompt) for prompt in prompts]
@@ -130,6 +129,11 @@ def generate(
     return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
 
 
+def _check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise UserError("max_new_tokens must be at least 1, temperature 0 or more, top_p in (0, 1]")
+
+
 def _prompt_ids(loaded: Loaded, prompt: str) -> list[int]:
     tokenizer = loaded.tokenizer
     bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
@@ -157,6 +161,8 @@ def main(_: Sequence[str]) -> None:
     cli.require(
         checkpoint=flags.FLAGS.checkpoint, prompt=flags.FLAGS.prompt or flags.FLAGS.prompt_file
     )
+    # Before anything is loaded or printed.
+    _check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
     loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage)
     console = Console(highlight=False, soft_wrap=True)
@@ -228,5 +234,4 @@ def _read_prompts(path: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    cli.run(main, define_flags)

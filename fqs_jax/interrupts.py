@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import types
 from typing import Any
@@ -18,9 +19,9 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """While active, the first signal sets `signum`; a second one stops at once.
+    """While active, the first signal sets `signum`; a second one raises KeyboardInterrupt at once.
 
-    Use as a context manager from the main thread. Nested use shares the outer one's flag.
+    Use as a context manager from the main thread; it turns that KeyboardInterrupt into Interrupted.
     """
 
     def __init__(self) -> None:
@@ -31,18 +32,19 @@ class Interrupts:
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+        if kind is KeyboardInterrupt and self.signum is not None:
+            raise Interrupted("stopped without saving; the last checkpoint stands", self.signum)
 
     def _handle(self, signum: int, _: types.FrameType | None) -> None:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
         name = signal.Signals(signum).name
-        print(
-            f"\n{name}: finishing the step and saving; once more stops without saving", flush=True
-        )
+        note = f"\n{name}: finishing the step and saving; once more stops without saving\n"
+        os.write(2, note.encode())  # print is not safe here: the signal may have come inside one
 
     def check(self, message: str) -> None:
         """Raise Interrupted with the message if a signal came."""

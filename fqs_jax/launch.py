@@ -25,9 +25,6 @@ from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
 from fqs_jax.model import ModelConfig
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/tiny.py", "Experiment.", lock_config=True
-)
 _STAGE = flags.DEFINE_string("stage", "all", "Number or name of a stage, or all.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
 _INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
@@ -36,8 +33,13 @@ _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
 
 
+def define_flags() -> None:
+    """The config flag, which reads the file and the command line as soon as it is defined."""
+    config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
+
+
 def main(_: Sequence[str]) -> None:
-    config = _CONFIG.value
+    config = flags.FLAGS.config
     if _INIT_FROM.value:
         config.init_from = _INIT_FROM.value
     if _TEXT.value:
@@ -120,4 +122,4 @@ def _print_plan(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, define_flags)

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax import attention
+from fqs_jax.errors import UserError
 
 Params = dict[str, Any]
 # (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
+DTYPES = ("float32", "bfloat16", "float16")
 # What the backward pass may keep instead of recomputing, by name.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
@@ -77,11 +79,14 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise UserError(
                 f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
             )
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise UserError(f"{name} {getattr(self, name)!r} is none of {', '.join(DTYPES)}")
         if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
+            raise UserError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
 
 
 class Block(nn.Module):

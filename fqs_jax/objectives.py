@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from fqs_jax import model as model_lib
 from fqs_jax import thoughts, vocab
+from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import Scores, ThoughtConfig
 
@@ -44,7 +45,7 @@ class QuietStarConfig:
 
     def __post_init__(self) -> None:
         if self.advantage not in ADVANTAGES:
-            raise ValueError(f"advantage {self.advantage!r} is none of {', '.join(ADVANTAGES)}")
+            raise UserError(f"advantage {self.advantage!r} is none of {', '.join(ADVANTAGES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class NTPConfig:
 
     def __post_init__(self) -> None:
         if self.action not in NTP_ACTIONS:
-            raise ValueError(f"action {self.action!r} is none of {', '.join(NTP_ACTIONS)}")
+            raise UserError(f"action {self.action!r} is none of {', '.join(NTP_ACTIONS)}")
 
 
 def next_token_loss(

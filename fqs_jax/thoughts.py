@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, vocab
+from fqs_jax import attention, mixing, vocab
 from fqs_jax import model as model_lib
+from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
-
-MIXINGS = ("linear", "sigmoid", "probability")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +56,13 @@ class ThoughtConfig:
 
     def __post_init__(self) -> None:
         if self.n_ahead < 4:
-            raise ValueError(
+            raise UserError(
                 f"n_ahead {self.n_ahead} leaves no sampled token; it must be at least 4"
             )
         if self.n_ahead_talk < 1 or self.rationales < 1:
-            raise ValueError("n_ahead_talk and rationales must be at least 1")
-        if self.mixing not in MIXINGS:
-            raise ValueError(f"mixing {self.mixing!r} is none of {', '.join(MIXINGS)}")
+            raise UserError("n_ahead_talk and rationales must be at least 1")
+        if self.mixing not in mixing.KINDS:
+            raise UserError(f"mixing {self.mixing!r} is none of {', '.join(mixing.KINDS)}")
 
     @property
     def num_tokens(self) -> int:
@@ -114,47 +113,12 @@ def init(
     thought has no influence at first.
     """
     embedding_VxD = lm["embed"]["embedding"].astype(jnp.float32)
-    key_1, key_2 = jax.random.split(key)
-    D = model.width
-
-    def normal(key: jax.Array, *shape: int) -> jax.Array:
-        return 0.02 * jax.random.normal(key, shape)
-
     params = {
         "start": embedding_VxD[start_id] / thought.embedding_scale,
         "end": embedding_VxD[end_id] / thought.embedding_scale,
-        "talk_head": {
-            "hidden_1": {"kernel": normal(key_1, 2 * D, D), "bias": jnp.zeros(D)},
-            "hidden_2": {"kernel": normal(key_2, D, D), "bias": jnp.zeros(D)},
-            "out": {"kernel": jnp.zeros((D, 1))},
-        },
+        "talk_head": mixing.init(model.width, key),
     }
     return jax.tree.map(lambda x: x.astype(model.param_dtype), params)
-
-
-def mixing_weight(
-    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
-) -> jax.Array:
-    """Weight of the thought, float32, from final-norm hidden states without and with it.
-
-    Args:
-      base: [..., D]; broadcasts against `after` (one base state serves all rationales).
-      after: [..., D].
-    """
-    head = jax.tree.map(lambda x: x.astype(after.dtype), params["thought"]["talk_head"])
-    # The first layer reads [base, after] concatenated; split, the base half is computed once for
-    # all rationales.
-    from_base, from_after = jnp.split(head["hidden_1"]["kernel"], 2)
-    hidden = jax.nn.relu(base @ from_base + after @ from_after + head["hidden_1"]["bias"])
-    hidden = jax.nn.relu(hidden @ head["hidden_2"]["kernel"] + head["hidden_2"]["bias"])
-    weight = (hidden @ head["out"]["kernel"])[..., 0].astype(jnp.float32)
-    return weight if thought.mixing == "linear" else jax.nn.sigmoid(weight + thought.mixing_bias)
-
-
-def mix_hidden(base: jax.Array, after: jax.Array, weight: jax.Array) -> jax.Array:
-    """(1 - w) * base + w * after on hidden states [..., D]; linear in the logits too."""
-    weight = weight[..., None].astype(after.dtype)
-    return (1 - weight) * base + weight * after
 
 
 def sample_thoughts(
@@ -218,18 +182,14 @@ def mixed_log_probs(
       base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
       after: final-norm hidden states of the end mark, [..., D].
     """
-    weight = mixing_weight(params, base, after, thought)
+    score = _score(params, base, after, thought)
+    weight = mixing.weight(score, thought.mixing)
     if thought.mixing != "probability":
-        mixed = mix_hidden(base, after, weight)
+        mixed = mixing.mix_hidden(base, after, weight)
         return jax.nn.log_softmax(model_lib.head_logits(params["lm"], mixed)), weight
     base_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base))
     after_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], after))
-    return mix_log_probs(base_log_p, after_log_p, weight[..., None]), weight
-
-
-def mix_log_probs(base: jax.Array, after: jax.Array, weight: jax.Array) -> jax.Array:
-    """log((1 - w) exp(base) + w exp(after)), stable for w in (0, 1)."""
-    return jnp.logaddexp(jnp.log1p(-weight) + base, jnp.log(weight) + after)
+    return mixing.mix_log_probs(base_log_p, after_log_p, score[..., None]), weight
 
 
 def rollout(
@@ -383,7 +343,8 @@ def score_thoughts(
     after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
     rows_B1 = jnp.arange(B)[:, None, None]
     base_BxPx1xAxD = base_BxTxD[rows_B1, ahead_BxPxA][:, :, None]
-    weight_BxPxRxA = mixing_weight(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
+    score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
+    weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
     target_BxPxRxA = jnp.broadcast_to(
         tokens_BxT[rows_B1, (ahead_BxPxA + 1) % T][:, :, None], (B, P, R, A)
     )
@@ -392,9 +353,9 @@ def score_thoughts(
             after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
         )
         base_BxPx1xA = base_BxT[rows_B1, ahead_BxPxA][:, :, None]
-        talk_BxPxRxA = mix_log_probs(base_BxPx1xA, after_log_probs, weight_BxPxRxA)
+        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, after_log_probs, score_BxPxRxA)
     else:
-        mixed_BxPxRxAxD = mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
+        mixed_BxPxRxAxD = mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
         talk_BxPxRxA = vocab.log_probs(
             mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
         )
@@ -440,6 +401,12 @@ def text_attention(
         mask_BxT,
         model.sliding_window,
     )
+
+
+def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
+    """The talk head's score with the configured bias."""
+    score = mixing.score(params["thought"]["talk_head"], base, after)
+    return score if thought.mixing == "linear" else score + thought.mixing_bias
 
 
 def _block_embeddings(

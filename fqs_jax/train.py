@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from fqs_jax import checkpoints, curriculum, optimizer, teacher, thoughts, workdir
+from fqs_jax import checkpoints, curriculum, files, optimizer, teacher, thoughts, workdir
 from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -103,6 +103,8 @@ def run(
             first = 0
             params = starting_params(root, config, stage, model, tokenizer, key, command)
             state = State(params, transform.init(params))
+            # Placed like a restored state, so that both run the very same program.
+            state = jax.device_put(state, jax.local_devices()[0])
         else:
             params = workdir.abstract_params(config, model, stage)
             state = State(
@@ -189,6 +191,7 @@ def _loop(
         row = metrics.read_pending()
         if row is not None:
             _check_finite(row, config, folder)
+            bar.show(row)
         save(stage.steps)
 
 
@@ -251,6 +254,14 @@ def batch_function(
         temperature=config.thought.eval_temperature,
     )
     folder = workdir.stage_folder(root, stage.number) / "teacher"
+    # All that the scores depend on.
+    identity = {
+        "teacher": files.read_json(workdir.stage_folder(root, stage.teacher) / "run.json"),
+        "reset_marks": config.thought.reset_marks_at_eval,
+        "data": config.data.to_dict(),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:
@@ -268,7 +279,7 @@ def batch_function(
             stage.steps,
             config.seed,
             folder,
-            {"stage": row.name, "steps": row.steps, "rows_seed": config.seed},
+            identity,
             progress,
         )
     size = data.batch_size

@@ -64,24 +64,21 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
       UserError: the working directory was begun with another initial model.
     """
     source = source_folder(root)
-    origin = {"init_from": str(Path(config.init_from).resolve()) if config.init_from else ""}
+    origin = _origin(config)
+    if source.exists() and (changed := _change(files.read_json(source / "origin.json"), origin)):
+        if existing_stages(root):
+            raise UserError(f"{root} was begun with {changed}; use another --workdir")
+        shutil.rmtree(source)  # nothing was made from it yet
     if not source.exists():
+        if config.init_from:
+            huggingface.read_config(config.init_from)  # a readable error before anything is made
         with files.new_folder(source) as folder:
             if config.init_from:
-                huggingface.read_config(
-                    config.init_from
-                )  # a readable error before anything is made
                 huggingface.carry(Path(config.init_from), folder)
                 shutil.copyfile(Path(config.init_from) / "config.json", folder / "config.json")
             else:
                 _make_source(folder, config)
             (folder / "origin.json").write_text(json.dumps(origin))
-    begun_with = files.read_json(source / "origin.json")
-    if begun_with != origin:
-        raise UserError(
-            f"{root} was begun with init_from={begun_with['init_from']!r}, now it is "
-            f"{origin['init_from']!r}; use another --workdir"
-        )
     return read_model(source, config), tokenizers.load(source)
 
 
@@ -99,6 +96,12 @@ def initial_params(root: Path, config: ml_collections.ConfigDict, model: ModelCo
     return {"lm": jax.jit(model_lib.init, static_argnums=0)(model, jax.random.key(config.seed))}
 
 
+def origin_name(root: Path) -> str:
+    """What the initial model was, for people; not its path, which is private."""
+    init_from = files.read_json(source_folder(root) / "origin.json")["init_from"]
+    return f"`{Path(init_from).name}`" if init_from else "none, trained from scratch"
+
+
 def write_run(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> None:
     """Save the config beside the stage's checkpoints; on a later start compare with it.
 
@@ -110,13 +113,11 @@ def write_run(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> No
     run = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage)}
     run = json.loads(json.dumps(run))
     if path.exists() and checkpoints.latest_step(folder / "checkpoints") is not None:
-        before, now = _flat(files.read_json(path)), _flat(run)
-        for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in HARMLESS:
-                raise UserError(
-                    f"{folder} was begun with {key}={before.get(key)!r}, now it is {now.get(key)!r}; "
-                    f"use another --workdir, or remove {folder} to begin the stage again"
-                )
+        if changed := _change(files.read_json(path), run, HARMLESS):
+            raise UserError(
+                f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
+                "begin the stage again"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(run, indent=2))
@@ -192,7 +193,8 @@ def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) ->
     if not (source_folder(root) / "config.json").exists():
         if stage is not None:
             raise UserError(
-                f"{root} is no working directory, so it has no stage {stage}; leave --stage out"
+                f"{root} is no working directory, so it has no stage {stage}; give one, or leave "
+                "--stage out"
             )
         return _load_folder(root, dtype or "float32")
     known = existing_stages(root)
@@ -272,10 +274,35 @@ def _load_folder(folder: Path, dtype: str) -> Loaded:
     return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name)
 
 
+def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """All that the initial model and the tokenizer depend on."""
+    if config.init_from:
+        return {"init_from": str(Path(config.init_from).resolve())}
+    fields = ("source", "text", "text_key", "tokenizer_pieces", "num_documents", "clock")
+    data = {name: value for name, value in config.data.to_dict().items() if name in fields}
+    origin = {"init_from": "", "seed": config.seed, "model": config.model.to_dict(), "data": data}
+    return json.loads(json.dumps(origin))
+
+
+def _change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
+    """The first field that differs, with both values; empty if none does."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    for key in flat_now | flat_before:
+        old, new = flat_before.get(key), flat_now.get(key)
+        if old != new and key.rsplit(".", 1)[-1] not in ignored:
+            return f"{key}={old!r}, now it is {new!r}"
+    return ""
+
+
 def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
     """Tokenizer and config.json of a model that is trained from scratch."""
     tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
-    model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+    try:
+        model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+    except TypeError as error:  # a field missing or unknown
+        raise UserError(
+            f"config.model describes no model ({error}); fill it in, or give --init_from=HF_DIR"
+        ) from error
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     known = {key: value for key, value in ids.items() if value is not None}
     raw = huggingface.write_config(model, model.param_dtype, known)
@@ -300,8 +327,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _names(stages: list[Stage]) -> str:
     return ", ".join(f"{stage.number} ({stage.name})" for stage in stages) or "none yet"
-
-
-def remove_stage(root: Path, number: int) -> None:
-    """Forget a stage."""
-    shutil.rmtree(stage_folder(root, number), ignore_errors=True)

@@ -23,8 +23,6 @@ next_log_probs = jax.jit(decoding.next_log_probs, static_argnames=("model", "tho
 
 LENGTHS = (5, 2, 1)
 STEPS = 3
-# One window that prompts outgrow while they are read, one that thoughts of 3 + 2 slots outgrow.
-WINDOWS = [None, 3]
 
 
 def cursors(model: ModelConfig, params: Any, new: np.ndarray) -> Any:
@@ -39,10 +37,13 @@ def cursors(model: ModelConfig, params: Any, new: np.ndarray) -> Any:
         yield cursor, rows
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("window", [None, 3])
 def test_cached_steps_equal_full_passes(window: int | None) -> None:
-    """Prompts of different lengths, until the caches are full; with and without thoughts."""
-    model = model_config(sliding_window=window, qkv_bias=True)
+    """Prompts of different lengths, until the caches are full; with and without thoughts.
+
+    The window is one that a prompt outgrows, and the slots of a thought.
+    """
+    model = model_config(sliding_window=window)
     thought = ThoughtConfig(n_ahead=6, rationales=1, masked_ids=MASKED_IDS)
     params = random_params(model)
     new = np.random.default_rng(1).integers(0, VOCAB, (3, STEPS))

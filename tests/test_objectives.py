@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from fqs_jax import objectives
+from fqs_jax.errors import UserError
 from fqs_jax.objectives import NTPConfig, QuietStarConfig
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
@@ -312,5 +313,5 @@ def test_masked_mean() -> None:
     [(lambda v: QuietStarConfig(advantage=v), "best"), (lambda v: NTPConfig(action=v), "teacher")],
 )
 def test_unknown_names(make: Any, value: str) -> None:
-    with pytest.raises(ValueError, match=f"'{value}' is none of"):
+    with pytest.raises(UserError, match=f"'{value}' is none of"):
         make(value)

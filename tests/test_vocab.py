@@ -28,7 +28,7 @@ chunks = st.integers(0, 40)
 temperatures = st.sampled_from([0.3, 1.0, 3.0])
 masks = st.sets(st.integers(0, V - 1), max_size=3).map(lambda ids: tuple(sorted(ids)))
 # Every chunk size, temperature and mask is compiled anew.
-few = settings(max_examples=settings().max_examples // 3)
+few = settings(max_examples=settings().max_examples // 4)
 
 
 def plain_logits(hidden: jax.Array, kernel: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:

@@ -47,6 +47,11 @@ def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) ->
         return train_sentencepiece(
             texts, folder, len(pieces) + special, user_defined_symbols=pieces, byte_fallback=False
         )
+    if data.tokenizer_pieces < 1:
+        raise UserError(
+            "a model from scratch needs a tokenizer: set data.tokenizer_pieces, the size of its "
+            "vocabulary, or give --init_from=HF_DIR"
+        )
     lines = [line for document in texts for line in document.splitlines() if line.strip()]
     return train_sentencepiece(lines, folder, data.tokenizer_pieces)
 

@@ -1,0 +1,120 @@
+"""The table that puts all models of a run side by side."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from fqs_jax import comparison, generate, scoring, workdir
+from fqs_jax.data import corpus
+from fqs_jax.errors import UserError
+from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
+
+
+@pytest.mark.parametrize("odds, share", [(2.0, 0.6), (0.5, 0.9), (3.0, 0.9)])
+def test_fitted_temperature(odds, share):
+    """Two answers at log-odds z, a share p of the time the likelier one is right: T = z / logit(p)."""
+    right = (np.arange(1000) >= share * 1000).astype(int)
+    log_probs = np.log(np.tile([odds / (1 + odds), 1 / (1 + odds)], (1000, 1)))
+    expected = math.log(odds) / math.log(share / (1 - share))
+    if expected < 0:  # no temperature swaps the answers: the flattest is best
+        expected = math.exp(3)
+    fitted = comparison.fit_temperature(log_probs, right)
+    assert fitted == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("run") / "W"
+    config = clock_config({"data.clock.lengths": (1, 2)})
+    for number in (0, 1):
+        save_stage(root, config, number, seed=number)
+    return root, config
+
+
+@pytest.fixture(scope="module")
+def rows(run):
+    told: list[str] = []
+    rows = comparison.compare(run[0], 2, note=told.append)
+    assert told == ["base", "think-5-2"]
+    return rows
+
+
+def test_a_row_for_each_stage_and_the_scaled_base(rows):
+    assert [(row.stage, row.steps) for row in rows] == [("0", 6), ("0", 6), ("1", 6)]
+    assert [row.name.split(" at ")[0] for row in rows] == ["base", "base", "think-5-2"]
+    for row in rows:
+        assert 0 <= row.accuracy <= 1 and 0 < row.accuracy_error < 0.5
+        assert 0 < row.nll < 20 and row.ms_per_token > 0
+
+
+def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows):
+    base, scaled, _ = rows
+    temperature = float(scaled.name.removeprefix("base at temperature "))
+    # Random weights know nothing: the fit makes seven answers about equally likely.
+    assert temperature > 5 and scaled.nll == pytest.approx(math.log(7), abs=0.02)
+    assert dataclasses.replace(scaled, name="base", nll=base.nll) == base
+
+
+def test_accuracy_is_over_held_out_items(run, monkeypatch):
+    """A predictor that is right on every n-th test item, checked against hand counts."""
+    root, config = run
+    task, loaded = corpus.clock_task(config.data, config.seed), workdir.load(str(root), "0")
+    answers = dict(task.problems("test"))
+    assert len(answers) > 20
+
+    def answer(_, prompts, choices, batch_size, seed):
+        scores = np.full((len(prompts), len(choices)), math.log(0.1 / 6))
+        for i, prompt in enumerate(prompts):
+            right = choices.index(answers[prompt])
+            told = right if i % 2 == 0 and seed == 0 else (right + 1) % 7
+            scores[i, told] = math.log(0.9)
+        return scores
+
+    monkeypatch.setattr(scoring, "answer_log_probs", answer)
+    accuracy, error, nll = comparison.clock_accuracy(loaded, task, seeds=2)
+    lengths = [len(task.problems("test", n)) for n in task.lengths]
+    shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
+    assert accuracy == pytest.approx(np.mean(shares))
+    # Over items: half of what is right in one seed of two is 0.5, else 0.
+    variances = [p * (0.5 - p) / n for p, n in zip(shares, lengths, strict=True)]
+    assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
+    losses = [-p * math.log(0.9) - (1 - p) * math.log(0.1 / 6) for p in shares]
+    assert nll == pytest.approx(np.mean(losses))
+
+
+def test_time_a_token_ignores_the_end_of_the_text(run, monkeypatch):
+    loaded = workdir.load(str(run[0]), "0")
+    seen = []
+
+    def emit(model, prompts, max_new_tokens, on_step):
+        seen.append(model.tokenizer.eos_id)
+        for step in range(max_new_tokens):
+            seconds = 9.0 if step == 0 else 0.002
+            on_step(generate.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
+
+    monkeypatch.setattr(generate, "generate", emit)
+    assert comparison.milliseconds_per_token(loaded, "1 +1 =") == pytest.approx(2.0)
+    assert seen == [None, None]
+
+
+def test_text_runs_start_from_an_imported_model(tmp_path):
+    config = clock_config({"init_from": str(hf_folder(tmp_path / "hf")), "data.source": "text"})
+    save_stage(tmp_path / "W", config, 0)
+    with pytest.raises(UserError, match="give held-out text with --text"):
+        comparison.compare(tmp_path / "W", 1)
+    texts = sentences(3)
+    rows = comparison.compare(tmp_path / "W", 1, texts)
+    assert [(row.stage, row.name, row.steps) for row in rows] == [
+        ("init", "base", 0),
+        ("0", "base", 6),
+    ]
+    for row in rows:
+        expected = scoring.text_nll(workdir.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0)
+        assert row.nll == expected["nll_base"] and math.isnan(row.accuracy)
+
+
+def test_nothing_to_compare(tmp_path):
+    with pytest.raises(UserError, match="has no trained stage; train with .*--workdir="):
+        comparison.compare(tmp_path, 1)

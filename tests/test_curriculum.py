@@ -1,0 +1,197 @@
+"""Stages: the published rows, rows that depend on others, and what is refused."""
+
+import importlib
+import operator
+from typing import Any
+
+import pytest
+
+from configs import common, mistral_7b
+from fqs_jax import curriculum, flops
+from fqs_jax.curriculum import Stage, row
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig
+from tests.conftest import REPO
+from tests.tiny_runs import clock_config
+
+MODEL = ModelConfig(32, 16, 2, 2, 1, 8, 24)
+CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
+
+
+def stages_of(changes: dict[str, Any], max_steps: int | None = None) -> list[Stage]:
+    return curriculum.read_stages(clock_config(changes), MODEL, max_steps)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_has_consistent_rows(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    stages = curriculum.read_stages(config, MODEL)
+    assert [s.objective for s in stages if not s.control][-4:] == ["quiet_star"] * 3 + ["ntp"]
+    assert all(stage.steps > 0 for stage in stages)
+    lengths = [stage.n_ahead for stage in stages if stage.thinks]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_published_rows():
+    config = mistral_7b.get_config()
+    stages = curriculum.read_stages(config, MODEL)
+    rows = [
+        *[(s.number, s.objective, s.start, s.teacher, s.n_ahead, s.n_ahead_talk) for s in stages],
+        *[(s.learning_rate, s.steps, s.control) for s in stages],
+    ]
+    assert rows == [
+        (1, "quiet_star", None, None, 16, 8),
+        (2, "quiet_star", 1, None, 12, 4),
+        (3, "quiet_star", 2, None, 8, 4),
+        (4, "ntp", None, 2, 1, 1),
+        (2e-6, 150, False),
+        (1e-6, 150, False),
+        (1e-6, 150, False),
+        (1e-6, 300, False),
+    ]
+    assert [curriculum.thought_config(config, s).num_tokens for s in stages[:3]] == [13, 9, 5]
+
+
+PUBLISHED = {
+    "batch_size": 8,
+    "data.seq_len": 256,
+    "data.rows": "crop",
+    "checkpoint_every": 10,
+    "compute.dtype": "bfloat16",
+    "compute.param_dtype": "bfloat16",
+    "optimizer.beta1": 0.9,
+    "optimizer.beta2": 0.999,
+    "optimizer.eps": 1e-8,
+    "optimizer.weight_decay": 1e-3,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.warmup_steps": 20,
+    "optimizer.decay_steps": 100_000,
+    "optimizer.lr_scale.lm": 1.0,
+    "optimizer.lr_scale.talk_head": 1.0,
+    "optimizer.lr_scale.marks": 1.0,
+    "thought.rationales": 2,
+    "thought.mixing": "linear",
+    "thought.embedding_scale": 100.0,
+    "thought.temperature": 1.0,
+    "thought.eval_temperature": 1.0,
+    "thought.reinforce_temperature": 3.0,
+    "thought.start_text": "---",
+    "thought.end_text": "---",
+    "thought.reset_marks_on_load": True,
+    "thought.reset_talk_head_on_load": True,
+    "thought.reset_marks_at_eval": True,
+    "quiet_star.base_weight": 0.5,
+    "quiet_star.policy_weight": 1e6,
+    "quiet_star.advantage": "clipped",
+    "ntp.action": "sampled",
+    "ntp.temperature": 3.0,
+    "ntp.policy_weight": 1e6,
+    "ntp.clip": True,
+}
+
+
+def test_published_settings():
+    config = mistral_7b.get_config()
+    read = {name: operator.attrgetter(name)(config) for name in PUBLISHED}
+    assert read == PUBLISHED
+
+
+def test_controls_run_as_long_as_the_stages_they_control():
+    config = clock_config({"stage_1.steps": 7, "stage_2.steps": 4})
+    plain = {"objective": "next_token", "start": 0, "control": True}
+    config.stage_7 = row("steps", same_steps_as=(1, 2), **plain)
+    config.stage_10 = row("flops", same_flops_as=(1, 2), **plain)
+    stages = curriculum.read_stages(config, MODEL)
+    assert [stage.number for stage in stages] == [0, 1, 2, 3, 7, 10]  # by number, not as text
+    assert stages[4].steps == 11
+
+    spent = sum(s.steps * curriculum.step_flops(config, s, MODEL) for s in stages[1:3])
+    own = curriculum.step_flops(config, stages[5], MODEL)
+    assert abs(stages[5].steps * own - spent) <= own / 2 and stages[5].steps > 3 * 11
+    capped = curriculum.read_stages(config, MODEL, max_steps=5)
+    assert [stage.steps for stage in capped] == [5, 5, 4, 5, 5, 5]
+
+
+def test_step_flops_are_those_of_the_objective():
+    config = clock_config()
+    base, think, _, ntp = curriculum.read_stages(config, MODEL)
+    assert curriculum.step_flops(config, base, MODEL) == flops.next_token_step(MODEL, 2, 16)
+    thought = curriculum.thought_config(config, think)
+    assert curriculum.step_flops(config, think, MODEL) == flops.quiet_star_step(
+        MODEL, thought, 2, 16
+    )
+    assert curriculum.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=True)
+    config.ntp.action = "label"
+    assert curriculum.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=False)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stage_1.objective": "think"}, "stage_1.objective is 'think'; choose from next_token"),
+        ({"stage_1.n_ahead": 3}, "stage_1: n_ahead must be at least 4"),
+        ({"stage_1.n_ahead_talk": 0}, "stage_1: n_ahead must be at least 4.* and n_ahead_talk 1"),
+        ({"stage_1.start": 1}, "stage_1 refers to stage 1, which is not a row before it"),
+        ({"stage_1.start": 2}, "stage_1 refers to stage 2"),
+        ({"stage_2.same_steps_as": (1, 9)}, "stage_2 refers to stage 9"),
+        ({"stage_2.same_flops_as": (3,)}, "stage_2 refers to stage 3"),
+        ({"stage_3.teacher": 4}, "stage_3 refers to stage 4"),
+        ({"stage_3.teacher": 0}, "stage_3.teacher must be the number of a thinking stage"),
+        ({"stage_1.objective": "ntp"}, "stage_1.teacher must be the number of a thinking stage"),
+        ({"stage_2.steps": 0}, "stage_2.steps is 0; set at least 1"),
+        ({"data.seq_len": 3}, "data.seq_len is 3; stage_1 needs at least n_ahead_talk . 2 = 4"),
+        ({"thought.mixing": "half"}, "mixing 'half' is none of linear, sigmoid, probability"),
+        ({"thought.rationales": 0}, "rationales must be at least 1"),
+        ({"thought.masked_ids": (32,)}, "masked_ids go from 0 to 31"),
+        ({"thought.masked_ids": (-1,)}, "masked_ids go from 0 to 31"),
+        ({"quiet_star.advantage": "best"}, "advantage 'best' is none of clipped"),
+        ({"ntp.action": "all"}, "action 'all' is none of sampled, expected, label"),
+        ({"batch_size": 0}, "batch_size is 0; set at least 1"),
+        ({"seed": -1}, "seed is -1; set at least 0"),
+        ({"log_every": 0}, "log_every is 0; set at least 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0; set at least 1"),
+    ],
+)
+def test_inconsistent_rows_and_settings(changes, message):
+    with pytest.raises(UserError, match=message) as refused:
+        stages_of(changes)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_rows():
+    config = clock_config()
+    for number in range(4):
+        del config[f"stage_{number}"]
+    with pytest.raises(UserError, match="no stage_N rows"):
+        curriculum.read_stages(config, MODEL)
+
+
+def test_find():
+    stages = stages_of({})
+    assert curriculum.find(stages, "2") is curriculum.find(stages, "think-4-1") is stages[2]
+    assert str(stages[2]) == "stage 2 (think-4-1)"
+    for which in ("4", "", "all", "think"):
+        with pytest.raises(
+            UserError, match=f"no stage '{which}'; there are 0 .base., 1 .think-5-2"
+        ):
+            curriculum.find(stages, which)
+
+
+def test_rows_know_every_field_and_no_other():
+    config = common.get_config()
+    config.stage_4.start = 3  # was None: a placeholder of its type
+    config.stage_4.teacher = 3
+    assert curriculum.read_stages(config, MODEL)[3].start == 3
+    with pytest.raises(TypeError):
+        config.stage_4.start = "three"
+    with pytest.raises(AttributeError):
+        config.lock().stage_4.strat = 3
+
+
+def test_thought_config_follows_the_row_and_the_config():
+    config = clock_config({"thought.masked_ids": (3, 5), "thought.mixing": "sigmoid"})
+    stage = curriculum.read_stages(config, MODEL)[1]
+    thought = curriculum.thought_config(config, stage)
+    assert (thought.n_ahead, thought.n_ahead_talk, thought.rationales) == (5, 2, 2)
+    assert (thought.mixing, thought.masked_ids) == ("sigmoid", (3, 5))
+    assert curriculum.thought_config(config, stage, rationales=1).rationales == 1

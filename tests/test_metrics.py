@@ -1,0 +1,115 @@
+"""Metric files survive kills and resumes; progress is shown where there is no terminal, too."""
+
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from fqs_jax import metrics
+from fqs_jax.metrics import MetricsFile, Progress, read_rows
+
+
+def write(path, first, steps):
+    with MetricsFile(path, first) as file:
+        file.event("start", step=first)
+        for step in steps:
+            file.later(step, {"loss": jnp.float32(step / 2)}, tokens=step * 10)
+
+
+def steps_of(path):
+    return [row["step"] for row in read_rows(path)]
+
+
+def test_rows_and_events(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0] == {"event": "start", "step": 0}
+    assert (
+        lines[1:]
+        == read_rows(path)
+        == [
+            {"step": 1, "loss": 0.5, "tokens": 10},
+            {"step": 2, "loss": 1.0, "tokens": 20},
+        ]
+    )
+
+
+def test_resume_drops_the_rows_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3, 4])
+    write(path, 2, [3, 4, 5])
+    assert steps_of(path) == [1, 2, 3, 4, 5]
+    events = [row["step"] for row in map(json.loads, path.open()) if "event" in row]
+    assert events == [0, 2]
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_stage_begun_again_begins_its_file_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3])
+    write(path, 0, [1])
+    assert steps_of(path) == [1]
+
+
+def test_a_last_line_that_a_kill_cut_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3])
+    whole = path.read_text()
+    for cut in (1, 2, 20):
+        path.write_text(whole[:-cut])
+        assert steps_of(path) == [1, 2]
+    write(path, 2, [3])
+    assert steps_of(path) == [1, 2, 3]
+    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_numbers_that_json_lacks(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    values = {"a": jnp.float32(math.nan), "b": np.float64(-math.inf), "c": np.int32(3), "d": True}
+    with MetricsFile(path, 0) as file:
+        file.later(1, values, e=math.inf)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    row = json.loads(path.read_text(), parse_constant=refuse)
+    assert row == {"step": 1, "a": "nan", "b": "-inf", "c": 3, "d": True, "e": "inf"}
+
+
+def test_a_row_waits_until_the_next_step_is_under_way(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        file.later(1, {"loss": jnp.float32(1)})
+        file.flush()
+        assert steps_of(path) == [1]
+        assert file.read_pending() is None
+        file.later(2, {"loss": jnp.float32(2)})
+        assert steps_of(path) == [1]
+        assert file.read_pending() == {"step": 2, "loss": 2.0}
+        file.later(3, {"loss": jnp.float32(3)})
+        assert file.last_step == 3
+    assert steps_of(path) == [1, 2, 3]
+
+
+def test_progress_without_a_terminal_says_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter(range(0, 1000, 6))  # every look is 6 seconds later
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: float(next(clock)))
+    with Progress("stage 1 (base)", 10, 20) as bar:
+        for step in range(10):
+            bar.show({"nll_base": 2.0 - step / 10, "nll_mixed": 1.5, "loss": 9.0})
+            bar.advance()
+        bar.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) < 10
+    assert lines[0].startswith("stage 1 (base): 1") and "s left" in lines[0]
+    assert lines[-1].startswith("stage 1 (base): 20/20, ") and "left" not in lines[-1]
+    assert lines[-1].endswith("nll_base 1.100 nll_mixed 1.500")
+    assert "9.0" not in "".join(lines)
+
+
+def test_progress_says_nothing_of_nothing(capsys):
+    with Progress("stage 1", 5, 5):
+        pass
+    assert capsys.readouterr().err == ""

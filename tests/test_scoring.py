@@ -1,0 +1,153 @@
+"""Scores against the slow rollout and against transformers, and what is counted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fqs_jax import model as model_lib
+from fqs_jax import scoring, tokenizers, workdir
+from fqs_jax.errors import UserError
+from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.workdir import Loaded
+from tests import reference, tiny_models
+from tests.tiny_runs import hf_folder, sentences
+
+THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=(4,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return hf_folder(tmp_path_factory.mktemp("hf") / "model", "mistral")
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return workdir.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def thinking(plain) -> Loaded:
+    """A random thinking model of its own, with the tokenizer of the folder."""
+    model = tiny_models.model_config(vocab_size=plain.tokenizer.vocab_size)
+    params = tiny_models.random_params(model)
+    return Loaded(params, model, plain.tokenizer, THOUGHT, plain.source, "thinking")
+
+
+def rows_of(loaded, documents, seq_len):
+    """The windows of some documents, each begun with BOS, worked out by hand."""
+    rows = []
+    for document in documents:
+        ids = loaded.tokenizer.encode(document)
+        pieces = [ids[i : i + seq_len - 1] for i in range(0, len(ids), seq_len - 1)]
+        if len(pieces) > 1 and len(pieces[-1]) < seq_len - 1:
+            pieces.pop()
+        rows += [[loaded.tokenizer.bos_id, *piece] for piece in pieces]
+    return rows
+
+
+def test_windows(plain):
+    """Whole documents if they fit, else whole windows; the rest of a long one is left out."""
+    texts = ["the", "", "the cat saw seven stars."]
+    short, _, long = [len(plain.tokenizer.encode(text)) for text in texts]
+    windows, left = divmod(long, 3)
+    assert 0 < short <= 3 < long and left
+    scores = scoring.text_nll(plain, texts, 4, 2, 0)
+    assert scores["tokens"] == short + 3 * windows
+    assert scores["tokens_left_out"] == left
+    assert scores["windows"] == 1 + windows
+    whole = scoring.text_nll(plain, texts, None, 2, 0)
+    assert whole["tokens"] == short + long and whole["tokens_left_out"] == 0
+    assert whole["seq_len"] == plain.model.max_seq_len
+    assert "nll_thought" not in whole
+
+
+def test_nothing_to_predict(plain):
+    with pytest.raises(UserError, match="no token to predict"):
+        scoring.text_nll(plain, ["", ""], None, 2, 0)
+
+
+def test_text_nll_is_that_of_transformers(folder, plain):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    documents = [" ".join(sentences(4, seed)) for seed in range(3)] + sentences(3)
+    total, count = 0.0, 0
+    for row in rows_of(plain, documents, 24):
+        ids = torch.tensor([row])
+        with torch.no_grad():
+            total += theirs(ids, labels=ids).loss.item() * (len(row) - 1)
+        count += len(row) - 1
+    scores = scoring.text_nll(plain, documents, 24, 4, 0)
+    assert scores["tokens"] == count
+    assert scores["nll_base"] == pytest.approx(total / count, abs=1e-5)
+
+
+def test_thoughts_are_those_of_the_slow_rollout(thinking):
+    """Same keys, same thoughts: batch i of windows, longest first, thinks with fold_in(seed, i)."""
+    documents = ["the cat saw nobody.", "the cat", "a small dog sat on his hat."]
+    rows = sorted(rows_of(thinking, documents, 9), key=len, reverse=True)
+    longest, key, nll, base = len(rows[0]), jax.random.key(5), [], []
+    for start in range(0, len(rows), 2):
+        batch = rows[start : start + 2]
+        tokens = np.array([row + [0] * (longest - len(row)) for row in batch])
+        mask = np.arange(longest) < np.array([[len(row)] for row in batch])
+        inputs = (thinking.params, thinking.model, tokens, mask)
+        drawn = reference.sample(
+            *inputs, jax.random.fold_in(key, start // 2), 2, 1, 1.0, masked_ids=(4,)
+        )
+        scores = reference.score(*inputs, drawn, talk=1, masked_ids=(4,))
+        nll += list(-scores["talk_log_prob_BxTxRxA"][:, :-1, 0, 0][mask[:, 1:]])
+        base += list(-scores["base_log_prob_BxT"][:, :-1][mask[:, 1:]])
+    scores = scoring.text_nll(thinking, documents, 9, 2, seed=5)
+    assert scores["tokens"] == len(nll)
+    assert scores["nll_base"] == pytest.approx(np.mean(base), abs=1e-4)
+    assert scores["nll_thought"] == pytest.approx(np.mean(nll), abs=1e-4)
+    assert abs(scores["nll_thought"] - scores["nll_base"]) > 1e-2
+
+
+def test_padding_and_batches_change_nothing(plain):
+    documents = [" ".join(sentences(n, n)) for n in (1, 5, 2, 4)]
+    done = []
+    expected = scoring.text_nll(plain, documents, 1000, 1, 0)
+    for batch_size in (3, 50):
+        scores = scoring.text_nll(
+            plain, documents, 1000, batch_size, 0, lambda n, of: done.append((n, of))
+        )
+        assert scores == expected | {"nll_base": pytest.approx(expected["nll_base"], abs=1e-6)}
+    assert done == [(3, 4), (4, 4), (4, 4)]
+
+
+def test_answers_without_thoughts(plain):
+    answers = ["a", "b", "."]
+    ids = [plain.tokenizer.encode(answer)[0] for answer in answers]
+    prompts = ["the cat", "a small dog sat on", "one"]
+    scores = scoring.answer_log_probs(plain, prompts, answers, 2, 0)
+    np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
+    for prompt, row in zip(prompts, scores, strict=True):
+        tokens = jnp.array([[plain.tokenizer.bos_id, *plain.tokenizer.encode(prompt)]])
+        logits = model_lib.logits(plain.params["lm"], tokens, plain.model)[0, -1]
+        np.testing.assert_allclose(row, jax.nn.log_softmax(logits[jnp.array(ids)]), atol=1e-4)
+
+
+def test_answers_after_a_thought_at_the_last_token(thinking):
+    answers, prompts = ["a", "b", "."], ["the cat", "a small dog sat"]
+    tokenizer = thinking.tokenizer
+    assert isinstance(tokenizer, tokenizers.Tokenizer)
+    ids = [tokenizer.encode(answer)[0] for answer in answers]
+    rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+    scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)
+    longest, key = max(map(len, rows)), jax.random.fold_in(jax.random.key(3), 0)
+    for b, row in enumerate(rows):
+        text = (np.array(row + [0] * (longest - len(row))), np.arange(longest) < len(row))
+        model, last = (thinking.params, thinking.model), len(row) - 1
+        drawn: list[int] = []
+        for k in range(2):
+            opening = reference.start_and_thought(thinking.params, drawn, 100.0)
+            hidden = reference.block_hidden(*model, *text, last, opening)
+            logits = reference.thought_logits(thinking.params["lm"], hidden[-1], (4,))
+            noise = reference.gumbel_noise(key, (b, last, 0, k), len(logits))
+            drawn.append(int(np.argmax(logits + noise)))
+        out = reference.rollout(*model, *text, last, drawn, 1, masked_ids=(4,))
+        expected = reference.log_softmax(out.mixed_logits_AxV[0][ids])
+        np.testing.assert_allclose(scores[b], expected, atol=1e-4)

@@ -1,0 +1,350 @@
+"""Training whole stages in this process, on a model whose steps take a millisecond."""
+
+import json
+import math
+import shutil
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fqs_jax import checkpoints, curriculum, optimizer, teacher, train, workdir
+from fqs_jax.data import corpus
+from fqs_jax.errors import UserError
+from fqs_jax.interrupts import Interrupted, Interrupts
+from fqs_jax.metrics import read_rows
+from tests.tiny_runs import clock_config, rows_without_time, save_stage
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Programs run for a moment only: compiling them well is not worth the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def command(number):
+    return f"launch --stage={number}"
+
+
+def train_stage(root, config, number, interrupts=None):
+    model, tokenizer = workdir.prepare(root, config)
+    stage = curriculum.find(curriculum.read_stages(config, model), str(number))
+    train.run(root, config, stage, model, tokenizer, interrupts or Interrupts(), command)
+
+
+def checkpoint(root, config, number):
+    """Step, parameters and optimiser state of a stage's newest checkpoint, as numpy arrays."""
+    folder = workdir.stage_folder(root, number)
+    stage, _ = workdir.read_run(root, number)
+    model = workdir.read_model(workdir.source_folder(root), config)
+    params = workdir.abstract_params(config, model, stage)
+    transform = optimizer.make(config, stage.learning_rate, stage.steps)
+    state = train._placed(jax.eval_shape(transform.init, params))
+    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
+        step = saved.latest()
+        restored = saved.restore(step, params, state)
+    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(restored[:2])]
+
+
+def assert_same_stage(root, other, config, number):
+    """Bit-identical parameters, optimiser state and metrics."""
+    step, leaves = checkpoint(root, config, number)
+    other_step, other_leaves = checkpoint(other, config, number)
+    assert step == other_step
+    for a, b in zip(leaves, other_leaves, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape and a.tobytes() == b.tobytes()
+    rows, other_rows = [
+        [
+            row
+            for row in rows_without_time(r / f"stage_{number}/metrics.jsonl")
+            if "event" not in row
+        ]
+        for r in (root, other)
+    ]
+    assert rows == other_rows and len(rows) == step
+
+
+class SignalAt(Interrupts):
+    """Interrupts whose signal has come when it is looked for the n-th time, or a crash in its place."""
+
+    def __init__(self, look: int, crash: bool = False):
+        self._looks_left, self._crash = look, crash
+        super().__init__()
+
+    @property
+    def signum(self) -> int | None:
+        self._looks_left -= 1
+        if self._looks_left <= 0 and self._crash:
+            raise RuntimeError("killed")
+        return signal.SIGTERM if self._looks_left <= 0 else None
+
+    @signum.setter
+    def signum(self, value: int | None) -> None:
+        assert value is None
+
+
+@pytest.fixture(scope="module")
+def config():
+    return clock_config({"stage_0.steps": 40, "checkpoint_every": 2, "max_bad_steps": 3})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config, fast_compile):
+    """All stages trained without an interruption."""
+    root = tmp_path_factory.mktemp("whole") / "W"
+    for number in range(4):
+        train_stage(root, config, number)
+    return root
+
+
+@pytest.fixture
+def begun(tmp_path, whole):
+    """A copy without the stage that is asked for."""
+
+    def make(number):
+        root = shutil.copytree(whole, tmp_path / "W")
+        shutil.rmtree(root / f"stage_{number}")
+        return root
+
+    return make
+
+
+def test_loss_falls_and_every_step_has_a_row(whole):
+    rows = read_rows(whole / "stage_0" / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    losses = [row["loss"] for row in rows]
+    assert losses[0] == pytest.approx(math.log(17), abs=0.1)  # knows nothing of 17 symbols
+    assert np.mean(losses[-5:]) < losses[0] - 0.5
+    assert rows[-1]["tokens"] == 40 * 2 * 16 and rows[-1]["skipped_steps"] == 0
+    assert rows[-1]["time"]["tokens_per_second"] > 0
+
+
+def test_rows_have_what_their_objective_tells(whole):
+    first = json.loads((whole / "stage_1/metrics.jsonl").read_text().splitlines()[0])
+    assert first["event"] == "start" and first["stage"] == "think-5-2" and first["step"] == 0
+    assert first["parameters"] > 1000 and first["flops_per_step"] > 1e5
+    assert first["time"]["compile_seconds"] > 0
+    common = {"step", "loss", "nll_base", "learning_rate", "tokens", "time", "grad_norm/lm"}
+    common |= {"skipped_steps", "skipped_in_a_row"}
+    rewards = {"policy_loss", "reward_mean", "reward_std", "reward_positive"}
+    thinks = {"nll_mixed", "advantage_mean", "thought_entropy", "mixing_weight_mean"}
+    thinks |= {"nll_with_minus_without", "grad_norm/talk_head", "grad_norm/marks"}
+    expected = {0: common, 1: common | rewards | thinks}
+    expected[3] = common | rewards | {"nll_teacher_minus_student"}
+    for number, names in expected.items():
+        rows = read_rows(whole / f"stage_{number}" / "metrics.jsonl")
+        assert all(row.keys() == names for row in rows)
+        assert all(isinstance(v, int | float | dict) for row in rows for v in row.values())
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_an_interrupted_stage_ends_like_an_uninterrupted_one(whole, begun, config, number):
+    root = begun(number)
+    stage = f"stage {number} .*saved at step 2 of 6; run the same command again"
+    with pytest.raises(Interrupted, match=stage) as stop:
+        train_stage(root, config, number, SignalAt(2))
+    assert stop.value.signum == signal.SIGTERM
+    assert checkpoint(root, config, number)[0] == 2
+    with pytest.raises(Interrupted, match="saved at step 5 of 6"):
+        train_stage(root, config, number, SignalAt(3))
+    train_stage(root, config, number)
+    assert_same_stage(root, whole, config, number)
+    train_stage(root, config, number)  # nothing is left to do
+    assert_same_stage(root, whole, config, number)
+
+
+def test_a_killed_stage_ends_like_an_uninterrupted_one(whole, begun, config):
+    root = begun(1)
+    with pytest.raises(RuntimeError, match="killed"):
+        train_stage(root, config, 1, SignalAt(5, crash=True))
+    rows = read_rows(root / "stage_1" / "metrics.jsonl")
+    assert checkpoint(root, config, 1)[0] == 4 and rows[-1]["step"] == 5
+    with (root / "stage_1" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    train_stage(root, config, 1)
+    assert_same_stage(root, whole, config, 1)
+
+
+def test_an_interrupt_inside_teacher_scoring(whole, begun, config, monkeypatch):
+    """Scores are kept piece by piece, and are the same however they are cut."""
+    monkeypatch.setattr(teacher, "PIECE", 2)
+    root = begun(3)
+    with pytest.raises(Interrupted, match="teacher scores saved up to batch 4 of 6; run the same"):
+        train_stage(root, config, 3, SignalAt(2))
+    folder = root / "stage_3" / "teacher"
+    pieces = sorted(folder.glob("*.npy"))
+    assert [p.name for p in pieces] == [
+        "batches_0000000_0000002.npy",
+        "batches_0000002_0000004.npy",
+    ]
+    kept = [piece.stat().st_mtime_ns for piece in pieces]
+    assert checkpoints.latest_step(root / "stage_3" / "checkpoints") is None
+    train_stage(root, config, 3)
+    assert_same_stage(root, whole, config, 3)
+    assert kept == [piece.stat().st_mtime_ns for piece in pieces]
+
+
+def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config):
+    root = shutil.copytree(whole, tmp_path / "W")
+    piece = root / "stage_3" / "teacher" / "batches_0000000_0000006.npy"
+    scores = np.load(piece)
+    assert scores.shape == (6 * 2, 16 - 1) and scores.max() < 0
+    tokenizer = workdir.prepare(root, config)[1]
+    for changes in ({}, {"data.clock.direct": 9.0}, {"batch_size": 3}, {"data.seq_len": 14}):
+        other = clock_config({"stage_0.steps": 40} | changes)
+        model = workdir.read_model(root / "source", other)
+        stage = curriculum.read_stages(other, model)[3]
+        data = corpus.dataset(other.data, tokenizer, other.batch_size, other.seed, 3)
+        batch = train.batch_function(
+            root, other, stage, model, data, tokenizer, Interrupts(), command
+        )(5)
+        again = np.load(piece)
+        assert np.array_equal(again, scores) == (not changes)
+        np.testing.assert_array_equal(batch["teacher_log_prob"], again[-other.batch_size :])
+        assert batch["teacher_log_prob"].shape == (other.batch_size, other.data.seq_len - 1)
+
+
+# Where a stage starts --------------------
+
+
+def start_of(root, config, number):
+    model, tokenizer = workdir.prepare(root, config)
+    stage = curriculum.find(curriculum.read_stages(config, model), str(number))
+    return train.starting_params(root, config, stage, model, tokenizer, KEY, command)
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def random_stages(tmp_path_factory):
+    root, config = tmp_path_factory.mktemp("random") / "W", clock_config()
+    saved = {number: save_stage(root, config, number, seed=number) for number in (0, 1, 2)}
+    return root, saved
+
+
+@pytest.mark.parametrize("marks", [True, False])
+@pytest.mark.parametrize("head", [True, False])
+def test_reset_switches(random_stages, marks, head):
+    root, saved = random_stages
+    switches = {"thought.reset_marks_on_load": marks, "thought.reset_talk_head_on_load": head}
+    params = start_of(root, clock_config(switches), 2)
+    before, now = saved[1]["thought"], params["thought"]
+    assert_same(params["lm"], saved[1]["lm"])
+    for layer in ("hidden_1", "hidden_2"):
+        assert_same(now["talk_head"][layer], before["talk_head"][layer])
+    out = now["talk_head"]["out"]
+    assert_same(out, jax.tree.map(jnp.zeros_like, out) if head else before["talk_head"]["out"])
+    config, tokenizer = clock_config(), workdir.prepare(root, clock_config())[1]
+    fresh = workdir.fresh_marks(config, params["lm"], tokenizer)
+    expected = fresh if marks else {name: before[name] for name in ("start", "end")}
+    assert_same({name: now[name] for name in ("start", "end")}, expected)
+
+
+def test_a_thinking_stage_after_a_plain_one_has_a_fresh_head(random_stages):
+    root, saved = random_stages
+    params = start_of(root, clock_config({"thought.reset_marks_on_load": False}), 1)
+    assert_same(params["lm"], saved[0]["lm"])
+    assert not np.any(params["thought"]["talk_head"]["out"]["kernel"])
+    hidden = params["thought"]["talk_head"]["hidden_1"]["kernel"]
+    assert np.std(hidden) == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_plain_stage_after_a_thinking_one_drops_the_thoughts(random_stages):
+    root, saved = random_stages
+    assert_same(start_of(root, clock_config({"stage_3.start": 2}), 3), {"lm": saved[2]["lm"]})
+
+
+def test_a_first_stage_starts_from_the_initial_model(random_stages):
+    root, _ = random_stages
+    config = clock_config()
+    model, _ = workdir.prepare(root, config)
+    assert_same(start_of(root, config, 0), workdir.initial_params(root, config, model))
+
+
+# What stops a stage --------------------
+
+
+def test_a_missing_or_unfinished_start_names_the_command(tmp_path):
+    root, config = tmp_path / "W", clock_config()
+    for number, missing in ((1, 0), (3, 0)):
+        with pytest.raises(
+            UserError, match=f"no checkpoint of stage {missing}; make it with: launch"
+        ):
+            train_stage(root, config, number)
+        assert not (root / f"stage_{number}").exists()
+    save_stage(root, config, 0)
+    with pytest.raises(UserError, match="no checkpoint of stage 2; make it with: launch --stage=2"):
+        train_stage(root, config, 3)  # the teacher
+    save_stage(root, config, 1, step=4)
+    with pytest.raises(UserError, match="stage 1 in .* is at step 4 of 6; finish it with: launch"):
+        train_stage(root, config, 2)
+    assert not (root / "stage_2").exists()
+
+
+def test_a_changed_config_on_resume_is_named(begun, config):
+    root = begun(1)
+    with pytest.raises(Interrupted):
+        train_stage(root, config, 1, SignalAt(2))
+    other = clock_config({"stage_0.steps": 40, "thought.temperature": 0.5})
+    with pytest.raises(UserError, match="config.thought.temperature=1.0, now it is 0.5"):
+        train_stage(root, other, 1)
+    assert checkpoint(root, config, 1)[0] == 2
+
+
+def square(params, batch, key):
+    """A loss with the batch's factor in it, NaN where that is."""
+    del key
+    loss = batch["factor"] * jnp.sum(jnp.square(params["lm"]["w"]))
+    return loss, {"nll_base": loss}
+
+
+def test_a_step_without_finite_gradients_changes_nothing():
+    transform = optimizer.make(clock_config(), 0.1, 10)
+    step = jax.jit(train.make_step(square, transform, KEY))
+    params = {"lm": {"w": jnp.arange(1.0, 4.0)}}
+    state = train.State(params, transform.init(params))
+    for number, (factor, in_a_row, skipped) in enumerate(
+        [(1.0, 0, 0), (math.nan, 1, 1), (math.inf, 2, 2), (1.0, 0, 2), (math.nan, 1, 3)]
+    ):
+        before = state
+        state, metrics = step(state, {"factor": jnp.float32(factor)}, number)
+        assert (metrics["skipped_in_a_row"], metrics["skipped_steps"]) == (in_a_row, skipped)
+        if math.isfinite(factor):
+            if number:  # the warm-up begins at rate 0
+                assert (state.params["lm"]["w"] != before.params["lm"]["w"]).all()
+        else:
+            assert_same(state.params, before.params)
+            assert_same(state.optimizer.inner_state, before.optimizer.inner_state)
+
+
+def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
+    def no_number(params, batch, key):
+        loss, metrics = curriculum.objectives.next_token_loss(params, batch, key, model)
+        return loss * math.nan, metrics
+
+    model, _ = workdir.prepare(tmp_path / "W", config)
+    monkeypatch.setattr(curriculum, "loss_function", lambda *_: no_number)
+    with pytest.raises(UserError, match="3 steps in a row up to step 3 had NaN or inf") as refused:
+        train_stage(tmp_path / "W", config, 0)
+    assert "lower the learning rate" in str(refused.value) and "\n" not in str(refused.value)
+    rows = read_rows(tmp_path / "W/stage_0/metrics.jsonl")
+    assert [row["skipped_in_a_row"] for row in rows][:3] == [1, 2, 3]
+    assert rows[0]["loss"] == "nan"
+
+
+def test_rows_are_thinned_the_same_way_after_an_interruption(tmp_path, config):
+    config = clock_config({"stage_0.steps": 10, "log_every": 4})
+    with pytest.raises(Interrupted):
+        train_stage(tmp_path / "W", config, 0, SignalAt(6))
+    train_stage(tmp_path / "W", config, 0)
+    rows = read_rows(tmp_path / "W/stage_0/metrics.jsonl")
+    assert [row["step"] for row in rows] == [4, 8, 10]
