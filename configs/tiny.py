@@ -14,8 +14,8 @@ from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Most documents show the work of a problem, some give the answer at once; only thinking, or much
-    more training, answers at once. The marks begin as the symbols around shown work: a warm start."""
+    """Most documents show the work of a problem, some give the answer at once; the base answers at
+    once no better than by chance, and thinking gives it room for the work. The marks begin as the symbols around shown work: a warm start."""
     c = common.get_config()
     c.batch_size = 32
     c.model = ml_collections.ConfigDict(

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from fqs_jax import generate, scoring, workdir
+from fqs_jax import checkpoints, generation, scoring, workdir
 from fqs_jax.data import corpus
 from fqs_jax.data.clock import Clock
 from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
 from fqs_jax.workdir import Loaded
 
 BATCH = 256  # problems in an evaluation batch
@@ -44,7 +45,7 @@ class Row:
 
 def compare(
     root: Path,
-    thought_seeds: int,
+    thought_seeds: int | None = None,
     text: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
@@ -52,7 +53,8 @@ def compare(
     its base with a fitted temperature.
 
     Args:
-      thought_seeds: how many independently sampled thoughts are averaged.
+      thought_seeds: how many independently sampled thoughts are averaged; None = 4 for answers, 1
+        for text, where thoughts are at every token.
       text: held-out documents, for runs on text.
       note: told the name of each model before it is evaluated.
 
@@ -68,6 +70,7 @@ def compare(
     task = corpus.clock_task(config.data, config.seed) if config.data.source == "clock" else None
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
+    thought_seeds = thought_seeds or (1 if task is None else 4)
     rows = []
     if config.init_from:
         note("initial model")
@@ -77,9 +80,10 @@ def compare(
     for stage in stages:
         note(stage.name)
         loaded = workdir.load(str(root), str(stage.number))
-        rows.append(
-            _row(loaded, str(stage.number), stage.name, stage.steps, task, text, thought_seeds)
-        )
+        folder = workdir.stage_folder(root, stage.number) / "checkpoints"
+        step = checkpoints.latest_step(folder) or 0
+        name = stage.name if step >= stage.steps else f"{stage.name} (unfinished)"
+        rows.append(_row(loaded, str(stage.number), name, step, task, text, thought_seeds))
         if task is not None and stage.number == 0:
             rows.append(_scaled(loaded, rows[-1], task))
     return rows
@@ -99,7 +103,11 @@ def _row(
         loaded, task.problems("test")[0][0] if task else text[0][:200]
     )
     if task is None:
-        scores = [scoring.text_nll(loaded, text, None, 8, seed) for seed in range(seeds)]
+        with Progress(f"{name}: windows", 0, 0) as bar:
+            scores = [
+                scoring.text_nll(loaded, text, None, 8, seed, bar.advance_to)
+                for seed in range(seeds)
+            ]
         nll = float(np.mean([s.get("nll_thought", s["nll_base"]) for s in scores]))
         return Row(stage, name, math.nan, math.nan, nll, milliseconds, steps)
     accuracy, error, nll = clock_accuracy(loaded, task, seeds)
@@ -139,7 +147,7 @@ def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
     )
     for _ in range(2):  # the first run compiles
         seconds.clear()
-        generate.generate(
+        generation.generate(
             endless, [prompt], TIMED_TOKENS, on_step=lambda emitted: seconds.append(emitted.seconds)
         )
     return float(np.median(seconds[1:]) * 1e3)

@@ -18,7 +18,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
 _EXPORT = flags.DEFINE_string("export", "", "Folder to write; must not exist or be empty.")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "Type of the weights; default the source's."
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "Type of the weights; default as trained.",
 )
 _MAX_SHARD_GB = flags.DEFINE_float(
     "max_shard_gb", 5.0, "Largest file, in 10^9 bytes.", lower_bound=1e-6
@@ -27,14 +30,14 @@ _MAX_SHARD_GB = flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
-    loaded = workdir.load(_WORKDIR.value, _STAGE.value)
+    loaded = workdir.load(_WORKDIR.value, _STAGE.value, as_trained=True)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
     huggingface.export(
         loaded.params["lm"],
         loaded.model,
         _EXPORT.value,
         source=loaded.source,
-        dtype=_DTYPE.value,
+        dtype=_DTYPE.value or loaded.model.param_dtype,
         thought=loaded.params.get("thought"),
         thought_settings=settings,
         max_shard_bytes=_MAX_SHARD_GB.value * 1e9,

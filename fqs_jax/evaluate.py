@@ -36,7 +36,7 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory, with --all_stages.")
 _ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Compare all stages of --workdir.")
 _THOUGHT_SEEDS = flags.DEFINE_integer(
-    "thought_seeds", 4, "Sampled thoughts averaged in comparisons.", 1
+    "thought_seeds", None, "Sampled thoughts averaged; default 4 for answers, 1 for text.", 1
 )
 
 
@@ -84,9 +84,7 @@ def _compare_all() -> None:
                 json.dumps({k: None if v != v else v for k, v in dataclasses.asdict(row).items()})
             )
         return
-    table = Table(
-        title=f"{root}: held-out items, thoughts averaged over {_THOUGHT_SEEDS.value} seeds"
-    )
+    table = Table(title=f"{root}: held-out items")
     for column in ("stage", "model", "steps", "accuracy", "NLL", "ms/token"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:

@@ -5,142 +5,20 @@ Also a Python API: `generate(loaded, prompts, ...)`.
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from rich.console import Console
 from rich.text import Text
 
-from fqs_jax import cli, decoding, workdir
+from fqs_jax import cli, workdir
 from fqs_jax.errors import UserError
+from fqs_jax.generation import Emitted, Generation, check_sampling, generate, prompt_ids
 from fqs_jax.workdir import Loaded
 
-
-class Generation(NamedTuple):
-    """What was generated for one prompt.
-
-    tokens: without the prompt, up to and without the end-of-text token. thoughts: before each token,
-    one more than tokens where the end of text was thought about. weights: their mixing weights.
-    """
-
-    text: str
-    tokens: list[int]
-    thoughts: list[list[int]]
-    weights: list[float]
-
-
-class Emitted(NamedTuple):
-    """One step of generation, for streaming; all are numpy arrays.
-
-    token_B: int32, -1 in rows that have ended. thought_BxK, weight_B: the thought before it. seconds:
-    since the step before.
-    """
-
-    token_B: np.ndarray
-    thought_BxK: np.ndarray
-    weight_B: np.ndarray
-    seconds: float
-
-
-@functools.partial(jax.jit, static_argnames=("model", "thought", "temperature", "top_p", "allowed"))
-def _choose(params, cursor, key, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
-    log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought)
-    # A padded vocabulary has ids that no text has.
-    log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
-    token = decoding.pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p)
-    return token, drawn, weight
-
-
-_prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
-_extend = jax.jit(decoding.extend, static_argnames=("model",), donate_argnums=1)
-
-
-def generate(
-    loaded: Loaded,
-    prompts: Sequence[str],
-    max_new_tokens: int = 64,
-    *,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    think: bool = True,
-    on_step: Callable[[Emitted], None] | None = None,
-) -> list[Generation]:
-    """Continue each prompt.
-
-    Args:
-      loaded: from `workdir.load`.
-      temperature: of the text; 0 takes the likeliest token. Thoughts have their own, from the config.
-      top_p: sample from the smallest set of tokens that holds this much probability.
-      think: whether a thinking model thinks.
-      on_step: called after every step with what it emitted.
-
-    Returns:
-      One Generation a prompt, in order.
-
-    Raises:
-      UserError: a prompt is empty or an argument is out of range.
-    """
-    _check_sampling(max_new_tokens, temperature, top_p)
-    tokenizer, model = loaded.tokenizer, loaded.model
-    thought = loaded.thought if think else None
-    rows = [_prompt_ids(loaded, prompt) for prompt in prompts]
-    longest = max(map(len, rows))
-    tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
-    for i, row in enumerate(rows):
-        tokens_BxT[i, : len(row)] = row
-    length_B = jnp.array([len(row) for row in rows], jnp.int32)
-
-    cursor = _prefill(loaded.params, tokens_BxT, length_B, model=model, room=max_new_tokens)
-    key = jax.random.key(seed)
-    settings = {"temperature": temperature, "top_p": top_p, "allowed": tokenizer.vocab_size}
-    going_B = np.ones(len(rows), bool)
-    results: list[Generation] = [Generation("", [], [], []) for _ in rows]
-    clock = time.perf_counter()
-    for step in range(max_new_tokens):
-        step_key = jax.random.fold_in(key, step)
-        token_B, thought_BxK, weight_B = _choose(
-            loaded.params, cursor, step_key, model=model, thought=thought, **settings
-        )
-        if step + 1 < max_new_tokens:
-            cursor = _extend(loaded.params, cursor, token_B, model=model)
-        picked, drawn, weights = map(np.asarray, (token_B, thought_BxK, weight_B))
-        for i in map(int, np.flatnonzero(going_B)):
-            if thought is not None:
-                results[i].thoughts.append(drawn[i].tolist())
-                results[i].weights.append(float(weights[i]))
-            if picked[i] == tokenizer.eos_id:
-                going_B[i] = False
-            else:
-                results[i].tokens.append(int(picked[i]))
-        now = time.perf_counter()
-        if on_step is not None:
-            on_step(Emitted(np.where(going_B, picked, -1), drawn, weights, now - clock))
-        clock = now
-        if not going_B.any():
-            break
-    return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
-
-
-def _check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise UserError("max_new_tokens must be at least 1, temperature 0 or more, top_p in (0, 1]")
-
-
-def _prompt_ids(loaded: Loaded, prompt: str) -> list[int]:
-    tokenizer = loaded.tokenizer
-    bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    ids = bos + tokenizer.encode(prompt)
-    if not ids:
-        raise UserError("the prompt is empty and this tokenizer has no beginning-of-text token")
-    return ids
+__all__ = ["Emitted", "Generation", "generate"]
 
 
 def define_flags() -> None:
@@ -162,9 +40,16 @@ def main(_: Sequence[str]) -> None:
         checkpoint=flags.FLAGS.checkpoint, prompt=flags.FLAGS.prompt or flags.FLAGS.prompt_file
     )
     # Before anything is loaded or printed.
-    _check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
+    check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
     loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage)
+    length = max(len(prompt_ids(loaded, prompt)) for prompt in prompts) + flags.FLAGS.max_new_tokens
+    if length > loaded.model.max_seq_len:
+        print(
+            f"note: up to {length} tokens, the model was made for {loaded.model.max_seq_len}; "
+            "beyond that text falls apart",
+            file=sys.stderr,
+        )
     console = Console(highlight=False, soft_wrap=True)
     if flags.FLAGS.show_thoughts and loaded.thought is None:
         console.print(Text(f"{loaded.label} does not think: no thoughts to show", style="dim"))
@@ -194,7 +79,7 @@ class _Stream:
 
     def __init__(self, loaded: Loaded, console: Console, prompt: str):
         self._loaded, self._console = loaded, console
-        self._prompt_ids = _prompt_ids(loaded, prompt)
+        self._prompt_ids = prompt_ids(loaded, prompt)
         self._ids: list[int] = []
         self._shown = loaded.tokenizer.decode(self._prompt_ids)
         console.print(Text(prompt, style="bold"), end="")

@@ -31,7 +31,7 @@ class MetricsFile:
     data.
     """
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
         kept = (
             [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
             if first_step
@@ -40,7 +40,8 @@ class MetricsFile:
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(path)
-        self.last_step = first_step
+        self._tokens_per_step = tokens_per_step
+        self._timed_step, self._clock = first_step, time.perf_counter()
         self._file = path.open("a")
         self._pending: dict[str, Any] | None = None
 
@@ -55,18 +56,28 @@ class MetricsFile:
         """A row that is no step's metrics."""
         self._write({"event": name, **fields})
 
+    def start_clock(self) -> None:
+        """Steps are timed from now on."""
+        self._clock = time.perf_counter()
+
     def later(self, step: int, values: dict[str, jax.Array], **fields: Any) -> None:
         """Remember a step's device values; they are read when the device has had time to finish."""
         self.flush()
         self._pending = {"step": step, **values, **fields}
-        self.last_step = step
 
     def read_pending(self) -> dict[str, Any] | None:
         """Write the remembered row, and return it."""
         if self._pending is None:
             return None
-        row = {key: _plain(value) for key, value in self._pending.items()}
+        row = {key: _plain(value) for key, value in self._pending.items()}  # waits for the device
         self._pending = None
+        now = time.perf_counter()
+        seconds = (now - self._clock) / max(1, row["step"] - self._timed_step)
+        self._timed_step, self._clock = row["step"], now
+        row["time"] = {
+            "step_seconds": round(seconds, 6),
+            "tokens_per_second": round(self._tokens_per_step / seconds, 1),
+        }
         self._write(row)
         return row
 

@@ -97,15 +97,15 @@ def quiet_star_loss(
     scores = thoughts.score_thoughts(params, tokens_BxT, thought_BxTxRxK, model, thought, mask_BxT)
     target_BxT = targets(batch)
     losses = thought_losses(scores, target_BxT, config)
+    # Positions whose next token is predicted; padding has no reward and would dilute the means.
+    rewarded_BxT = target_BxT[:, 1 : 1 + losses.reward.shape[-1]]
     thought_gain = losses.base_nll[:, None] - losses.talk_nll[:, :, 0]
     metrics = {
         "nll_base": losses.base,
         "nll_mixed": losses.talk,
         "policy_loss": losses.policy,
-        "reward_mean": jnp.mean(losses.reward),
-        "reward_std": jnp.std(losses.reward),
-        "reward_positive": jnp.mean(losses.reward > 0),
-        "advantage_mean": jnp.mean(losses.advantage),
+        **reward_metrics(losses.reward, rewarded_BxT[:, None]),
+        "advantage_mean": masked_mean(losses.advantage, rewarded_BxT[:, None]),
         "thought_entropy": masked_mean(entropy, mask_BxT[:, :, None, None]),
         "mixing_weight_mean": masked_mean(scores.mixing_weight_BxPxRxA, mask_BxT[:, :, None, None]),
         "nll_with_minus_without": -masked_mean(thought_gain, target_BxT[:, None, 1:]),
@@ -214,9 +214,7 @@ def ntp_loss(
     metrics = {
         "nll_base": -masked_mean(parts.label_log_prob, target_BxT),
         "policy_loss": parts.policy,
-        "reward_mean": jnp.mean(parts.reward),
-        "reward_std": jnp.std(parts.reward),
-        "reward_positive": masked_mean(parts.reward > 0, target_BxT),
+        **reward_metrics(parts.reward, target_BxT),
         "nll_teacher_minus_student": masked_mean(
             parts.label_log_prob - batch["teacher_log_prob"], target_BxT
         ),
@@ -270,6 +268,16 @@ def ntp_losses(
     policy = -jnp.mean(reward * log_pi)
     parts = NTPLosses(policy=policy, reward=reward, log_pi=log_pi, label_log_prob=label)
     return config.policy_weight * policy, parts
+
+
+def reward_metrics(reward: jax.Array, mask: jax.Array) -> Metrics:
+    """Mean, standard deviation and fraction positive of the rewards where mask holds."""
+    mean = masked_mean(reward, mask)
+    return {
+        "reward_mean": mean,
+        "reward_std": jnp.sqrt(masked_mean(jnp.square(reward - mean), mask)),
+        "reward_positive": masked_mean(reward > 0, mask),
+    }
 
 
 def targets(batch: Batch) -> jax.Array:

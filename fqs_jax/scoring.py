@@ -52,7 +52,7 @@ def text_nll(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
-    """Mean loss in nats a token over documents, every token of which is predicted once.
+    """Mean loss in nats a token over documents, each token predicted at most once.
 
     Each document is cut into windows by itself (`windows.evaluation_windows`), and is scored to its
     end if it fits in one. Of a longer one a last, short window is left out: its tokens would be

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from fqs_jax import checkpoints, curriculum, files, optimizer, teacher, thoughts, workdir
+from fqs_jax import checkpoints, curriculum, optimizer, teacher, thoughts, workdir
 from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -92,8 +92,8 @@ def run(
         for number in (stage.start, stage.teacher):
             if number is not None:
                 workdir.load_stage(root, number, command(number))
-    workdir.write_run(root, config, stage)
     data = corpus.dataset(config.data, tokenizer, config.batch_size, config.seed, stage.number)
+    lineage = workdir.write_run(root, config, stage, data.digest())
     key = jax.random.fold_in(jax.random.key(config.seed), stage.number)
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
 
@@ -112,7 +112,9 @@ def run(
             )
         if first >= stage.steps:
             return
-        batches = batch_function(root, config, stage, model, data, tokenizer, interrupts, command)
+        batches = batch_function(
+            root, config, stage, model, data, tokenizer, interrupts, command, lineage
+        )
         step_function = make_step(curriculum.loss_function(config, stage, model), transform, key)
         _loop(step_function, state, batches, first, folder, config, stage, model, saved, interrupts)
 
@@ -139,7 +141,7 @@ def _loop(
         )
 
     with (
-        MetricsFile(folder / "metrics.jsonl", first) as metrics,
+        MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
     ):
         started = time.perf_counter()
@@ -158,29 +160,21 @@ def _loop(
             flops_per_step=flops,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
-        clock = time.perf_counter()
+        metrics.start_clock()
+        values = None
         for step in range(first, stage.steps):
+            before = values
             state, values = compiled(state, batches(step), np.int32(step))
             done = step + 1
-            # The row of the step before is read only now, when this one is under way: the host
-            # never waits for the device.
-            row = metrics.read_pending()
-            if row is not None:
-                _check_finite(row, config, folder)
+            # What the step before left is read only now, when this one is under way, so that the
+            # device never waits for the host.
+            if before is not None:
+                _check_finite(before, step, config, folder)
+            if (row := metrics.read_pending()) is not None:
                 bar.show(row)
             if done % config.log_every == 0 or done == stage.steps:
-                seconds = (time.perf_counter() - clock) / max(1, done - metrics.last_step)
-                clock = time.perf_counter()
-                metrics.later(
-                    done,
-                    values,
-                    learning_rate=float(rates(step)),
-                    tokens=done * tokens_per_step,
-                    time={
-                        "step_seconds": round(seconds, 6),
-                        "tokens_per_second": round(tokens_per_step / seconds, 1),
-                    },
-                )
+                rate = float(rates(step))
+                metrics.later(done, values, learning_rate=rate, tokens=done * tokens_per_step)
             bar.advance()
             if interrupts.signum is not None and done < stage.steps:
                 save(done)
@@ -188,9 +182,9 @@ def _loop(
                 interrupts.check(f"{stage} saved at step {done} of {stage.steps}; {RESUME}")
             if done % config.checkpoint_every == 0 and done < stage.steps:
                 save(done)
-        row = metrics.read_pending()
-        if row is not None:
-            _check_finite(row, config, folder)
+        assert values is not None  # there was a step to take
+        _check_finite(values, stage.steps, config, folder)
+        if (row := metrics.read_pending()) is not None:
             bar.show(row)
         save(stage.steps)
 
@@ -237,8 +231,13 @@ def batch_function(
     tokenizer: Tokenizer,
     interrupts: Interrupts,
     command: Callable[[int], str],
+    lineage: str,
 ) -> Callable[[int], dict[str, np.ndarray]]:
-    """Step -> batch; for an NTP stage with the teacher's scores, which are made first."""
+    """Step -> batch; for an NTP stage with the teacher's scores, which are made first.
+
+    Args:
+      lineage: identifies all that the scores depend on (`workdir.write_run`).
+    """
     if stage.objective != "ntp":
         return data.batch
     assert stage.teacher is not None  # checked when the row was read
@@ -254,14 +253,6 @@ def batch_function(
         temperature=config.thought.eval_temperature,
     )
     folder = workdir.stage_folder(root, stage.number) / "teacher"
-    # All that the scores depend on.
-    identity = {
-        "teacher": files.read_json(workdir.stage_folder(root, stage.teacher) / "run.json"),
-        "reset_marks": config.thought.reset_marks_at_eval,
-        "data": config.data.to_dict(),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-    }
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:
@@ -279,7 +270,7 @@ def batch_function(
             stage.steps,
             config.seed,
             folder,
-            identity,
+            lineage,
             progress,
         )
     size = data.batch_size
@@ -290,10 +281,14 @@ def batch_function(
     return with_scores
 
 
-def _check_finite(row: dict[str, Any], config: ml_collections.ConfigDict, folder: Path) -> None:
-    if row["skipped_in_a_row"] >= config.max_bad_steps:
+def _check_finite(
+    values: dict[str, jax.Array], step: int, config: ml_collections.ConfigDict, folder: Path
+) -> None:
+    """Raise if the steps up to number `step` were skipped too often in a row."""
+    skipped = int(values["skipped_in_a_row"])
+    if skipped >= config.max_bad_steps:
         raise UserError(
-            f"{row['skipped_in_a_row']} steps in a row up to step {row['step']} had NaN or inf gradients; "
+            f"{skipped} steps in a row up to step {step} had NaN or inf gradients; "
             f"the last checkpoint is in {folder / 'checkpoints'}; lower the learning rate"
         )
 

@@ -11,6 +11,7 @@ W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -63,6 +64,13 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
     Raises:
       UserError: the working directory was begun with another initial model.
     """
+    if (root / "config.json").exists():
+        raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
+    if config.init_from and source_folder(Path(config.init_from)).is_dir():
+        raise UserError(
+            f"{config.init_from} is a working directory; export a stage of it with "
+            "python -m fqs_jax.convert and give that folder to --init_from"
+        )
     source = source_folder(root)
     origin = _origin(config)
     if source.exists() and (changed := _change(files.read_json(source / "origin.json"), origin)):
@@ -72,6 +80,7 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
     if not source.exists():
         if config.init_from:
             huggingface.read_config(config.init_from)  # a readable error before anything is made
+            tokenizers.load(config.init_from)
         with files.new_folder(source) as folder:
             if config.init_from:
                 huggingface.carry(Path(config.init_from), folder)
@@ -102,26 +111,57 @@ def origin_name(root: Path) -> str:
     return f"`{Path(init_from).name}`" if init_from else "none, trained from scratch"
 
 
-def write_run(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> None:
-    """Save the config beside the stage's checkpoints; on a later start compare with it.
+def write_run(
+    root: Path, config: ml_collections.ConfigDict, stage: Stage, data_digest: str = ""
+) -> str:
+    """Save what a stage is made from beside its checkpoints; on a later start compare with it.
+
+    That is its row, the config, its data, and the stages it starts from and is taught by, each with
+    its step and what it was made from in turn.
+
+    Returns:
+      A hash of it all, the stage's lineage.
 
     Raises:
-      UserError: the stage was begun with another value of a field that matters.
+      UserError: the stage was begun from something else.
     """
     folder = stage_folder(root, stage.number)
     path = folder / "run.json"
-    run = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage)}
-    run = json.loads(json.dumps(run))
-    if path.exists() and checkpoints.latest_step(folder / "checkpoints") is not None:
-        if changed := _change(files.read_json(path), run, HARMLESS):
+    step = checkpoints.latest_step(folder / "checkpoints")
+    parents = {str(n): _origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
+    run = {"stage": dataclasses.asdict(stage), "config": _relevant(config), "data": data_digest}
+    run = json.loads(json.dumps(run | {"made_from": parents}))
+    if step is not None and path.exists():
+        # How long a stage is matters to its own learning rate if that decays to its last step.
+        decays = config.optimizer.decay_steps == 0 and step < stage.steps
+        ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
+        if changed := _change(files.read_json(path), run, ignored):
             raise UserError(
                 f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
                 "begin the stage again"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(run, indent=2))
-    temporary.replace(path)
+    if step is None or step < stage.steps:  # a finished stage stays as it was recorded
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(run, indent=2))
+        temporary.replace(path)
+    return _lineage(run)
+
+
+def _origin_of(root: Path, number: int) -> dict[str, Any]:
+    """Which checkpoint of a stage there is now, and what it was made from."""
+    folder = stage_folder(root, number)
+    run = folder / "run.json"
+    lineage = _lineage(files.read_json(run)) if run.exists() else None
+    return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": lineage}
+
+
+def _lineage(run: dict[str, Any]) -> str:
+    """A hash of what a stage is made from, without the fields that may change."""
+    kept = {
+        key: value for key, value in _flat(run).items() if key.rsplit(".", 1)[-1] not in HARMLESS
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
@@ -175,12 +215,15 @@ def abstract_params(config: ml_collections.ConfigDict, model: ModelConfig, stage
     )
 
 
-def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) -> Loaded:
+def load(
+    checkpoint: str, stage: str | None = None, dtype: str | None = None, as_trained: bool = False
+) -> Loaded:
     """A model from a Hugging Face folder or, with a stage, from a working directory.
 
     Args:
       stage: number or name of a stage; `init` = the initial model of the working directory.
       dtype: compute type; None = as trained, float32 for folders.
+      as_trained: leave the marks as they are even if the config renews them for evaluation.
 
     Raises:
       UserError: nothing is there; says what would make it.
@@ -221,7 +264,7 @@ def load(checkpoint: str, stage: str | None = None, dtype: str | None = None) ->
             config, row, rationales=1, n_ahead_talk=1, temperature=temperature
         )
     tokenizer = tokenizers.load(source)
-    if thought is not None and config.thought.reset_marks_at_eval:
+    if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
     model = dataclasses.replace(read_model(source, config), **changes)
     return Loaded(params, model, tokenizer, thought, source, str(row))
@@ -309,9 +352,8 @@ def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
 
 
-def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
+def _relevant(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config without the rows of stages; the stage's own is saved beside it."""
-    del stage
     return {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import comparison, generate, scoring, workdir
+from fqs_jax import comparison, generation, scoring, workdir
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
@@ -92,9 +92,9 @@ def test_time_a_token_ignores_the_end_of_the_text(run, monkeypatch):
         seen.append(model.tokenizer.eos_id)
         for step in range(max_new_tokens):
             seconds = 9.0 if step == 0 else 0.002
-            on_step(generate.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
+            on_step(generation.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
 
-    monkeypatch.setattr(generate, "generate", emit)
+    monkeypatch.setattr(generation, "generate", emit)
     assert comparison.milliseconds_per_token(loaded, "1 +1 =") == pytest.approx(2.0)
     assert seen == [None, None]
 

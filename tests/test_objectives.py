@@ -142,15 +142,20 @@ def test_quiet_star_loss_and_metrics() -> None:
             entropy.append(-np.sum(np.exp(log_p) * log_p, axis=-1))
     base, talk = scores["base_log_prob_BxT"], scores["talk_log_prob_BxTxRxA"][..., 0]
     gain = (talk - base[..., None])[:, :-1][target[:, 1:]]
+    # Where something is predicted next: [B, R, T'] -> the real ones of all rationales.
+    real = target[:, 1 : 1 + slow["reward_BxRxT"].shape[-1]]
+    reward, advantage = (
+        np.moveaxis(slow[name], 1, -1)[real] for name in ("reward_BxRxT", "advantage_BxRxT")
+    )
     np.testing.assert_allclose(loss, slow["total"], rtol=1e-4)
     expected = {
         "nll_base": slow["base"],
         "nll_mixed": np.mean(slow["talk"]),
         "policy_loss": slow["policy"],
-        "reward_mean": np.mean(slow["reward_BxRxT"]),
-        "reward_std": np.std(slow["reward_BxRxT"]),
-        "reward_positive": np.mean(slow["reward_BxRxT"] > 0),
-        "advantage_mean": np.mean(slow["advantage_BxRxT"]),
+        "reward_mean": np.mean(reward),
+        "reward_std": np.std(reward),
+        "reward_positive": np.mean(reward > 0),
+        "advantage_mean": np.mean(advantage),
         "thought_entropy": np.mean(entropy),
         "mixing_weight_mean": np.mean(scores["mixing_weight_BxTxRxA"][mask]),
         "nll_with_minus_without": -np.mean(gain),
@@ -246,8 +251,8 @@ def test_ntp_loss_and_metrics(config: NTPConfig, unpredicted: int | None) -> Non
     expected = {
         "nll_base": -np.mean(label),
         "policy_loss": slow["policy"],
-        "reward_mean": np.mean(slow["reward_BxS"]),
-        "reward_std": np.std(slow["reward_BxS"]),
+        "reward_mean": np.mean(slow["reward_BxS"][real]),
+        "reward_std": np.std(slow["reward_BxS"][real]),
         "reward_positive": np.mean(slow["reward_BxS"][real] > 0),
         "nll_teacher_minus_student": np.mean(label - teacher[real]),
     }

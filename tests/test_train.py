@@ -191,9 +191,13 @@ def test_an_interrupt_inside_teacher_scoring(whole, begun, config, monkeypatch):
     assert kept == [piece.stat().st_mtime_ns for piece in pieces]
 
 
-def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config):
+def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config, monkeypatch):
+    monkeypatch.setattr(teacher, "PIECE", 6)
     root = shutil.copytree(whole, tmp_path / "W")
+    shutil.rmtree(root / "stage_3")
+    train_stage(root, config, 3)
     piece = root / "stage_3" / "teacher" / "batches_0000000_0000006.npy"
+    lineage = (root / "stage_3" / "teacher" / "identity").read_text()
     scores = np.load(piece)
     assert scores.shape == (6 * 2, 16 - 1) and scores.max() < 0
     tokenizer = workdir.prepare(root, config)[1]
@@ -203,12 +207,38 @@ def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config):
         stage = curriculum.read_stages(other, model)[3]
         data = corpus.dataset(other.data, tokenizer, other.batch_size, other.seed, 3)
         batch = train.batch_function(
-            root, other, stage, model, data, tokenizer, Interrupts(), command
+            *(root, other, stage, model, data, tokenizer, Interrupts(), command),
+            lineage=f"{lineage} {changes}" if changes else lineage,
         )(5)
         again = np.load(piece)
         assert np.array_equal(again, scores) == (not changes)
         np.testing.assert_array_equal(batch["teacher_log_prob"], again[-other.batch_size :])
         assert batch["teacher_log_prob"].shape == (other.batch_size, other.data.seq_len - 1)
+
+
+def test_what_a_stage_is_made_from_is_compared(tmp_path, whole, config):
+    """A stage trained on, or made anew, no longer fits the stages that were made from it."""
+    root = shutil.copytree(whole, tmp_path / "W")
+    longer = clock_config({"stage_0.steps": 42, "checkpoint_every": 2, "max_bad_steps": 3})
+    train_stage(root, longer, 0)
+    with pytest.raises(UserError, match=r"made_from.0.step=40, now it is 42; use another"):
+        train_stage(root, longer, 1)
+    other = clock_config(
+        {
+            "stage_0.steps": 40,
+            "checkpoint_every": 2,
+            "max_bad_steps": 3,
+            "stage_1.learning_rate": 2e-2,
+        }
+    )
+    root = shutil.copytree(whole, tmp_path / "V")
+    before = json.loads((root / "stage_3" / "run.json").read_text())["made_from"]["2"]
+    for number in (1, 2):
+        shutil.rmtree(root / f"stage_{number}")
+        train_stage(root, other, number)
+    with pytest.raises(UserError, match=r"made_from.2.lineage="):
+        train_stage(root, other, 3)
+    assert before["step"] == 6
 
 
 # Where a stage starts --------------------

@@ -8,6 +8,7 @@ not depend on the batch size.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 
 import grain
@@ -53,6 +54,12 @@ class Dataset:
     def batch(self, step: int) -> windows.Batch:
         """The batch of a step, counted from 0: tokens int32 [B, T], mask bool [B, T]."""
         return self.rows(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def digest(self) -> str:
+        """Tells this stream from another: a hash of its size and of its first rows."""
+        sample = self.rows(0, min(self.epoch_size, 64))
+        content = b"".join(np.ascontiguousarray(sample[name]).tobytes() for name in sorted(sample))
+        return hashlib.sha256(repr((self.epoch_size, self.seq_len)).encode() + content).hexdigest()
 
     def rows(self, start: int, stop: int) -> windows.Batch:
         """Rows start to stop - 1 of the stream, as a batch."""

@@ -1,0 +1,40 @@
+"""`make demo` in small: every row of configs/tiny.py, a few steps each, and the table at the end."""
+
+import json
+
+import pytest
+
+from configs import tiny
+from fqs_jax import curriculum, workdir
+from fqs_jax.metrics import read_rows
+from tests.tiny_runs import run
+
+STEPS = 3
+SHORT = ("--config.batch_size=4", "--config.data.num_documents=300", "--config.log_every=1")
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    root = tmp_path / "W"
+    options = ("--config=configs/tiny.py", "--stage=all", f"--workdir={root}", *SHORT)
+    done = run("launch", *options, f"--max_steps={STEPS}")
+    assert done.stdout.startswith("Done: stage 0 (base), ")
+    config = tiny.get_config()
+    model = workdir.read_model(workdir.source_folder(root), config)
+    stages = curriculum.read_stages(config, model)
+    for stage in stages:
+        rows = read_rows(root / f"stage_{stage.number}" / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+        assert rows[-1]["skipped_steps"] == 0
+
+    options = (f"--workdir={root}", "--all_stages", "--thought_seeds=2")
+    table = [json.loads(line) for line in run("evaluate", *options, "--json").stdout.splitlines()]
+    names = [row["name"].split(" at ")[0] for row in table]
+    assert names == ["base", *(stage.name for stage in stages)]  # the second one is scaled
+    assert "temperature" in table[1]["name"]
+    for row in table:
+        # Answers are one of seven, all about as likely before any training to speak of.
+        assert 0 <= row["accuracy"] <= 0.5 and 1.5 < row["nll"] < 3 and row["ms_per_token"] > 0
+
+    printed = run("evaluate", *options).stdout
+    assert all(f"│ {name}" in printed for name in names) and "accuracy" in printed
