@@ -35,7 +35,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(run):
-    told: list[str] = []
+    told = []
     rows = comparison.compare(run[0], 2, note=told.append)
     assert told == ["base", "think-5-2"]
     return rows

@@ -141,7 +141,7 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
     for b, row in enumerate(rows):
         text = (np.array(row + [0] * (longest - len(row))), np.arange(longest) < len(row))
         model, last = (thinking.params, thinking.model), len(row) - 1
-        drawn: list[int] = []
+        drawn = []
         for k in range(2):
             opening = reference.start_and_thought(thinking.params, drawn, 100.0)
             hidden = reference.block_hidden(*model, *text, last, opening)
