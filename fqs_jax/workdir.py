@@ -136,6 +136,8 @@ def write_run(
         decays = config.optimizer.decay_steps == 0 and step < stage.steps
         ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
         if changed := _change(files.read_json(path), run, ignored):
+            if changed.startswith("data="):  # hashes, which tell nobody anything
+                changed = "other training rows: the text itself, or its tokens, changed"
             raise UserError(
                 f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
                 "begin the stage again"
