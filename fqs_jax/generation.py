@@ -129,8 +129,7 @@ def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> Non
 
 def prompt_ids(loaded: Loaded, prompt: str) -> list[int]:
     tokenizer = loaded.tokenizer
-    bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    ids = bos + tokenizer.encode(prompt)
+    ids = tokenizer.opening + tokenizer.encode(prompt)
     if not ids:
         raise UserError("the prompt is empty and this tokenizer has no beginning-of-text token")
     return ids

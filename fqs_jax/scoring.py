@@ -90,7 +90,7 @@ def _evaluation_rows(
 ) -> tuple[windows.Batch, int]:
     """Documents as padded windows, and how many tokens are in none: see `text_nll`."""
     tokenizer = loaded.tokenizer
-    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
+    bos_id = next(iter(tokenizer.opening), None)
     kept, left_out = [], 0
     for tokens in tokenizer.encode_batch(documents):
         cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
@@ -135,8 +135,7 @@ def answer_log_probs(
       float32 [prompts, answers].
     """
     tokenizer = loaded.tokenizer
-    bos = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-    ids = [bos + encoded for encoded in tokenizer.encode_batch(list(prompts))]
+    ids = [tokenizer.opening + encoded for encoded in tokenizer.encode_batch(list(prompts))]
     rows = windows.pad_rows(
         [np.array(row, np.int32) for row in ids], max(map(len, ids)), tokenizer.pad_id
     )

@@ -62,6 +62,11 @@ class Tokenizer:
     add_bos: bool
 
     @property
+    def opening(self) -> list[int]:
+        """What stands before every text: the BOS id, or nothing."""
+        return [self.bos_id] if self.add_bos and self.bos_id is not None else []
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id; a model's vocabulary may be padded beyond it."""
         return self.backend.vocab_size

@@ -91,7 +91,7 @@ def run(
         # Asked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
-                workdir.load_stage(root, number, command(number))
+                workdir.check_stage(root, number, command(number))
     data = corpus.dataset(config.data, tokenizer, config.batch_size, config.seed, stage.number)
     lineage = workdir.write_run(root, config, stage, data.digest())
     key = jax.random.fold_in(jax.random.key(config.seed), stage.number)

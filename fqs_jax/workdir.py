@@ -187,6 +187,16 @@ def load_stage(
     Raises:
       UserError: there is none, or it is unfinished.
     """
+    step, stage, config = check_stage(root, number, command, finished)
+    model = read_model(source_folder(root), config)
+    with checkpoints.Checkpoints(stage_folder(root, number) / "checkpoints") as saved:
+        return saved.restore_params(step, abstract_params(config, model, stage)), stage
+
+
+def check_stage(
+    root: Path, number: int, command: str = "", finished: bool = True
+) -> tuple[int, Stage, ml_collections.ConfigDict]:
+    """The newest step of a stage, its row and its config, without reading parameters: `load_stage`."""
     make = f"; make it with: {command}" if command else ""
     folder = stage_folder(root, number)
     step = checkpoints.latest_step(folder / "checkpoints")
@@ -196,9 +206,7 @@ def load_stage(
     if finished and step < stage.steps:
         finish = make.replace("make", "finish", 1)
         raise UserError(f"stage {number} in {root} is at step {step} of {stage.steps}{finish}")
-    model = read_model(source_folder(root), config)
-    with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        return saved.restore_params(step, abstract_params(config, model, stage)), stage
+    return step, stage, config
 
 
 def abstract_params(config: ml_collections.ConfigDict, model: ModelConfig, stage: Stage) -> Params:

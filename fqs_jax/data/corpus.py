@@ -66,7 +66,7 @@ def dataset(
     """
     tokens = tokenizer.encode_batch(documents(data, seed))
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-    bos_id = tokenizer.bos_id if tokenizer.add_bos else None
+    bos_id = next(iter(tokenizer.opening), None)
     if data.rows == "pack":
         return order.packed_dataset(
             tokens,
