@@ -1,93 +1,358 @@
 """Checkpoints of one stage, kept by Orbax: parameters and optimiser state as separate items.
 
 A step's folder appears by a rename when it is whole, so a killed save leaves no half checkpoint.
+The third item, a small JSON object, holds the fingerprint of every array; it is compared at every
+restore, whatever the mesh. With several processes, all of them make the same calls.
 """
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
+from fqs_jax import checkpoint_errors, fingerprints
+from fqs_jax.agreement import agreed, together
+from fqs_jax.checkpoint_errors import Damaged, reason
 from fqs_jax.errors import UserError
 from fqs_jax.model import Params
 
-ITEMS = ("params", "optimizer", "progress")
+_UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
+_DELETED = "deleted_"
 
 
 class Checkpoints:
     """The checkpoints in a folder, by step.
 
     Args:
-      folder: made if it does not exist.
+      folder: made by the first save.
       keep: how many newest ones stay.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._folder = folder.resolve()
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_names=ITEMS)
+        checkpoint_errors.silence()
+        self._folder, self._keep = folder.resolve(), keep
+        self._writer: ocp.AsyncCheckpointer | None = None
+        self._saving: int | None = None  # the step that is being written
+        self._last: int | None = None  # the newest step, once something was saved
+        self._reader = _reader()
+        self._deleting: list[threading.Thread] = []
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()  # waits for a save under way
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except UserError as error:
+            if kind is None:
+                raise
+            print(f"error: {error}", file=sys.stderr, flush=True)  # what is on its way goes first
+        finally:
+            self._close_writer()
+            self._reader.close()
+            for thread in self._deleting:
+                thread.join()
 
     def latest(self) -> int | None:
         """The newest whole step, or None."""
-        return self._manager.latest_step()
+        return latest_step(self._folder)
+
+    # Saving --------------------
 
     def save(self, step: int, params: Params, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Save in the background; `progress` is a small JSON object. Saving a step again is a no-op."""
-        if step == self.latest():
+        """Save in the background; `progress` is a small JSON object. Saving a step again is a no-op.
+
+        The arrays may be donated as soon as this returns.
+
+        Raises:
+          UserError: this save cannot begin, the one before it failed, or there is a later step.
+        """
+        self.wait()
+        if self._writer is None:
+            self._last = max(self._steps(), default=None)
+        if step == self._last:
             return
-        args = ocp.args.Composite(
-            params=ocp.args.StandardSave(params),
-            optimizer=ocp.args.StandardSave(optimizer),
-            progress=ocp.args.JsonSave(progress),
-        )
-        if not self._manager.save(step, args=args):
+        if self._last is not None and step < self._last:
             raise UserError(
                 f"{self._folder} holds a step after {step} already; use another --workdir"
             )
+        record = fingerprints.record(progress, {"params": params, "optimizer": optimizer})
+        args = ocp.args.Composite(
+            params=ocp.args.StandardSave(params),
+            optimizer=ocp.args.StandardSave(optimizer),
+            progress=ocp.args.JsonSave(record),
+        )
+        self._saving = step
+        try:
+            self._open_writer().save(self._folder / str(step), args=args)
+        except Exception as error:
+            raise self._failed(error) from error
+        self._last = step
+
+    def check(self) -> None:
+        """Look, without waiting, how the save in the background does. Cheap: call it every step.
+
+        Raises:
+          UserError: it failed. The checkpoints before it are untouched, and another may be tried.
+        """
+        if self._writer is None or self._saving is None:
+            return
+        try:
+            self._writer.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+        if (self._folder / str(self._saving)).is_dir():
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the save in the background is whole on disk.
+
+        Raises:
+          UserError: it failed, as in `check`.
+        """
+        if self._writer is None or self._saving is None:
+            return
+        try:
+            self._writer.wait_until_finished()
+        except Exception as error:
+            raise self._failed(error) from error
+        self._saving = None
+        if jax.process_index() == 0:
+            for step in _steps(self._folder)[self._keep :]:
+                self._delete(self._folder / str(step))
+
+    def _open_writer(self) -> ocp.AsyncCheckpointer:
+        if self._writer is None:
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                self._delete_unfinished()
+            # Made at once, so that a folder that cannot be written is an error at once.
+            options = ocp.AsyncOptions(create_directories_asynchronously=False)
+            handler = ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(async_options=options)
+            )
+            self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
+        return self._writer
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(Exception):  # of a save whose failure was told
+                self._writer.close()
+        self._writer = self._saving = None
+
+    def _failed(self, error: Exception) -> UserError:
+        """Forget a failed save, free its space, and say what happened."""
+        step = self._saving
+        self._close_writer()
+        if jax.process_index() == 0:
+            self._delete_unfinished()
+        return UserError(
+            f"cannot save step {step} in {self._folder}: {reason(error)}; the checkpoints before it "
+            "are untouched: make room or give --workdir another place, and run the command again"
+        )
+
+    def _delete_unfinished(self) -> None:
+        for pattern in (_UNFINISHED, f"{_DELETED}*"):
+            for path in self._folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _delete(self, path: Path) -> None:
+        """Out of sight first, so that a kill leaves no half of a checkpoint; then in the background."""
+        target = path.with_name(f"{_DELETED}{path.name}")
+        with contextlib.suppress(OSError):
+            path.rename(target)
+            thread = threading.Thread(target=shutil.rmtree, args=(target, True))
+            thread.start()
+            self._deleting.append(thread)
+
+    # Restoring --------------------
 
     def restore(
         self, step: int, params: Params, optimizer: Any
     ) -> tuple[Params, Any, dict[str, Any]]:
-        """The state of a step, with the shapes, types and placement of the two (abstract) trees."""
-        args = ocp.args.Composite(
-            params=ocp.args.StandardRestore(params),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            progress=ocp.args.JsonRestore(),
+        """The state of a step, with the shapes, types and placement of the two (abstract) trees.
+
+        Any mesh will do. Where another type is wanted than was saved, the array is compared with its
+        fingerprint first and converted then.
+
+        Raises:
+          UserError: there is no such step, it is damaged, or it does not fit the trees.
+        """
+        restored, progress = self._restore_or_refuse(
+            step, False, params=params, optimizer=optimizer
         )
-        restored = self._restore(step, args)
-        return restored.params, restored.optimizer, restored.progress
+        return restored["params"], restored["optimizer"], progress
 
-    def restore_params(self, step: int, params: Params) -> Params:
-        """The parameters alone."""
-        return self._restore(
-            step, ocp.args.Composite(params=ocp.args.StandardRestore(params))
-        ).params
+    def restore_params(self, step: int, params: Params, move_aside: bool = False) -> Params:
+        """The parameters alone; see `restore`.
 
-    def _restore(self, step: int, args: ocp.args.Composite) -> Any:
-        try:
-            return self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            reason = (
-                str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            )
+        Args:
+          move_aside: rename a damaged step to damaged_STEP before refusing it, so that its stage is
+            no longer finished and can be trained again.
+        """
+        return self._restore_or_refuse(step, move_aside, params=params)[0]["params"]
+
+    def newest(
+        self, params: Params, optimizer: Any
+    ) -> tuple[int, Params, Any, dict[str, Any]] | None:
+        """The step and state of the newest checkpoint that is whole and intact; None if there is none.
+
+        Damaged ones that are newer are renamed to damaged_STEP, and a line on stderr says so. Nothing
+        is renamed unless an intact one is found.
+
+        Raises:
+          UserError: all are damaged, or one does not fit the trees.
+        """
+        self.wait()
+        damaged: list[tuple[int, str]] = []
+        for step in self._steps():
+            try:
+                restored, progress = self._restore(step, params=params, optimizer=optimizer)
+            except Damaged as error:
+                damaged.append((step, str(error)))
+                continue
+            for bad, why in damaged:
+                self._move_aside(bad, why, step)
+            return step, restored["params"], restored["optimizer"], progress
+        if damaged:
+            steps = ", ".join(f"{step} ({why})" for step, why in damaged)
             raise UserError(
-                f"cannot restore step {step} of {self._folder}: {reason[:200]}; "
-                "remove that step's folder to go on from the one before it"
+                f"every checkpoint in {self._folder} is damaged: {steps}; remove that folder to begin "
+                "the stage again"
+            )
+        return None
+
+    def _restore_or_refuse(
+        self, step: int, move_aside: bool, **wanted: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.wait()
+        try:
+            return self._restore(step, **wanted)
+        except Damaged as error:
+            if move_aside:
+                self._move_aside(step, str(error))
+            raise UserError(
+                f"cannot restore step {step} of {self._folder}: {error}; train that stage again to go "
+                "on from the one before it"
             ) from error
+
+    def _restore(self, step: int, **wanted: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The wanted items and the progress of a step, the same on all processes.
+
+        Raises:
+          Damaged: on all processes, if one of them finds damage.
+          UserError: the checkpoint does not fit.
+        """
+        progress, described = together(lambda: self._read_record(step))
+        if described is None:
+            return self._restore_old(step, wanted), progress
+        stored = {}
+        for item, tree in wanted.items():
+            if difference := fingerprints.misfit(described[item], tree):
+                raise UserError(
+                    f"cannot restore step {step} of {self._folder}: {item}/{difference}; use the "
+                    "config that it was saved with, or another --workdir"
+                )
+            stored[item] = fingerprints.with_types(described[item], tree)
+        restored = together(lambda: self._read(step, stored))
+        for item, tree in wanted.items():
+            if difference := fingerprints.damage(described[item], restored[item]):
+                raise Damaged(f"{item}: {difference}")
+            restored[item] = jax.tree.map(_converted, restored[item], tree)
+        return restored, progress
+
+    def _restore_old(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """From before there were fingerprints: damage looks like what does not fit, and stays."""
+        try:
+            return together(lambda: self._read(step, wanted))
+        except Damaged as error:
+            raise UserError(
+                f"cannot restore step {step} of {self._folder}: {error}; use the config that it was "
+                "saved with, or remove that step's folder to go on from the one before it"
+            ) from error
+
+    def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        args = ocp.args.Composite(progress=ocp.args.JsonRestore())
+        return fingerprints.open_record(self._read_items(step, args)["progress"])
+
+    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        items = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        restored = self._read_items(step, ocp.args.Composite(**items))
+        return {item: restored[item] for item in wanted}
+
+    def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
+        try:
+            return self._reader.restore(self._folder / str(step), args=args)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # says nothing about the checkpoint
+        except Exception as error:  # damaged files make Orbax stumble in every way there is
+            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+                raise UserError(
+                    f"cannot read step {step} of {self._folder}: {reason(error)}"
+                ) from None
+            raise Damaged(f"it cannot be read ({reason(error)})") from error
+
+    def _steps(self) -> list[int]:
+        """All whole steps, newest first, as process 0 sees them."""
+        return agreed(_steps(self._folder))
+
+    def _move_aside(self, step: int, why: str, used: int | None = None) -> None:
+        failure = ""
+        if jax.process_index() == 0:
+            source = self._folder / str(step)
+            target = _free_name(self._folder / f"damaged_{step}")
+            try:
+                source.rename(target)
+            except OSError as error:
+                failure = f"cannot rename {source}, which is damaged: {reason(error)}"
+            else:
+                instead = "" if used is None else f", and step {used} is used instead"
+                print(
+                    f"checkpoint {source} is damaged: {why}; it is now {target.name}{instead}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        if agreed([1] if failure else []):
+            raise UserError(failure or f"process 0 cannot rename {self._folder / str(step)}")
 
 
 def latest_step(folder: Path) -> int | None:
-    """The newest whole step in a folder of checkpoints, without opening a manager; None if none."""
+    """The newest whole step in a folder of checkpoints, without opening it; None if none."""
+    return max(_steps(folder), default=None)
+
+
+def _steps(folder: Path) -> list[int]:
+    """Whole steps in a folder, newest first."""
     if not folder.is_dir():
-        return None
-    return max(
-        (int(p.name) for p in folder.iterdir() if p.is_dir() and p.name.isdigit()), default=None
-    )
+        return []
+    steps = (int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted(steps, reverse=True)
+
+
+def _reader() -> ocp.Checkpointer:
+    """A reader that waits for no other process, as one may fail where the others do not."""
+    here = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _converted(array: jax.Array, like: Any) -> jax.Array:
+    return array if array.dtype == like.dtype else array.astype(like.dtype)
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or the first of path_2, path_3, ... that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free

@@ -1,52 +1,32 @@
 """Checkpoints: bit-identical, newest first, whole or absent."""
 
-import gc
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import orbax.checkpoint as ocp
 import pytest
 
+from fqs_jax import fingerprints
 from fqs_jax.checkpoints import Checkpoints, latest_step
 from fqs_jax.errors import UserError
-
-# What Orbax leaves undone when a restore fails is noisy when it is collected.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-HERE = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-
-def state_at(step):
-    """Parameters of two types and an optimiser state with everything that ours has in it."""
-    key = jax.random.key(step)
-    params = {
-        "lm": {"w": jax.random.normal(key, (3, 4)), "b": jnp.arange(4.0)},
-        "thought": {"start": jax.random.normal(key, (5,)).astype(jnp.bfloat16)},
-    }
-    transform = optax.apply_if_finite(optax.adamw(0.1), 3)
-    _, state = transform.update(params, transform.init(params), params)
-    return params, state
-
-
-def abstract(tree):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=HERE), tree)
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+from tests.tiny_states import (
+    abstract,
+    abstract_state,
+    assert_newest,
+    assert_same,
+    save_steps,
+    state_at,
+)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints of steps 3, 6 and 9, of which two are kept."""
-    with Checkpoints(tmp_path / "c", keep=2) as saved:
-        for step in (3, 6, 9):
-            saved.save(step, *state_at(step), {"steps": step})
-    yield tmp_path / "c"
-    gc.collect()  # here, where it is noise, and not in somebody else's test
+    return save_steps(tmp_path / "c", 3, 6, 9)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
 
 
 def test_what_is_saved_comes_back(folder):
@@ -55,19 +35,40 @@ def test_what_is_saved_comes_back(folder):
         assert saved.latest() == 9
         restored = saved.restore(9, abstract(params), abstract(optimizer))
         assert_same(restored[:2], (params, optimizer))
-        assert jax.tree.structure(restored[1]) == jax.tree.structure(optimizer)
         assert restored[2] == {"steps": 9}
         assert_same(saved.restore_params(6, abstract(params)), state_at(6)[0])
 
 
+def test_the_newest_is_found(folder, tmp_path, capfd):
+    assert_newest(folder, 9)
+    with Checkpoints(tmp_path / "nothing") as saved:
+        assert saved.newest(*abstract_state()) is None and saved.latest() is None
+    assert not (tmp_path / "nothing").exists()
+    assert capfd.readouterr() == ("", "")
+
+
 def test_only_the_newest_stay(folder):
-    assert sorted(p.name for p in folder.iterdir() if p.name.isdigit()) == ["6", "9"]
+    assert names(folder) == ["6", "9"]
+    with Checkpoints(folder, keep=1) as saved:
+        saved.save(12, *state_at(12), {"steps": 12})
+    assert names(folder) == ["12"]
+
+
+def test_an_older_one_goes_as_soon_as_a_newer_one_is_whole(folder):
+    with Checkpoints(folder) as saved:
+        saved.save(12, *state_at(12), {"steps": 12})
+        while "6" in names(folder):
+            saved.check()
+        assert latest_step(folder) == 12
+    assert names(folder) == ["12", "9"]
 
 
 def test_latest_step_counts_whole_checkpoints_only(folder, tmp_path):
     assert latest_step(folder) == 9
     (folder / "12.orbax-checkpoint-tmp").mkdir()
     (folder / "13").write_text("a file")
+    (folder / "damaged_14").mkdir()
+    (folder / "deleted_15").mkdir()
     assert latest_step(folder) == 9
     assert latest_step(tmp_path / "nothing") is None
     (tmp_path / "empty").mkdir()
@@ -77,9 +78,7 @@ def test_latest_step_counts_whole_checkpoints_only(folder, tmp_path):
 def test_saving_a_step_again_changes_nothing(folder):
     with Checkpoints(folder) as saved:
         saved.save(9, *state_at(1), {})
-    params, optimizer = state_at(9)
-    with Checkpoints(folder) as saved:
-        assert_same(saved.restore_params(9, abstract(params)), params)
+    assert_newest(folder, 9)
 
 
 def test_an_earlier_step_is_not_saved_behind_a_later_one(folder):
@@ -87,48 +86,110 @@ def test_an_earlier_step_is_not_saved_behind_a_later_one(folder):
         saved.save(4, *state_at(4), {})
 
 
-def cut_all(folder):
-    for path in (folder / "9" / "params").rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:10])
+def test_arrays_may_be_donated_once_save_returns(tmp_path):
+    """What is being written is not overwritten, although XLA reuses donated buffers at once."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    shapes = {"big": (512, 512), "row": (1, 700), "small": (3,), "scalar": ()}
+    with Checkpoints(tmp_path / "c") as saved:
+        for number in range(1, 4):
+            params = {name: jnp.full(shape, 100.0 * number) for name, shape in shapes.items()}
+            wanted = abstract(params)
+            compiled = step.lower(params).compile()
+            saved.save(number, params, {"count": jnp.zeros(())}, {})
+            for _ in range(20):
+                params = compiled(params)
+            restored = saved.restore_params(number, wanted)
+            assert {float(v) for x in restored.values() for v in np.unique(x)} == {100.0 * number}
 
 
-def cut_arrays(folder):
-    """Of what a full disk leaves, the worst: all is there but the numbers."""
-    paths = [p for p in (folder / "9" / "params").rglob("*") if p.parent.name == "d"]
-    assert paths
-    for path in paths:
-        path.write_bytes(path.read_bytes()[:10])
+@pytest.mark.parametrize("shape", [(8, 15), (4, 32)])
+def test_other_shapes_do_not_fit(folder, shape):
+    params, optimizer = abstract_state()
+    params["lm"]["w"] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    with Checkpoints(folder) as saved:
+        for restore in (
+            lambda: saved.restore_params(9, params),
+            lambda: saved.newest(params, optimizer),
+        ):
+            with pytest.raises(UserError, match="cannot restore step 9 of") as refused:
+                restore()
+            message = str(refused.value)
+            assert f"params/lm/w has shape (8, 16) there, and {shape} is wanted" in message
+            assert "\n" not in message
+    assert names(folder) == ["6", "9"]
 
 
-def lose_params(folder):
-    for path in sorted((folder / "9" / "params").rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
-@pytest.mark.parametrize("harm", [cut_all, cut_arrays, lose_params])
-def test_a_damaged_checkpoint_is_one_line(folder, harm):
-    harm(folder)
-    with Checkpoints(folder) as saved, pytest.raises(UserError) as refused:
-        saved.restore_params(9, abstract(state_at(9)[0]))
-    message = str(refused.value)
-    assert message.startswith(f"cannot restore step 9 of {folder}") and "\n" not in message
-    assert "remove that step's folder" in message
-
-
-@pytest.mark.parametrize("shape", [(3, 5), (2, 4)])
-def test_other_shapes_are_one_line(folder, shape):
-    params = abstract(state_at(9)[0])
-    params["lm"]["w"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=HERE)
-    with Checkpoints(folder) as saved, pytest.raises(UserError, match="cannot restore") as refused:
-        saved.restore_params(9, params)
-    assert "\n" not in str(refused.value)
-
-
-def test_another_tree_is_one_line(folder):
-    params = abstract(state_at(9)[0])
+def test_another_tree_does_not_fit(folder):
+    params, optimizer = abstract_state()
     del params["thought"]
-    params["lm"]["more"] = jax.ShapeDtypeStruct((2,), jnp.float32, sharding=HERE)
-    with Checkpoints(folder) as saved, pytest.raises(UserError, match="cannot restore") as refused:
-        saved.restore_params(9, params)
-    assert "\n" not in str(refused.value)
+    with Checkpoints(folder) as saved:
+        with pytest.raises(UserError, match="params/thought/start is there, and is not wanted"):
+            saved.newest(params, optimizer)
+        params["thought"] = {"end": jax.ShapeDtypeStruct((2,), jnp.float32)}
+        with pytest.raises(UserError, match="cannot restore step 9 of") as refused:
+            saved.restore_params(9, params)
+        assert "\n" not in str(refused.value)
+    assert names(folder) == ["6", "9"]
+
+
+def test_other_types_are_converted_after_the_comparison(folder):
+    params, optimizer = abstract_state()
+    params["lm"]["w"] = jax.ShapeDtypeStruct(
+        (8, 16), jnp.bfloat16, sharding=params["lm"]["w"].sharding
+    )
+    expected = state_at(9)[0]
+    expected["lm"]["w"] = expected["lm"]["w"].astype(jnp.bfloat16)
+    with Checkpoints(folder) as saved:
+        assert_same(saved.restore_params(9, params), expected)
+        assert_same(saved.newest(params, optimizer)[1], expected)
+
+
+def test_a_step_that_is_not_there_is_one_line(folder):
+    with Checkpoints(folder) as saved, pytest.raises(UserError, match="cannot restore step 7"):
+        saved.restore_params(7, abstract_state()[0])
+
+
+# Before there were fingerprints --------------------
+
+
+@pytest.fixture
+def old_folder(tmp_path):
+    """As fqs_jax 0.1 wrote it."""
+    items = ("params", "optimizer", "progress")
+    with ocp.CheckpointManager(tmp_path / "old", item_names=items) as manager:
+        for step in (3, 6):
+            params, optimizer = state_at(step)
+            args = ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                optimizer=ocp.args.StandardSave(optimizer),
+                progress=ocp.args.JsonSave({"steps": step}),
+            )
+            manager.save(step, args=args)
+    return tmp_path / "old"
+
+
+def test_old_checkpoints_are_restored_and_followed_by_new_ones(old_folder):
+    assert_newest(old_folder, 6)
+    with Checkpoints(old_folder) as saved:
+        saved.save(9, *state_at(9), {"steps": 9})
+    assert names(old_folder) == ["6", "9"]
+    assert_newest(old_folder, 9)
+
+
+def test_old_checkpoints_that_do_not_fit_are_refused(old_folder):
+    params, optimizer = abstract_state()
+    params["lm"]["w"] = jax.ShapeDtypeStruct((2, 2), jnp.float32, sharding=None)
+    with Checkpoints(old_folder) as saved, pytest.raises(UserError, match="remove that") as refused:
+        saved.newest(params, optimizer)
+    assert str(refused.value).startswith(f"cannot restore step 6 of {old_folder}")
+    assert "\n" not in str(refused.value) and names(old_folder) == ["3", "6"]
+
+
+def test_a_record_that_lost_one_of_its_keys_is_not_taken_for_an_old_one():
+    record = fingerprints.record({"steps": 1}, {"params": {"w": jnp.ones(3)}})
+    assert fingerprints.open_record(record)[0] == {"steps": 1}
+    assert fingerprints.open_record({"steps": 1}) == ({"steps": 1}, None)
+    for key in record:
+        changed = {("x" if name == key else name): value for name, value in record.items()}
+        with pytest.raises(fingerprints.Damaged):
+            fingerprints.open_record(changed)
