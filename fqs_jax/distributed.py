@@ -1,0 +1,192 @@
+"""Runs of several processes: find out whether this is one, count who came, and join.
+
+`jax.distributed` does the work. It is told here what it needs, after a roll call.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Sequence
+
+import jax
+from absl import flags
+
+from fqs_jax.errors import UserError
+from fqs_jax.roll_call import Cluster, roll_call, stale_slices
+
+TIMEOUT = 300.0  # seconds, as in jax.distributed.initialize
+_LEAVE = 5.0  # seconds that a process which failed waits for the others to fail as well
+
+_process_id = 0
+
+
+def define_flags() -> None:
+    """The flags of a run of several processes; `initialize_from_flags` reads them."""
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
+    flags.DEFINE_integer("num_processes", None, "Processes of this run.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
+    flags.DEFINE_integer(
+        "expect_processes", None, "Do not start with more or fewer.", lower_bound=1
+    )
+    flags.DEFINE_float(
+        "processes_timeout", TIMEOUT, "Seconds in which all must have come.", lower_bound=0.1
+    )
+
+
+def initialize_from_flags() -> None:
+    """`initialize`, in programs that called `define_flags`; nothing in others."""
+    if "expect_processes" in flags.FLAGS:
+        initialize(
+            flags.FLAGS.expect_processes,
+            coordinator=flags.FLAGS.coordinator,
+            num_processes=flags.FLAGS.num_processes,
+            process_id=flags.FLAGS.process_id,
+            timeout=flags.FLAGS.processes_timeout,
+        )
+
+
+def initialize(
+    expected: int | None = None,
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Join the other processes of this run, if there are any. Call it before JAX is first used.
+
+    A run has several processes when the last three arguments say so, or when JAX finds itself on a
+    TPU slice, under SLURM or Open MPI, or in an indexed Kubernetes job with more than one. Anything
+    else is a single process, which waits for nobody.
+
+    Of several processes only number 0 keeps its stdout, for results. What native libraries write to
+    stdout is dropped (Gloo greets each peer there), or goes to stderr if NCCL_DEBUG is set.
+
+    Args:
+      expected: how many processes there should be.
+      coordinator: HOST:PORT of process 0.
+      timeout: seconds in which all processes must have come.
+
+    Raises:
+      UserError: there are more or fewer processes than expected, one did not come in time or came
+        twice, or the coordinator's port is taken.
+    """
+    global _process_id
+    cluster = _find(expected, coordinator, num_processes, process_id, timeout)
+    count = 1 if cluster is None else cluster.num_processes
+    if expected is not None and count != expected:
+        source = "as the cluster says" if cluster else "no cluster was found here"
+        found = f"{count} process{'es' * (count > 1)} ({'--num_processes' if num_processes else source})"
+        raise UserError(
+            f"this run has {found}, expected were {expected}: start it on every host, or correct "
+            f"--expect_processes{stale_slices()}"
+        )
+    if cluster is None:
+        _warn_of_stale_slices()
+        return
+    roll_call(cluster, timeout)
+    _process_id = cluster.process_id
+    _keep_stdout_for_results()
+    # It would take SIGTERM for itself, which interrupts.py handles.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.num_processes,
+        cluster.process_id,
+        cluster.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(1, round(timeout)),
+    )
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints, and writes what is written once."""
+    return _process_id == 0
+
+
+def leave(code: int) -> None:
+    """Exit, without waiting long for processes that may never get here.
+
+    At a normal exit JAX waits minutes for all processes. When one failed alone, the others wait
+    for it in a collective, and would not learn before that it is gone.
+    """
+    if jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        goodbye.start()
+        goodbye.join(_LEAVE)
+        os._exit(code)
+    sys.exit(code)
+
+
+def _find(
+    expected: int | None,
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    timeout: float,
+) -> Cluster | None:
+    """The run that this process belongs to; None if it is on its own."""
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    device_ids: Sequence[int] | None = None
+    if None in (coordinator, num_processes, process_id):
+        try:
+            coordinator, num_processes, process_id, device_ids = _detect(
+                coordinator, num_processes, process_id, timeout
+            )
+        except Exception as error:  # whatever the library of a cluster raises
+            if expected not in (None, 1) or num_processes not in (None, 1):
+                raise UserError(f"cannot find out who else is in this run: {error}") from error
+    if num_processes == 1 or (coordinator is None and num_processes is None and process_id is None):
+        return None
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError("give --coordinator, --num_processes and --process_id together")
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--coordinator={coordinator} is not HOST:PORT")
+    if process_id >= num_processes:
+        raise UserError(
+            f"process {process_id} is one too many: {num_processes} processes are numbered 0 to "
+            f"{num_processes - 1}; see --num_processes and --process_id"
+        )
+    return Cluster(
+        coordinator, num_processes, process_id, None if device_ids is None else tuple(device_ids)
+    )
+
+
+def _detect(
+    coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
+) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
+    """What JAX detects. Its public door connects before it says how many processes there are."""
+    from jax._src import clusters
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in any pod: the Kubernetes client is not installed
+        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            coordinator, num_processes, process_id, None, None, max(1, round(timeout))
+        )
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # the user's choice, which JAX reads itself
+        return (*found[:3], None)
+    return found
+
+
+def _warn_of_stale_slices() -> None:
+    """The TPU runtime reads these variables too, and waits for a coordinator that is gone."""
+    if (
+        os.environ.get("MEGASCALE_COORDINATOR_ADDRESS")
+        and os.environ.get("MEGASCALE_NUM_SLICES") != "1"
+    ):
+        print(f"note: this is a single process{stale_slices()}", file=sys.stderr, flush=True)
+
+
+def _keep_stdout_for_results() -> None:
+    sys.stdout.flush()
+    results = os.dup(1) if is_main() else os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = os.fdopen(results, "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2 if os.environ.get("NCCL_DEBUG") else nowhere, 1)
+    os.close(nowhere)

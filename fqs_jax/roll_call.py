@@ -1,0 +1,202 @@
+"""Count the processes of a run before anything else starts.
+
+With a process missing, `jax.distributed.initialize` waits for minutes and then aborts with a C++ stack
+trace that names nobody. So every process first calls in at the coordinator's address, and all of them
+learn the outcome: go, or one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fqs_jax.errors import UserError
+
+_GO = "go"
+_NAME = "fqs_jax"
+_PATIENCE = 5.0  # seconds: for a caller's hello; and longer that callers wait, so that process 0 speaks first
+_TAKEN = 30.0  # seconds in which the process before a restart should have let go of the port
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One run of several processes, as seen by one of them.
+
+    local_device_ids: the devices of this host that this process drives; None for all of them.
+    """
+
+    coordinator: str  # host:port of process 0
+    num_processes: int
+    process_id: int
+    local_device_ids: tuple[int, ...] | None = None
+
+    @property
+    def host(self) -> str:
+        return self.coordinator.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        return int(self.coordinator.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class _Caller:
+    line: socket.socket
+    process_id: int
+    num_processes: int
+
+    def hung_up(self) -> bool:
+        self.line.setblocking(False)
+        try:
+            return self.line.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self.line.settimeout(_PATIENCE)
+
+
+def roll_call(cluster: Cluster, timeout: float) -> None:
+    """Return when all processes have come.
+
+    Args:
+      timeout: in seconds.
+
+    Raises:
+      UserError: in every process that came: who did not, or what is wrong with those who did.
+    """
+    if cluster.process_id == 0:
+        problem = _hold(cluster, timeout)
+    else:
+        problem = _call_in(cluster, timeout)
+    if problem:
+        raise UserError(problem)
+
+
+def stale_slices() -> str:
+    """A hint at variables of an earlier multi-slice run: they add slices that are not there."""
+    names = sorted(name for name in os.environ if name.startswith("MEGASCALE_"))
+    return f"; unset {', '.join(names)} unless this is a multi-slice run" if names else ""
+
+
+def _hold(cluster: Cluster, timeout: float) -> str | None:
+    """Process 0: wait for the others, and tell them the outcome."""
+    callers: list[_Caller] = []
+    problem = None
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(_listen(cluster.port, min(timeout, _TAKEN)))
+        deadline = time.monotonic() + timeout
+        while problem is None:
+            if len(callers) == cluster.num_processes - 1:
+                callers = [caller for caller in callers if not caller.hung_up()]
+                if len(callers) == cluster.num_processes - 1:
+                    break
+            left = deadline - time.monotonic()
+            if left <= 0:
+                problem = _missing(cluster, callers, timeout)
+                break
+            server.settimeout(left)
+            with contextlib.suppress(TimeoutError):
+                line = stack.enter_context(server.accept()[0])
+                if caller := _hear(line):
+                    callers = [c for c in callers if not _succeeds(caller, c)]
+                    problem = _wrong(cluster, callers, caller)
+                    callers.append(caller)
+        for caller in callers:
+            with contextlib.suppress(OSError):
+                caller.line.sendall((problem or _GO).encode())
+    return problem
+
+
+def _call_in(cluster: Cluster, timeout: float) -> str | None:
+    """All others: tell process 0 that this one is here, and hear the outcome."""
+    hello = f"{_NAME} {cluster.process_id} {cluster.num_processes}".encode()
+    deadline = time.monotonic() + timeout + _PATIENCE
+    answer = ""
+    for left in _until(deadline):
+        with contextlib.suppress(OSError):  # not there yet, or its name not known yet
+            with socket.create_connection((cluster.host, cluster.port), timeout=left) as line:
+                line.sendall(hello)
+                line.settimeout(max(deadline - time.monotonic(), 0.1))
+                answer = b"".join(iter(lambda: line.recv(4096), b"")).decode(errors="replace")
+        if answer == _GO:
+            return None
+        if answer and answer.isprintable():
+            return answer
+    where = f"process 0 at {cluster.coordinator}"
+    if answer:  # in the words of JAX's own service
+        return (
+            f"{where} is in a run that does not wait for process {cluster.process_id}: stop what is left "
+            "of an earlier run, or the process that is one too many"
+        )
+    return (
+        f"{where} did not answer process {cluster.process_id} within {timeout:g} s: see whether it is "
+        f"running, the address is right, and the network lets that port through{stale_slices()}"
+    )
+
+
+def _until(deadline: float, pause: float = 0.3) -> Iterator[float]:
+    """Seconds left, again and again until there are none."""
+    while (left := deadline - time.monotonic()) > 0:
+        yield left
+        time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+
+
+def _listen(port: int, timeout: float) -> socket.socket:
+    """The coordinator's port on all addresses, as JAX's own service after it."""
+    reason = ""
+    for _ in _until(time.monotonic() + timeout):
+        try:
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(
+                    ("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+                )
+            return socket.create_server(("", port), backlog=1024)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+    raise UserError(
+        f"process 0 cannot listen on port {port} ({reason}): stop what is left of an earlier run, or "
+        "choose another port"
+    )
+
+
+def _hear(line: socket.socket) -> _Caller | None:
+    """Who is calling; None for a stranger, like a port scan or a health check."""
+    line.settimeout(_PATIENCE)
+    try:
+        name, process_id, num_processes = line.recv(64).decode().split()
+        return _Caller(line, int(process_id), int(num_processes)) if name == _NAME else None
+    except (OSError, ValueError):
+        return None
+
+
+def _succeeds(caller: _Caller, earlier: _Caller) -> bool:
+    """Whether the earlier caller is gone and this one is its restart."""
+    return caller.process_id == earlier.process_id and earlier.hung_up()
+
+
+def _wrong(cluster: Cluster, callers: list[_Caller], caller: _Caller) -> str | None:
+    if caller.num_processes != cluster.num_processes:
+        return (
+            f"process {caller.process_id} was started for {caller.num_processes} processes and process 0 for "
+            f"{cluster.num_processes}: start all with the same count"
+        )
+    if any(caller.process_id == other.process_id for other in callers):
+        return f"two processes came as number {caller.process_id}: give each its own --process_id"
+    return None
+
+
+def _missing(cluster: Cluster, callers: list[_Caller], timeout: float) -> str:
+    came = {caller.process_id for caller in callers}
+    absent = [i for i in range(1, cluster.num_processes) if i not in came]
+    names = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+    return (
+        f"{len(came) + 1} of {cluster.num_processes} processes came within {timeout:g} s, missing: {names}; "
+        "start the same command on every host, and see whether the missing ones stopped with an error"
+        f"{stale_slices()}"
+    )

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# One machine with several GPUs: one process drives them all.
+#
+#   launch/gpu_box.sh [--gpus=N] [--dry_run] -- --config=configs/mistral_7b.py --workdir=W ...
+#
+# --gpus=N does not start with more or fewer GPUs (CUDA_VISIBLE_DEVICES counts).
+# Ctrl-C or SIGTERM saves and stops; the same command goes on.
+
+# shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+read_options gpus -- "$@"
+need_tool nvidia-smi "the driver of the machine"
+
+if [[ -n $gpus && $dry_run == no ]]; then
+  need_number gpus
+  visible=${CUDA_VISIBLE_DEVICES-$(nvidia-smi --query-gpu=index --format=csv,noheader | paste -sd,)}
+  IFS=, read -ra visible <<<"$visible"
+  ((${#visible[@]} == gpus)) || fail "${#visible[@]} GPUs are visible here, expected were $gpus"
+fi
+
+cd "$root"
+run make EXTRAS=cuda .venv/.installed-cuda
+become .venv/bin/python -m fqs_jax.launch --expect_processes=1 "${flags[@]}"
