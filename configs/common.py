@@ -20,6 +20,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.requires_init_from = False  # refuse to start without one
     c.batch_size = 8  # sequences in an optimiser step, each with all its rationales (released)
 
+    c.microbatches = 1  # parts in which a step takes its batch, for less memory; same gradient
+
+    # Devices along each axis of the mesh (fqs_jax/sharding.py); -1 = all that are left.
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = 1  # copies of the parameters
+    c.mesh.fsdp = -1  # cuts parameters and optimizer state; rows are dealt out to data x fsdp
+    c.mesh.tensor = 1  # cuts heads, feed-forward and vocabulary
+
     # Architecture when there is no init_from: fields of fqs_jax.model.ModelConfig.
     c.model = ml_collections.ConfigDict({})
 
@@ -33,11 +41,18 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.data = ml_collections.ConfigDict()
     c.data.source = "text"  # text | clock (built in)
-    c.data.text = ""  # .txt (one document a file) or .jsonl files, globs, comma-separated
-    c.data.text_key = "text"  # the field of a .jsonl line
+    # Files, globs, saved datasets, tfds:NAME, hub:OWNER/NAME; comma-separated, each with an optional
+    # #KEY and @WEIGHT (docs/data.md).
+    c.data.text = ""
+    c.data.text_key = "text"  # the field, column or feature with the text
     c.data.seq_len = 256  # tokens of a row (released)
     # crop: one random piece a document and epoch, padded (released); pack: documents end to end.
     c.data.rows = "crop"
+    c.data.attend_across_documents = False  # of a packed row; True = one stream, as in GPT-2
+    c.data.workers = 0  # processes that read ahead; 0 = threads
+    c.data.cache_dir = ""  # for tokens of large texts; empty = ~/.cache/fqs_jax
+    c.data.tfds_dir = ""  # prepared TFDS datasets; empty = TFDS's own folder
+    c.data.download = False  # whether tfds: and hub: may fetch what is not here
     c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from
     c.data.num_documents = 0  # documents made by a built-in source
     c.data.clock = ml_collections.ConfigDict()  # fields of fqs_jax.data.clock.Clock
@@ -90,6 +105,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.log_every = 1  # steps between rows of metrics.jsonl
     c.checkpoint_every = 10  # steps (released)
+    c.checkpoint_minutes = 0.0  # and whenever the last one is older than this; 0 = by steps alone
     c.keep_checkpoints = 2  # newest ones
     c.max_bad_steps = 10  # steps in a row with NaN or inf gradients before giving up
 

@@ -15,6 +15,10 @@ def text_config(path, **changes):
     return clock_config(text | changes).data
 
 
+def documents(data, seed=0):
+    return [source[i] for source, _ in corpus.sources(data, seed) for i in range(len(source))]
+
+
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory):
     data = clock_config().data
@@ -27,15 +31,15 @@ def test_clock_symbols_are_one_token_each(clock):
     assert tokenizer.vocab_size == len(task.symbols) + 3
     ids = tokenizer.encode(" ".join(task.symbols))
     assert len(ids) == len(set(ids)) == len(task.symbols)
-    document = corpus.documents(data, 0)[0]
+    document = documents(data, 0)[0]
     assert len(tokenizer.encode(document)) == len(document.split())
     assert tokenizer.decode(tokenizer.encode(document)) == document
 
 
 def test_clock_documents_follow_the_seed(clock):
     data, _ = clock
-    assert len(corpus.documents(data, 0)) == data.num_documents
-    assert corpus.documents(data, 0) == corpus.documents(data, 0) != corpus.documents(data, 1)
+    assert len(documents(data, 0)) == data.num_documents
+    assert documents(data, 0) == documents(data, 0) != documents(data, 1)
 
 
 def test_a_clock_config_read_from_json_is_the_same_task(clock):
@@ -48,22 +52,22 @@ def test_a_clock_config_read_from_json_is_the_same_task(clock):
 
 def test_text_files_and_a_tokenizer_for_them(tmp_path):
     data = text_config(write_text(tmp_path / "a.jsonl", 40))
-    assert len(corpus.documents(data, 0)) == 40
+    assert len(documents(data, 0)) == 40
     tokenizer = corpus.train_tokenizer(data, 0, tmp_path / "tokenizer")
     assert tokenizer.vocab_size == 300
     write_text(tmp_path / "b.txt", 40)
     data.text = f"{tmp_path}/*.jsonl,{tmp_path}/b.txt"
-    assert len(corpus.documents(data, 0)) == 41
+    assert len(documents(data, 0)) == 41
     data.text_key = "body"
     with pytest.raises(UserError, match="no key 'body'"):
-        corpus.documents(data, 0)
+        documents(data, 0)
 
 
 def test_cropped_rows_are_one_document_each(clock):
     data, tokenizer = clock
     rows = corpus.dataset(data, tokenizer, 2, 0, 0)
     assert rows.epoch_size == data.num_documents
-    known = {tuple(tokenizer.encode(document)) for document in corpus.documents(data, 0)}
+    known = {tuple(tokenizer.encode(document)) for document in documents(data, 0)}
     for step in range(5):
         batch = rows.batch(step)
         assert batch["tokens"].shape == batch["mask"].shape == (2, data.seq_len)
@@ -76,7 +80,7 @@ def test_packed_rows_are_full(clock):
     data, tokenizer = clock
     packed = clock_config({"data.rows": "pack"}).data
     rows = corpus.dataset(packed, tokenizer, 2, 0, 0)
-    stream = sum(len(document.split()) + 2 for document in corpus.documents(data, 0))
+    stream = sum(len(document.split()) + 2 for document in documents(data, 0))
     assert rows.epoch_size == -(-stream // data.seq_len)
     padded = sum(not rows.batch(step)["mask"].all() for step in range(rows.epoch_size // 2))
     assert padded <= 1  # the stream's end
@@ -101,6 +105,8 @@ def test_streams_and_seeds_have_orders_of_their_own(clock):
         ({"data.tokenizer_pieces": 0}, "set data.tokenizer_pieces"),
         ({"data.tokenizer_pieces": 9999}, "cannot train a tokenizer of 9999 pieces"),
         ({"data.rows": "whole"}, "data.rows is 'whole'; choose from pack, crop"),
+        ({"data.workers": -1}, "data.workers is -1"),
+        ({"data.text": "a.txt@0.5,b.txt"}, "b.txt has no weight but others do"),
     ],
 )
 def test_what_is_refused(tmp_path, clock, changes, message):

@@ -7,27 +7,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.order import cropped_dataset, packed_dataset, shuffled_indices
-from fqs_jax.data.windows import pack
+from fqs_jax.data.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
+from fqs_jax.data.tokens import Tokens
+from fqs_jax.data.windows import packed as packed_row
 from fqs_jax.errors import UserError
 
-BOS, EOS, PAD = 1001, 1002, 1003
+BOS, PAD = 1001, 1003
 DOCUMENTS = [list(range(100 * d, 100 * d + 5 + 3 * d)) for d in range(8)]
 SEEDS = st.integers(0, 2**32 - 1)
 
 
+def stream_of(documents):
+    tokens = np.array([token for document in documents for token in document], np.int32)
+    return Tokens((tokens,), np.array([0, len(tokens)]), np.cumsum([len(d) for d in documents]))
+
+
+def pack_all(documents=DOCUMENTS, across=False):
+    return packed_rows(stream_of(documents), 6, across)
+
+
+def crop_all(documents=DOCUMENTS):
+    return cropped_rows(len(documents), documents.__getitem__, 6, BOS)
+
+
+def dataset_of(*parts, batch_size=4, seed=0, **fields):
+    read, epoch_size = mixed(parts, seed)
+    return Dataset(read, epoch_size, batch_size, 6, PAD, **fields)
+
+
 def packed(batch_size=4, seed=0, documents=DOCUMENTS):
-    return packed_dataset(
-        documents, 6, bos_id=BOS, eos_id=EOS, pad_id=PAD, batch_size=batch_size, seed=seed
-    )
+    return dataset_of((pack_all(documents), 1), batch_size=batch_size, seed=seed)
 
 
 def cropped(batch_size=4, seed=0, documents=DOCUMENTS):
-    return cropped_dataset(documents, 6, bos_id=BOS, pad_id=PAD, batch_size=batch_size, seed=seed)
+    return dataset_of((crop_all(documents), 1), batch_size=batch_size, seed=seed)
+
+
+def mixture(batch_size=4, seed=0):
+    parts = (pack_all(DOCUMENTS[:5]), 3), (pack_all(DOCUMENTS[5:]), 1)
+    return dataset_of(*parts, batch_size=batch_size, seed=seed)
 
 
 def assert_equal(one, other):
-    for name in ("tokens", "mask"):
+    assert set(one) == set(other) >= {"tokens", "mask"}
+    for name in one:
         np.testing.assert_array_equal(one[name], other[name])
 
 
@@ -61,7 +84,7 @@ def test_far_into_a_run():
     assert 0 <= shuffled_indices(1_000_003, 7)[10**15] < 1_000_003
 
 
-@pytest.mark.parametrize("make", [packed, cropped])
+@pytest.mark.parametrize("make", [packed, cropped, mixture])
 @given(seed=SEEDS, step=st.integers(0, 10**6), batch_size=st.integers(1, 9))
 def test_rows_do_not_depend_on_batch_size_or_on_what_was_read_before(make, seed, step, batch_size):
     dataset = make(batch_size, seed)
@@ -78,15 +101,78 @@ def test_rows_do_not_depend_on_batch_size_or_on_what_was_read_before(make, seed,
     assert_equal(batch, {k: doubled[k][half] for k in batch})
 
 
+@pytest.mark.parametrize("make", [packed, cropped, mixture])
+@given(seed=SEEDS, step=st.integers(0, 10**6), hosts=st.integers(1, 4))
+def test_hosts_that_read_their_rows_only_have_the_whole_batch_between_them(make, seed, step, hosts):
+    dataset = make(8, seed)
+    whole = dataset.batch(step)
+    together = {name: np.zeros_like(values) for name, values in whole.items()}
+    for host in range(hosts):
+        own = np.arange(host, 8, hosts)
+        for name, values in dataset.batch(step, own).items():
+            together[name][own] = values
+    assert_equal(together, whole)
+
+
 @given(seed=SEEDS, epoch=st.integers(0, 1000))
 def test_an_epoch_of_packed_rows_is_the_packed_text(seed, epoch):
     dataset = packed(seed=seed)
-    size = dataset.epoch_size
-    whole = pack(DOCUMENTS, 6, BOS, EOS, PAD)
-    assert size == len(whole["tokens"])
+    size, stream = dataset.epoch_size, stream_of(DOCUMENTS)
+    assert size == -(-len(stream) // 6)
     read = dataset.rows(epoch * size, (epoch + 1) * size)
-    for name in whole:
-        assert sorted(read[name].tolist()) == sorted(whole[name].tolist())
+    rows = [
+        (tokens[mask].tolist(), segment[mask].tolist())
+        for tokens, mask, segment in zip(
+            *(read[n] for n in ("tokens", "mask", "segment")), strict=True
+        )
+    ]
+    whole = [[part.tolist() for part in packed_row(stream, row, 6)] for row in range(size)]
+    assert sorted(rows) == sorted(map(tuple, whole))
+    assert ((read["segment"] == 0) == ~read["mask"]).all()
+
+
+def test_one_stream_has_no_segments():
+    across = dataset_of((pack_all(across=True), 1))
+    assert set(across.batch(0)) == {"tokens", "mask"}
+    np.testing.assert_array_equal(across.batch(0)["tokens"], packed().batch(0)["tokens"])
+
+
+@given(seed=SEEDS, weights=st.lists(st.integers(1, 9), min_size=2, max_size=3))
+def test_each_part_of_a_mixture_goes_through_its_own_epochs(seed, weights):
+    parts = [crop_all([[100 * p + d] for d in range(p + 2)]) for p in range(len(weights))]
+    dataset = dataset_of(*zip(parts, weights, strict=True), seed=seed)
+    first_tokens = dataset.rows(0, dataset.epoch_size)["tokens"][:, 1]
+    for p, part in enumerate(parts):
+        seen = first_tokens[first_tokens // 100 == p] % 100
+        assert len(seen) >= part.size  # an epoch is one of every part
+        for epoch in range(len(seen) // part.size):
+            assert sorted(seen[epoch * part.size :][: part.size]) == list(range(part.size))
+
+
+def test_equal_parts_have_orders_of_their_own():
+    dataset = dataset_of((crop_all(), 1), (crop_all(), 1))
+    tokens = dataset.rows(0, 16)["tokens"][:, 1] // 100
+    assert (tokens[::2] != tokens[1::2]).any()
+
+
+@pytest.mark.parametrize("make", [packed, cropped, mixture])
+def test_reading_ahead_changes_nothing(make):
+    dataset = make()
+    for rows in (None, np.array([1, 3])):
+        read = list(dataset.batches(3, 9, rows))
+        assert len(read) == 6
+        for step, batch in enumerate(read, start=3):
+            assert_equal(batch, dataset.batch(step, rows))
+    assert list(dataset.batches(5, 5)) == []
+
+
+def test_the_digest_tells_streams_apart():
+    one = packed().digest()
+    assert one == packed(batch_size=2).digest() == packed().digest()
+    other_text = [*DOCUMENTS[:-1], [*DOCUMENTS[-1][:-1], 7]]
+    others = [packed(seed=1), cropped(), mixture(), packed(documents=other_text)]
+    others.append(dataset_of((pack_all(), 1), identity="another source"))
+    assert len({one, *(other.digest() for other in others)}) == 6
 
 
 @given(seed=SEEDS, epoch=st.integers(0, 1000))
@@ -113,6 +199,10 @@ def test_a_batch_may_span_epochs():
 def test_bad_inputs():
     with pytest.raises(UserError, match="batch_size is 0; set at least 1"):
         packed(batch_size=0)
+    with pytest.raises(UserError, match="data.workers is -1; set 0"):
+        dataset_of((pack_all(), 1), workers=-1)
+    with pytest.raises(UserError, match="rows 1 to 4 of a batch of 4"):
+        packed().batch(0, np.array([1, 4]))
     for make in (packed, cropped):
         with pytest.raises(UserError, match="0 rows to shuffle; give text"):
             make(documents=[])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fqs_jax.data.text import find_files, read_documents
+from fqs_jax.data.text import read_documents
 from fqs_jax.errors import UserError
 
 
@@ -89,14 +89,14 @@ def test_nothing_matches(tmp_path):
 
 @pytest.mark.parametrize("patterns", ["", " , ", []])
 def test_no_names(patterns):
-    assert "no text files were named" in error_of(patterns)
+    assert "no text was named" in error_of(patterns)
 
 
 def test_other_kinds_of_files(tmp_path):
     (tmp_path / "a.csv").write_text("x")
     (tmp_path / "noend").write_text("x")
-    assert f"{tmp_path}/a.csv: not a .txt or .jsonl file" in error_of(f"{tmp_path}/*.csv")
-    assert "noend: not a .txt or .jsonl file" in error_of(f"{tmp_path}/noend")
+    assert f"{tmp_path}/a.csv: not a file of text" in error_of(f"{tmp_path}/*.csv")
+    assert "noend: not a file of text" in error_of(f"{tmp_path}/noend")
     assert f"name its files, for example {tmp_path}/*.txt" in error_of(f"{tmp_path}/")
 
 
@@ -158,13 +158,19 @@ def test_a_file_that_cannot_be_opened(tmp_path):
     )
 
 
-def test_find_files_is_sorted_by_the_whole_path(tmp_path):
+def test_documents_are_sorted_by_the_whole_path(tmp_path):
     names = ["a-1.txt", "a.txt", "a/b.txt", "b.txt"]
     (tmp_path / "a").mkdir()
     for name in names:
-        (tmp_path / name).write_text("x")
-    found = find_files([f"{tmp_path}/b.txt", f"{tmp_path}/**/a*.txt", f"{tmp_path}/a/*"])
-    assert [str(path.relative_to(tmp_path)) for path in found] == names
+        (tmp_path / name).write_text(name)
+    found = read_documents([f"{tmp_path}/b.txt", f"{tmp_path}/**/a*.txt", f"{tmp_path}/a/*"])
+    assert found == names
+
+
+def test_weights_are_for_training(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").write_text("x")
+    assert "weights are for training" in error_of(f"{tmp_path}/a.txt@1,{tmp_path}/b.txt@2")
 
 
 def test_real_text(shared):

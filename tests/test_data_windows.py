@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.windows import crop, evaluation_windows, pack, pad_rows
+from fqs_jax.data.windows import crop, evaluation_windows, num_packed, packed, pad_rows
 from fqs_jax.errors import UserError
 
 BOS, EOS, PAD = 1001, 1002, 1003  # no text token is one of these
@@ -15,7 +15,6 @@ BOS, EOS, PAD = 1001, 1002, 1003  # no text token is one of these
 documents_of_tokens = st.lists(st.lists(st.integers(0, 999), max_size=20), max_size=6)
 seq_lens = st.integers(2, 9)
 bos_ids = st.sampled_from([BOS, None])
-eos_ids = st.sampled_from([EOS, None])
 
 
 def check_rows(batch, seq_len):
@@ -34,29 +33,50 @@ def check_rows(batch, seq_len):
     return rows
 
 
-@given(documents_of_tokens, seq_lens, bos_ids, eos_ids)
-def test_pack_is_the_stream_in_full_windows(documents, seq_len, bos_id, eos_id):
-    rows = check_rows(pack(documents, seq_len, bos_id, eos_id, PAD), seq_len)
-    stream = []
-    for document in documents:
-        stream += [bos_id] if bos_id is not None else []
-        stream += document
-        stream += [eos_id] if eos_id is not None else []
-    assert [token for row in rows for token in row] == stream
-    assert all(len(row) == seq_len for row in rows[:-1])  # padding is in the last window only
+class Stream:
+    """Documents end to end, the plain way."""
+
+    def __init__(self, documents):
+        self.tokens = [token for document in documents for token in document]
+        self.home = [d for d, document in enumerate(documents) for _ in document]
+
+    def __len__(self):
+        return len(self.tokens)
+
+    def read(self, start, stop):
+        return np.array(self.tokens[start:stop], np.int32)
+
+    def document(self, start, stop):
+        return np.array(self.home[start:stop], np.int64)
 
 
-def test_pack_example():
-    batch = pack([[1, 2, 3], [4]], 4, BOS, EOS, PAD)
-    assert batch["tokens"].tolist() == [[BOS, 1, 2, 3], [EOS, BOS, 4, EOS]]
-    assert batch["mask"].all()
-    batch = pack([np.array([1, 2, 3]), np.array([4])], 3, None, None, 0)
-    assert batch["tokens"].tolist() == [[1, 2, 3], [4, 0, 0]]
-    assert batch["mask"].tolist() == [[True, True, True], [True, False, False]]
+@given(documents_of_tokens, seq_lens)
+def test_packed_rows_lose_nothing_and_keep_documents_apart(documents, seq_len):
+    stream = Stream(documents)
+    rows = [packed(stream, row, seq_len) for row in range(num_packed(stream, seq_len))]
+    assert [token for tokens, _ in rows for token in tokens.tolist()] == stream.tokens
+    assert all(len(tokens) == seq_len for tokens, _ in rows[:-1])
+    at = 0
+    for tokens, segment in rows:
+        assert tokens.dtype == segment.dtype == np.int32 and len(tokens) == len(segment) > 0
+        home = stream.home[at : at + len(tokens)]
+        at += len(tokens)
+        assert segment[0] == 1 and set(np.diff(segment)) <= {0, 1}  # 1, 2, .. without gaps
+        same_segment = segment[:, None] == segment
+        assert (same_segment == np.equal.outer(home, home)).all()
+
+
+def test_packed_example():
+    stream = Stream([[BOS, 1, 2, EOS], [], [BOS, 3, EOS]])
+    assert num_packed(stream, 5) == 2
+    tokens, segment = packed(stream, 0, 5)
+    assert tokens.tolist() == [BOS, 1, 2, EOS, BOS] and segment.tolist() == [1, 1, 1, 1, 2]
+    tokens, segment = packed(stream, 1, 5)
+    assert tokens.tolist() == [3, EOS] and segment.tolist() == [1, 1]
 
 
 def test_a_real_token_may_equal_the_pad_token():
-    batch = pack([[0, 0, 0]], 4, None, None, 0)
+    batch = pad_rows([[0, 0, 0]], 4, 0)
     assert batch["mask"].tolist() == [[True, True, True, False]]
 
 
@@ -130,8 +150,6 @@ def test_crops_differ_between_seeds_epochs_and_documents():
 def test_no_rows():
     for batch in (
         pad_rows([], 4, PAD),
-        pack([], 4, BOS, EOS, PAD),
-        pack([[]], 4, None, None, PAD),
         evaluation_windows([[]], 4, BOS, PAD),
         evaluation_windows([[]], 4, None, PAD),
     ):
@@ -141,7 +159,7 @@ def test_no_rows():
 @pytest.mark.parametrize("seq_len", [-1, 0, 1])
 def test_seq_len_too_short(seq_len):
     for cut in (
-        lambda: pack([[1]], seq_len, None, None, PAD),
+        lambda: num_packed(Stream([[1]]), seq_len),
         lambda: evaluation_windows([[1]], seq_len, BOS, PAD),
         lambda: crop([1], seq_len, None, seed=0, epoch=0, index=0),
     ):

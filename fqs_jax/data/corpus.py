@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_collections
 import numpy as np
 
-from fqs_jax.data import clock, order, text
+from fqs_jax.data import cache, clock, order, tokens
+from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
 from fqs_jax.errors import UserError
 from fqs_jax.tokenizers import Tokenizer, train_sentencepiece
 
 SOURCES = ("text", "clock")
 ROWS = ("pack", "crop")
+_TOKENIZER_DOCUMENTS = 100_000  # that a tokenizer is trained on at most, spread over the text
+_MAX_BLANK = 1000  # blank documents in a row that a crop steps over
 
 
 def clock_task(data: ml_collections.ConfigDict, seed: int) -> clock.Clock:
@@ -23,36 +27,46 @@ def clock_task(data: ml_collections.ConfigDict, seed: int) -> clock.Clock:
     return clock.Clock(seed=seed, **fields)
 
 
-def documents(data: ml_collections.ConfigDict, seed: int) -> list[str]:
-    """The texts to train on.
+def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, int]]:
+    """What to train on: documents, each source with its weight.
 
     Raises:
       UserError: no text is configured, or it cannot be read.
     """
     if data.source == "clock":
-        return clock_task(data, seed).documents(data.num_documents)
+        return [(Documents(clock_task(data, seed).documents(data.num_documents)), 1)]
     if data.source != "text":
         raise UserError(f"data.source is {data.source!r}; choose from {', '.join(SOURCES)}")
     if not data.text:
-        raise UserError("no text to train on: give --text=FILE (.txt or .jsonl, globs, commas)")
-    return text.read_documents(data.text, data.text_key)
+        raise UserError("no text to train on: give --text=FILE (docs/data.md says what it can be)")
+    return open_sources(data.text, options(data))
+
+
+def options(data: ml_collections.ConfigDict) -> cache.Options:
+    """How the config says to open sources."""
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir else cache.DEFAULT
+    return cache.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 
 def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) -> Tokenizer:
     """A SentencePiece model for the corpus, for models trained from scratch."""
-    texts = documents(data, seed)
+    texts = [source for source, _ in sources(data, seed)]
     if data.source == "clock":
         pieces = clock_task(data, seed).pieces
         special = 3  # unknown, BOS, EOS
         return train_sentencepiece(
-            texts, folder, len(pieces) + special, user_defined_symbols=pieces, byte_fallback=False
+            _sample(texts),
+            folder,
+            len(pieces) + special,
+            user_defined_symbols=pieces,
+            byte_fallback=False,
         )
     if data.tokenizer_pieces < 1:
         raise UserError(
             "a model from scratch needs a tokenizer: set data.tokenizer_pieces, the size of its "
             "vocabulary, or give --init_from=HF_DIR"
         )
-    lines = [line for document in texts for line in document.splitlines() if line.strip()]
+    lines = (line for text in _sample(texts) for line in text.splitlines() if line.strip())
     return train_sentencepiece(lines, folder, data.tokenizer_pieces)
 
 
@@ -63,27 +77,52 @@ def dataset(
 
     Args:
       seed: of the run. stream: sets the order apart from that of other streams (stages) of the run.
+
+    Raises:
+      UserError: the config or the text is not as it should be.
     """
-    tokens = tokenizer.encode_batch(documents(data, seed))
+    if data.rows not in ROWS:
+        raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
+    parts = sources(data, seed)
+    rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-    bos_id = next(iter(tokenizer.opening), None)
+    read, epoch_size = order.mixed(rows, order_seed)
+    made_from = [(fingerprint(source), weight) for source, weight in parts]
+    return order.Dataset(
+        read,
+        epoch_size,
+        batch_size,
+        data.seq_len,
+        tokenizer.pad_id,
+        identity=repr((data.rows, made_from)),
+        workers=data.workers,
+    )
+
+
+def _rows(data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer) -> order.Rows:
     if data.rows == "pack":
-        return order.packed_dataset(
-            tokens,
-            data.seq_len,
-            bos_id=bos_id,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-            batch_size=batch_size,
-            seed=order_seed,
-        )
-    if data.rows == "crop":
-        return order.cropped_dataset(
-            tokens,
-            data.seq_len,
-            bos_id=bos_id,
-            pad_id=tokenizer.pad_id,
-            batch_size=batch_size,
-            seed=order_seed,
-        )
-    raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
+        stream = tokens.tokenize(source, tokenizer, options(data).cache)
+        return order.packed_rows(stream, data.seq_len, data.attend_across_documents)
+    bos_id = next(iter(tokenizer.opening), None)
+    return order.cropped_rows(len(source), _encoded(source, tokenizer), data.seq_len, bos_id)
+
+
+def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]:
+    """Document -> its tokens. In place of a blank one, which is rare, the next that is not."""
+
+    def tokens_of(index: int) -> list[int]:
+        for step in range(_MAX_BLANK):
+            if (text := source[(index + step) % len(source)]).strip():
+                return tokenizer.encode(text)
+        raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
+
+    return tokens_of
+
+
+def _sample(texts: list[Source]) -> Iterator[str]:
+    """All documents, or as many as are enough, spread evenly."""
+    total = sum(map(len, texts))
+    step = max(1, total / _TOKENIZER_DOCUMENTS)
+    for source in texts:
+        for i in range(int(np.ceil(len(source) / step))):
+            yield source[int(i * step)]

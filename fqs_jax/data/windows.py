@@ -1,11 +1,12 @@
 """Documents of tokens to rows of a fixed length.
 
-A batch is a dict of two arrays: `tokens` int32 [B, T] and `mask` bool [B, T]. The mask is False on
-padding, which is always on the right and filled with `pad_id`.
+A batch is a dict of arrays: `tokens` int32 [B, T], `mask` bool [B, T], and where rows hold several
+documents, `segment` int32 [B, T]: their numbers in the row, from 1. The mask is False and the segment
+0 on padding, which is always on the right and filled with `pad_id`.
 
 Three ways to cut, none of which knows about shuffling or batches:
 
-* `pack`: all documents as one stream, nothing wasted. For training on much text.
+* `packed`: all documents as one stream, nothing wasted. For training on much text.
 * `crop`: one random piece of a document, another one each epoch. The published way.
 * `evaluation_windows`: every token predicted once, no document near another. For measuring.
 """
@@ -13,6 +14,7 @@ Three ways to cut, none of which knows about shuffling or batches:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -22,27 +24,37 @@ Batch = dict[str, np.ndarray]
 Tokens = Sequence[int] | np.ndarray  # one document
 
 
-def pack(
-    documents: Sequence[Tokens],
-    seq_len: int,
-    bos_id: int | None,
-    eos_id: int | None,
-    pad_id: int,
-) -> Batch:
-    """Cut the stream `bos document eos bos document eos ...` into consecutive windows.
+class Stream(Protocol):
+    """Tokens of documents end to end, as `tokens.Tokens` are."""
 
-    Either id may be None, which leaves that token out. A document runs on into the next window, and
-    a window may hold several; the last window is padded.
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop - 1, int32."""
+
+    def document(self, start: int, stop: int) -> np.ndarray:
+        """The number of the document that each of these tokens is of."""
+
+
+def packed(tokens: Stream, row: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row number `row` of the stream of all documents, cut into consecutive windows.
+
+    A document runs on into the next window, and a window may hold several.
 
     Returns:
-      tokens, mask [ceil(stream length / T), T].
+      tokens, segment, both int32 [<= T]; only the stream's last row is shorter than T.
     """
+    start = row * seq_len
+    row_tokens = tokens.read(start, start + seq_len)
+    document = tokens.document(start, start + len(row_tokens))
+    segment = 1 + np.cumsum(np.diff(document, prepend=document[:1]) > 0)
+    return row_tokens, segment.astype(np.int32)
+
+
+def num_packed(tokens: Stream, seq_len: int) -> int:
+    """Rows in the stream, the last one perhaps not full."""
     _check_seq_len(seq_len)
-    before, after = _optional(bos_id), _optional(eos_id)
-    parts = [part for document in documents for part in (before, _int32(document), after)]
-    stream = np.concatenate(parts) if parts else _int32([])
-    rows = [stream[start : start + seq_len] for start in range(0, len(stream), seq_len)]
-    return pad_rows(rows, seq_len, pad_id)
+    return -(-len(tokens) // seq_len)
 
 
 def crop(

@@ -1,0 +1,66 @@
+"""Datasets of the Hugging Face hub, as the Parquet files that the hub makes of every dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fqs_jax.errors import UserError
+
+BRANCH = "refs/convert/parquet"  # holds CONFIG/SPLIT/0000.parquet, ...
+
+
+def parquet_files(name: str, split: str, may_download: bool) -> list[Path]:
+    """The files of a split in the order of their names.
+
+    Args:
+      name: OWNER/NAME, or OWNER/NAME/CONFIG.
+      may_download: whether to fetch what is not in the hub's own cache on this disk.
+
+    Raises:
+      UserError: not downloaded, no such dataset or split, or several configs of which none is named.
+    """
+    owner, _, rest = name.partition("/")
+    repo, _, config = rest.partition("/")
+    if not owner or not repo:
+        raise UserError(f"hub:{name}: write it as hub:OWNER/NAME[:SPLIT] or hub:OWNER/NAME/CONFIG")
+    repo = f"{owner}/{repo}"
+    folder = _download(repo, f"{config or '*'}/*{split}/*.parquet", may_download)
+    partial = sorted(folder.glob(f"{config or '*'}/partial-{split}/*.parquet"))
+    found = sorted(folder.glob(f"{config or '*'}/{split}/*.parquet"))
+    configs = sorted({path.parent.parent.name for path in found})
+    if len(configs) > 1:
+        raise UserError(f"hub:{name} has several configs; name one: hub:{repo}/{configs[0]}")
+    if partial and not found:
+        raise UserError(
+            f"hub:{name}: the hub converted only a part of {split!r}; download the dataset's own "
+            "files and name those"
+        )
+    if not found:
+        raise UserError(f"hub:{name}: no Parquet files of split {split!r}; check name and split")
+    return found
+
+
+def _download(repo: str, pattern: str, may_download: bool) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise UserError(f"hub:{repo} needs huggingface_hub: pip install 'fqs_jax[hf]'") from error
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=BRANCH,
+            allow_patterns=[pattern],
+            local_files_only=not may_download,
+        )
+    except errors.LocalEntryNotFoundError as error:
+        if may_download:
+            raise UserError(f"hub:{repo}: the hub cannot be reached, and it is not here") from error
+        raise UserError(
+            f"hub:{repo} is not downloaded; to fetch it, add --config.data.download=true"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"hub:{repo} cannot be downloaded ({reason})") from error
+    return Path(folder)

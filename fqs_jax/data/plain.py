@@ -1,0 +1,166 @@
+"""Text files: `.txt`, one document a file, and `.jsonl`, one a line."""
+
+from __future__ import annotations
+
+import array
+import codecs
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fqs_jax.data.cache import Options, replace_array
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+
+LARGE = 1 << 24  # bytes; where the lines of a larger file are is kept in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+    """Files of one document each. UTF-8; line ends become newlines."""
+
+    files: tuple[Path, ...]
+    settings: str = "txt"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> str:
+        path = self.files[index]
+        try:
+            text = decode(path.read_bytes(), path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
+    """The files that hold more than blanks; each is read once to see.
+
+    Raises:
+      UserError: a file is unreadable or not UTF-8.
+    """
+    files = TextFiles(paths)
+    return TextFiles(tuple(path for i, path in enumerate(paths) if files[i].strip()))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class JsonLines:
+    """A string of the object on each line that is not blank.
+
+    Attributes:
+      offsets: where the lines of the documents begin, int64.
+    """
+
+    files: tuple[Path, ...]
+    key: str
+    offsets: np.ndarray
+
+    @property
+    def settings(self) -> str:
+        return f"jsonl {self.key}"
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getitem__(self, index: int) -> str:
+        path, offset = self.files[0], int(self.offsets[index])
+        try:
+            with path.open("rb") as file:
+                file.seek(offset)
+                line = decode(file.readline(), path, offset)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        return text_of(line, self.key, where=f"{path}, byte {offset}")
+
+
+def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
+    """Every line is checked once; for a large file the cache remembers that it was, and where it is.
+
+    Raises:
+      UserError: a line is not UTF-8, not JSON, or has no string under the key.
+    """
+    try:
+        state = path.stat()
+        if state.st_size <= LARGE:
+            return JsonLines((path,), key, _line_offsets(path, key))
+        name = repr((str(path.resolve()), state.st_size, state.st_mtime_ns, key))
+        cached = options.cache / "lines" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
+        if not cached.exists():
+            with Progress(f"checking {path.name} (MB)", 0, state.st_size >> 20) as bar:
+                replace_array(cached, _line_offsets(path, key, bar.advance_to))
+        return JsonLines((path,), key, np.load(cached, allow_pickle=False))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _line_offsets(
+    path: Path, key: str, progress: Callable[[int], None] = lambda megabytes: None
+) -> np.ndarray:
+    # Lines of bytes end at "\n" only; str.splitlines() would also break at characters such as
+    # U+2028, which a JSON string may hold as they are.
+    offset, offsets = 0, array.array("q")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            text = decode(line, path, offset)
+            if text.strip() and text_of(text, key, where=f"{path}:{number}").strip():
+                offsets.append(offset)
+            offset += len(line)
+            if number % 1000 == 0:
+                progress(offset >> 20)
+    progress(offset >> 20)
+    return np.asarray(offsets, np.int64)
+
+
+def text_of(line: str, key: str, where: str) -> str:
+    """The string under a key of the JSON object in a line."""
+    try:
+        record: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", str(error))
+        raise UserError(f"{where}: not JSON ({reason}); each line must hold one object") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: {_kind(record)}, but each line must hold an object")
+    if key not in record:
+        keys = ", ".join(map(repr, record)) or "none"
+        raise UserError(f"{where}: no key {key!r}; name the one with the text (seen: {keys})")
+    text = record[key]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: {key!r} holds {_kind(text)}; it must hold a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # "\ud83d" alone is JSON, but no tokenizer takes it
+        raise UserError(
+            f"{where}: half a surrogate pair at character {error.start} of {key!r}; "
+            "repair or remove the line"
+        ) from error
+    return text
+
+
+def decode(data: bytes, path: Path, offset: int = 0) -> str:
+    """Bytes that begin at `offset` of a file, as text without the byte order mark."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        encoding = "UTF-16" if is_utf16 and offset == 0 else "LATIN1"
+        raise UserError(
+            f"{path}: not UTF-8 at byte {offset + error.start}; "
+            f'convert it, for example: iconv -f {encoding} -t UTF-8 "{path}" > NEW'
+        ) from error
+    return text.removeprefix("\ufeff") if offset == 0 else text
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: {error.strerror or error}; make it readable or leave it out")
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls the value."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else kinds.get(type(value), "a number")

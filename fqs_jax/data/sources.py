@@ -1,0 +1,263 @@
+"""Where documents come from: a specification such as `a/*.jsonl,tfds:gsm8k:train` to sources.
+
+Parts of a specification, comma-separated, each with an optional `#KEY` (the field with the text)
+and `@WEIGHT` at its end:
+
+    notes/*.txt                  one document a file
+    part-*.jsonl                 one a line
+    part-*.parquet               a column
+    part-*.array_record          text, or JSON objects
+    saved/[:SPLIT]               what Hugging Face `datasets` saved with save_to_disk
+    tfds:NAME[:SPLIT]            TensorFlow Datasets; tfds:DIR[:SPLIT] a prepared one by its folder
+    hub:OWNER/NAME[:SPLIT]       the Hugging Face hub
+
+A source gives documents by number and holds no more than where they are.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import glob
+import hashlib
+import itertools
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Protocol
+
+from fqs_jax.data import hub, plain, records, tables
+from fqs_jax.data.cache import Options
+from fqs_jax.errors import UserError
+
+RECORDS = (".array_record", ".arrayrecord")
+SUFFIXES = (".txt", ".jsonl", ".parquet", *RECORDS)
+_WHOLE = 1 << 24  # bytes; larger files are told apart by their size and a sample
+_SAMPLES, _SAMPLE = 64, 1 << 14
+
+
+class Source(Protocol):
+    """Documents by number. Can be pickled, and read from several threads.
+
+    Attributes:
+      files: what it is read from.
+      settings: whatever else decides what the documents are.
+    """
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    @property
+    def settings(self) -> str: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Documents that are in memory."""
+
+    texts: Sequence[str]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def settings(self) -> str:
+        return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> str:
+        return self.texts[index]
+
+
+class Concatenation:
+    """Sources one after another."""
+
+    def __init__(self, parts: Sequence[Source]):
+        self.parts = [part for part in parts if len(part)]
+        self.ends = list(itertools.accumulate(map(len, self.parts)))
+        self.files = tuple(path for part in self.parts for path in part.files)
+        self.settings = "; ".join(part.settings for part in self.parts)
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self.ends, index)
+        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """A part of a specification; `weight` is None if it states none."""
+
+    name: str
+    key: str
+    weight: Fraction | None
+
+
+def open_sources(names: str | Sequence[str], options: Options) -> list[tuple[Source, int]]:
+    """The sources of a specification, each with its weight.
+
+    Without weights all parts are one source: files in the sorted order of their paths, then other
+    datasets, each once. With weights each part is a source of its own.
+
+    Args:
+      names: comma-separated or a list. A path that holds a comma must come in a list.
+
+    Raises:
+      UserError: a part names nothing, or something that is not as it should be.
+    """
+    parts = _parse(names, options.key)
+    weights = [part.weight for part in parts if part.weight is not None]
+    if not weights:
+        return [(_open(parts, options), 1)]
+    if len(weights) < len(parts):
+        bare = next(part.name for part in parts if part.weight is None)
+        raise UserError(f"{bare} has no weight but others do; give all of them one, or none")
+    scale = math.lcm(*(weight.denominator for weight in weights))
+    return [
+        (_open([part], options), int(weight * scale))
+        for part, weight in zip(parts, weights, strict=True)
+    ]
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of what the documents are, wherever the files lie.
+
+    Files up to 16 MiB count byte for byte, larger ones by their size and 1 MiB spread over them.
+    """
+    digest = hashlib.sha256(f"{len(source)} {source.settings}".encode())
+    for path in source.files:
+        try:
+            digest.update(_content(path))
+        except OSError as error:
+            raise plain.unreadable(path, error) from error
+    return digest.hexdigest()
+
+
+def _content(path: Path) -> bytes:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            return hashlib.file_digest(file, "sha256").digest()
+        digest = hashlib.sha256(str(size).encode())
+        for sample in range(_SAMPLES):
+            file.seek((size - _SAMPLE) * sample // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+        return digest.digest()
+
+
+def _parse(names: str | Sequence[str], key: str) -> list[_Part]:
+    parts = names.split(",") if isinstance(names, str) else names
+    parts = [part.strip() for part in parts if part.strip()]
+    if not parts:
+        raise UserError(f"no text was named; give paths or globs of {', '.join(SUFFIXES)} files")
+    return [_parse_part(part, key) for part in parts]
+
+
+def _parse_part(part: str, key: str) -> _Part:
+    if Path(part).expanduser().exists():  # meant literally, whatever is in its name
+        return _Part(part, key, None)
+    weight = None
+    if match := re.fullmatch(r"(.+)@([-+]?[\d.]+(?:e[-+]?\d+)?)", part):
+        try:
+            part, weight = match[1], Fraction(match[2])
+        except ValueError as error:
+            raise UserError(f"{part}: {match[2]!r} is no weight; write it as in @0.3") from error
+        if weight <= 0:
+            raise UserError(f"{part}: the weight is {match[2]}; set it above 0, or leave it out")
+    if "#" in part and not Path(part).expanduser().exists():
+        part, key = part.rsplit("#", 1)
+    return _Part(part, key, weight)
+
+
+_Open = Callable[[], Sequence[Source]]
+
+
+def _open(parts: Sequence[_Part], options: Options) -> Source:
+    """All that the parts name, as one source."""
+    paths: dict[tuple[str, str], Path] = {}
+    others: dict[str, _Open] = {}
+    for part in parts:
+        if (opener := _dataset(part, options)) is not None:
+            others[f"{part.name}#{part.key}"] = opener
+        else:
+            paths |= {(str(path), part.key): path for path in _match(part.name)}
+    found: list[Source] = []
+    keyed = [(paths[name], name[1]) for name in sorted(paths)]
+    for is_txt, group in itertools.groupby(keyed, lambda item: _suffix(item[0]) == ".txt"):
+        if is_txt:
+            found.append(plain.open_text_files(tuple(path for path, _ in group)))
+        else:
+            found += [_open_file(path, key, options) for path, key in group]
+    for opener in others.values():
+        found += opener()
+    source = Concatenation(found)
+    if not len(source):
+        first = str(keyed[0][0]) if keyed else parts[0].name
+        more = f" and {len(keyed) + len(others) - 1} more" if len(keyed) + len(others) > 1 else ""
+        raise UserError(f"{first}{more}: nothing but blanks; name files with text in them")
+    return source.parts[0] if len(source.parts) == 1 else source
+
+
+def _dataset(part: _Part, options: Options) -> _Open | None:
+    """What opens a part that is not files; None if it is."""
+    kind, colon, rest = part.name.partition(":")
+    if colon and kind in ("tfds", "hub"):
+        name, _, split = rest.partition(":")
+        if not name:
+            raise UserError(f"{part.name}: no dataset is named; write it as {kind}:NAME[:SPLIT]")
+        split = split or "train"
+        if kind == "tfds":
+            return lambda: [records.open_tfds(name, split, part.key, options)]
+        return lambda: [
+            tables.open_parquet(path, part.key)
+            for path in hub.parquet_files(name, split, options.download)
+        ]
+    folder, split = Path(part.name).expanduser(), ""
+    if ":" in part.name and not folder.exists():
+        name, _, split = part.name.rpartition(":")
+        folder = Path(name).expanduser()
+    if any((folder / mark).is_file() for mark in (tables.DATASET, tables.SPLITS)):
+        return lambda: tables.open_saved_dataset(folder, split, part.key)
+    if (folder / records.FEATURES).is_file():
+        return lambda: [records.open_tfds(f"{folder}/", split or "train", part.key, options)]
+    return None
+
+
+def _open_file(path: Path, key: str, options: Options) -> Source:
+    if _suffix(path) == ".jsonl":
+        return plain.open_json_lines(path, key, options)
+    if _suffix(path) == ".parquet":
+        return tables.open_parquet(path, key)
+    return records.open_array_records(path, key)
+
+
+def _match(pattern: str) -> list[Path]:
+    literal = Path(pattern).expanduser()
+    if literal.is_dir():
+        raise UserError(f"{pattern} is a folder; name its files, for example {literal}/*.txt")
+    # A file that exists is meant literally, even if its name reads as a glob ("part[1].txt").
+    found = [literal] if literal.exists() else map(Path, glob.glob(str(literal), recursive=True))
+    files = [path for path in found if not path.is_dir()]
+    if not files:
+        raise UserError(f"no file matches {pattern} (looked from {Path.cwd()}); check the path")
+    for path in files:
+        if _suffix(path) not in SUFFIXES:
+            raise UserError(
+                f"{path}: not a file of text ({', '.join(SUFFIXES)}); leave it out or convert it"
+            )
+    return files
+
+
+def _suffix(path: Path) -> str:
+    """TFDS's names for the files of a dataset end in `.array_record-00000-of-00001`."""
+    return re.sub(r"-\d{5}-of-\d{5}$", "", path.name.lower()[path.name.rfind(".") :])

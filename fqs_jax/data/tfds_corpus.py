@@ -1,0 +1,148 @@
+"""A TFDS dataset from documents: ArrayRecord files, written without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from fqs_jax.data.records import INFO
+from fqs_jax.data.sources import Source
+from fqs_jax.errors import UserError
+from fqs_jax.files import new_folder
+
+
+class Corpus(tfds.core.GeneratorBasedBuilder):
+    """Documents with one feature, `text`, in the order of the source; blank ones are left out."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        validation_share: float,
+        progress: Callable[[int], None],
+        **arguments: Any,
+    ):
+        self.source = source
+        self.validation_share = validation_share
+        self.progress = progress
+        self.problem: UserError | None = None  # TFDS would wrap it in words of its own
+        super().__init__(**arguments)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        # Not shuffled by TFDS: training draws an order of its own in every epoch.
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager  # nothing to download
+        names = ("train", "validation") if self.validation_share else ("train",)
+        return {
+            name: self._generate_examples(name == "validation", place * len(self.source))
+            for place, name in enumerate(names)
+        }
+
+    def _generate_examples(
+        self, validation: bool, done_before: int
+    ) -> Iterator[tuple[int, dict[str, str]]]:
+        for index in range(len(self.source)):
+            try:
+                text = self.source[index]
+            except UserError as problem:
+                self.problem = problem
+                raise
+            if text.strip() and _is_validation(text, self.validation_share) == validation:
+                yield index, {"text": text}
+            self.progress(done_before + index + 1)
+
+
+def build(
+    source: Source,
+    out: Path,
+    name: str,
+    validation_share: float,
+    progress: Callable[[int], None] = lambda done: None,
+) -> dict[str, int]:
+    """Write the documents to `out`, which appears when all is well and not before.
+
+    Args:
+      name: of the dataset, lower case with underscores.
+      validation_share: of the documents, which are set aside as split `validation`. A document's
+        split is a function of its text, so equal ones are on the same side.
+      progress: called with the number of documents gone through; each split goes through all.
+
+    Returns:
+      The number of documents of each split.
+
+    Raises:
+      UserError: bad arguments, `out` exists, a split would be empty, or the disk refuses.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]*", name):
+        raise UserError(f"the name is {name!r}; use lower-case letters, digits and underscores")
+    if not 0 <= validation_share < 1:
+        raise UserError(f"validation_share is {validation_share}; set 0 or more, and below 1")
+    with new_folder(out) as folder, _quiet():
+        builder = _named(name)(
+            source=source,
+            validation_share=validation_share,
+            progress=progress,
+            data_dir=str(folder),
+            file_format="array_record",
+        )
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            if builder.problem:
+                raise builder.problem from None
+            if "No examples" in str(error):
+                raise UserError(
+                    "a split has no documents; change --validation_share or the text"
+                ) from error
+            raise
+        sizes = {split: int(info.num_examples) for split, info in builder.info.splits.items()}
+        _flatten(folder)
+    return sizes
+
+
+def _named(name: str) -> type[Corpus]:
+    """TFDS names a dataset after its class."""
+    with tfds.core.registered.skip_registration():
+        return type(name, (Corpus,), {"name": name, "__module__": __name__, "pkg_dir_path": None})
+
+
+def _is_validation(text: str, share: float) -> bool:
+    drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return drawn < share * 2**64
+
+
+def _flatten(folder: Path) -> None:
+    """Move the one dataset, which TFDS writes to NAME/VERSION, to the folder itself."""
+    [info] = folder.rglob(INFO)
+    others = list(folder.iterdir())
+    for path in info.parent.iterdir():
+        path.rename(folder / path.name)
+    for path in others:
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS prints and draws bars of its own."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

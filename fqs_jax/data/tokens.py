@@ -1,0 +1,172 @@
+"""Documents as tokens, end to end: in memory if the text is small, else in files, made once.
+
+A store on disk is a folder of pieces, `tokens_000000.npy` and `lengths_000000.npy` for the first
+documents and so on, and at last `ends.npy`. Each file appears whole or not at all and holds what any
+process would write into it, so a run that was killed goes on where it was, and two at once do no
+harm. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fqs_jax.data.cache import replace_array
+from fqs_jax.data.plain import unreadable
+from fqs_jax.data.sources import Source, fingerprint
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+from fqs_jax.tokenizers import Tokenizer
+
+IN_MEMORY = 1 << 24  # bytes of text that are tokenized at every start
+MIN_PIECE = 1024  # documents in a piece
+MAX_PIECES = 10_000
+_CHARACTERS = 1 << 22  # tokenized at once
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokens:
+    """The stream of tokens of all documents, readable at any place.
+
+    Attributes:
+      pieces: consecutive parts of the stream: arrays, or files of arrays.
+      starts: where each piece starts in the stream, and where the last one ends.
+      ends: where each document ends in the stream, int64, or a file of that.
+    """
+
+    pieces: tuple[np.ndarray | Path, ...]
+    starts: np.ndarray
+    ends: np.ndarray | Path
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens start to stop - 1, int32; fewer at the end of the stream."""
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        parts = [np.zeros(0, np.int32)]
+        for piece in range(first, len(self.pieces)):
+            begin = int(self.starts[piece])
+            if begin >= stop:
+                break
+            parts.append(_array(self.pieces[piece])[max(start - begin, 0) : stop - begin])
+        return np.concatenate(parts).astype(np.int32)
+
+    def document(self, start: int, stop: int) -> np.ndarray:
+        """The number of the document that each of these tokens is of."""
+        stop = min(stop, len(self))
+        return np.searchsorted(_array(self.ends), np.arange(start, stop), side="right")
+
+
+def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
+    """Every document that is not blank, with what opens and closes a text.
+
+    Args:
+      cache: the store of a large text is a folder below it, named after text and tokenizer.
+
+    Raises:
+      UserError: nothing but blanks, a document cannot be read, or the disk refuses.
+    """
+    if sum(_stat(path)[0] for path in source.files) <= IN_MEMORY:
+        tokens, lengths = _encode(source, range(len(source)), tokenizer)
+        stream = Tokens((tokens,), np.array([0, len(tokens)]), np.cumsum(lengths))
+    else:
+        stream = _on_disk(source, tokenizer, cache / "tokens" / _name(source, tokenizer))
+    if not len(stream):
+        raise UserError("the text is nothing but blanks; name files with text in them")
+    return stream
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """Tells tokenizers apart by what they make of a text with a bit of everything."""
+    probe = "The quick brown fox, isn't it?\n\n  def f(x): return x**2 + 10.5e-3  # 数学 été \U0001f600\t"
+    probe += " ".join(map(chr, range(33, 1024)))
+    special = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos, tokenizer.vocab_size)
+    step = max(1, tokenizer.vocab_size // 20_000)
+    vocabulary = [tokenizer.decode([i]) for i in range(0, tokenizer.vocab_size, step)]
+    told = json.dumps([special, tokenizer.encode(probe), vocabulary])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _name(source: Source, tokenizer: Tokenizer) -> str:
+    changed = [_stat(path) for path in source.files]  # a stale store would go unnoticed
+    told = json.dumps([fingerprint(source), changed, identity(tokenizer)])
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return state.st_size, state.st_mtime_ns
+
+
+def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
+    size = max(MIN_PIECE, -(-len(source) // MAX_PIECES))
+    first_documents = range(0, len(source), size)
+    names = [f"{piece:06d}.npy" for piece in range(len(first_documents))]
+    ends = folder / "ends.npy"
+    if not ends.exists():
+        with Progress("tokenizing", 0, len(source)) as bar:
+            for name, first in zip(names, first_documents, strict=True):
+                last = min(first + size, len(source))
+                if not (folder / f"lengths_{name}").exists():
+                    tokens, lengths = _encode(source, range(first, last), tokenizer)
+                    replace_array(folder / f"tokens_{name}", tokens)
+                    replace_array(folder / f"lengths_{name}", lengths)  # last: says both are there
+                bar.advance_to(last)
+        all_lengths = [np.load(folder / f"lengths_{name}", allow_pickle=False) for name in names]
+        replace_array(ends, np.cumsum(np.concatenate(all_lengths), dtype=np.int64))
+    lasts = [min(first + size, len(source)) - 1 for first in first_documents]
+    starts = np.concatenate([[0], _array(ends)[lasts]])
+    return Tokens(tuple(folder / f"tokens_{name}" for name in names), starts, ends)
+
+
+def _encode(
+    source: Source, documents: range, tokenizer: Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of all the documents end to end, and the number of tokens of each, int64."""
+    kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    closing = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
+    for batch in _batches(source, documents):
+        encoded = tokenizer.encode_batch(list(batch.values()))
+        for index, ids in zip(batch, encoded, strict=True):
+            tokens.append(np.array([*tokenizer.opening, *ids, *closing], kind))
+            lengths[index - documents.start] = len(tokens[-1])
+    return np.concatenate(tokens), lengths
+
+
+def _batches(source: Source, documents: range) -> Iterator[dict[int, str]]:
+    """Documents that are not blank by number, as many at a time as are no burden."""
+    batch: dict[int, str] = {}
+    size = 0
+    for index in documents:
+        if (text := source[index]).strip():
+            batch[index] = text
+            size += len(text)
+        if size > _CHARACTERS:
+            yield batch
+            batch, size = {}, 0
+    yield batch
+
+
+def _array(values: np.ndarray | Path) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else _mapped(values)
+
+
+@functools.lru_cache(maxsize=256)
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove {path.parent} and start again"
+        ) from error

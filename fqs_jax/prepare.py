@@ -1,0 +1,62 @@
+"""Prepare a large text for training: `python -m fqs_jax.prepare --text='corpus/*.jsonl' --out=DIR`.
+
+Writes the documents as a TFDS dataset of ArrayRecord files, which give any document at once and
+need no second look at the whole text. No TensorFlow is involved.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from fqs_jax import cli
+from fqs_jax.data import cache
+from fqs_jax.data.cache import Options
+from fqs_jax.data.sources import open_sources
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+
+_TEXT = flags.DEFINE_string("text", "", "Documents, as for training (docs/data.md), no weights.")
+_OUT = flags.DEFINE_string("out", "", "Folder to make.")
+_NAME = flags.DEFINE_string("name", "", "Name of the dataset; default that of the folder.")
+_TEXT_KEY = flags.DEFINE_string("text_key", "text", "The field, column or feature with the text.")
+_VALIDATION_SHARE = flags.DEFINE_float(
+    "validation_share", 0.0, "Share of the documents to set aside as split `validation`."
+)
+_CACHE_DIR = flags.DEFINE_string("cache_dir", "", "For what is kept; default ~/.cache/fqs_jax.")
+_TFDS_DIR = flags.DEFINE_string(
+    "tfds_dir", "", "Prepared TFDS datasets; default TFDS's own folder."
+)
+_DOWNLOAD = flags.DEFINE_bool(
+    "download", False, "Whether tfds: and hub: may fetch what is not here."
+)
+
+
+def main(_: Sequence[str]) -> None:
+    cli.require(text=_TEXT.value, out=_OUT.value)
+    from fqs_jax.data import tfds_corpus  # imports TFDS, which takes seconds
+
+    out = Path(_OUT.value)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before the text is read
+        raise UserError(f"{out} exists already: choose another name or remove it first")
+    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else cache.DEFAULT
+    options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
+    found = open_sources(_TEXT.value, options)
+    if len(found) > 1:
+        raise UserError("--text has weights; leave them out here, and give them when training")
+    [(source, _weight)] = found
+    name = re.sub("[^a-z0-9]+", "_", out.resolve().name.lower()).strip("_")
+    name = _NAME.value or (name if name[:1].isalpha() else f"corpus_{name}".strip("_"))
+    passes = 2 if _VALIDATION_SHARE.value else 1
+    with Progress("documents", 0, passes * len(source)) as bar:
+        sizes = tfds_corpus.build(source, out, name, _VALIDATION_SHARE.value, bar.advance_to)
+    for split, size in sizes.items():
+        print(f"{split}: {size:,} documents")
+    print(f"read it with --text=tfds:{_OUT.value}{':train' if len(sizes) > 1 else ''}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,147 @@
+"""Documents as tokens: in memory and on disk alike, once made never again, and whole after a kill."""
+
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fqs_jax.data import tokens
+from fqs_jax.data.cache import Options
+from fqs_jax.data.sources import Documents, open_sources
+from fqs_jax.errors import UserError
+from fqs_jax.tokenizers import train_sentencepiece
+from tests.tiny_runs import sentences
+
+TEXTS = [*sentences(50), " ", *sentences(30, seed=1), "\n"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_sentencepiece(sentences(200), tmp_path_factory.mktemp("tokenizer"), 300)
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A text that goes to disk, in pieces of 16 documents."""
+    monkeypatch.setattr(tokens, "IN_MEMORY", 0)
+    monkeypatch.setattr(tokens, "MIN_PIECE", 16)
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    return open_sources(str(path), Options())[0][0]
+
+
+def expected(tokenizer):
+    documents = [tokenizer.encode(text) for text in TEXTS if text.strip()]
+    return [[tokenizer.bos_id, *document, tokenizer.eos_id] for document in documents]
+
+
+def check(stream, documents):
+    flat = [token for document in documents for token in document]
+    assert len(stream) == len(flat)
+    assert stream.read(0, len(flat)).tolist() == flat
+    for start in range(0, len(flat), 7):  # across pieces, and beyond the end
+        assert stream.read(start, start + 20).tolist() == flat[start : start + 20]
+        assert stream.read(start, start + 20).dtype == np.int32
+    home = [d for d, document in enumerate(documents) for _ in document]
+    found = stream.document(0, len(flat) + 5)
+    assert len(found) == len(home)
+    assert (np.equal.outer(found, found) == np.equal.outer(home, home)).all()
+
+
+def test_in_memory(tokenizer, tmp_path):
+    check(tokens.tokenize(Documents(TEXTS), tokenizer, tmp_path), expected(tokenizer))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_on_disk(tokenizer, source, tmp_path):
+    stream = tokens.tokenize(source, tokenizer, tmp_path / "cache")
+    check(stream, expected(tokenizer))
+    check(pickle.loads(pickle.dumps(stream)), expected(tokenizer))
+    assert len(pickle.dumps(stream)) < 2000  # names of files, not what is in them
+    assert len(stream.pieces) == 5
+    [folder] = (tmp_path / "cache" / "tokens").iterdir()
+    assert {path.suffix for path in folder.iterdir()} == {".npy"}
+    assert np.load(stream.pieces[0]).dtype == np.uint16
+
+
+def test_made_once(tokenizer, source, tmp_path, monkeypatch):
+    tokens.tokenize(source, tokenizer, tmp_path / "cache")
+    monkeypatch.setattr(tokens, "_encode", None)
+    check(tokens.tokenize(source, tokenizer, tmp_path / "cache"), expected(tokenizer))
+
+
+@given(st.integers(0, 9))
+def test_goes_on_after_a_kill_between_any_two_files(tokenizer, tmp_path_factory, kill_at):
+    class Killed(BaseException):
+        pass
+
+    written, replace = [], tokens.replace_array
+
+    def write_or_die(path, values):
+        if len(written) == kill_at:
+            raise Killed
+        written.append(path)
+        replace(path, values)
+
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokens, "MIN_PIECE", 16)
+        patch.setattr(tokens, "replace_array", write_or_die)
+        with pytest.raises(Killed):
+            tokens._on_disk(Documents(TEXTS), tokenizer, folder)
+        written_before = set(written)
+        patch.setattr(tokens, "replace_array", lambda *a: (written.append(a[0]), replace(*a)))
+        check(tokens._on_disk(Documents(TEXTS), tokenizer, folder), expected(tokenizer))
+    again = [path for path in written[len(written_before) :] if path in written_before]
+    assert len(again) <= 1  # the tokens of a piece whose lengths were not yet there
+
+
+def test_another_text_or_tokenizer_is_another_store(tokenizer, source, tmp_path):
+    other = train_sentencepiece(sentences(200, seed=3), tmp_path / "other", 310)
+    first = tokens._name(source, tokenizer)
+    assert first == tokens._name(source, tokenizer) != tokens._name(source, other)
+    path = source.files[0]
+    path.write_text(path.read_text().replace("a", "e", 1))
+    changed = open_sources(str(path), Options())[0][0]
+    assert tokens._name(changed, tokenizer) != first
+
+
+def _tokenize(folder, out, barrier):
+    tokens.MIN_PIECE = 4
+    barrier.wait()
+    stream = tokens._on_disk(Documents(TEXTS), _load(folder), out)
+    return stream.read(0, len(stream)).tolist()
+
+
+def _load(folder):
+    from fqs_jax import tokenizers
+
+    return tokenizers.load(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(tmp_path):
+    tokenizer = train_sentencepiece(sentences(200), tmp_path / "tokenizer", 300)
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, context.Pool(2) as pool:
+        barrier = manager.Barrier(2)
+        jobs = [(tmp_path / "tokenizer", tmp_path / "store", barrier)] * 2
+        one, other = pool.starmap(_tokenize, jobs)
+    assert one == other == [token for document in expected(tokenizer) for token in document]
+
+
+def test_damage_and_blanks(tokenizer, source, tmp_path):
+    with pytest.raises(UserError, match="nothing but blanks"):
+        tokens.tokenize(Documents([" ", "\n"]), tokenizer, tmp_path)
+    stream = tokens.tokenize(source, tokenizer, tmp_path / "cache")
+    tokens._mapped.cache_clear()
+    stream.pieces[2].write_bytes(stream.pieces[2].read_bytes()[:-40])
+    with pytest.raises(UserError, match="is damaged .*; remove .* and start again"):
+        stream.read(0, len(stream))
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write .*; set data.cache_dir"):
+        tokens.tokenize(source, tokenizer, tmp_path / "file")
