@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import flops, model, objectives, optimizer, thoughts, train
+from fqs_jax import flops, model, objectives, optimizer, thoughts
+from fqs_jax import step as step_lib
 
 Shape = tuple[tuple[int, ...], int, int]
 
@@ -67,8 +68,8 @@ def print_step(
         return objectives.next_token_loss(params, batch, key, config)
 
     transform = optimizer.make(common.get_config(), 1e-6, 1000)
-    state = train.State(params, transform.init(params))
-    step = train.make_step(loss, transform, key)
+    state = step_lib.State(params, transform.init(params))
+    step = step_lib.make_step(loss, transform, key)
     started = time.perf_counter()
     compiled = jax.jit(step, donate_argnums=0).lower(state, batch, np.int32(0)).compile()
     compile_seconds = time.perf_counter() - started

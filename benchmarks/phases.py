@@ -33,7 +33,7 @@ def main(_: list[str]) -> None:
     lm = model.init(config, key)
     params = {"lm": lm, "thought": thoughts.init(config, thought, lm, key, 3, 4)}
     tokens = jax.random.randint(key, (rows, length), 0, config.vocab_size)
-    mask = jnp.ones(tokens.shape, bool)
+    target = objectives.talk_targets({"mask": jnp.ones(tokens.shape, bool)}, thought.n_ahead_talk)
     settings = objectives.QuietStarConfig()
 
     def sample(params: Any) -> Any:
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
 
     def loss(params: Any) -> Any:
         scores = thoughts.score_thoughts(params, tokens, drawn, config, thought)
-        return objectives.thought_losses(scores, mask, settings).total(settings)
+        return objectives.thought_losses(scores, target, settings).total(settings)
 
     def seconds(function: Any) -> float:
         compiled = jax.jit(function).lower(params).compile()

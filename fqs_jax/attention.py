@@ -23,7 +23,7 @@ def causal(
     query_BxTxNxH: jax.Array,
     key_BxTxGxH: jax.Array,
     value_BxTxGxH: jax.Array,
-    mask_BxT: jax.Array | None,
+    segment_BxT: jax.Array | None,
     window: int | None,
 ) -> jax.Array:
     """Causal attention of a text over itself, [B, T, N, H]."""
@@ -32,7 +32,7 @@ def causal(
         key_BxTxGxH,
         value_BxTxGxH,
         jnp.zeros(1, jnp.int32),
-        mask_BxT,
+        segment_BxT,
         window,
     )
     return output[:, :, 0]
@@ -43,14 +43,16 @@ def aligned_text(
     key_BxTxGxH: jax.Array,
     value_BxTxGxH: jax.Array,
     slot_S: jax.Array,
-    mask_BxT: jax.Array | None,
+    segment_BxT: jax.Array | None,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Text part of the attention when every text position has queries: S of them at each of T.
 
     Args:
       slot_S: int32, distances of the S queries behind their text position.
-      mask_BxT: True where a text key is visible; None = everywhere.
+      segment_BxT: number of the document that each text position is of, int32: queries see keys of
+        their own document only. Or bool, one document a row: False is padding, which nobody sees.
+        None = one document a row and no padding.
       window: sliding window, or None.
 
     Returns:
@@ -72,8 +74,10 @@ def aligned_text(
                     index_T[None, start:stop],
                     index_T[first:stop],
                     slot_S,
-                    None if mask_BxT is None else mask_BxT[:, first:stop],
                     window,
+                    None
+                    if segment_BxT is None
+                    else (segment_BxT[:, start:stop], segment_BxT[:, first:stop]),
                 ),
             )
         )
@@ -89,11 +93,14 @@ def indexed_text(
     value_BxTxGxH: jax.Array,
     index_BxP: jax.Array,
     slot_S: jax.Array,
-    mask_BxT: jax.Array | None,
+    segment_BxT: jax.Array | None,
     window: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Text part of the attention for queries at chosen text positions `index_BxP`; see aligned_text."""
-    bias = _text_bias(index_BxP, jnp.arange(key_BxTxGxH.shape[1]), slot_S, mask_BxT, window)
+    segments = None
+    if segment_BxT is not None:
+        segments = jnp.take_along_axis(segment_BxT, index_BxP, axis=1), segment_BxT
+    bias = _text_bias(index_BxP, jnp.arange(key_BxTxGxH.shape[1]), slot_S, window, segments)
     return _attend(query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, bias)
 
 
@@ -140,16 +147,23 @@ def _text_bias(
     index_BxQ: jax.Array,
     key_index_J: jax.Array,
     slot_S: jax.Array,
-    mask_BxJ: jax.Array | None,
     window: int | None,
+    segments: tuple[jax.Array, jax.Array] | None,
 ) -> jax.Array:
-    """Additive float32 mask [B or 1, Q, S or 1, J] of queries at text positions over text keys."""
+    """Additive float32 mask [B or 1, Q, S or 1, J] of queries at text positions over text keys.
+
+    Args:
+      segments: of the queries [B, Q] and of the keys [B, J].
+    """
     distance_BxQxJ = index_BxQ[..., None] - key_index_J
     visible = (distance_BxQxJ >= 0)[:, :, None]
     if window is not None:
         visible &= distance_BxQxJ[:, :, None] + slot_S[:, None] < window
-    if mask_BxJ is not None:
-        visible &= mask_BxJ[:, None, None]
+    if segments is not None:
+        query_BxQ, key_BxJ = segments
+        real = key_BxJ.dtype == bool  # then nobody sees padding, which itself sees the text
+        same = key_BxJ[:, None] if real else query_BxQ[:, :, None] == key_BxJ[:, None]
+        visible &= same[:, :, None]
     return jnp.where(visible, 0.0, _MASKED).astype(jnp.float32)
 
 

@@ -7,12 +7,14 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
+from fqs_jax import distributed, sharding
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted
 
@@ -33,19 +35,24 @@ def run(
             _stop(f"unknown argument {argv[1]!r}; options start with --, see --help", 2)
         _set_up_jax()
         try:
+            distributed.initialize_from_flags()
             main(argv)
         except UserError as error:
             _stop(str(error), 2)
         except Interrupted as stop:
-            print(stop, file=sys.stderr, flush=True)
-            sys.exit(128 + stop.signum)
+            if distributed.is_main():
+                print(stop, file=sys.stderr, flush=True)
+            distributed.leave(128 + stop.signum)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
-            sys.exit(130)
-        except OSError as error:
-            if error.filename is None:
+            distributed.leave(130)
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                _stop(f"{error.filename}: {error.strerror}", 2)
+            if not jax.distributed.is_initialized():
                 raise
-            _stop(f"{error.filename}: {error.strerror}", 2)
+            traceback.print_exc()
+            distributed.leave(1)
 
     app.run(guarded, flags_parser=functools.partial(_parse, define_flags=define_flags))
 
@@ -59,6 +66,16 @@ def require(**values: object) -> None:
     for name, value in values.items():
         if not value:
             raise UserError(f"--{name} is missing; see --help")
+
+
+def define_device_flags() -> None:
+    """How many devices a loaded model is spread over, for `mesh_from_flags`."""
+    flags.DEFINE_integer("fsdp", 1, "Devices that share parameters and rows.", 1)
+    flags.DEFINE_integer("tensor", 1, "Devices that share heads and vocabulary.", 1)
+
+
+def mesh_from_flags() -> jax.sharding.Mesh:
+    return sharding.local_mesh(flags.FLAGS.fsdp, flags.FLAGS.tensor)
 
 
 def command_line(module: str, **flags_by_name: object) -> str:
@@ -109,4 +126,4 @@ def _set_up_jax() -> None:
 
 def _stop(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    distributed.leave(code)

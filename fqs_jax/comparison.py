@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from scipy.optimize import minimize_scalar
 
 from fqs_jax import checkpoints, generation, scoring, workdir
@@ -48,6 +49,7 @@ def compare(
     thought_seeds: int | None = None,
     text: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None,
 ) -> list[Row]:
     """Rows for all trained stages of a working directory, its initial model if that was imported, and
     its base with a fitted temperature.
@@ -57,6 +59,7 @@ def compare(
         for text, where thoughts are at every token.
       text: held-out documents, for runs on text.
       note: told the name of each model before it is evaluated.
+      mesh: where models are loaded; None = one device.
 
     Raises:
       UserError: there is nothing to compare, or a run on text got none.
@@ -74,12 +77,11 @@ def compare(
     rows = []
     if config.init_from:
         note("initial model")
-        rows.append(
-            _row(workdir.load(str(root), "init"), "init", "base", 0, task, text, thought_seeds)
-        )
+        loaded = workdir.load(str(root), "init", mesh=mesh)
+        rows.append(_row(loaded, "init", "base", 0, task, text, thought_seeds))
     for stage in stages:
         note(stage.name)
-        loaded = workdir.load(str(root), str(stage.number))
+        loaded = workdir.load(str(root), str(stage.number), mesh=mesh)
         folder = workdir.stage_folder(root, stage.number) / "checkpoints"
         step = checkpoints.latest_step(folder) or 0
         name = stage.name if step >= stage.steps else f"{stage.name} (unfinished)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, huggingface, workdir
+from fqs_jax import cli, huggingface, sharding, workdir
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
@@ -30,7 +30,9 @@ _MAX_SHARD_GB = flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
-    loaded = workdir.load(_WORKDIR.value, _STAGE.value, as_trained=True)
+    # In the host's memory, where a model fits that was trained on many devices.
+    mesh = sharding.single_device("cpu")
+    loaded = workdir.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
     huggingface.export(
         loaded.params["lm"],

@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 
-from fqs_jax import flops, objectives
+from fqs_jax import flops, objectives, thoughts
+from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import ThoughtConfig
 
 OBJECTIVES = ("next_token", "quiet_star", "ntp")
@@ -24,8 +26,10 @@ OBJECTIVES = ("next_token", "quiet_star", "ntp")
 LEAST = {
     "seed": 0,
     "batch_size": 1,
+    "microbatches": 1,
     "log_every": 1,
     "checkpoint_every": 1,
+    "checkpoint_minutes": 0,
     "keep_checkpoints": 1,
     "max_bad_steps": 1,
 }
@@ -144,20 +148,44 @@ def thought_config(
 Loss = Callable[..., tuple[Any, objectives.Metrics]]
 
 
-def loss_function(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Loss:
-    """The stage's objective as (params, batch, key) -> (loss, metrics)."""
+def loss_function(
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    model: ModelConfig,
+    split_rationales: bool = False,
+) -> Loss:
+    """The stage's objective as (params, batch, key) -> (loss, metrics).
+
+    Args:
+      split_rationales: see `thoughts.sample_and_score`.
+    """
     if stage.objective == "quiet_star":
         return functools.partial(
             objectives.quiet_star_loss,
             model=model,
             thought=thought_config(config, stage),
             config=objectives.QuietStarConfig(**config.quiet_star.to_dict()),
+            split_rationales=split_rationales,
         )
     if stage.objective == "ntp":
         return functools.partial(
             objectives.ntp_loss, model=model, config=objectives.NTPConfig(**config.ntp.to_dict())
         )
     return functools.partial(objectives.next_token_loss, model=model)
+
+
+def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Params:
+    """Shapes and types of a stage's parameters: {lm, and thought if it thinks}."""
+
+    def make() -> Params:
+        key = jax.random.key(0)
+        params: Params = {"lm": model_lib.init(model, key)}
+        if stage.thinks:
+            thought = thought_config(config, stage)
+            params["thought"] = thoughts.init(model, thought, params["lm"], key, 0, 0)
+        return params
+
+    return jax.eval_shape(make)
 
 
 def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> int:

@@ -33,6 +33,7 @@ _SEQ_LEN = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Windows in a batch.", 1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
+cli.define_device_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory, with --all_stages.")
 _ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Compare all stages of --workdir.")
 _THOUGHT_SEEDS = flags.DEFINE_integer(
@@ -46,7 +47,7 @@ def main(_: Sequence[str]) -> None:
         return
     cli.require(checkpoint=_CHECKPOINT.value, text=_TEXT.value)
     documents = text.read_documents(_TEXT.value)
-    loaded = workdir.load(_CHECKPOINT.value, _STAGE.value)
+    loaded = workdir.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
         scores = scoring.text_nll(
             loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value, _SEED.value, bar.advance_to
@@ -77,6 +78,7 @@ def _compare_all() -> None:
         _THOUGHT_SEEDS.value,
         documents,
         lambda name: print(f"evaluating {name}", file=sys.stderr),
+        cli.mesh_from_flags(),
     )
     if _JSON.value:
         for row in rows:

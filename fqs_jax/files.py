@@ -6,9 +6,9 @@ import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fqs_jax.errors import UserError
 
@@ -49,3 +49,18 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file that appears complete or not at all, in place of the one before.
+
+    Args:
+      write: writes the content into an open file.
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.")
     flags.DEFINE_bool("think", True, "--nothink: leave the thoughts out.")
     flags.DEFINE_bool("show_thoughts", False, "Print each thought, dimmed, before its token.")
+    cli.define_device_flags()
 
 
 def main(_: Sequence[str]) -> None:
@@ -42,7 +43,7 @@ def main(_: Sequence[str]) -> None:
     # Before anything is loaded or printed.
     check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
-    loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage)
+    loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
     length = max(len(prompt_ids(loaded, prompt)) for prompt in prompts) + flags.FLAGS.max_new_tokens
     if length > loaded.model.max_seq_len:
         print(

@@ -82,6 +82,20 @@ def generate(
       UserError: a prompt is empty or an argument is out of range.
     """
     check_sampling(max_new_tokens, temperature, top_p)
+    with jax.set_mesh(loaded.mesh):
+        return _generate(loaded, prompts, max_new_tokens, temperature, top_p, seed, think, on_step)
+
+
+def _generate(
+    loaded: Loaded,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    think: bool,
+    on_step: Callable[[Emitted], None] | None,
+) -> list[Generation]:
     tokenizer, model = loaded.tokenizer, loaded.model
     thought = loaded.thought if think else None
     rows = [prompt_ids(loaded, prompt) for prompt in prompts]

@@ -1,11 +1,22 @@
-"""Stopping on request: Ctrl-C and SIGTERM set a flag that long work polls between steps."""
+"""Stopping on request: Ctrl-C and SIGTERM set a flag that long work polls between steps.
+
+A TPU or SLURM preemption notice is a SIGTERM as well. Of several processes one may get the signal
+alone, so they ask one another before any of them stops.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import types
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -18,15 +29,27 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class Wishes(NamedTuple):
+    """What the processes of a run want together.
+
+    signum: of the signal that came to any of them, else 0. save: whether any wants a checkpoint.
+    """
+
+    signum: int
+    save: bool
+
+
 class Interrupts:
     """While active, the first signal sets `signum`; a second one raises KeyboardInterrupt at once.
 
     Use as a context manager from the main thread; it turns that KeyboardInterrupt into Interrupted.
+    Enter it after `distributed.initialize`, or JAX takes the signals for itself.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
+        self._asked: jax.Array | None = None
 
     def __enter__(self) -> Interrupts:
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
@@ -46,7 +69,46 @@ class Interrupts:
         note = f"\n{name}: finishing the step and saving; once more stops without saving\n"
         os.write(2, note.encode())  # print is not safe here: the signal may have come inside one
 
+    def wishes(self, save: bool = False) -> Wishes:
+        """What the processes want, the same answer in all of them; all must ask.
+
+        With several processes this waits for their devices: for use between long pieces of work.
+        """
+        own = (self.signum or 0, int(save))
+        if jax.process_count() > 1:
+            own = np.max(multihost_utils.process_allgather(np.array(own, np.int32)), axis=0)
+        return Wishes(int(own[0]), bool(own[1]))
+
+    def wishes_of_last_step(self, save: bool = False) -> Wishes:
+        """As `wishes`, without waiting: the answer to what was asked a step ago, for use at every step.
+
+        The question travels behind the step under way. A single process has its answer at once.
+        """
+        if jax.process_count() == 1:
+            return self.wishes(save)
+        answer = Wishes(0, False)
+        if self._asked is not None:
+            signum, saves = np.asarray(self._asked)
+            answer = Wishes(int(signum), bool(saves))
+        self._asked = _highest(np.array((self.signum or 0, save), np.int32))
+        return answer
+
     def check(self, message: str) -> None:
-        """Raise Interrupted with the message if a signal came."""
-        if self.signum is not None:
-            raise Interrupted(message, self.signum)
+        """Raise Interrupted with the message if a signal came to any process."""
+        if signum := self.wishes().signum:
+            raise Interrupted(message, signum)
+
+
+def _highest(own: np.ndarray) -> jax.Array:
+    """The highest value of any process, elementwise, on the devices; does not wait for them."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shape = (len(jax.devices()), *own.shape)
+    asked = jax.make_array_from_callback(shape, spread, lambda _: own[None])
+    return _maximum(whole)(asked)
+
+
+@functools.cache
+def _maximum(where: jax.sharding.NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=where)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import checkpoints, cli, curriculum, train, workdir
+from fqs_jax import checkpoints, cli, curriculum, distributed, sharding, step, train, workdir
 from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
@@ -34,7 +36,8 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop."
 
 
 def define_flags() -> None:
-    """The config flag, which reads the file and the command line as soon as it is defined."""
+    """Flags of several processes, and the config's, which reads file and command line at once."""
+    distributed.define_flags()
     config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
 
 
@@ -54,14 +57,19 @@ def main(_: Sequence[str]) -> None:
         model, tokenizer = workdir.prepare(place, config)
     stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
     todo = stages if _STAGE.value == "all" else [curriculum.find(stages, _STAGE.value)]
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_model(model, mesh)
+    for stage in todo:  # now, and not when its turn comes
+        step.split_rows(config, stage, mesh)
     if _DRY_RUN.value:
-        _print_plan(root, config, todo, stages, model)
+        _print_plan(root, config, todo, stages, model, mesh)
         return
     with Interrupts() as interrupts:
+        run = train.Run(root, config, model, tokenizer, mesh, interrupts, _command)
         for stage in todo:
-            train.run(root, config, stage, model, tokenizer, interrupts, _command)
+            train.run_stage(run, stage)
             interrupts.check(f"{stage} is done; run the same command again to go on")
-    print(f"Done: {', '.join(map(str, todo))} in {root}")
+    print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
 
 
 def _command(number: int) -> str:
@@ -80,14 +88,19 @@ def _command(number: int) -> str:
 
 
 def _print_plan(
-    root: Path, config: object, todo: list[Stage], stages: list[Stage], model: ModelConfig
+    root: Path,
+    config: ml_collections.ConfigDict,
+    todo: list[Stage],
+    stages: list[Stage],
+    model: ModelConfig,
+    mesh: Mesh,
 ) -> None:
     """What would run."""
     names = {stage.number: str(stage) for stage in stages}
     parameters = model_lib.num_params(model_lib.abstract_params(model))
-    table = Table(
-        title=f"{root}: {parameters:,} parameters on {jax.device_count()} {jax.default_backend()} device(s)"
-    )
+    places = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    devices = f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)} ({places})"
+    table = Table(title=f"{root}: {parameters:,} parameters on {devices}")
     for column in (
         "stage",
         "name",
@@ -97,11 +110,13 @@ def _print_plan(
         "steps",
         "text tokens",
         "FLOPs",
+        "rows over",
         "done",
     ):
         table.add_column(column)
     for stage in todo:
-        per_step = config.batch_size * config.data.seq_len  # type: ignore[attr-defined]
+        per_step = config.batch_size * config.data.seq_len
+        _, groups = step.split_rows(config, stage, mesh)
         done = (
             checkpoints.latest_step(workdir.stage_folder(root, stage.number) / "checkpoints") or 0
         )
@@ -115,7 +130,8 @@ def _print_plan(
             start + teacher,
             f"{stage.steps:,}",
             f"{stage.steps * per_step:,}",
-            f"{stage.steps * curriculum.step_flops(config, stage, model):.2e}",  # type: ignore[arg-type]
+            f"{stage.steps * curriculum.step_flops(config, stage, model):.2e}",
+            f"{groups} x {mesh.size // groups}",
             f"{done:,}",
         )
     Console(width=160).print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,11 +22,14 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from fqs_jax import distributed, files
+
 QUIET_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
 
 
 class MetricsFile:
     """JSON lines, one a logged step. A resumed run drops the rows after the step it resumes from.
+    Of several processes the first one writes.
 
     Values that depend on the machine stand under "time"; all else is a function of config, seed and
     data.
@@ -37,9 +41,11 @@ class MetricsFile:
             if first_step
             else []
         )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(path)
+        if not distributed.is_main():
+            path = Path(os.devnull)
+        else:
+            content = "".join(f"{line}\n" for line in kept).encode()
+            files.replace(path, lambda file: file.write(content))
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
         self._file = path.open("a")
@@ -105,8 +111,9 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
-            disable=not Console(stderr=True).is_terminal,
+            disable=not (distributed.is_main() and Console(stderr=True).is_terminal),
         )
+        self._quiet = not distributed.is_main()
         self._task = self._bar.add_task(label, total=total, completed=first, note="")
 
     def __enter__(self) -> Progress:
@@ -118,7 +125,7 @@ class Progress:
 
     def close(self) -> None:
         self._bar.stop()
-        if self._bar.disable and self._done > self._said:
+        if self._bar.disable and self._done > self._said and not self._quiet:
             self._say()
 
     def show(self, row: dict[str, Any]) -> None:
@@ -133,7 +140,7 @@ class Progress:
     def advance_to(self, done: int, total: int | None = None) -> None:
         self._done, self._total = done, total or self._total
         self._bar.update(self._task, completed=done, total=self._total)
-        if self._bar.disable and time.monotonic() - self._spoke > QUIET_SECONDS:
+        if self._bar.disable and not self._quiet and time.monotonic() - self._spoke > QUIET_SECONDS:
             self._say()
 
     def _say(self) -> None:

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention
+from fqs_jax import attention, sharding
 from fqs_jax.errors import UserError
 
 Params = dict[str, Any]
@@ -186,7 +186,9 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def embed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Token embeddings [..., D] in the compute dtype."""
-    return params["embed"]["embedding"].astype(config.dtype)[tokens]
+    # Whole along D: rows of tokens lie on the very devices that cut it.
+    table_VxD = sharding.constrain(params["embed"]["embedding"].astype(config.dtype), "V .")
+    return sharding.constrain(table_VxD[tokens], "B" + " ." * tokens.ndim)
 
 
 def head_kernel(params: Params) -> jax.Array:
@@ -218,6 +220,7 @@ def run_layers(
 
     def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
         layer_params, layer_input = xs
+        hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
         return Block(config).apply({"params": layer_params}, hidden, rope, attend, layer_input)
 
     if config.remat != "none":
@@ -228,12 +231,12 @@ def run_layers(
 
 
 def text_forward(
-    params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None
+    params: Params, tokens_BxT: jax.Array, config: ModelConfig, segment_BxT: jax.Array | None = None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Ordinary causal pass over text.
 
     Args:
-      mask_BxT: True where a token is real; padding is invisible as a key. None = all real.
+      segment_BxT: True where a token is real; padding is invisible as a key. None = all real.
 
     Returns:
       Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].
@@ -242,17 +245,17 @@ def text_forward(
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array, _: None
     ) -> tuple[jax.Array, Any]:
-        return attention.causal(query, key, value, mask_BxT, config.sliding_window), (key, value)
+        return attention.causal(query, key, value, segment_BxT, config.sliding_window), (key, value)
 
     positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
     return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)
 
 
 def logits(
-    params: Params, tokens_BxT: jax.Array, config: ModelConfig, mask_BxT: jax.Array | None = None
+    params: Params, tokens_BxT: jax.Array, config: ModelConfig, segment_BxT: jax.Array | None = None
 ) -> jax.Array:
     """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: holds all of V."""
-    hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, mask_BxT)
+    hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, segment_BxT)
     return head_logits(params, hidden_BxTxD)
 
 

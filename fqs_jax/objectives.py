@@ -1,8 +1,16 @@
 """What training minimises. Pure functions (params, batch, key, ...) -> (loss, metrics).
 
 A batch is {"tokens": int32 [B, T], "mask": bool [B, T]}, mask False at padding, which nobody attends
-to and nobody predicts. "target": bool [B, T], if present, says which tokens are predicted instead of
-the mask. NTP adds "teacher_log_prob": float32 [B, T - 1], the teacher's log p(x_{t+1}) at position t.
+to and nobody predicts. More keys it may have:
+
+    segment           int32 [B, T]: documents of the row by number, 0 at padding; nobody attends to or
+                      predicts a token of another document
+    target            bool [B, T]: which tokens are predicted, instead of the mask
+    teacher_log_prob  float32 [B, T - 1], for NTP: the teacher's log p(x_{t+1}) at position t
+    row, counts       of a part of a batch (step.py): the number of each row in the whole, int32 [B], and
+                      the whole's `target_counts` over the number of parts; means over all parts are then
+                      means over the whole
+
 Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
 computes them; where code and paper differ the code is followed and the difference is a config field.
 """
@@ -75,9 +83,10 @@ def next_token_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Plain next-token training: the mean over real targets of -log p(x_{t+1} | x_{<=t})."""
     del key
-    hidden_BxTxD, _ = model_lib.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
+    hidden_BxTxD, _ = model_lib.text_forward(params["lm"], batch["tokens"], model, segments(batch))
     log_prob = label_log_probs(params["lm"], hidden_BxTxD, batch["tokens"], model)
-    loss = -masked_mean(log_prob, targets(batch)[:, 1:])
+    target_BxAxT = talk_targets(batch, 1)
+    loss = -masked_mean(log_prob, target_BxAxT[:, 0], counts(batch, target_BxAxT)[0])
     return loss, {"nll_base": loss}
 
 
@@ -88,17 +97,23 @@ def quiet_star_loss(
     model: ModelConfig,
     thought: ThoughtConfig,
     config: QuietStarConfig,
+    split_rationales: bool = False,
 ) -> tuple[jax.Array, Metrics]:
-    """Think at every position, then score the thoughts: see `thought_losses` for the formula."""
+    """Think at every position, then score the thoughts: see `thought_losses` for the formula.
+
+    Args:
+      split_rationales: see `thoughts.sample_and_score`.
+    """
     tokens_BxT, mask_BxT = batch["tokens"], batch["mask"]
-    thought_BxTxRxK, entropy = thoughts.sample_thoughts(
-        params, tokens_BxT, key, model, thought, mask_BxT
+    scores, entropy = thoughts.sample_and_score(
+        params, tokens_BxT, key, model, thought, segments(batch), batch.get("row"), split_rationales
     )
-    scores = thoughts.score_thoughts(params, tokens_BxT, thought_BxTxRxK, model, thought, mask_BxT)
-    target_BxT = targets(batch)
-    losses = thought_losses(scores, target_BxT, config)
+    target_BxAxT = talk_targets(batch, thought.n_ahead_talk)
+    counts_A = counts(batch, target_BxAxT)
+    losses = thought_losses(scores, target_BxAxT, config, counts_A)
     # Positions whose next token is predicted; padding has no reward and would dilute the means.
-    rewarded_BxT = target_BxT[:, 1 : 1 + losses.reward.shape[-1]]
+    next_BxT = target_BxAxT[:, 0]
+    rewarded_BxT = next_BxT[:, : losses.reward.shape[-1]]
     thought_gain = losses.base_nll[:, None] - losses.talk_nll[:, :, 0]
     metrics = {
         "nll_base": losses.base,
@@ -107,8 +122,14 @@ def quiet_star_loss(
         **reward_metrics(losses.reward, rewarded_BxT[:, None]),
         "advantage_mean": masked_mean(losses.advantage, rewarded_BxT[:, None]),
         "thought_entropy": masked_mean(entropy, mask_BxT[:, :, None, None]),
-        "mixing_weight_mean": masked_mean(scores.mixing_weight_BxPxRxA, mask_BxT[:, :, None, None]),
-        "nll_with_minus_without": -masked_mean(thought_gain, target_BxT[:, None, 1:]),
+        "mixing_weight_mean": masked_mean(
+            jnp.moveaxis(scores.mixing_weight_BxPxRxA[:, :-1], 1, -1),
+            target_BxAxT[:, None],
+            thought.rationales * jnp.sum(counts_A),
+        ),
+        "nll_with_minus_without": -masked_mean(
+            thought_gain, next_BxT[:, None], thought.rationales * counts_A[0]
+        ),
     }
     return losses.total(config), metrics
 
@@ -141,7 +162,12 @@ class ThoughtLosses:
         return self.nll(config) + config.policy_weight * self.policy
 
 
-def thought_losses(scores: Scores, target_BxT: jax.Array, config: QuietStarConfig) -> ThoughtLosses:
+def thought_losses(
+    scores: Scores,
+    target_BxAxT: jax.Array,
+    config: QuietStarConfig,
+    counts_A: jax.Array | None = None,
+) -> ThoughtLosses:
     r"""Losses of thoughts at every text position (P = T).
 
     With l(t) = -log p(x_{t+1}) of the plain prediction at t, and l_s(t, r) = -log p(x_{t+1+s}) of the
@@ -155,17 +181,25 @@ def thought_losses(scores: Scores, target_BxT: jax.Array, config: QuietStarConfi
 
     Means of l and l_s are over real targets; the mean of the policy loss counts padding as zeros, as
     published. Means over rows weigh all rationales of a sequence alike.
+
+    Args:
+      target_BxAxT: `talk_targets`.
+      counts_A: how many targets the means are over; None = those that are here.
     """
-    T = target_BxT.shape[1]
+    T = scores.base_BxT.shape[1]
     A, R = scores.talk_BxPxRxA.shape[-1], scores.talk_BxPxRxA.shape[2]
-    next_BxT = target_BxT[:, 1:]  # is x_{t+1} predicted
+    if counts_A is None:
+        counts_A = target_counts(target_BxAxT)
 
     base_nll = -scores.base_BxT[:, : T - 1]
     talk_nll = -jnp.moveaxis(scores.talk_BxPxRxA[:, : T - 1], 1, -1)  # [B, R, A, T - 1]
-    # Step s at t predicts x_{t+1+s}: real where that target is, and nothing beyond the row's end.
-    target_BxAxT = jnp.stack([jnp.pad(next_BxT[:, s:], ((0, 0), (0, s))) for s in range(A)], axis=1)
     talk = jnp.mean(
-        jnp.stack([masked_mean(talk_nll[:, :, s], target_BxAxT[:, None, s]) for s in range(A)])
+        jnp.stack(
+            [
+                masked_mean(talk_nll[:, :, s], target_BxAxT[:, None, s], R * counts_A[s])
+                for s in range(A)
+            ]
+        )
     )
 
     rewarded = T - 1 - A
@@ -185,7 +219,7 @@ def thought_losses(scores: Scores, target_BxT: jax.Array, config: QuietStarConfi
     log_pi = jnp.moveaxis(scores.thought_BxPxRxK[:, :rewarded], 1, 2)  # [B, R, T-1-A, K]
     policy = -jnp.mean(advantage[..., None] * log_pi)
     return ThoughtLosses(
-        base=masked_mean(base_nll, next_BxT),
+        base=masked_mean(base_nll, target_BxAxT[:, 0], counts_A[0]),
         talk=talk,
         policy=policy,
         reward=reward,
@@ -199,20 +233,21 @@ def ntp_loss(
     params: Params, batch: Batch, key: jax.Array, model: ModelConfig, config: NTPConfig
 ) -> tuple[jax.Array, Metrics]:
     """The thought-free fine-tune: see `ntp_losses` for the formula. Draws the action if `sampled`."""
-    tokens_BxT, target_BxT = batch["tokens"], targets(batch)[:, 1:]
+    tokens_BxT, target_BxAxT = batch["tokens"], talk_targets(batch, 1)
+    target_BxT = target_BxAxT[:, 0]
     action_BxT = tokens_BxT[:, 1:]
     if config.action == "sampled":
         lm = jax.lax.stop_gradient(params["lm"])
-        hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, batch["mask"])
+        hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, segments(batch))
         where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
-        keys_BxT = thoughts.thought_keys(key, where_BxT, 1)[..., 0]
+        keys_BxT = thoughts.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
         kernel_DxV = model_lib.head_kernel(lm)
         action_BxT, _ = vocab.sample(
             hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk
         )
     loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxT, model, config)
     metrics = {
-        "nll_base": -masked_mean(parts.label_log_prob, target_BxT),
+        "nll_base": -masked_mean(parts.label_log_prob, target_BxT, counts(batch, target_BxAxT)[0]),
         "policy_loss": parts.policy,
         **reward_metrics(parts.reward, target_BxT),
         "nll_teacher_minus_student": masked_mean(
@@ -254,10 +289,11 @@ def ntp_losses(
       teacher_log_prob_BxT: [B, T - 1]. action_BxT: int32 [B, T - 1].
     """
     lm = params["lm"]
-    hidden_BxTxD, _ = model_lib.text_forward(lm, batch["tokens"], model, batch["mask"])
+    hidden_BxTxD, _ = model_lib.text_forward(lm, batch["tokens"], model, segments(batch))
     label = label_log_probs(lm, hidden_BxTxD, batch["tokens"], model)
     reward = jax.lax.stop_gradient(label) - teacher_log_prob_BxT
-    reward = (jnp.maximum(reward, 0.0) if config.clip else reward) * targets(batch)[:, 1:]
+    reward = jnp.maximum(reward, 0.0) if config.clip else reward
+    reward = reward * talk_targets(batch, 1)[:, 0]
 
     read_BxTxD, kernel_DxV = hidden_BxTxD[:, :-1], model_lib.head_kernel(lm)
     how: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
@@ -280,9 +316,36 @@ def reward_metrics(reward: jax.Array, mask: jax.Array) -> Metrics:
     }
 
 
-def targets(batch: Batch) -> jax.Array:
-    """Which tokens of a batch are predicted, bool [B, T]."""
-    return batch["target"] if "target" in batch else batch["mask"]
+def segments(batch: Batch) -> jax.Array:
+    """Which document each token is of, [B, T]: numbers, or bool where a row is one document."""
+    return batch["segment"] if "segment" in batch else batch["mask"]
+
+
+def talk_targets(batch: Batch, talk_steps: int) -> jax.Array:
+    """Whether talk step s at t has something to predict, bool [B, A, T - 1].
+
+    Its target x_{t+1+s} must be predicted at all, be of the document of x_t, and lie within the row.
+    Step 0 is plain next-token prediction.
+    """
+    target_BxT = batch["target"] if "target" in batch else batch["mask"]
+    segment_BxT = segments(batch)
+    length = target_BxT.shape[1]
+
+    def step(s: int) -> jax.Array:
+        same = segment_BxT[:, 1 + s :] == segment_BxT[:, : length - 1 - s]
+        return jnp.pad(target_BxT[:, 1 + s :] & same, ((0, 0), (0, s)))
+
+    return jnp.stack([step(s) for s in range(talk_steps)], axis=1)
+
+
+def target_counts(target_BxAxT: jax.Array) -> jax.Array:
+    """How many targets each talk step has, float32 [A]."""
+    return jnp.sum(target_BxAxT, axis=(0, 2), dtype=jnp.float32)
+
+
+def counts(batch: Batch, target_BxAxT: jax.Array) -> jax.Array:
+    """What means over targets are divided by: the batch's own counts, or those it is given."""
+    return batch["counts"] if "counts" in batch else target_counts(target_BxAxT)
 
 
 def label_log_probs(
@@ -294,7 +357,13 @@ def label_log_probs(
     )
 
 
-def masked_mean(x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of x where mask (broadcast to x) holds; 0 where nothing is left."""
+def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
+    """Mean of x where mask (broadcast to x) holds; 0 where nothing is left.
+
+    Args:
+      count: divides the sum in place of the number of places where mask holds.
+    """
     mask = jnp.broadcast_to(mask, x.shape)
-    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+    if count is None:
+        count = jnp.sum(mask)
+    return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.where(count > 0, count, 1)

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, thoughts
+from fqs_jax import objectives, sharding, thoughts
 from fqs_jax.data import windows
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -36,8 +37,7 @@ def _text_nll(
         hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
         log_probs = objectives.label_log_probs(params["lm"], hidden, tokens, model)
         return {"nll_base": -jnp.sum(log_probs * where)}
-    drawn, _ = thoughts.sample_thoughts(params, tokens, key, model, thought, mask)
-    scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
+    scores, _ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
     return {
         "nll_base": -jnp.sum(scores.base_BxT[:, :-1] * where),
         "nll_thought": -jnp.sum(scores.talk_BxPxRxA[:, :-1, 0, 0] * where),
@@ -71,10 +71,11 @@ def text_nll(
     totals: dict[str, float] = {}
     key = jax.random.key(seed)
     done = 0
-    for i, batch in enumerate(_batches(rows, batch_size)):
-        sums = _text_nll(
-            loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
-        )
+    for i, batch in enumerate(_batches(rows, batch_size, loaded.mesh)):
+        with jax.set_mesh(loaded.mesh):
+            sums = _text_nll(
+                loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
+            )
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)
         done += batch_size
@@ -142,19 +143,20 @@ def answer_log_probs(
     answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
     key = jax.random.key(seed)
     parts = []
-    for i, batch in enumerate(_batches(rows, batch_size, by_length=False)):
+    for i, batch in enumerate(_batches(rows, batch_size, loaded.mesh, by_length=False)):
         batch_key = jax.random.fold_in(key, i)
-        log_probs = _answer_log_probs(
-            loaded.params, batch, batch_key, answer_ids, loaded.model, loaded.thought
-        )
+        with jax.set_mesh(loaded.mesh):
+            log_probs = _answer_log_probs(
+                loaded.params, batch, batch_key, answer_ids, loaded.model, loaded.thought
+            )
         parts.append(np.asarray(jax.nn.log_softmax(log_probs)))
     return np.concatenate(parts)[: len(prompts)]
 
 
 def _batches(
-    rows: windows.Batch, batch_size: int, by_length: bool = True
+    rows: windows.Batch, batch_size: int, mesh: Mesh, by_length: bool = True
 ) -> Iterator[dict[str, Any]]:
-    """Full batches of the rows, short ones filled up with empty rows.
+    """Full batches of the rows, short ones filled up with empty rows, dealt out to the mesh.
 
     By length, rows are sorted and each batch is cut to a multiple of 64 that holds its longest.
     """
@@ -166,7 +168,8 @@ def _batches(
         longest = int(lengths[chosen].max())
         length = min(full, -(-longest // 64) * 64) if by_length else full
         missing = batch_size - len(chosen)
+        where = sharding.rows((batch_size, length), mesh)
         yield {
-            name: np.pad(rows[name][chosen, :length], ((0, missing), (0, 0)))
+            name: jax.device_put(np.pad(rows[name][chosen, :length], ((0, missing), (0, 0))), where)
             for name in ("tokens", "mask")
         }

@@ -7,13 +7,17 @@ interrupted job goes on where it was.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from fqs_jax import thoughts
+from fqs_jax import distributed, files, objectives, sharding, thoughts
 from fqs_jax.data.order import Dataset
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import ThoughtConfig
@@ -31,6 +35,7 @@ def score_rows(
     folder: Path,
     identity: str,
     progress: Callable[[int, int], None],
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """The teacher's log p(x_{t+1}) with one thought a position, float32 [steps * B, T - 1].
 
@@ -38,34 +43,61 @@ def score_rows(
       dataset: its first `steps` batches are scored, the rows the stage trains on.
       folder: where pieces are kept; pieces made under another `identity` are made again.
       progress: called with (batches done, batches in all) after each piece; may raise to stop.
+      mesh: of the parameters; None = one device. Of several processes the first one writes.
     """
-    _check_identity(folder, identity)
+    if distributed.is_main():
+        _check_identity(folder, identity)
+    multihost_utils.sync_global_devices("teacher scores of another teacher are gone")
     length = dataset.seq_len
     key = jax.random.key(seed)
+    mesh = mesh or sharding.single_device()
+    shape = (dataset.batch_size, length)
+    leaf = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.rows(shape, mesh))
+    rows = sharding.local_rows(leaf)
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def score(params: Params, batch: dict[str, jax.Array], step: jax.Array) -> jax.Array:
-        tokens, mask = batch["tokens"], batch["mask"]
+        tokens, segment = batch["tokens"], objectives.segments(batch)
         step_key = jax.random.fold_in(key, step)
-        drawn, _ = thoughts.sample_thoughts(params, tokens, step_key, model, thought, mask)
-        scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
+        scores, _ = thoughts.sample_and_score(params, tokens, step_key, model, thought, segment)
         return scores.talk_BxPxRxA[:, : length - 1, 0, 0]
+
+    def score_batch(step: int) -> np.ndarray:
+        batch = {
+            name: sharding.from_local_rows(local, rows, leaf)
+            for name, local in dataset.batch(step, rows).items()
+        }
+        with jax.set_mesh(mesh):
+            return np.asarray(score(params, batch, np.int32(step)))
 
     pieces = []
     for start in range(0, steps, PIECE):
         stop = min(start + PIECE, steps)
         path = folder / f"batches_{start:07d}_{stop:07d}.npy"
-        if not path.exists():
-            scored = [
-                np.asarray(score(params, dataset.batch(s), np.int32(s))) for s in range(start, stop)
-            ]
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("wb") as file:
-                np.save(file, np.concatenate(scored))
-            temporary.replace(path)
-        pieces.append(np.load(path, allow_pickle=False))
+        piece = _read_piece(path, ((stop - start) * dataset.batch_size, length - 1))
+        multihost_utils.sync_global_devices(
+            f"looked for {path.name}"
+        )  # nobody finds what is written below
+        if piece is None:
+            piece = np.concatenate([score_batch(step) for step in range(start, stop)])
+            if distributed.is_main():
+                files.replace(path, functools.partial(_save, piece))
+        pieces.append(piece)
         progress(stop, steps)
     return np.concatenate(pieces)
+
+
+def _read_piece(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """A piece that was kept; None if there is none, or it is damaged and must be made again."""
+    try:
+        piece: np.ndarray = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return piece if piece.shape == shape and piece.dtype == np.float32 else None
+
+
+def _save(piece: np.ndarray, file: BinaryIO) -> None:
+    np.save(file, piece)
 
 
 def _check_identity(folder: Path, identity: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, mixing, vocab
+from fqs_jax import attention, mixing, sharding, vocab
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -91,11 +91,11 @@ class Scores(NamedTuple):
 
 
 class TextCache(NamedTuple):
-    """Rotated keys and values of a text pass, and which of them exist."""
+    """Rotated keys and values of a text pass, and which document each is of (attention.py)."""
 
     key_LxBxTxGxH: jax.Array
     value_LxBxTxGxH: jax.Array
-    mask_BxT: jax.Array | None
+    segment_BxT: jax.Array | None
 
 
 def init(
@@ -127,20 +127,22 @@ def sample_thoughts(
     key: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
-    mask_BxT: jax.Array | None = None,
+    segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Phase one: draw R thoughts of K tokens at every chosen text position, without gradient.
 
     Args:
+      key: for the batch, or one for every block [B, P, R] (`thought_keys`).
+      segment_BxT: document of each token, 0 or False for padding; None = one document a row.
       index_BxP: text positions at which to think; None = all T.
 
     Returns:
       int32 tokens [B, P, R, K] and the entropy (nats) of each draw, same shape.
     """
     params = jax.lax.stop_gradient(params)
-    _, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, mask_BxT)
-    text = TextCache(text_key, text_value, mask_BxT)
+    _, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
+    text = TextCache(text_key, text_value, segment_BxT)
     tokens, entropy, _ = rollout(params, text, key, model, thought, index_BxP, finish=False)
     return tokens, entropy
 
@@ -151,7 +153,7 @@ def think(
     key: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
-    mask_BxT: jax.Array | None = None,
+    segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Text pass, then a thought and its mixed prediction at the chosen positions, all cached.
@@ -161,9 +163,9 @@ def think(
       thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
     """
     hidden_BxTxD, (text_key, text_value) = model_lib.text_forward(
-        params["lm"], tokens_BxT, model, mask_BxT
+        params["lm"], tokens_BxT, model, segment_BxT
     )
-    text = TextCache(text_key, text_value, mask_BxT)
+    text = TextCache(text_key, text_value, segment_BxT)
     tokens, _, after_BxPxRxD = rollout(params, text, key, model, thought, index_BxP, finish=True)
     assert after_BxPxRxD is not None  # finished
     base_BxPxD = hidden_BxTxD
@@ -205,6 +207,7 @@ def rollout(
     """Think behind cached text: K sampling steps and, to `finish`, the last token and the end mark.
 
     Args:
+      key: for the batch, or one for every block [B, P, R].
       index_BxP: text positions at which to think; None = one block at every cached position.
       finish: whether the hidden state after the end mark is wanted; training samples without it.
 
@@ -218,9 +221,9 @@ def rollout(
     K, R = thought.num_tokens, thought.rationales
     start_D, end_D = marks(params, model, thought)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
-    keys_BxPxR = thought_keys(key, where_BxP, R)
-    own_shape = (L, B, P, R, K + 2 * finish, G, H)
-    own = (jnp.zeros(own_shape, c.dtype), jnp.zeros(own_shape, c.dtype))
+    keys_BxPxR = thought_keys(key, where_BxP, R) if key.ndim == 0 else key
+    empty = jnp.zeros((L, B, P, R, K + 2 * finish, G, H), c.dtype)
+    own = (sharding.constrain(empty, "L B P R . G H"),) * 2
 
     def run_slot(
         embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]
@@ -241,7 +244,7 @@ def rollout(
             )
             own_part = own_part[0].reshape(q.shape), own_part[1].reshape(q.shape[:-1])
             slot_R = jnp.full(R, slot + 1)
-            text_part = text_attention(q, text_k, text_v, index_BxP, slot_R, text.mask_BxT, c)
+            text_part = text_attention(q, text_k, text_v, index_BxP, slot_R, text.segment_BxT, c)
             return attention.merge(text_part, own_part), (k, v)
 
         positions_BxPxR = jnp.broadcast_to(where_BxP[..., None] + slot + 1, (B, P, R))
@@ -276,13 +279,55 @@ def rollout(
     return jnp.moveaxis(tokens, 0, -1), jnp.moveaxis(entropy, 0, -1), after
 
 
+def sample_and_score(
+    params: Params,
+    tokens_BxT: jax.Array,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    segment_BxT: jax.Array | None = None,
+    row_B: jax.Array | None = None,
+    split_rationales: bool = False,
+) -> tuple[Scores, jax.Array]:
+    """Both phases, thinking at every position.
+
+    Args:
+      row_B: see `thought_keys`.
+      split_rationales: let the rationales of a sequence be rows of their own, so that more devices
+        than sequences can share the work; each reads the text again. The result is the same.
+
+    Returns:
+      The scores, and the entropy (nats) of each draw [B, T, R, K].
+    """
+    B, T = tokens_BxT.shape
+    R = thought.rationales
+    keys = thought_keys(key, jnp.broadcast_to(jnp.arange(T), (B, T)), R, row_B)
+    if split_rationales:
+        keys = jnp.moveaxis(keys, 2, 1).reshape(B * R, T, 1)
+        tokens_BxT = sharding.constrain(jnp.repeat(tokens_BxT, R, axis=0), "B T")
+        if segment_BxT is not None:
+            segment_BxT = sharding.constrain(jnp.repeat(segment_BxT, R, axis=0), "B T")
+        thought = dataclasses.replace(thought, rationales=1)
+    drawn, entropy = sample_thoughts(params, tokens_BxT, keys, model, thought, segment_BxT)
+    scores = score_thoughts(params, tokens_BxT, drawn, model, thought, segment_BxT)
+    if not split_rationales:
+        return scores, entropy
+
+    def together(x: jax.Array) -> jax.Array:
+        """[B R, P, 1, ...] -> [B, P, R, ...]."""
+        return jnp.moveaxis(x.reshape(B, R, T, *x.shape[3:]), 1, 2)
+
+    base_BxT = scores.base_BxT.reshape(B, R, T)[:, 0]  # each rationale has the same
+    return Scores(base_BxT, *map(together, scores[1:])), together(entropy)
+
+
 def score_thoughts(
     params: Params,
     tokens_BxT: jax.Array,
     thought_BxPxRxK: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
-    mask_BxT: jax.Array | None = None,
+    segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
 ) -> Scores:
     """Phase two: one differentiable pass over text and all thought blocks.
@@ -295,15 +340,14 @@ def score_thoughts(
     P, R, K = thought_BxPxRxK.shape[1:]
     A, M = thought.n_ahead_talk, thought.num_slots
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
-    ahead_BxPxA = (where_BxP[..., None] + jnp.arange(A)) % T  # position t + s, wrapped around
     slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
         text_k, text_v = k[:, :T], v[:, :T]
-        text = attention.causal(q[:, :T], text_k, text_v, mask_BxT, c.sliding_window)
+        text = attention.causal(q[:, :T], text_k, text_v, segment_BxT, c.sliding_window)
         blocks = (B * P * R, M)
         block_q = q[:, T:].reshape(B, P, R * M, *q.shape[-2:])
-        over_text = text_attention(block_q, text_k, text_v, index_BxP, slot_RM, mask_BxT, c)
+        over_text = text_attention(block_q, text_k, text_v, index_BxP, slot_RM, segment_BxT, c)
         over_own = attention.own_slots(
             block_q.reshape(*blocks, *q.shape[-2:]),
             k[:, T:].reshape(*blocks, *k.shape[-2:]),
@@ -316,7 +360,7 @@ def score_thoughts(
 
     text_embedding_BxTxD = model_lib.embed(lm, tokens_BxT, c)
     blocks_BxPxRxMxD = _block_embeddings(
-        params, tokens_BxT, thought_BxPxRxK, ahead_BxPxA, model, thought
+        params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought
     )
     packed = jnp.concatenate(
         [text_embedding_BxTxD, blocks_BxPxRxMxD.reshape(B, -1, c.width)], axis=1
@@ -341,18 +385,17 @@ def score_thoughts(
     )
 
     after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
-    rows_B1 = jnp.arange(B)[:, None, None]
-    base_BxPx1xAxD = base_BxTxD[rows_B1, ahead_BxPxA][:, :, None]
+    base_BxPx1xAxD = _ahead(base_BxTxD, where_BxP, A)[:, :, None]
     score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
     weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
     target_BxPxRxA = jnp.broadcast_to(
-        tokens_BxT[rows_B1, (ahead_BxPxA + 1) % T][:, :, None], (B, P, R, A)
+        _ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A)
     )
     if thought.mixing == "probability":
         after_log_probs = vocab.log_probs(
             after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
         )
-        base_BxPx1xA = base_BxT[rows_B1, ahead_BxPxA][:, :, None]
+        base_BxPx1xA = _ahead(base_BxT, where_BxP, A)[:, :, None]
         talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, after_log_probs, score_BxPxRxA)
     else:
         mixed_BxPxRxAxD = mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
@@ -370,10 +413,17 @@ def marks(
     return scaled[0].astype(model.dtype), scaled[1].astype(model.dtype)
 
 
-def thought_keys(key: jax.Array, where_BxP: jax.Array, rationales: int) -> jax.Array:
-    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks."""
+def thought_keys(
+    key: jax.Array, where_BxP: jax.Array, rationales: int, row_B: jax.Array | None = None
+) -> jax.Array:
+    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks.
+
+    Args:
+      row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
+    """
     B, P = where_BxP.shape
-    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), jnp.arange(B)[:, None, None])
+    row_B = jnp.arange(B) if row_B is None else row_B
+    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
     places = _fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
     return _fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
 
@@ -384,13 +434,13 @@ def text_attention(
     value_BxTxGxH: jax.Array,
     index_BxP: jax.Array | None,
     slot_S: jax.Array,
-    mask_BxT: jax.Array | None,
+    segment_BxT: jax.Array | None,
     model: ModelConfig,
 ) -> tuple[jax.Array, jax.Array]:
     """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
     if index_BxP is None:
         return attention.aligned_text(
-            query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, mask_BxT, model.sliding_window
+            query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, segment_BxT, model.sliding_window
         )
     return attention.indexed_text(
         query_BxPxSxNxH,
@@ -398,7 +448,7 @@ def text_attention(
         value_BxTxGxH,
         index_BxP,
         slot_S,
-        mask_BxT,
+        segment_BxT,
         model.sliding_window,
     )
 
@@ -413,14 +463,14 @@ def _block_embeddings(
     params: Params,
     tokens_BxT: jax.Array,
     thought_BxPxRxK: jax.Array,
-    ahead_BxPxA: jax.Array,
+    where_BxP: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> jax.Array:
     """Input embeddings [B, P, R, M, D] of the blocks."""
     B, P, R, _ = thought_BxPxRxK.shape
     start_D, end_D = marks(params, model, thought)
-    forced_BxPxA = tokens_BxT[jnp.arange(B)[:, None, None], ahead_BxPxA[..., 1:]]
+    forced_BxPxA = _ahead(tokens_BxT, where_BxP + 1, thought.n_ahead_talk - 1)
     forced = model_lib.embed(params["lm"], forced_BxPxA, model)[:, :, None]
     return jnp.concatenate(
         [
@@ -431,6 +481,15 @@ def _block_embeddings(
         ],
         axis=3,
     )
+
+
+def _ahead(x_BxTx: jax.Array, where_BxP: jax.Array, steps: int) -> jax.Array:
+    """x at positions t, t + 1, ... behind each t of `where_BxP`, wrapped around: [B, P, steps, ...]."""
+    B, P = where_BxP.shape
+    index_BxPA = ((where_BxP[..., None] + jnp.arange(steps)) % x_BxTx.shape[1]).reshape(B, -1)
+    more = (1,) * (x_BxTx.ndim - 2)
+    found = jnp.take_along_axis(x_BxTx, index_BxPA.reshape(B, -1, *more), axis=1)
+    return found.reshape(B, P, steps, *x_BxTx.shape[2:])
 
 
 def _fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Training one stage: state, jitted step, metrics, saves.
+"""Training one stage: its state, the loop around the step, metrics, saves.
 
 Where a stage's parameters come from, first match wins:
 1. its own newest checkpoint in the working directory (resume);
@@ -9,162 +9,136 @@ Randomness is fold_in(seed, stage, step); nothing random is stored.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
+from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, curriculum, optimizer, teacher, thoughts, workdir
+from fqs_jax import checkpoints, curriculum, optimizer, sharding, teacher, thoughts, workdir
 from fqs_jax import model as model_lib
+from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.order import Dataset
 from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupts
+from fqs_jax.interrupts import Interrupted, Interrupts
 from fqs_jax.metrics import MetricsFile, Progress
 from fqs_jax.model import ModelConfig, Params
+from fqs_jax.step import Program, State
 from fqs_jax.tokenizers import Tokenizer
 
 RESUME = "run the same command again to go on"
 _INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
 
-
-class State(NamedTuple):
-    """What a step reads and writes."""
-
-    params: Params
-    optimizer: optax.OptState
+Batches = Iterator[dict[str, np.ndarray]]
 
 
-StepFunction = Callable[[State, dict[str, Any], Any], tuple[State, dict[str, jax.Array]]]
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share.
 
-
-def make_step(
-    loss_function: curriculum.Loss, transform: optax.GradientTransformation, key: jax.Array
-) -> StepFunction:
-    """The pure training step (state, batch, step number from 0) -> (state, metrics)."""
-
-    def train_step(
-        state: State, batch: dict[str, Any], step: jax.Array
-    ) -> tuple[State, dict[str, jax.Array]]:
-        step_key = jax.random.fold_in(key, step)
-        gradient = jax.value_and_grad(loss_function, has_aux=True)
-        (loss, metrics), grads = gradient(state.params, batch, step_key)
-        updates, optimizer_state = transform.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {"loss": loss, **optimizer.part_norms(grads)}
-        metrics |= {
-            "skipped_in_a_row": optimizer_state.notfinite_count,
-            "skipped_steps": optimizer_state.total_notfinite,
-        }
-        return State(params, optimizer_state), metrics
-
-    return train_step
-
-
-def run(
-    root: Path,
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    interrupts: Interrupts,
-    command: Callable[[int], str],
-) -> None:
-    """Train a stage to its last step, from its newest checkpoint if it has one.
-
-    Args:
+    Attributes:
+      root: the working directory, already prepared (`workdir.prepare`).
       command: the command line that makes a stage of this working directory, by number.
+    """
+
+    root: Path
+    config: ml_collections.ConfigDict
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    interrupts: Interrupts
+    command: Callable[[int], str]
+
+    def folder(self, stage: Stage) -> Path:
+        return workdir.stage_folder(self.root, stage.number)
+
+
+def run_stage(run: Run, stage: Stage) -> None:
+    """Train a stage to its last step, from its newest checkpoint if it has one.
 
     Raises:
       UserError: a stage it needs is missing, or training diverged.
       Interrupted: on request; the state is saved first.
     """
-    folder = workdir.stage_folder(root, stage.number)
+    config, folder = run.config, run.folder(stage)
     if checkpoints.latest_step(folder / "checkpoints") is None:
         # Asked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
-                workdir.check_stage(root, number, command(number))
-    data = corpus.dataset(config.data, tokenizer, config.batch_size, config.seed, stage.number)
-    lineage = workdir.write_run(root, config, stage, data.digest())
-    key = jax.random.fold_in(jax.random.key(config.seed), stage.number)
-    transform = optimizer.make(config, stage.learning_rate, stage.steps)
-
-    with checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved:
-        first = saved.latest()
-        if first is None:
-            first = 0
-            params = starting_params(root, config, stage, model, tokenizer, key, command)
-            state = State(params, transform.init(params))
-            # Placed like a restored state, so that both run the very same program.
-            state = jax.device_put(state, jax.local_devices()[0])
+                workdir.check_stage(run.root, number, run.command(number))
+    data = corpus.dataset(config.data, run.tokenizer, config.batch_size, config.seed, stage.number)
+    lineage = workdir.write_run(run.root, config, stage, data.digest())
+    if (checkpoints.latest_step(folder / "checkpoints") or 0) >= stage.steps:
+        return
+    with (
+        jax.set_mesh(run.mesh),
+        checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved,
+    ):
+        keys = tuple(data.batch(0, np.zeros(1, int)))
+        program = step_lib.program(config, stage, run.model, run.mesh, keys)
+        scores = teacher_scores(run, stage, data, lineage)  # before the state: both need memory
+        restored = saved.newest(*program.state)
+        if restored is None:
+            first, state = 0, starting_state(run, stage, program)
         else:
-            params = workdir.abstract_params(config, model, stage)
-            state = State(
-                *saved.restore(first, params, _placed(jax.eval_shape(transform.init, params)))[:2]
-            )
-        if first >= stage.steps:
-            return
-        batches = batch_function(
-            root, config, stage, model, data, tokenizer, interrupts, command, lineage
-        )
-        step_function = make_step(curriculum.loss_function(config, stage, model), transform, key)
-        _loop(step_function, state, batches, first, folder, config, stage, model, saved, interrupts)
+            first, state = restored[0], State(*restored[1:3])
+        rows = sharding.local_rows(program.batch["tokens"])
+        batches = data.batches(first, stage.steps, rows)
+        if scores is not None:
+            batches = _with_scores(batches, scores, rows, first, data.batch_size)
+        _loop(run, stage, program, state, batches, rows, first, saved)
 
 
 def _loop(
-    step_function: StepFunction,
-    state: State,
-    batches: Callable[[int], dict[str, np.ndarray]],
-    first: int,
-    folder: Path,
-    config: ml_collections.ConfigDict,
+    run: Run,
     stage: Stage,
-    model: ModelConfig,
+    program: Program,
+    state: State,
+    batches: Batches,
+    rows: np.ndarray,
+    first: int,
     saved: checkpoints.Checkpoints,
-    interrupts: Interrupts,
 ) -> None:
+    config, folder = run.config, run.folder(stage)
     rates = optimizer.schedule(config, stage.learning_rate, stage.steps)
     tokens_per_step = config.batch_size * config.data.seq_len
 
     def save(step: int) -> None:
         metrics.flush()  # rows up to a checkpoint are on disk before it is
-        saved.save(
-            step, _own_copy(state.params), _own_copy(state.optimizer), {"steps": stage.steps}
-        )
+        saved.save(step, state.params, state.optimizer, {"steps": stage.steps})
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
     ):
         started = time.perf_counter()
-        example = batches(first)
-        compiled = (
-            jax.jit(step_function, donate_argnums=0)
-            .lower(state, example, np.int32(first))
-            .compile()
-        )
-        flops = curriculum.step_flops(config, stage, model)
+        compiled = program.step.lower(state, program.batch, np.int32(first)).compile()
         metrics.event(
             "start",
             stage=stage.name,
             step=first,
             parameters=model_lib.num_params(state.params),
-            flops_per_step=flops,
+            flops_per_step=curriculum.step_flops(config, stage, run.model),
+            devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
         metrics.start_clock()
+        last_save = time.monotonic()
         values = None
-        for step in range(first, stage.steps):
+        for step, batch in zip(range(first, stage.steps), batches, strict=True):
             before = values
-            state, values = compiled(state, batches(step), np.int32(step))
+            placed = {
+                name: sharding.from_local_rows(batch[name], rows, leaf)
+                for name, leaf in program.batch.items()
+            }
+            state, values = compiled(state, placed, np.int32(step))
             done = step + 1
             # What the step before left is read only now, when this one is under way, so that the
             # device never waits for the host.
@@ -176,12 +150,18 @@ def _loop(
                 rate = float(rates(step))
                 metrics.later(done, values, learning_rate=rate, tokens=done * tokens_per_step)
             bar.advance()
-            if interrupts.signum is not None and done < stage.steps:
+            saved.check()
+            if done == stage.steps:
+                break
+            wishes = run.interrupts.wishes_of_last_step(save=_is_overdue(last_save, config))
+            if wishes.signum or wishes.save or done % config.checkpoint_every == 0:
                 save(done)
+                last_save = time.monotonic()
+            if wishes.signum:
+                saved.wait()
                 bar.close()
-                interrupts.check(f"{stage} saved at step {done} of {stage.steps}; {RESUME}")
-            if done % config.checkpoint_every == 0 and done < stage.steps:
-                save(done)
+                message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
+                raise Interrupted(message, wishes.signum)
         assert values is not None  # there was a step to take
         _check_finite(values, stage.steps, config, folder)
         if (row := metrics.read_pending()) is not None:
@@ -189,62 +169,71 @@ def _loop(
         save(stage.steps)
 
 
-def starting_params(
-    root: Path,
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    model: ModelConfig,
-    tokenizer: Tokenizer,
-    key: jax.Array,
-    command: Callable[[int], str],
-) -> Params:
+def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:
+    minutes = config.checkpoint_minutes
+    return bool(minutes) and time.monotonic() - last_save > 60 * minutes
+
+
+def starting_state(run: Run, stage: Stage, program: Program) -> State:
+    """The state before a stage's first step, made where it lies on the mesh."""
+    params = starting_params(run, stage)
+    transform = optimizer.make(run.config, stage.learning_rate, stage.steps)
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
+    return State(params, jax.jit(transform.init, out_shardings=where)(params))
+
+
+def starting_params(run: Run, stage: Stage) -> Params:
     """Parameters before the stage's first step: see the precedence list above.
 
     A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
     reset switches renew (published: marks and the head's last layer at every stage).
     """
+    config = run.config
     if stage.start is None:
-        params = workdir.initial_params(root, config, model)
+        params = workdir.initial_params(run.root, config, run.model, run.mesh)
     else:
-        params, _ = workdir.load_stage(root, stage.start, command(stage.start))
+        params, _ = workdir.load_stage(
+            run.root, stage.start, run.command(stage.start), mesh=run.mesh
+        )
     if not stage.thinks:
         return {"lm": params["lm"]}
-    thought = curriculum.thought_config(config, stage)
-    marks = workdir.mark_ids(config, tokenizer)
-    fresh = thoughts.init(model, thought, params["lm"], jax.random.fold_in(key, _INIT), *marks)
-    if "thought" not in params:
-        return {**params, "thought": fresh}
-    kept = dict(params["thought"])
-    if config.thought.reset_marks_on_load:
-        kept |= {"start": fresh["start"], "end": fresh["end"]}
-    if config.thought.reset_talk_head_on_load:
-        kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
-    return {**params, "thought": kept}
+    settings = curriculum.thought_config(config, stage)
+    marks = workdir.mark_ids(config, run.tokenizer)
+    key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
+
+    def thought(embed: Params, old: Params | None) -> Params:
+        fresh = thoughts.init(run.model, settings, {"embed": embed}, key, *marks)
+        if old is None:
+            return fresh
+        kept = dict(old)
+        if config.thought.reset_marks_on_load:
+            kept |= {"start": fresh["start"], "end": fresh["end"]}
+        if config.thought.reset_talk_head_on_load:
+            kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
+        return kept
+
+    abstract = curriculum.abstract_params(config, stage, run.model)
+    where = sharding.of_parameters(abstract, run.mesh)["thought"]
+    made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
+    return {**params, "thought": made}
 
 
-def batch_function(
-    root: Path,
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    model: ModelConfig,
-    data: Dataset,
-    tokenizer: Tokenizer,
-    interrupts: Interrupts,
-    command: Callable[[int], str],
-    lineage: str,
-) -> Callable[[int], dict[str, np.ndarray]]:
-    """Step -> batch; for an NTP stage with the teacher's scores, which are made first.
+def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.ndarray | None:
+    """For an NTP stage, its teacher's scores of all its rows, made now or before; else None.
 
     Args:
       lineage: identifies all that the scores depend on (`workdir.write_run`).
     """
     if stage.objective != "ntp":
-        return data.batch
+        return None
     assert stage.teacher is not None  # checked when the row was read
-    params, row = workdir.load_stage(root, stage.teacher, command(stage.teacher))
+    config = run.config
+    params, row = workdir.load_stage(
+        run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
+    )
     if config.thought.reset_marks_at_eval:
-        params["thought"].update(workdir.fresh_marks(config, params["lm"], tokenizer))
-    _, teacher_config = workdir.read_run(root, stage.teacher)
+        params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
+    _, teacher_config = workdir.read_run(run.root, stage.teacher)
     thought = curriculum.thought_config(
         teacher_config,
         row,
@@ -252,33 +241,35 @@ def batch_function(
         n_ahead_talk=1,
         temperature=config.thought.eval_temperature,
     )
-    folder = workdir.stage_folder(root, stage.number) / "teacher"
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:
             bar.advance_to(done)
             if done < stage.steps:
-                interrupts.check(
+                run.interrupts.check(
                     f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
                 )
 
-        scores = teacher.score_rows(
+        return teacher.score_rows(
             params,
-            model,
+            run.model,
             thought,
             data,
             stage.steps,
             config.seed,
-            folder,
+            run.folder(stage) / "teacher",
             lineage,
             progress,
+            run.mesh,
         )
-    size = data.batch_size
 
-    def with_scores(step: int) -> dict[str, np.ndarray]:
-        return {**data.batch(step), "teacher_log_prob": scores[step * size : (step + 1) * size]}
 
-    return with_scores
+def _with_scores(
+    batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
+) -> Batches:
+    """Batches from step `first` on with the teacher's scores of their rows."""
+    for step, batch in zip(itertools.count(first), batches):
+        yield {**batch, "teacher_log_prob": scores[step * size + rows]}
 
 
 def _check_finite(
@@ -291,13 +282,3 @@ def _check_finite(
             f"{skipped} steps in a row up to step {step} had NaN or inf gradients; "
             f"the last checkpoint is in {folder / 'checkpoints'}; lower the learning rate"
         )
-
-
-def _own_copy(tree: Any) -> Any:
-    """On CPU, a save in the background would read buffers that the next step overwrites."""
-    return jax.tree.map(jnp.copy, tree) if jax.default_backend() == "cpu" else tree
-
-
-def _placed(tree: Any) -> Any:
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), tree)

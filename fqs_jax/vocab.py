@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fqs_jax import sharding
+
 MASKED_LOGIT = -1e10  # the published code's value for ids that may not be drawn
 
 
@@ -95,6 +97,7 @@ def sample(
 
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
     logits = jnp.dot(hidden, kernel_DxV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    logits = sharding.constrain(logits, "B" + " ." * (logits.ndim - 2) + " V")
     for masked in masked_ids:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == masked, MASKED_LOGIT, logits)
     return logits

@@ -19,8 +19,19 @@ from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, curriculum, files, huggingface, thoughts, tokenizers
+from fqs_jax import (
+    checkpoints,
+    curriculum,
+    distributed,
+    files,
+    huggingface,
+    sharding,
+    thoughts,
+    tokenizers,
+)
 from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -29,7 +40,20 @@ from fqs_jax.model import ModelConfig, Params
 from fqs_jax.tokenizers import Tokenizer
 
 # Fields that may change between two starts of the same stage.
-HARMLESS = ("steps", "log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps")
+HARMLESS = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "max_bad_steps",
+    # How a step is computed; its result is the same up to rounding.
+    "microbatches",
+    "remat",
+    "vocab_chunk",
+    "workers",
+    "cache_dir",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +64,7 @@ class Loaded:
       thought: what its thoughts are; None for a model that does not think.
       source: folder of its config.json and tokenizer files.
       label: what it is, for people.
+      mesh: the devices that its parameters lie on.
     """
 
     params: Params
@@ -48,6 +73,7 @@ class Loaded:
     thought: thoughts.ThoughtConfig | None
     source: Path
     label: str
+    mesh: Mesh = dataclasses.field(default_factory=sharding.single_device)
 
 
 def source_folder(root: Path) -> Path:
@@ -61,6 +87,8 @@ def stage_folder(root: Path, number: int) -> Path:
 def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig, Tokenizer]:
     """Fill W/source the first time, check that it fits the config every time.
 
+    Of several processes the first one writes; the others wait for it.
+
     Raises:
       UserError: the working directory was begun with another initial model.
     """
@@ -72,7 +100,14 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
             "python -m fqs_jax.convert and give that folder to --init_from"
         )
     source = source_folder(root)
-    origin = _origin(config)
+    if distributed.is_main():
+        _fill_source(root, config)
+    multihost_utils.sync_global_devices("source folder")
+    return read_model(source, config), tokenizers.load(source)
+
+
+def _fill_source(root: Path, config: ml_collections.ConfigDict) -> None:
+    source, origin = source_folder(root), _origin(config)
     if source.exists() and (changed := _change(files.read_json(source / "origin.json"), origin)):
         if existing_stages(root):
             raise UserError(f"{root} was begun with {changed}; use another --workdir")
@@ -88,7 +123,6 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
             else:
                 _make_source(folder, config)
             (folder / "origin.json").write_text(json.dumps(origin))
-    return read_model(source, config), tokenizers.load(source)
 
 
 def read_model(source: Path, config: ml_collections.ConfigDict) -> ModelConfig:
@@ -96,13 +130,23 @@ def read_model(source: Path, config: ml_collections.ConfigDict) -> ModelConfig:
     return dataclasses.replace(huggingface.read_config(source), **config.compute.to_dict())
 
 
-def initial_params(root: Path, config: ml_collections.ConfigDict, model: ModelConfig) -> Params:
-    """{"lm": ...}: imported from where W/source/origin.json says, or random from the seed."""
+def initial_params(
+    root: Path, config: ml_collections.ConfigDict, model: ModelConfig, mesh: Mesh | None = None
+) -> Params:
+    """{"lm": ...}: imported from where W/source/origin.json says, or random from the seed.
+
+    Either way parameters come into being where they lie on the mesh (None = one device).
+    """
+    mesh = mesh or sharding.single_device()
     init_from = files.read_json(source_folder(root) / "origin.json")["init_from"]
     if init_from:
-        lm = huggingface.load_params(init_from, model, model.param_dtype)
-        return {"lm": jax.device_put(lm)}
-    return {"lm": jax.jit(model_lib.init, static_argnums=0)(model, jax.random.key(config.seed))}
+        return {"lm": huggingface.load_params(init_from, model, model.param_dtype, mesh)}
+
+    def init(key: jax.Array) -> Params:
+        return {"lm": model_lib.init(model, key)}
+
+    key = jax.random.key(config.seed)
+    return jax.jit(init, out_shardings=sharding.of_parameters(jax.eval_shape(init, key), mesh))(key)
 
 
 def origin_name(root: Path) -> str:
@@ -142,12 +186,28 @@ def write_run(
                 f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
                 "begin the stage again"
             )
-    if step is None or step < stage.steps:  # a finished stage stays as it was recorded
+        if step < stage.steps and (child := _made_from(root, stage.number, step)):
+            raise UserError(
+                f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
+                f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
+            )
+    multihost_utils.sync_global_devices("run.json was compared")
+    # A finished stage stays as it was recorded.
+    if distributed.is_main() and (step is None or step < stage.steps):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(run, indent=2))
         temporary.replace(path)
     return _lineage(run)
+
+
+def _made_from(root: Path, number: int, step: int) -> int | None:
+    """A stage that was made from this step of a stage, if there is one."""
+    for child in existing_stages(root):
+        run = files.read_json(stage_folder(root, child.number) / "run.json")
+        if run["made_from"].get(str(number), {}).get("step") == step:
+            return child.number
+    return None
 
 
 def _origin_of(root: Path, number: int) -> dict[str, Any]:
@@ -158,11 +218,13 @@ def _origin_of(root: Path, number: int) -> dict[str, Any]:
     return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": lineage}
 
 
+def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
+    return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
+
+
 def _lineage(run: dict[str, Any]) -> str:
     """A hash of what a stage is made from, without the fields that may change."""
-    kept = {
-        key: value for key, value in _flat(run).items() if key.rsplit(".", 1)[-1] not in HARMLESS
-    }
+    kept = {key: value for key, value in _flat(run).items() if not _is_harmless(key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -176,12 +238,17 @@ def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]
 
 
 def load_stage(
-    root: Path, number: int, command: str = "", finished: bool = True
+    root: Path,
+    number: int,
+    command: str = "",
+    finished: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[Params, Stage]:
-    """The newest parameters of a stage.
+    """The newest parameters of a stage, on a mesh (None = one device).
 
     Args:
-      command: what makes a missing stage, for the error.
+      command: what makes a missing stage, for the error. Given, a damaged checkpoint is moved aside,
+        so that this command makes it again.
       finished: whether the stage must have taken all its steps.
 
     Raises:
@@ -190,7 +257,9 @@ def load_stage(
     step, stage, config = check_stage(root, number, command, finished)
     model = read_model(source_folder(root), config)
     with checkpoints.Checkpoints(stage_folder(root, number) / "checkpoints") as saved:
-        return saved.restore_params(step, abstract_params(config, model, stage)), stage
+        params = curriculum.abstract_params(config, stage, model)
+        placed = sharding.placed(params, mesh or sharding.single_device())
+        return saved.restore_params(step, placed, move_aside=bool(command)), stage
 
 
 def check_stage(
@@ -209,24 +278,12 @@ def check_stage(
     return step, stage, config
 
 
-def abstract_params(config: ml_collections.ConfigDict, model: ModelConfig, stage: Stage) -> Params:
-    """Shapes, types and placement of a stage's parameters."""
-
-    def make() -> Params:
-        params: Params = {"lm": model_lib.init(model, jax.random.key(0))}
-        if stage.thinks:
-            thought = curriculum.thought_config(config, stage)
-            params["thought"] = thoughts.init(model, thought, params["lm"], jax.random.key(0), 0, 0)
-        return params
-
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(make)
-    )
-
-
 def load(
-    checkpoint: str, stage: str | None = None, dtype: str | None = None, as_trained: bool = False
+    checkpoint: str,
+    stage: str | None = None,
+    dtype: str | None = None,
+    as_trained: bool = False,
+    mesh: Mesh | None = None,
 ) -> Loaded:
     """A model from a Hugging Face folder or, with a stage, from a working directory.
 
@@ -234,11 +291,12 @@ def load(
       stage: number or name of a stage; `init` = the initial model of the working directory.
       dtype: compute type; None = as trained, float32 for folders.
       as_trained: leave the marks as they are even if the config renews them for evaluation.
+      mesh: where its parameters go; None = one device.
 
     Raises:
       UserError: nothing is there; says what would make it.
     """
-    root = Path(checkpoint)
+    root, mesh = Path(checkpoint), mesh or sharding.single_device()
     if not root.is_dir():
         raise UserError(
             f"there is no folder {root}; give a Hugging Face folder or a working directory"
@@ -249,7 +307,7 @@ def load(
                 f"{root} is no working directory, so it has no stage {stage}; give one, or leave "
                 "--stage out"
             )
-        return _load_folder(root, dtype or "float32")
+        return _load_folder(root, dtype or "float32", mesh)
     known = existing_stages(root)
     if stage is None:
         raise UserError(
@@ -262,11 +320,11 @@ def load(
             raise UserError(f"{root} has no stage yet; train one with python -m fqs_jax.launch")
         _, config = read_run(root, known[0].number)
         model = dataclasses.replace(read_model(source, config), **changes)
-        params = initial_params(root, config, model)
-        return Loaded(params, model, tokenizers.load(source), None, source, "initial model")
+        params = initial_params(root, config, model, mesh)
+        return Loaded(params, model, tokenizers.load(source), None, source, "initial model", mesh)
     row = curriculum.find(known, stage)
     _, config = read_run(root, row.number)
-    params, _ = load_stage(root, row.number, finished=False)
+    params, _ = load_stage(root, row.number, finished=False, mesh=mesh)
     thought = None
     if row.thinks:
         temperature = config.thought.eval_temperature
@@ -277,7 +335,7 @@ def load(
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
     model = dataclasses.replace(read_model(source, config), **changes)
-    return Loaded(params, model, tokenizer, thought, source, str(row))
+    return Loaded(params, model, tokenizer, thought, source, str(row), mesh)
 
 
 def existing_stages(root: Path) -> list[Stage]:
@@ -314,17 +372,18 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
     return ids[0], ids[1]
 
 
-def _load_folder(folder: Path, dtype: str) -> Loaded:
+def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
     model = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype)
-    params: Params = {"lm": jax.device_put(huggingface.load_params(folder, model, dtype))}
+    params: Params = {"lm": huggingface.load_params(folder, model, dtype, mesh)}
     thought = None
     saved = huggingface.load_thought(folder)
     if saved is not None:
         settings = huggingface.load_thought_settings(folder)
         settings["masked_ids"] = tuple(settings["masked_ids"])
-        params["thought"] = jax.device_put(saved)
+        where = sharding.of_parameters({"thought": saved}, mesh)["thought"]
+        params["thought"] = jax.device_put(saved, where)
         thought = thoughts.ThoughtConfig(**settings)
-    return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name)
+    return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name, mesh)
 
 
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -342,7 +401,7 @@ def _change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...
     flat_before, flat_now = _flat(before), _flat(now)
     for key in flat_now | flat_before:
         old, new = flat_before.get(key), flat_now.get(key)
-        if old != new and key.rsplit(".", 1)[-1] not in ignored:
+        if old != new and not _is_harmless(key, ignored):
             return f"{key}={old!r}, now it is {new!r}"
     return ""
 

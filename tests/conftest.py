@@ -14,6 +14,8 @@ REPO = Path(__file__).resolve().parent.parent
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    # Meshes are tried on virtual devices; what does not ask for a mesh uses the first one.
+    "JAX_NUM_CPU_DEVICES": "8",
     # Parity to 1e-4 and better needs true float32 products on every platform.
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     # Most of the suite's time is compilation: keep every compiled program between runs.

@@ -98,7 +98,7 @@ def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
         jax.random.key(0),
         model=fixture.model,
         thought=thought,
-        mask_BxT=batch["mask"],
+        segment_BxT=batch["mask"],
     )
     real = data["attention_mask"].astype(bool)
     result.tokens(np.asarray(tokens)[:, :, 0][real], data["thought_tokens"][real])
@@ -171,7 +171,8 @@ def thinking_step(
         scores = thoughts.score_thoughts(
             params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
         )
-        return objectives.thought_losses(scores, batch["target"], config), scores
+        target_BxAxT = objectives.talk_targets(batch, thought.n_ahead_talk)
+        return objectives.thought_losses(scores, target_BxAxT, config), scores
 
     (ours, scores), pull = jax.vjp(losses, params)
     zero = jax.tree.map(jnp.zeros_like, (ours, scores))

@@ -151,7 +151,7 @@ def test_iterate_yields_each_tensor_once_and_checks_first(tmp_path):
         huggingface.iterate_tensors(folder, wrong)  # without taking a single tensor
 
 
-def test_no_second_copy_in_memory(tmp_path):
+def test_no_copy_in_the_memory_of_the_host(tmp_path):
     raw = {**LLAMA, "num_hidden_layers": 16, "hidden_size": 64, "intermediate_size": 256}
     folder = write_folder(tmp_path / "hf", raw, stored_tensors(raw))
     config = huggingface.read_config(folder)
@@ -160,7 +160,7 @@ def test_no_second_copy_in_memory(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    assert size < peak < 1.25 * size
+    assert peak < size / 3  # a few tensors at a time, of 16 layers
 
 
 def broken(change: Any) -> dict[str, np.ndarray]:

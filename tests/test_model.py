@@ -38,7 +38,7 @@ def test_logits_equal_the_slow_decoder(changes: dict[str, Any]) -> None:
     config = model_config(**changes)
     params = random_params(config)["lm"]
     tokens, mask = texts((9, 6), 9)
-    ours = logits(params, tokens, config=config, mask_BxT=mask)
+    ours = logits(params, tokens, config=config, segment_BxT=mask)
     assert ours.dtype == jnp.float32
     for b in range(2):
         hidden_TxD = reference.text_hidden(params, config, tokens[b], mask[b])
@@ -140,8 +140,8 @@ def test_bfloat16_compute_keeps_norms_and_softmax_in_float32() -> None:
             in_bfloat16.append(equation.primitive.name)
     assert in_bfloat16.count("dot_general") == 10  # all of them: 7 of a layer, 2 of attention, head
 
-    coarse = logits(params, tokens, config=config, mask_BxT=mask)
-    exact = logits(params, tokens, config=model_config(), mask_BxT=mask)
+    coarse = logits(params, tokens, config=config, segment_BxT=mask)
+    exact = logits(params, tokens, config=model_config(), segment_BxT=mask)
     assert coarse.dtype == jnp.float32
     error = np.asarray(coarse - exact)[np.asarray(mask)]
     assert 0 < np.sqrt(np.mean(error**2)) < 0.03 * np.std(exact)

@@ -29,6 +29,10 @@ def batch(lengths: tuple[int, ...] = (7, 4), unpredicted: int | None = 2) -> obj
     return made if unpredicted is None else made | {"target": mask.at[:, unpredicted].set(False)}
 
 
+def targets(data: objectives.Batch) -> np.ndarray:
+    return np.asarray(data.get("target", data["mask"]))
+
+
 # The thinking objective --------------------
 
 
@@ -37,6 +41,13 @@ def random_scores(B: int, T: int, R: int, K: int, A: int) -> Scores:
     shapes = ((B, T), (B, T, R, K), (B, T, R, A))
     base, drawn, talk = (jnp.asarray(-rng.exponential(2.0, s), jnp.float32) for s in shapes)
     return Scores(base, drawn, talk, mixing_weight_BxPxRxA=jnp.zeros((B, T, R, A)))
+
+
+def thought_losses(scores: Scores, target: jax.Array, config: QuietStarConfig) -> Any:
+    """Rows that are one document each, of which `target` is predicted."""
+    data = {"target": target, "mask": jnp.ones_like(target)}
+    talk_steps = scores.talk_BxPxRxA.shape[-1]
+    return objectives.thought_losses(scores, objectives.talk_targets(data, talk_steps), config)
 
 
 def slow_scores(scores: Scores) -> dict[str, Any]:
@@ -54,7 +65,7 @@ def test_thought_losses_equal_their_slow_definition(R: int, A: int, advantage: s
     data = batch((9, 5), unpredicted=3)
     target = data["target"]
     scores = random_scores(2, 9, R, 4, A)
-    ours = objectives.thought_losses(scores, target, config)
+    ours = thought_losses(scores, target, config)
 
     clip = advantage == "clipped"
     slow = reference.losses(slow_scores(scores), data["tokens"], target, 7.0, 0.3, clip)
@@ -75,7 +86,7 @@ def test_thought_losses_equal_their_slow_definition(R: int, A: int, advantage: s
 def test_leave_one_out_is_the_distance_to_the_others() -> None:
     config = QuietStarConfig(advantage="leave_one_out")
     mask = jnp.ones((2, 6), bool)
-    ours = objectives.thought_losses(random_scores(2, 6, 4, 1, 2), mask, config)
+    ours = thought_losses(random_scores(2, 6, 4, 1, 2), mask, config)
     for r in range(4):
         others = np.mean(np.delete(ours.reward, r, axis=1), axis=1)
         np.testing.assert_allclose(ours.advantage[:, r], ours.reward[:, r] - others, atol=1e-5)
@@ -87,8 +98,8 @@ def test_only_drawn_tokens_learn_from_the_policy_loss(advantage: str) -> None:
     config = QuietStarConfig(advantage=advantage)
     B, T, R, K, A = 2, 7, 3, 2, 2
     scores, target = random_scores(B, T, R, K, A), batch()["target"]
-    gradient = jax.grad(lambda s: objectives.thought_losses(s, target, config).policy)(scores)
-    advantages = np.asarray(objectives.thought_losses(scores, target, config).advantage)
+    gradient = jax.grad(lambda s: thought_losses(s, target, config).policy)(scores)
+    advantages = np.asarray(thought_losses(scores, target, config).advantage)
     expected = np.zeros((B, T, R, K))
     expected[:, : T - 1 - A] = -np.moveaxis(advantages, 1, 2)[..., None] / advantages.size / K
     np.testing.assert_allclose(gradient.thought_BxPxRxK, expected, rtol=1e-5)
@@ -100,7 +111,7 @@ def test_a_constant_for_all_rationales_changes_no_advantage(advantage: str) -> N
     config = QuietStarConfig(advantage=advantage)
     scores, target = random_scores(2, 7, 2, 2, 2), jnp.ones((2, 7), bool)
     shifted = scores._replace(base_BxT=scores.base_BxT - jnp.arange(14.0).reshape(2, 7))
-    before, after = (objectives.thought_losses(s, target, config) for s in (scores, shifted))
+    before, after = (thought_losses(s, target, config) for s in (scores, shifted))
     assert np.min(np.abs(after.reward - before.reward)) > 0.5
     np.testing.assert_allclose(before.advantage, after.advantage, atol=1e-5)
     np.testing.assert_allclose(before.policy, after.policy, rtol=1e-5)
@@ -110,7 +121,7 @@ def test_a_constant_for_all_rationales_changes_no_advantage(advantage: str) -> N
 def test_text_too_short_to_predict_loses_nothing(length: int) -> None:
     """Real texts of a token or two: no target, or none with a reward."""
     mask = jnp.arange(7)[None] < length
-    losses = objectives.thought_losses(random_scores(1, 7, 2, 2, 3), mask, QuietStarConfig())
+    losses = thought_losses(random_scores(1, 7, 2, 2, 3), mask, QuietStarConfig())
     assert np.isfinite(losses.total(QuietStarConfig()))
     if length == 1:
         assert losses.base == losses.talk == losses.policy == 0
@@ -148,6 +159,10 @@ def test_quiet_star_loss_and_metrics() -> None:
         np.moveaxis(slow[name], 1, -1)[real] for name in ("reward_BxRxT", "advantage_BxRxT")
     )
     np.testing.assert_allclose(loss, slow["total"], rtol=1e-4)
+    judged = np.stack(  # has talk step s at t a target
+        [np.pad(targets(data)[:, 1 + s :], ((0, 0), (0, 1 + s))) for s in range(2)], axis=-1
+    )
+    weights = np.moveaxis(scores["mixing_weight_BxTxRxA"], 2, 3)[judged]
     expected = {
         "nll_base": slow["base"],
         "nll_mixed": np.mean(slow["talk"]),
@@ -157,7 +172,7 @@ def test_quiet_star_loss_and_metrics() -> None:
         "reward_positive": np.mean(reward > 0),
         "advantage_mean": np.mean(advantage),
         "thought_entropy": np.mean(entropy),
-        "mixing_weight_mean": np.mean(scores["mixing_weight_BxTxRxA"][mask]),
+        "mixing_weight_mean": np.mean(weights),
         "nll_with_minus_without": -np.mean(gain),
     }
     assert metrics.keys() == expected.keys()
@@ -237,7 +252,7 @@ def test_ntp_loss_and_metrics(config: NTPConfig, unpredicted: int | None) -> Non
     data = with_teacher(batch(unpredicted=unpredicted))
     loss, metrics = ntp_loss(params, data, key, config)
 
-    tokens, target = np.asarray(data["tokens"]), np.asarray(objectives.targets(data))
+    tokens, target = np.asarray(data["tokens"]), targets(data)
     logits, teacher = student_logits(params, data), np.asarray(data["teacher_log_prob"])
     sampled = np.zeros(teacher.shape, int)
     for b, t in np.ndindex(sampled.shape):
@@ -297,7 +312,7 @@ def test_next_token_loss(unpredicted: int | None) -> None:
     log_p = reference.log_softmax(student_logits(params, data))[:, :-1]
     label = np.take_along_axis(log_p, np.asarray(data["tokens"])[:, 1:, None], -1)[..., 0]
     assert loss == metrics["nll_base"]
-    real = np.asarray(objectives.targets(data))[:, 1:]
+    real = targets(data)[:, 1:]
     np.testing.assert_allclose(loss, -np.mean(label[real]), rtol=1e-5)
 
 

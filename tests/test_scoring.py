@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from fqs_jax import model as model_lib
-from fqs_jax import scoring, tokenizers, workdir
+from fqs_jax import scoring, sharding, tokenizers, workdir
 from fqs_jax.errors import UserError
+from fqs_jax.generate import generate
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import reference, tiny_models
@@ -151,3 +152,21 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
         out = reference.rollout(*model, *text, last, drawn, 1, masked_ids=(4,))
         expected = reference.log_softmax(out.mixed_logits_AxV[0][ids])
         np.testing.assert_allclose(scores[b], expected, atol=1e-4)
+
+
+def test_a_mesh_changes_nothing(folder, plain):
+    """Parameters cut over 4 devices, windows dealt out to 2 groups of them."""
+    spread = workdir.load(str(folder), mesh=sharding.local_mesh(fsdp=2, tensor=2))
+    kernel = spread.params["lm"]["layers"]["gate"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    jax.tree.map(np.testing.assert_array_equal, spread.params, plain.params)
+    texts = sentences(5)
+    assert scoring.text_nll(spread, texts, 9, 2, 0) == pytest.approx(
+        scoring.text_nll(plain, texts, 9, 2, 0)
+    )
+    answers = [scoring.answer_log_probs(m, texts, ["the", "a"], 3, 0) for m in (spread, plain)]
+    np.testing.assert_allclose(*answers, atol=1e-5)
+    results = [generate(m, texts[:2], max_new_tokens=4) for m in (spread, plain)]
+    assert results[0] == results[1]
+    with pytest.raises(UserError, match="16 devices are asked for, there are 8 here"):
+        sharding.local_mesh(4, 4)

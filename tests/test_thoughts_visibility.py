@@ -29,7 +29,7 @@ def changes(model: ModelConfig, tokens: Any, drawn: Any, mask: Any = None) -> li
     tokens, drawn = (np.resize(x, (7, *x.shape[1:])) for x in (tokens, drawn))  # compiled once
     mask = jnp.array(np.ones(tokens.shape, bool) if mask is None else mask.repeat(7, axis=0))
     scores = score_thoughts(
-        random_params(model), tokens, drawn, model=model, thought=SEEING, mask_BxT=mask
+        random_params(model), tokens, drawn, model=model, thought=SEEING, segment_BxT=mask
     )
     differences = [np.abs(np.asarray(x)[1 : rows + 1] - np.asarray(x)[:1]) for x in scores[:3]]
     # Nothing in between: equal but for rounding, or plainly different.
@@ -146,7 +146,7 @@ def test_bfloat16_scores_are_near_and_float32() -> None:
     tokens, _ = texts((6,) * 7, 6)
     drawn, mask = np.ones((7, 6, 2, SEEING.num_tokens), np.int64), jnp.ones((7, 6), bool)
     exact, coarse = (
-        score_thoughts(params, np.asarray(tokens), drawn, model=m, thought=SEEING, mask_BxT=mask)
+        score_thoughts(params, np.asarray(tokens), drawn, model=m, thought=SEEING, segment_BxT=mask)
         for m in (model, model_config(dtype="bfloat16"))
     )
     for a, b in zip(exact, coarse, strict=True):

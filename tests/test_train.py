@@ -1,5 +1,6 @@
 """Training whole stages in this process, on a model whose steps take a millisecond."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -10,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, curriculum, optimizer, teacher, train, workdir
+from fqs_jax import checkpoints, curriculum, optimizer, sharding, teacher, train, workdir
+from fqs_jax import step as step_lib
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted, Interrupts
@@ -33,9 +35,18 @@ def command(number):
 
 
 def train_stage(root, config, number, interrupts=None):
+    run = run_of(root, config, interrupts)
+    train.run_stage(run, stage_of(run, number))
+
+
+def run_of(root, config, interrupts=None):
     model, tokenizer = workdir.prepare(root, config)
-    stage = curriculum.find(curriculum.read_stages(config, model), str(number))
-    train.run(root, config, stage, model, tokenizer, interrupts or Interrupts(), command)
+    mesh = sharding.single_device()
+    return train.Run(root, config, model, tokenizer, mesh, interrupts or Interrupts(), command)
+
+
+def stage_of(run, number):
+    return curriculum.find(curriculum.read_stages(run.config, run.model), str(number))
 
 
 def checkpoint(root, config, number):
@@ -43,12 +54,10 @@ def checkpoint(root, config, number):
     folder = workdir.stage_folder(root, number)
     stage, _ = workdir.read_run(root, number)
     model = workdir.read_model(workdir.source_folder(root), config)
-    params = workdir.abstract_params(config, model, stage)
-    transform = optimizer.make(config, stage.learning_rate, stage.steps)
-    state = train._placed(jax.eval_shape(transform.init, params))
+    state = step_lib.program(config, stage, model, sharding.single_device()).state
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         step = saved.latest()
-        restored = saved.restore(step, params, state)
+        restored = saved.restore(step, *state)
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(restored[:2])]
 
 
@@ -200,29 +209,28 @@ def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config, m
     lineage = (root / "stage_3" / "teacher" / "identity").read_text()
     scores = np.load(piece)
     assert scores.shape == (6 * 2, 16 - 1) and scores.max() < 0
-    tokenizer = workdir.prepare(root, config)[1]
     for changes in ({}, {"data.clock.direct": 9.0}, {"batch_size": 3}, {"data.seq_len": 14}):
         other = clock_config({"stage_0.steps": 40} | changes)
-        model = workdir.read_model(root / "source", other)
-        stage = curriculum.read_stages(other, model)[3]
-        data = corpus.dataset(other.data, tokenizer, other.batch_size, other.seed, 3)
-        batch = train.batch_function(
-            *(root, other, stage, model, data, tokenizer, Interrupts(), command),
-            lineage=f"{lineage} {changes}" if changes else lineage,
-        )(5)
+        run = dataclasses.replace(run_of(root, config), config=other)
+        data = corpus.dataset(other.data, run.tokenizer, other.batch_size, other.seed, 3)
+        lineage_now = f"{lineage} {changes}" if changes else lineage
+        given = train.teacher_scores(run, stage_of(run, 3), data, lineage_now)
         again = np.load(piece)
         assert np.array_equal(again, scores) == (not changes)
-        np.testing.assert_array_equal(batch["teacher_log_prob"], again[-other.batch_size :])
-        assert batch["teacher_log_prob"].shape == (other.batch_size, other.data.seq_len - 1)
+        np.testing.assert_array_equal(given, again)
+        assert given.shape == (6 * other.batch_size, other.data.seq_len - 1)
 
 
 def test_what_a_stage_is_made_from_is_compared(tmp_path, whole, config):
-    """A stage trained on, or made anew, no longer fits the stages that were made from it."""
+    """A stage is not trained on, and made anew does not fit, once others were made from it."""
     root = shutil.copytree(whole, tmp_path / "W")
     longer = clock_config({"stage_0.steps": 42, "checkpoint_every": 2, "max_bad_steps": 3})
+    with pytest.raises(UserError, match=r"from step 40 to 42, but stage 1 was made from it as it"):
+        train_stage(root, longer, 0)
+    assert checkpoint(root, config, 0)[0] == 40
+    for number in (1, 3):  # which start from it
+        shutil.rmtree(root / f"stage_{number}")
     train_stage(root, longer, 0)
-    with pytest.raises(UserError, match=r"made_from.0.step=40, now it is 42; use another"):
-        train_stage(root, longer, 1)
     other = clock_config(
         {
             "stage_0.steps": 40,
@@ -241,13 +249,30 @@ def test_what_a_stage_is_made_from_is_compared(tmp_path, whole, config):
     assert before["step"] == 6
 
 
+def test_a_damaged_finished_stage_can_be_made_again(begun, whole, config, capfd):
+    """Found when the next stage starts from it; the same command as ever puts it right."""
+    root = begun(2)
+    parts = sorted((root / "stage_1/checkpoints/6/params").rglob("*"))
+    largest = max((p for p in parts if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(UserError, match="cannot restore step 6 .* train that stage again"):
+        train_stage(root, config, 2)
+    assert "it is now damaged_6" in capfd.readouterr().err
+    with pytest.raises(UserError, match="stage 1 .* is at step 4 of 6; finish it with: launch"):
+        train_stage(root, config, 2)
+    for number in (1, 2):
+        train_stage(root, config, number)
+        assert_same_stage(root, whole, config, number)
+
+
 # Where a stage starts --------------------
 
 
 def start_of(root, config, number):
-    model, tokenizer = workdir.prepare(root, config)
-    stage = curriculum.find(curriculum.read_stages(config, model), str(number))
-    return train.starting_params(root, config, stage, model, tokenizer, KEY, command)
+    run = run_of(root, config)
+    return train.starting_params(run, stage_of(run, number))
 
 
 def assert_same(a, b):
@@ -339,9 +364,9 @@ def square(params, batch, key):
 
 def test_a_step_without_finite_gradients_changes_nothing():
     transform = optimizer.make(clock_config(), 0.1, 10)
-    step = jax.jit(train.make_step(square, transform, KEY))
+    step = jax.jit(step_lib.make_step(square, transform, KEY))
     params = {"lm": {"w": jnp.arange(1.0, 4.0)}}
-    state = train.State(params, transform.init(params))
+    state = step_lib.State(params, transform.init(params))
     for number, (factor, in_a_row, skipped) in enumerate(
         [(1.0, 0, 0), (math.nan, 1, 1), (math.inf, 2, 2), (1.0, 0, 2), (math.nan, 1, 3)]
     ):
@@ -362,7 +387,7 @@ def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
         return loss * math.nan, metrics
 
     model, _ = workdir.prepare(tmp_path / "W", config)
-    monkeypatch.setattr(curriculum, "loss_function", lambda *_: no_number)
+    monkeypatch.setattr(curriculum, "loss_function", lambda *_, **__: no_number)
     with pytest.raises(UserError, match="3 steps in a row up to step 3 had NaN or inf") as refused:
         train_stage(tmp_path / "W", config, 0)
     assert "lower the learning rate" in str(refused.value) and "\n" not in str(refused.value)

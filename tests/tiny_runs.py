@@ -42,7 +42,7 @@ TINY = (
     "--config.stage_3.n_ahead_talk=1",
 )
 # Programs are compiled once and run for a moment: half the time is saved.
-FAST_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+FAST_COMPILE = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_NUM_CPU_DEVICES": "1"}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
@@ -135,7 +135,7 @@ def save_stage(
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype),
-        workdir.abstract_params(config, model, stage),
+        curriculum.abstract_params(config, stage, model),
     )
     with Checkpoints(workdir.stage_folder(root, number) / "checkpoints") as saved:
         saved.save(step or stage.steps, params, {"count": jnp.zeros(1)}, {})

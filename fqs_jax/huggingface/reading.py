@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from fqs_jax import files
+from fqs_jax import files, sharding
 from fqs_jax.errors import UserError
 from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model import ModelConfig, Params
@@ -27,23 +30,61 @@ class Source(NamedTuple):
     name: str
 
 
-def load_params(folder: str | Path, config: ModelConfig, dtype: str = "float32") -> Params:
-    """The `lm` parameter tree of a Hugging Face folder, as numpy arrays of type `dtype`.
+def load_params(
+    folder: str | Path, config: ModelConfig, dtype: str = "float32", mesh: Mesh | None = None
+) -> Params:
+    """The `lm` parameter tree of a Hugging Face folder, as arrays of type `dtype` on a mesh.
 
-    The stacked arrays are allocated once and filled tensor by tensor, so that the peak is the tree
-    plus the largest tensor.
+    Tensor by tensor, each goes straight to the devices that hold a part of it: no process ever has
+    more than one tensor in its own memory.
+
+    Args:
+      mesh: None = one device.
 
     Raises:
       UserError: files missing, damaged or not safetensors; tensors missing, unexpected, or of
         another shape than `config` implies.
     """
     tensors = iterate_tensors(folder, config)
-    leaves = {
-        path: np.empty(shape, jnp.dtype(dtype)) for path, shape in leaf_shapes(config).items()
+    shapes = {
+        path: jax.ShapeDtypeStruct(shape, jnp.dtype(dtype))
+        for path, shape in leaf_shapes(config).items()
     }
+    tree = {"lm": traverse_util.unflatten_dict(shapes)}
+    placed = sharding.placed(tree, mesh or sharding.single_device())["lm"]
+    targets = traverse_util.flatten_dict(placed)
+    leaves: dict[tuple[str, ...], jax.Array] = {}
     for path, layer, array in tensors:
-        leaves[path][... if layer is None else layer] = array
+        target = targets[path]
+        if layer is None:
+            leaves[path] = _place(array, target.dtype, target.sharding)
+            continue
+        mesh_, axes = target.sharding.mesh, target.sharding.spec
+        piece = _place(array, target.dtype, NamedSharding(mesh_, PartitionSpec(*axes[1:])))
+        if path not in leaves:
+            empty = jax.jit(
+                functools.partial(jnp.zeros, target.shape, target.dtype),
+                out_shardings=target.sharding,
+            )
+            leaves[path] = empty()
+        leaves[path] = _inserter(target.sharding)(leaves[path], piece, layer)
     return traverse_util.unflatten_dict(leaves)
+
+
+def _place(array: np.ndarray, dtype: Any, where: NamedSharding) -> jax.Array:
+    return jax.make_array_from_callback(
+        array.shape, where, lambda index: np.ascontiguousarray(array[index], dtype)
+    )
+
+
+@functools.cache
+def _inserter(where: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """Writes a layer into a stacked leaf, in place."""
+
+    def insert(leaf: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(leaf, piece, layer, axis=0)
+
+    return jax.jit(insert, donate_argnums=0, out_shardings=where)
 
 
 def iterate_tensors(

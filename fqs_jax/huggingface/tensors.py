@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fqs_jax.axes import PARAMETERS
 from fqs_jax.model import ModelConfig
 
 # File names in a folder.
@@ -17,33 +18,34 @@ THOUGHT = "thought.safetensors"
 
 
 class Tensor(NamedTuple):
-    """A row: axes as letters, where letters joined in a group are one stored dimension.
-
-    V vocabulary, D width, N query heads, G kv heads, H head size, F feed-forward.
-    """
+    """A row: axes as letters (axes.py), where letters joined in a group are one stored dimension."""
 
     name: str  # of the stored tensor; {} is the layer
     path: str  # in the parameter tree, where layer leaves have a leading L axis more
     stored: str
-    ours: str
+
+    @property
+    def ours(self) -> list[str]:
+        """Axes of our leaf, without L."""
+        return PARAMETERS[f"lm/{self.path}"].removeprefix("L ").split()
 
 
 TENSORS = (
-    Tensor("model.embed_tokens.weight", "embed/embedding", "V D", "V D"),
-    Tensor("model.layers.{}.input_layernorm.weight", "layers/attn_norm/scale", "D", "D"),
-    Tensor("model.layers.{}.self_attn.q_proj.weight", "layers/q/kernel", "NH D", "D N H"),
-    Tensor("model.layers.{}.self_attn.q_proj.bias", "layers/q/bias", "NH", "N H"),
-    Tensor("model.layers.{}.self_attn.k_proj.weight", "layers/k/kernel", "GH D", "D G H"),
-    Tensor("model.layers.{}.self_attn.k_proj.bias", "layers/k/bias", "GH", "G H"),
-    Tensor("model.layers.{}.self_attn.v_proj.weight", "layers/v/kernel", "GH D", "D G H"),
-    Tensor("model.layers.{}.self_attn.v_proj.bias", "layers/v/bias", "GH", "G H"),
-    Tensor("model.layers.{}.self_attn.o_proj.weight", "layers/o/kernel", "D NH", "N H D"),
-    Tensor("model.layers.{}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "D", "D"),
-    Tensor("model.layers.{}.mlp.gate_proj.weight", "layers/gate/kernel", "F D", "D F"),
-    Tensor("model.layers.{}.mlp.up_proj.weight", "layers/up/kernel", "F D", "D F"),
-    Tensor("model.layers.{}.mlp.down_proj.weight", "layers/down/kernel", "D F", "F D"),
-    Tensor("model.norm.weight", "final_norm/scale", "D", "D"),
-    Tensor("lm_head.weight", "head/kernel", "V D", "D V"),
+    Tensor("model.embed_tokens.weight", "embed/embedding", "V D"),
+    Tensor("model.layers.{}.input_layernorm.weight", "layers/attn_norm/scale", "D"),
+    Tensor("model.layers.{}.self_attn.q_proj.weight", "layers/q/kernel", "NH D"),
+    Tensor("model.layers.{}.self_attn.q_proj.bias", "layers/q/bias", "NH"),
+    Tensor("model.layers.{}.self_attn.k_proj.weight", "layers/k/kernel", "GH D"),
+    Tensor("model.layers.{}.self_attn.k_proj.bias", "layers/k/bias", "GH"),
+    Tensor("model.layers.{}.self_attn.v_proj.weight", "layers/v/kernel", "GH D"),
+    Tensor("model.layers.{}.self_attn.v_proj.bias", "layers/v/bias", "GH"),
+    Tensor("model.layers.{}.self_attn.o_proj.weight", "layers/o/kernel", "D NH"),
+    Tensor("model.layers.{}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "D"),
+    Tensor("model.layers.{}.mlp.gate_proj.weight", "layers/gate/kernel", "F D"),
+    Tensor("model.layers.{}.mlp.up_proj.weight", "layers/up/kernel", "F D"),
+    Tensor("model.layers.{}.mlp.down_proj.weight", "layers/down/kernel", "D F"),
+    Tensor("model.norm.weight", "final_norm/scale", "D"),
+    Tensor("lm_head.weight", "head/kernel", "V D"),
 )
 EMBEDDING, HEAD = TENSORS[0].name, TENSORS[-1].name
 
@@ -114,7 +116,7 @@ def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
         layer=layer,
         shape=tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split()),
         split_shape=tuple(sizes[axis] for axis in axes),
-        order=tuple(axes.index(axis) for axis in row.ours.split()),
+        order=tuple(axes.index(axis) for axis in row.ours),
     )
 
 

@@ -1,0 +1,219 @@
+"""Where every array lies: one mesh with three named axes, one table from array axes to mesh axes.
+
+    data    copies of the parameters, each with rows of its own
+    fsdp    rows too, and the parameters and optimizer state cut along their width
+    tensor  heads, feed-forward and vocabulary
+
+The compiler follows from the placement of parameters and batch, and from `constrain` at a few
+activations; nothing else in the project mentions devices. (`jax.jit` with shardings is what `pjit`
+became.) Letters are those of the array names: `axes.py`, and the table in the README.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fqs_jax import axes as axes_lib
+from fqs_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from fqs_jax.model import ModelConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Array axis -> mesh axes, the first choice that divides its size and is not taken by an axis to the
+# left. So D is cut in parameters, and whole in activations, whose rows have taken fsdp.
+RULES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "B": (("data", "fsdp"), ("fsdp",), ("data",)),
+    "D": (("fsdp",),),
+    "N": (("tensor",),),
+    "G": (("tensor",),),
+    "F": (("tensor",),),
+    "V": (("tensor",),),
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of a config's `mesh` section.
+
+    Args:
+      sizes: how many devices along each of MESH_AXES; one of them may be -1, which takes what is left.
+      devices: None = all of this run, of all its processes.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = [sizes[name] for name in MESH_AXES]
+    text = ", ".join(f"mesh.{name}={size}" for name, size in zip(MESH_AXES, shape, strict=True))
+    if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+        raise UserError(f"{text}: each must be at least 1, and one may be -1, which takes the rest")
+    rest, over = divmod(len(devices), math.prod(size for size in shape if size != -1))
+    if over or (-1 not in shape and rest != 1) or rest < 1:
+        raise UserError(
+            f"{text} do not make up {len(devices)} {devices[0].platform} device(s); "
+            "their product must be that number"
+        )
+    shape = [rest if size == -1 else size for size in shape]
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1:
+        # Between slices the network is slow: only copies of the parameters (data) lie across it.
+        if shape[0] % slices:
+            raise UserError(f"{text}: mesh.data must be a multiple of the {slices} slices")
+        places = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
+        )
+    else:
+        places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(places, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def single_device(platform: str | None = None) -> Mesh:
+    """The mesh of one device of this process, of a platform such as "cpu" or the default one."""
+    return make_mesh(dict.fromkeys(MESH_AXES, 1), jax.local_devices(backend=platform)[:1])
+
+
+def local_mesh(fsdp: int, tensor: int) -> Mesh:
+    """A mesh of some devices of this process.
+
+    Raises:
+      UserError: there are fewer.
+    """
+    devices = jax.local_devices()
+    if fsdp * tensor > len(devices):
+        raise UserError(f"{fsdp * tensor} devices are asked for, there are {len(devices)} here")
+    return make_mesh({"data": 1, "fsdp": fsdp, "tensor": tensor}, devices[: fsdp * tensor])
+
+
+def spec(axes: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """The table applied to one array: which mesh axes cut which of its axes.
+
+    Args:
+      axes: a letter an axis; "." and letters without a rule are whole.
+      mesh: a Mesh or an AbstractMesh.
+    """
+    taken: set[str] = set()
+    entries: list[Any] = []
+    for axis, size in zip(axes, shape, strict=True):
+        chosen: tuple[str, ...] = ()
+        for names in RULES.get(axis, ()):
+            cuts = math.prod(mesh.shape[name] for name in names)
+            if cuts > 1 and size % cuts == 0 and not taken.intersection(names):
+                chosen = tuple(name for name in names if mesh.shape[name] > 1)
+                break
+        taken.update(chosen)
+        entries.append(chosen if len(chosen) > 1 else chosen[0] if chosen else None)
+    return PartitionSpec(*entries)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def parameter_specs(tree: Any, mesh: Any) -> Any:
+    """The table applied to a parameter tree or an optimizer state, leaf by leaf by its path.
+
+    Vectors (scales, biases of one axis, marks) are whole everywhere: too small to be worth gathering.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        axes = axes_lib.of_leaf(path)
+        if axes is None or len(axes) != leaf.ndim or sum(axis != "L" for axis in axes) < 2:
+            return PartitionSpec()
+        return spec(axes, leaf.shape, mesh)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def of_parameters(tree: Any, mesh: Mesh) -> Any:
+    """`parameter_specs` as shardings."""
+    return jax.tree.map(
+        lambda where: NamedSharding(mesh, where),
+        parameter_specs(tree, mesh),
+        is_leaf=lambda x: isinstance(x, PartitionSpec),
+    )
+
+
+def placed(tree: Any, mesh: Mesh) -> Any:
+    """The shapes and types of a parameter tree or optimizer state, with where each leaf lies."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        of_parameters(tree, mesh),
+    )
+
+
+def rows(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose first axis is B and whose other axes are whole."""
+    return NamedSharding(mesh, spec("B" + "." * (len(shape) - 1), shape, mesh))
+
+
+def local_rows(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Which rows of a placed array this process holds, increasing."""
+    indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+    return np.unique([row for index in indices for row in range(*index[0].indices(leaf.shape[0]))])
+
+
+def from_local_rows(local: np.ndarray, rows: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    """The global array of which each process has its `local_rows`."""
+
+    def piece(index: Any) -> np.ndarray:
+        start, stop, _ = index[0].indices(leaf.shape[0])
+        first = int(np.searchsorted(rows, start))
+        return local[first : first + stop - start]
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, piece)
+
+
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+    """Inside a jitted function: `x`, placed as the table says. Without a mesh in scope, nothing.
+
+    Args:
+      axes: letters separated by spaces, such as "B . V".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes.split(), x.shape, mesh))
+
+
+def constrain_parameters(tree: Any) -> Any:
+    """`constrain` for a tree of parameters or of their gradients."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, parameter_specs(tree, mesh))
+
+
+def row_groups(num_rows: int, mesh: Mesh) -> int:
+    """Into how many groups of devices the table deals out this many rows."""
+    names = spec("B", (num_rows,), mesh)[0] or ()
+    return math.prod(mesh.shape[name] for name in ([names] if isinstance(names, str) else names))
+
+
+def check_model(model: ModelConfig, mesh: Mesh) -> None:
+    """Refuse a mesh that does not divide the model's axes.
+
+    Kv heads and vocabulary are whole on every device where `tensor` does not divide them.
+
+    Raises:
+      UserError: names the axis and what would divide it.
+    """
+    for mesh_axis, name in (
+        ("fsdp", "width"),
+        ("tensor", "num_heads"),
+        ("tensor", "mlp_dim"),
+    ):
+        size, cuts = getattr(model, name), mesh.shape[mesh_axis]
+        if size % cuts:
+            raise UserError(
+                f"mesh.{mesh_axis}={cuts} does not divide the model's {name} {size}; "
+                f"{math.gcd(size, cuts)} does"
+            )
