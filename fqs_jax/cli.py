@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 from absl import app, flags, logging
 
 from fqs_jax import distributed, sharding
+from fqs_jax.data import cache
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax" / "jax"
+CACHE = cache.DEFAULT / "jax"
 
 
 def run(

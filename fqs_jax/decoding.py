@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, thoughts
+from fqs_jax import attention, rollout, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.thoughts import TextCache, ThoughtConfig
+from fqs_jax.rollout import TextCache
+from fqs_jax.thoughts import ThoughtConfig
 
 
 class Cursor(NamedTuple):
@@ -84,7 +85,7 @@ def next_log_probs(
         return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
     text = TextCache(cursor.key, cursor.value, None)
     index_Bx1 = cursor.length_B[:, None] - 1
-    tokens, _, after = thoughts.rollout(params, text, key, model, thought, index_Bx1, finish=True)
+    tokens, _, after = rollout.rollout(params, text, key, model, thought, index_Bx1, finish=True)
     assert after is not None  # finished
     mixed, weight = thoughts.mixed_log_probs(
         params, cursor.hidden_BxD[:, None, None], after, thought

@@ -23,7 +23,7 @@ from fqs_jax.metrics import Progress
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
-_TEXT = flags.DEFINE_string("text", "", "Held-out text: .txt or .jsonl files, globs, commas.")
+_TEXT = flags.DEFINE_string("text", "", "Held-out text: files, tfds:NAME and more (docs/data.md).")
 _SEQ_LEN = flags.DEFINE_integer(
     "seq_len",
     None,

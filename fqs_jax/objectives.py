@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax import model as model_lib
-from fqs_jax import thoughts, vocab
+from fqs_jax import rollout, thoughts, vocab
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import Scores, ThoughtConfig
@@ -240,7 +240,7 @@ def ntp_loss(
         lm = jax.lax.stop_gradient(params["lm"])
         hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, segments(batch))
         where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
-        keys_BxT = thoughts.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+        keys_BxT = rollout.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
         kernel_DxV = model_lib.head_kernel(lm)
         action_BxT, _ = vocab.sample(
             hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk

@@ -53,6 +53,8 @@ HARMLESS = (
     "vocab_chunk",
     "workers",
     "cache_dir",
+    "tfds_dir",
+    "download",
 )
 
 

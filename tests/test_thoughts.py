@@ -12,6 +12,7 @@ import pytest
 from fqs_jax import attention, mixing, thoughts
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
+from fqs_jax.rollout import marks
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.tiny_models import (
@@ -244,7 +245,7 @@ def test_fresh_marks_and_talk_head() -> None:
     fresh = thoughts.init(model, thought, lm, jax.random.key(0), start_id=3, end_id=8)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fresh))
     embedding = np.asarray(lm["embed"]["embedding"], np.float32)
-    used = thoughts.marks({"lm": lm, "thought": fresh}, model, thought)
+    used = marks({"lm": lm, "thought": fresh}, model, thought)
     for mark, token in zip(used, (3, 8), strict=True):
         assert mark.dtype == jnp.float32  # the compute dtype
         np.testing.assert_allclose(mark, embedding[token], rtol=1e-2)

@@ -1,0 +1,167 @@
+"""Thinking step by step behind cached text: the text's keys and values are shared by all thoughts,
+each step is one query a position and rationale, and nothing is differentiated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax import attention, sharding, vocab
+from fqs_jax import model as model_lib
+from fqs_jax.model import ModelConfig, Params
+
+if TYPE_CHECKING:
+    from fqs_jax.thoughts import ThoughtConfig
+
+
+class TextCache(NamedTuple):
+    """Rotated keys and values of a text pass, and which document each is of (attention.py)."""
+
+    key_LxBxTxGxH: jax.Array
+    value_LxBxTxGxH: jax.Array
+    segment_BxT: jax.Array | None
+
+
+def rollout(
+    params: Params,
+    text: TextCache,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    index_BxP: jax.Array | None,
+    *,
+    finish: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Think behind cached text: K sampling steps and, to `finish`, the last token and the end mark.
+
+    Args:
+      key: for the batch, or one for every block [B, P, R].
+      index_BxP: text positions at which to think; None = one block at every cached position.
+      finish: whether the hidden state after the end mark is wanted; training samples without it.
+
+    Returns:
+      tokens int32 [B, P, R, K], their entropies [B, P, R, K], and the final-norm hidden state
+      [B, P, R, D] of the end mark (None unless finished).
+    """
+    lm, c = params["lm"], model
+    L, B, T, G, H = text.key_LxBxTxGxH.shape
+    P = T if index_BxP is None else index_BxP.shape[1]
+    K, R = thought.num_tokens, thought.rationales
+    start_D, end_D = marks(params, model, thought)
+    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
+    keys_BxPxR = thought_keys(key, where_BxP, R) if key.ndim == 0 else key
+    empty = jnp.zeros((L, B, P, R, K + 2 * finish, G, H), c.dtype)
+    own = (sharding.constrain(empty, "L B P R . G H"),) * 2
+
+    def run_slot(
+        embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One cached step: slot `slot` (0-based) of every block."""
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+            text_k, text_v, own_k, own_v = layer
+            own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=3)
+            own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=3)
+            visible_M = attention.causal_slots(own_k.shape[3], c.sliding_window)[slot]
+            flat = (B * P * R, -1)
+            own_part = attention.own_slots(
+                q.reshape(*flat, *q.shape[-2:]),
+                own_k.reshape(*flat, G, H),
+                own_v.reshape(*flat, G, H),
+                visible_M[None],
+            )
+            own_part = own_part[0].reshape(q.shape), own_part[1].reshape(q.shape[:-1])
+            slot_R = jnp.full(R, slot + 1)
+            text_part = text_attention(q, text_k, text_v, index_BxP, slot_R, text.segment_BxT, c)
+            return attention.merge(text_part, own_part), (k, v)
+
+        positions_BxPxR = jnp.broadcast_to(where_BxP[..., None] + slot + 1, (B, P, R))
+        layers = (text.key_LxBxTxGxH, text.value_LxBxTxGxH, *own)
+        hidden, new = model_lib.run_layers(
+            lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers
+        )
+        own = jax.tree.map(
+            lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=4), own, new
+        )
+        return hidden, own
+
+    def sampling_step(carry: Any, slot: jax.Array) -> tuple[Any, Any]:
+        embedding_BxPxRxD, own = carry
+        hidden_BxPxRxD, own = run_slot(embedding_BxPxRxD, slot, own)
+        token_BxPxR, entropy_BxPxR = vocab.sample(
+            hidden_BxPxRxD,
+            model_lib.head_kernel(lm),
+            _fold_in_all(keys_BxPxR, slot),
+            chunk=c.vocab_chunk,
+            temperature=thought.temperature,
+            masked_ids=thought.masked_ids,
+        )
+        return (model_lib.embed(lm, token_BxPxR, c), own), (token_BxPxR, entropy_BxPxR)
+
+    first = jnp.broadcast_to(start_D, (B, P, R, c.width))
+    (embedding, own), (tokens, entropy) = jax.lax.scan(sampling_step, (first, own), jnp.arange(K))
+    after = None
+    if finish:
+        _, own = run_slot(embedding, jnp.array(K), own)
+        after, _ = run_slot(jnp.broadcast_to(end_D, first.shape), jnp.array(K + 1), own)
+    return jnp.moveaxis(tokens, 0, -1), jnp.moveaxis(entropy, 0, -1), after
+
+
+def marks(
+    params: Params, model: ModelConfig, thought: ThoughtConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Start and end embeddings [D] as the network sees them, in the compute dtype."""
+    scaled = [params["thought"][name] * thought.embedding_scale for name in ("start", "end")]
+    return scaled[0].astype(model.dtype), scaled[1].astype(model.dtype)
+
+
+def thought_keys(
+    key: jax.Array, where_BxP: jax.Array, rationales: int, row_B: jax.Array | None = None
+) -> jax.Array:
+    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks.
+
+    Args:
+      row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
+    """
+    B, P = where_BxP.shape
+    row_B = jnp.arange(B) if row_B is None else row_B
+    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
+    places = _fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
+    return _fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
+
+
+def text_attention(
+    query_BxPxSxNxH: jax.Array,
+    key_BxTxGxH: jax.Array,
+    value_BxTxGxH: jax.Array,
+    index_BxP: jax.Array | None,
+    slot_S: jax.Array,
+    segment_BxT: jax.Array | None,
+    model: ModelConfig,
+) -> tuple[jax.Array, jax.Array]:
+    """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
+    if index_BxP is None:
+        return attention.aligned_text(
+            query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, segment_BxT, model.sliding_window
+        )
+    return attention.indexed_text(
+        query_BxPxSxNxH,
+        key_BxTxGxH,
+        value_BxTxGxH,
+        index_BxP,
+        slot_S,
+        segment_BxT,
+        model.sliding_window,
+    )
+
+
+def _fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:
+    """jax.random.fold_in elementwise over arrays that broadcast."""
+    shape = jnp.broadcast_shapes(keys.shape, jnp.shape(data))
+    flat = jax.vmap(jax.random.fold_in)(
+        jnp.broadcast_to(keys, shape).reshape(-1), jnp.broadcast_to(data, shape).reshape(-1)
+    )
+    return flat.reshape(shape)
