@@ -3,8 +3,10 @@
 python -m fqs_jax.launch --config=configs/mistral_7b.py --init_from=MISTRAL_DIR \
     --text='open-web-math/*.jsonl' --workdir=W --stage=1
 
-Hardware, time and metric: not run. Published: 8 GPUs of 80 GB, stages 150, 150, 150 and 300 steps of
-which the checkpoints at 50 and 30 were carried on from stages 1 and 2.
+Hardware, time and metric: not run. Compiled ahead of time for TPU slices: docs/scale.md, or
+python -m fqs_jax.plan --config=configs/mistral_7b.py --stage=1 --topology=v5e:4x4
+Published: 8 GPUs of 80 GB, stages 150, 150, 150 and 300 steps of which the checkpoints at 50 and 30
+were carried on from stages 1 and 2.
 """
 
 from __future__ import annotations
@@ -18,6 +20,20 @@ def get_config() -> ml_collections.ConfigDict:
     """The common defaults are the published values; bfloat16 parameters are too."""
     c = common.get_config()
     c.requires_init_from = True
+    # For plan, which needs no weights; training reads the checkpoint's own config.json.
+    c.model = ml_collections.ConfigDict(
+        {
+            "vocab_size": 32000,
+            "width": 4096,
+            "num_layers": 32,
+            "num_heads": 32,
+            "num_kv_heads": 8,
+            "head_dim": 128,
+            "mlp_dim": 14336,
+            "max_seq_len": 32768,
+            "sliding_window": 4096,
+        }
+    )
     c.compute.param_dtype = "bfloat16"
     c.thought.reset_marks_at_eval = True
     return c

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -30,7 +32,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 
 def main(_):
-    distributed.initialize_from_flags()
     everyone = multihost_utils.process_allgather(np.int32(jax.process_index()))
     print(json.dumps([jax.process_count(), jax.device_count(), everyone.tolist()]))
     if jax.process_index() == FAILS:
@@ -49,8 +50,11 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def free_port() -> int:
-    with socket.create_server(("", 0)) as server:
-        return int(server.getsockname()[1])
+    """One that no outgoing connection is given by chance, as those of `create_server` with port 0 are."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def start(*arguments: str, fails: int = -1) -> subprocess.Popen[str]:
