@@ -35,6 +35,15 @@ settings.register_profile("explore", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """A process has room for so many memory maps, and every compiled program takes some."""
+    yield
+    import jax  # after the environment was set
+
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The optional folder of real checkpoints, tokenizers and text; skips the test without it."""
