@@ -10,12 +10,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 from absl import flags
 
 from fqs_jax.errors import UserError
 from fqs_jax.roll_call import Cluster, roll_call, stale_slices
+
+T = TypeVar("T")
 
 TIMEOUT = 300.0  # seconds, as in jax.distributed.initialize
 _LEAVE = 5.0  # seconds that a process which failed waits for the others to fail as well
@@ -105,6 +108,17 @@ def initialize(
 def is_main() -> bool:
     """Whether this is the process that prints, and writes what is written once."""
     return _process_id == 0
+
+
+def settled(tree: T) -> T:
+    """The tree, on CPUs of several processes when its arrays are there.
+
+    Programs under way together there can wait for one another in Gloo's collectives for ever.
+    Accelerators run them in the order in which they were given.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(tree)
+    return tree
 
 
 def leave(code: int) -> None:

@@ -57,6 +57,8 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Args:
       write: writes the content into an open file.
     """
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # of a killed process
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from fqs_jax.checkpoint_errors import Damaged
+from fqs_jax.distributed import settled
 
 # {path: {"shape": [...], "dtype": name, "fingerprint": int}}: leaves as JSON has them.
 Description = dict[str, dict[str, Any]]
@@ -30,7 +31,7 @@ def fingerprint(tree: Any) -> Any:
 
     Nothing is gathered: every device sums its own shards, and only sums are exchanged.
     """
-    return jax.tree.map(_leaf, tree)
+    return jax.tree.map(lambda leaf: settled(_leaf(leaf)), tree)
 
 
 def record(progress: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:

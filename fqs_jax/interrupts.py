@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fqs_jax import distributed
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -90,7 +92,7 @@ class Interrupts:
         if self._asked is not None:
             signum, saves = np.asarray(self._asked)
             answer = Wishes(int(signum), bool(saves))
-        self._asked = _highest(np.array((self.signum or 0, save), np.int32))
+        self._asked = distributed.settled(_highest(np.array((self.signum or 0, save), np.int32)))
         return answer
 
     def check(self, message: str) -> None:

@@ -20,7 +20,16 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, curriculum, optimizer, sharding, teacher, thoughts, workdir
+from fqs_jax import (
+    checkpoints,
+    curriculum,
+    distributed,
+    optimizer,
+    sharding,
+    teacher,
+    thoughts,
+    workdir,
+)
 from fqs_jax import model as model_lib
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
@@ -118,6 +127,8 @@ def _loop(
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
     ):
+        begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
+        run.interrupts.check(begun)
         started = time.perf_counter()
         compiled = program.step.lower(state, program.batch, np.int32(first)).compile()
         metrics.event(
@@ -129,6 +140,7 @@ def _loop(
             devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
+        run.interrupts.check(begun)  # compiling may have taken minutes
         metrics.start_clock()
         last_save = time.monotonic()
         values = None
@@ -138,7 +150,7 @@ def _loop(
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
-            state, values = compiled(state, placed, np.int32(step))
+            state, values = distributed.settled(compiled(state, placed, np.int32(step)))
             done = step + 1
             # What the step before left is read only now, when this one is under way, so that the
             # device never waits for the host.

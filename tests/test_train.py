@@ -80,6 +80,9 @@ def assert_same_stage(root, other, config, number):
     assert rows == other_rows and len(rows) == step
 
 
+BEFORE = 2  # looks for a signal before the first step: before and after compiling it
+
+
 class SignalAt(Interrupts):
     """Interrupts whose signal has come when it is looked for the n-th time, or a crash in its place."""
 
@@ -158,21 +161,31 @@ def test_an_interrupted_stage_ends_like_an_uninterrupted_one(whole, begun, confi
     root = begun(number)
     stage = f"stage {number} .*saved at step 2 of 6; run the same command again"
     with pytest.raises(Interrupted, match=stage) as stop:
-        train_stage(root, config, number, SignalAt(2))
+        train_stage(root, config, number, SignalAt(BEFORE + 2))
     assert stop.value.signum == signal.SIGTERM
     assert checkpoint(root, config, number)[0] == 2
     with pytest.raises(Interrupted, match="saved at step 5 of 6"):
-        train_stage(root, config, number, SignalAt(3))
+        train_stage(root, config, number, SignalAt(BEFORE + 3))
     train_stage(root, config, number)
     assert_same_stage(root, whole, config, number)
     train_stage(root, config, number)  # nothing is left to do
     assert_same_stage(root, whole, config, number)
 
 
+@pytest.mark.parametrize("look", [1, 2])
+def test_an_interrupt_before_the_first_step(begun, whole, config, look):
+    root = begun(1)
+    with pytest.raises(Interrupted, match="is at step 0 of 6; run the same command again"):
+        train_stage(root, config, 1, SignalAt(look))
+    assert checkpoints.latest_step(root / "stage_1" / "checkpoints") is None
+    train_stage(root, config, 1)
+    assert_same_stage(root, whole, config, 1)
+
+
 def test_a_killed_stage_ends_like_an_uninterrupted_one(whole, begun, config):
     root = begun(1)
     with pytest.raises(RuntimeError, match="killed"):
-        train_stage(root, config, 1, SignalAt(5, crash=True))
+        train_stage(root, config, 1, SignalAt(BEFORE + 5, crash=True))
     rows = read_rows(root / "stage_1" / "metrics.jsonl")
     assert checkpoint(root, config, 1)[0] == 4 and rows[-1]["step"] == 5
     with (root / "stage_1" / "metrics.jsonl").open("a") as file:
@@ -252,11 +265,8 @@ def test_what_a_stage_is_made_from_is_compared(tmp_path, whole, config):
 def test_a_damaged_finished_stage_can_be_made_again(begun, whole, config, capfd):
     """Found when the next stage starts from it; the same command as ever puts it right."""
     root = begun(2)
-    parts = sorted((root / "stage_1/checkpoints/6/params").rglob("*"))
-    largest = max((p for p in parts if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    for path in (root / "stage_1/checkpoints/6/params").rglob("d/*"):
+        path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
     with pytest.raises(UserError, match="cannot restore step 6 .* train that stage again"):
         train_stage(root, config, 2)
     assert "it is now damaged_6" in capfd.readouterr().err
@@ -348,7 +358,7 @@ def test_a_missing_or_unfinished_start_names_the_command(tmp_path):
 def test_a_changed_config_on_resume_is_named(begun, config):
     root = begun(1)
     with pytest.raises(Interrupted):
-        train_stage(root, config, 1, SignalAt(2))
+        train_stage(root, config, 1, SignalAt(BEFORE + 2))
     other = clock_config({"stage_0.steps": 40, "thought.temperature": 0.5})
     with pytest.raises(UserError, match="config.thought.temperature=1.0, now it is 0.5"):
         train_stage(root, other, 1)
@@ -399,7 +409,7 @@ def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
 def test_rows_are_thinned_the_same_way_after_an_interruption(tmp_path, config):
     config = clock_config({"stage_0.steps": 10, "log_every": 4})
     with pytest.raises(Interrupted):
-        train_stage(tmp_path / "W", config, 0, SignalAt(6))
+        train_stage(tmp_path / "W", config, 0, SignalAt(BEFORE + 6))
     train_stage(tmp_path / "W", config, 0)
     rows = read_rows(tmp_path / "W/stage_0/metrics.jsonl")
     assert [row["step"] for row in rows] == [4, 8, 10]

@@ -1,0 +1,345 @@
+"""Whether a run that is killed again and again ends like one that is not, to the bit.
+
+python -m benchmarks.kill_resume --kills=50
+
+One run of all stages is left alone; then the same run is killed at random moments, also while it
+starts, compiles, saves and scores, and started again with the same command. A run that ends before
+all kills are spent is compared, and another one is begun. Exit code 0 if all are identical, else 1.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+
+FLAGS = flags.FLAGS
+# Stages of configs/tiny.py, long enough for some kills each. Steps are short, so saves are many.
+RUN = (
+    "--config=configs/tiny.py",
+    "--stage=all",
+    "--config.batch_size=8",
+    "--config.model.num_layers=1",
+    "--config.checkpoint_every=10",
+    "--config.log_every=1",
+    *(f"--config.stage_{n}.steps={s}" for n, s in enumerate((300, 60, 60, 60, 200))),
+    "--max_steps=300",
+)
+# What is compiled runs for a moment; the cache is each run's own, so that it compiles anew.
+ENVIRONMENT = {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+SIGNALS = {
+    "KILL": (signal.SIGKILL,),
+    "TERM": (signal.SIGTERM,),
+    "mixed": (signal.SIGKILL, signal.SIGTERM),
+}
+PATIENCE = 300.0  # seconds, for what takes a few
+
+
+class Failed(Exception):
+    """A run did something else than to end, or to stop when told; `str` says what."""
+
+
+def define_flags() -> None:
+    flags.DEFINE_integer("kills", 50, "How often runs are killed in all.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Of the random moments.")
+    flags.DEFINE_string("workdir", "", "A new folder to keep the runs in; empty = do not.")
+    flags.DEFINE_enum("signal", "KILL", list(SIGNALS), "What kills.")
+
+
+def main(_: list[str]) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the run
+    with contextlib.ExitStack() as stack:
+        place = Path(FLAGS.workdir or stack.enter_context(tempfile.TemporaryDirectory()))
+        try:
+            report = measure(place, FLAGS.kills, random.Random(FLAGS.seed), SIGNALS[FLAGS.signal])
+        except Failed as failure:
+            sys.exit(f"FAILED: {failure}")
+    report.print()
+    sys.exit(any(report.differences))
+
+
+@dataclasses.dataclass
+class Report:
+    """What came of it.
+
+    Attributes:
+      whole: seconds of the run that was left alone.
+      start: seconds of the longest start of a stage in it: everything before a first step.
+      lives: seconds of every process of the others. moments: how many kills hit what.
+      differences: of each killed run, empty if there is none.
+    """
+
+    whole: float
+    start: float
+    lives: list[float] = dataclasses.field(default_factory=list)
+    moments: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    differences: list[str] = dataclasses.field(default_factory=list)
+
+    def print(self) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
+        kills, runs = sum(self.moments.values()), len(self.differences)
+        lost = sum(self.lives) - runs * self.whole
+        table = Table(title="Killed and started again", show_header=False)
+        table.add_row("kills survived", f"{kills} in {runs} run(s)")
+        for moment, count in self.moments.most_common():
+            table.add_row(f"  {moment}", str(count))
+        worst = next(filter(None, self.differences), "")
+        table.add_row("bit-identical", f"no: {worst}" if worst else "yes")
+        each = f", {lost / kills:.1f} a kill" if kills else ""
+        table.add_row("seconds lost", f"{lost:.0f}{each}")
+        table.add_row("seconds of a run left alone", f"{self.whole:.0f}")
+        Console().print(table)
+
+
+def measure(
+    place: Path, kills: int, chance: random.Random, signals: tuple[signal.Signals, ...]
+) -> Report:
+    """Kill runs that often, and compare each with one that is left alone."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # here, to compare; the runs have the accelerator
+    whole = place / "whole"
+    if whole.exists():
+        raise Failed(f"{whole} exists already; give another --workdir")
+    print("one run that is left alone ...", flush=True)
+    seconds = live(whole)
+    report = Report(seconds, longest_start(whole, seconds))
+    print(f"done in {seconds:.0f} s; a stage starts in up to {report.start:.0f} s", flush=True)
+    while not report.differences or sum(report.moments.values()) < kills:
+        root = place / f"killed_{len(report.differences) + 1}"
+        go_on = True
+        while go_on:
+            left = kills - sum(report.moments.values())
+            go_on = left > 0 and kill_once(root, report, chance, signals)
+        if left == 0:
+            report.lives.append(live(root))
+        report.differences.append(first_difference(whole / "W", root / "W"))
+        print(f"{root.name}: {report.differences[-1] or 'identical'}", flush=True)
+        if report.differences[-1]:
+            break
+        shutil.rmtree(root)
+    return report
+
+
+def kill_once(
+    root: Path, report: Report, chance: random.Random, signals: tuple[signal.Signals, ...]
+) -> bool:
+    """Start the run, kill it at a random moment; False if it ended before that."""
+    # Half of the processes live long enough to make steps, for as long on average as they start.
+    moment, signum = chance.uniform(0, 2 * report.start), chance.choice(signals)
+    began = time.time()
+    with started(root) as process:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(moment)
+        process.send_signal(signum)  # nothing happens if it has ended
+        process.wait(PATIENCE)
+    report.lives.append(time.time() - began)
+    # Before a program handles SIGTERM, that kills it like any other.
+    if process.returncode not in (0, -signum, 128 + signum):
+        raise Failed(f"exit code {process.returncode} of a process of {root}:\n{said(root)}")
+    killed = process.returncode != 0
+    if killed:
+        where = what_was_hit(root, began)
+        report.moments[where] += 1
+        count = sum(report.moments.values())
+        print(f"kill {count}: {signum.name} after {moment:.1f} s, {where}", flush=True)
+    return killed
+
+
+def live(root: Path) -> float:
+    """Seconds that a run takes to its end, from where it is."""
+    began = time.time()
+    with started(root) as process:
+        process.wait(10 * PATIENCE)
+        if process.returncode:
+            raise Failed(f"exit code {process.returncode} of a process of {root}:\n{said(root)}")
+    return time.time() - began
+
+
+@contextlib.contextmanager
+def started(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the run, which is gone afterwards."""
+    root.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
+    command = [sys.executable, "-m", "fqs_jax.launch", *RUN, f"--workdir={root / 'W'}"]
+    with (root / "stderr").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def said(root: Path) -> str:
+    return (root / "stderr").read_text()[-2000:]
+
+
+def longest_start(root: Path, seconds: float) -> float:
+    """Seconds before the first step of the stage that compiles longest, with all that is before."""
+    rows = [
+        json.loads(line)
+        for path in (root / "W").glob("stage_*/metrics.jsonl")
+        for line in path.read_text().splitlines()
+    ]
+    steps = sum(row["time"]["step_seconds"] for row in rows if "event" not in row)
+    compiling = [row["time"]["compile_seconds"] for row in rows if "event" in row]
+    return max(compiling) + max(0.0, seconds - steps - sum(compiling)) / len(compiling)
+
+
+def what_was_hit(root: Path, began: float) -> str:
+    """What a process that began then was doing, as far as its files tell."""
+    stages = sorted((root / "W").glob("stage_*"))
+    unfinished = (root / "W").glob("stage_*/checkpoints/*.orbax-checkpoint-tmp")
+    if any(_changed(path) > began for path in unfinished):
+        return "in a save"
+    newest = max(stages, key=_changed, default=None)
+    if newest is None or _changed(newest) < began:
+        return "in starting up"
+    if _changed(newest / "metrics.jsonl") > began:
+        return "in compiling or in a step"
+    if _changed(newest / "teacher") > began:
+        return "in teacher scoring"
+    return "in starting a stage"
+
+
+def _changed(path: Path) -> float:
+    """When a file, or anything in a folder, last changed."""
+    if not path.exists():
+        return 0.0
+    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+
+
+# Comparing two runs --------------------
+
+
+def first_difference(root: Path, other: Path) -> str:
+    """The first thing in which two working directories differ; empty if they are one to the bit."""
+    from fqs_jax import workdir
+
+    numbers = [stage.number for stage in workdir.existing_stages(root)]
+    if numbers != [stage.number for stage in workdir.existing_stages(other)]:
+        return "stages that there are"
+    found = (f"stage {n}: {d}" for n in numbers if (d := stage_difference(root, other, n)))
+    return next(found, "")
+
+
+def stage_difference(root: Path, other: Path, number: int) -> str:
+    """As `first_difference`, in a stage that both have.
+
+    Compared are rows of metrics, teacher scores, parameters and optimizer states as restored, their
+    fingerprints, and thoughts drawn by the models that think.
+    """
+    comparisons = (_metrics, _teacher_scores, _states, _thoughts)
+    return next(filter(None, (compare(root, other, number) for compare in comparisons)), "")
+
+
+def _metrics(root: Path, other: Path, number: int) -> str:
+    rows, others = (_rows(r / f"stage_{number}" / "metrics.jsonl") for r in (root, other))
+    steps = [row["step"] for row in rows], [row["step"] for row in others]
+    if steps[0] != steps[1]:
+        return "steps that have a row of metrics"
+    both = zip(rows, others, strict=True)
+    return next((f"metrics of step {row['step']}" for row, other in both if row != other), "")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Metric rows, without events and what depends on the machine. A torn line is an error here."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {key: value for key, value in row.items() if key != "time"}
+        for row in rows
+        if "event" not in row
+    ]
+
+
+def _teacher_scores(root: Path, other: Path, number: int) -> str:
+    pieces, others = (
+        {path.name: path.read_bytes() for path in (r / f"stage_{number}/teacher").glob("*.npy")}
+        for r in (root, other)
+    )
+    if pieces.keys() != others.keys():
+        return "pieces of teacher scores that there are"
+    return next((f"teacher scores {name}" for name in pieces if pieces[name] != others[name]), "")
+
+
+def _states(root: Path, other: Path, number: int) -> str:
+    import numpy as np
+
+    from fqs_jax import fingerprints
+
+    (step, state), (other_step, other_state) = (final_state(r, number) for r in (root, other))
+    if step != other_step:
+        return f"the last step, {step} and {other_step}"
+    for (name, a), (_, b) in zip(
+        fingerprints.by_path(state).items(), fingerprints.by_path(other_state).items(), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes()):
+            return f"the numbers of {name}"
+    if fingerprints.describe(state) != fingerprints.describe(other_state):
+        return "fingerprints"
+    return ""
+
+
+def final_state(root: Path, number: int) -> tuple[int, Any]:
+    """The newest step of a stage and its (parameters, optimizer state), on one device."""
+    from fqs_jax import checkpoints, sharding, step, workdir
+
+    stage, config = workdir.read_run(root, number)
+    model = workdir.read_model(workdir.source_folder(root), config)
+    wanted = step.program(config, stage, model, sharding.single_device()).state
+    with checkpoints.Checkpoints(workdir.stage_folder(root, number) / "checkpoints") as saved:
+        newest = saved.latest()
+        assert newest is not None  # the stage is one of existing_stages
+        params, optimizer, _ = saved.restore(newest, *wanted)
+    return newest, (params, optimizer)
+
+
+def _thoughts(root: Path, other: Path, number: int) -> str:
+    import numpy as np
+
+    drawn, others = (_draw(r, number) for r in (root, other))
+    return "" if np.array_equal(drawn, others) else "thoughts drawn with the same key"
+
+
+def _draw(root: Path, number: int) -> Any:
+    """Thoughts of a stage's model about a fixed text, with a fixed key; empty if it does not think."""
+    import jax
+    import numpy as np
+
+    from fqs_jax import thoughts, workdir
+
+    loaded = workdir.load(str(root), str(number), as_trained=True)
+    if loaded.thought is None:
+        return np.zeros(0)
+    tokens = np.arange(64, dtype=np.int32).reshape(4, 16) % loaded.model.vocab_size
+    draw = functools.partial(thoughts.sample_thoughts, model=loaded.model, thought=loaded.thought)
+    with jax.set_mesh(loaded.mesh):
+        return np.asarray(jax.jit(draw)(loaded.params, tokens, jax.random.key(0))[0])
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)
