@@ -30,7 +30,9 @@ from fqs_jax.model import ModelConfig
 _STAGE = flags.DEFINE_string("stage", "all", "Number or name of a stage, or all.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
 _INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
-_TEXT = flags.DEFINE_string("text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md).")
+_TEXT = flags.DEFINE_string(
+    "text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md)."
+)
 _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.", lower_bound=1)
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
 

@@ -186,8 +186,17 @@ def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 def embed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Token embeddings [..., D] in the compute dtype."""
-    # Whole along D: rows of tokens lie on the very devices that cut it.
-    table_VxD = sharding.constrain(params["embed"]["embedding"].astype(config.dtype), "V .")
+    return look_up(embedding_table(params, config), tokens)
+
+
+def embedding_table(params: Params, config: ModelConfig) -> jax.Array:
+    """The table [V, D] in the compute dtype, gathered along D: the rows of a batch lie on the very
+    devices that cut it. Loops make it once, outside."""
+    return sharding.constrain(params["embed"]["embedding"].astype(config.dtype), "V .")
+
+
+def look_up(table_VxD: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of the embedding table, [..., D]."""
     return sharding.constrain(table_VxD[tokens], "B" + " ." * tokens.ndim)
 
 

@@ -56,6 +56,9 @@ def rollout(
     empty = jnp.zeros((L, B, P, R, K + 2 * finish, G, H), c.dtype)
     own = (sharding.constrain(empty, "L B P R . G H"),) * 2
 
+    table_VxD = model_lib.embedding_table(lm, c)
+    kernel_DxV = sharding.constrain(model_lib.head_kernel(lm).astype(c.dtype), ". V")
+
     def run_slot(
         embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -93,13 +96,13 @@ def rollout(
         hidden_BxPxRxD, own = run_slot(embedding_BxPxRxD, slot, own)
         token_BxPxR, entropy_BxPxR = vocab.sample(
             hidden_BxPxRxD,
-            model_lib.head_kernel(lm),
+            kernel_DxV,
             _fold_in_all(keys_BxPxR, slot),
             chunk=c.vocab_chunk,
             temperature=thought.temperature,
             masked_ids=thought.masked_ids,
         )
-        return (model_lib.embed(lm, token_BxPxR, c), own), (token_BxPxR, entropy_BxPxR)
+        return (model_lib.look_up(table_VxD, token_BxPxR), own), (token_BxPxR, entropy_BxPxR)
 
     first = jnp.broadcast_to(start_D, (B, P, R, c.width))
     (embedding, own), (tokens, entropy) = jax.lax.scan(sampling_step, (first, own), jnp.arange(K))

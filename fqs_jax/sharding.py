@@ -192,10 +192,16 @@ def constrain_parameters(tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, parameter_specs(tree, mesh))
 
 
-def row_groups(num_rows: int, mesh: Mesh) -> int:
+def row_groups(num_rows: int, mesh: Any) -> int:
     """Into how many groups of devices the table deals out this many rows."""
     names = spec("B", (num_rows,), mesh)[0] or ()
     return math.prod(mesh.shape[name] for name in ([names] if isinstance(names, str) else names))
+
+
+def groups_of_rows(num_rows: int) -> int:
+    """`row_groups` of the mesh in scope; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else row_groups(num_rows, mesh)
 
 
 def check_model(model: ModelConfig, mesh: Mesh) -> None:

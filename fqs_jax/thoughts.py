@@ -266,13 +266,7 @@ def score_thoughts(
         merged = attention.merge(over_text, over_own).reshape(B, P * R * M, *q.shape[-2:])
         return jnp.concatenate([text, merged], axis=1), None
 
-    text_embedding_BxTxD = model_lib.embed(lm, tokens_BxT, c)
-    blocks_BxPxRxMxD = _block_embeddings(
-        params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought
-    )
-    packed = jnp.concatenate(
-        [text_embedding_BxTxD, blocks_BxPxRxMxD.reshape(B, -1, c.width)], axis=1
-    )
+    packed = _packed_embeddings(params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought)
     block_positions = (where_BxP[..., None] + slot_RM).reshape(B, -1)
     positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(T), (B, T)), block_positions], axis=1)
     hidden, _ = model_lib.run_layers(lm, packed, positions, attend, c)
@@ -319,7 +313,7 @@ def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtCo
     return score if thought.mixing == "linear" else score + thought.mixing_bias
 
 
-def _block_embeddings(
+def _packed_embeddings(
     params: Params,
     tokens_BxT: jax.Array,
     thought_BxPxRxK: jax.Array,
@@ -327,20 +321,22 @@ def _block_embeddings(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> jax.Array:
-    """Input embeddings [B, P, R, M, D] of the blocks."""
-    B, P, R, _ = thought_BxPxRxK.shape
+    """Input embeddings of text and blocks, [B, T + P R M, D]."""
+    B, P, R, K = thought_BxPxRxK.shape
+    T, A, D = tokens_BxT.shape[1], thought.n_ahead_talk, model.width
+    forced_BxPxA = _ahead(tokens_BxT, where_BxP + 1, A - 1)
+    # One look-up for all, so that the table has one gradient.
+    ids = [tokens_BxT, thought_BxPxRxK.reshape(B, -1), forced_BxPxA.reshape(B, -1)]
+    found = model_lib.embed(params["lm"], jnp.concatenate(ids, axis=1), model)
+    text, drawn, forced = jnp.split(found, [T, T + P * R * K], axis=1)
     start_D, end_D = marks(params, model, thought)
-    forced_BxPxA = _ahead(tokens_BxT, where_BxP + 1, thought.n_ahead_talk - 1)
-    forced = model_lib.embed(params["lm"], forced_BxPxA, model)[:, :, None]
-    return jnp.concatenate(
-        [
-            jnp.broadcast_to(start_D, (B, P, R, 1, model.width)),
-            model_lib.embed(params["lm"], thought_BxPxRxK, model),
-            jnp.broadcast_to(end_D, (B, P, R, 1, model.width)),
-            jnp.broadcast_to(forced, (B, P, R, *forced.shape[3:])),
-        ],
-        axis=3,
-    )
+    blocks = [
+        jnp.broadcast_to(start_D, (B, P, R, 1, D)),
+        drawn.reshape(B, P, R, K, D),
+        jnp.broadcast_to(end_D, (B, P, R, 1, D)),
+        jnp.broadcast_to(forced.reshape(B, P, 1, A - 1, D), (B, P, R, A - 1, D)),
+    ]
+    return jnp.concatenate([text, jnp.concatenate(blocks, axis=3).reshape(B, -1, D)], axis=1)
 
 
 def _ahead(x_BxTx: jax.Array, where_BxP: jax.Array, steps: int) -> jax.Array:

@@ -34,10 +34,12 @@ def log_probs(
     Args:
       hidden_BxXxD: [B, ..., D], any number of token axes in the middle.
       ids_BxX: int32 [B, ...].
-      chunk: about how many tokens' logits exist at once, recomputed in the backward pass;
+      chunk: about how many tokens' logits exist on a device at once, recomputed in the backward pass;
         0 = all at once, and kept for it.
       masked_ids: ids that get MASKED_LOGIT first.
     """
+
+    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
 
     def read(hidden: jax.Array, ids: jax.Array) -> jax.Array:
         logits = _logits(hidden, kernel_DxV, masked_ids) / temperature
@@ -52,6 +54,8 @@ def expected_log_probs(
     hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int, temperature: float
 ) -> jax.Array:
     """sum_v pi_1(v) log pi_T(v) with pi_T = softmax(logits / T) and no gradient through pi_1; [B, ...]."""
+
+    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
 
     def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
         logits = _logits(hidden, kernel_DxV, ())
@@ -83,6 +87,8 @@ def sample(
       temperature-1 distribution when greedy.
     """
 
+    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
+
     def draw(hidden: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = _logits(hidden, kernel_DxV, masked_ids) / (temperature or 1.0)
         log_p = jax.nn.log_softmax(logits)
@@ -96,11 +102,18 @@ def sample(
 
 
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
-    logits = jnp.dot(hidden, kernel_DxV.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    # Also where a gradient comes back: rows stay where they are, whatever cuts the head.
+    hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
+    logits = jnp.dot(hidden, kernel_DxV, preferred_element_type=jnp.float32)
     logits = sharding.constrain(logits, "B" + " ." * (logits.ndim - 2) + " V")
     for masked in masked_ids:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == masked, MASKED_LOGIT, logits)
     return logits
+
+
+def _whole(kernel_DxV: jax.Array, hidden: jax.Array) -> jax.Array:
+    """The head in the compute dtype, gathered once for all chunks."""
+    return sharding.constrain(kernel_DxV.astype(hidden.dtype), ". V")
 
 
 def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:
@@ -116,7 +129,8 @@ def _by_chunks(
     hidden = hidden_BxXxD.reshape(batch, -1, width)
     other = other_BxX.reshape(batch, -1)
     num_tokens = hidden.shape[1]
-    per_row = max(1, chunk // batch) if chunk else num_tokens
+    rows = batch // sharding.groups_of_rows(batch)  # of one device
+    per_row = max(1, chunk // rows) if chunk else num_tokens
     if per_row >= num_tokens:
         result = function(hidden, other)
     else:

@@ -1,0 +1,278 @@
+"""What a training step needs on devices that need not be here: compile it, and read the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from fqs_jax import compiled, curriculum, huggingface
+from fqs_jax import model as model_lib
+from fqs_jax import step as step_lib
+from fqs_jax.compiled import Collective, Memory
+from fqs_jax.curriculum import Stage
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig
+from fqs_jax.topologies import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+    """FLOPs of one step, on all devices together.
+
+    Attributes:
+      model: counted from shapes (flops.py), what the arithmetic needs.
+      program: matrix products of the step, without those that it does twice to save memory.
+      recomputed: those, and what fills the last chunk of tokens.
+    """
+
+    model: int
+    program: int
+    recomputed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds of one step if it did nothing else, at the stated utilisations."""
+
+    compute: float
+    links: float
+    memory: float
+
+    @property
+    def step(self) -> float:
+        """The slowest alone: compilers let them overlap, never quite."""
+        return max(self.compute, self.links, self.memory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One step, compiled.
+
+    Attributes:
+      devices: of the mesh. row_groups: how many of them work on rows of their own, times mesh.tensor.
+      memory: None if the compiler gave up for want of it.
+      needed: bytes of one device.
+      compiler: what the compiler itself counts, "flops" and "bytes accessed" of one device.
+      collectives: of one device.
+      times: None with `memory`.
+    """
+
+    stage: Stage
+    model: ModelConfig
+    chip: Chip
+    mesh: dict[str, int]
+    batch_size: int
+    microbatches: int
+    text_tokens: int
+    parameters: int
+    row_groups: int
+    flops: Flops
+    memory: Memory | None
+    needed: float
+    compiler: dict[str, float]
+    collectives: dict[str, Collective]
+    times: Times | None
+    compile_seconds: float
+
+    @property
+    def devices(self) -> int:
+        return int(np.prod(list(self.mesh.values())))
+
+    @property
+    def working_devices(self) -> int:
+        """Devices that do something that no other does."""
+        return self.row_groups * self.mesh["tensor"]
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is not None and (
+            self.needed <= self.chip.memory or not self.chip.memory_is_real
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Utilisation:
+    """Shares of the chip's figures that a step is taken to reach."""
+
+    compute: float = 0.4
+    links: float = 0.5
+    memory: float = 0.7
+
+
+def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelConfig:
+    """The model that a config trains: of a Hugging Face folder, or of its `model` section.
+
+    Args:
+      folder: with a config.json; weights are not read. Empty = the config's `init_from`.
+
+    Raises:
+      UserError: there is neither.
+    """
+    if folder := folder or config.init_from:
+        model = huggingface.read_config(Path(folder))
+        return dataclasses.replace(model, **config.compute.to_dict())
+    fields = config.model.to_dict()
+    if "vocab_size" not in fields:
+        raise UserError(
+            "config.model has no vocab_size, which the tokenizer would say; give --model=HF_DIR or the "
+            "source folder of a working directory, --model=W/source"
+        )
+    try:
+        return ModelConfig(**fields, **config.compute.to_dict())
+    except TypeError as error:
+        raise UserError(f"config.model describes no model ({error})") from error
+
+
+def plan(
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    model: ModelConfig,
+    chip: Chip,
+    mesh: Mesh,
+    utilisation: Utilisation | None = None,
+) -> Plan:
+    """Compile the step of a stage for a mesh of devices, attached or not.
+
+    Raises:
+      UserError: the mesh divides neither the model nor the rows.
+    """
+    before = time.monotonic()
+    step, traced = _trace(config, stage, model, mesh)
+    flops = _flops(config, stage, model, mesh, traced)
+    needed = 0.0
+    try:
+        with jax.set_mesh(mesh):
+            program = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        program, needed = None, _out_of_memory(str(error))
+        if not needed:
+            raise
+    memory = None if program is None else compiled.memory(program, mesh.devices.flat[0].platform)
+    text = "" if program is None else program.as_text()
+    costs: Any = {} if program is None else program.cost_analysis() or {}
+    found = compiled.collectives(text) if text else {}
+    result = Plan(
+        stage=stage,
+        model=model,
+        chip=chip,
+        mesh=dict(mesh.shape),
+        batch_size=config.batch_size,
+        microbatches=config.microbatches,
+        text_tokens=config.batch_size * config.data.seq_len,
+        parameters=model_lib.num_params(step.state.params),
+        row_groups=step.row_groups,
+        flops=flops,
+        memory=memory,
+        needed=needed if memory is None else memory.peak,
+        compiler={key: costs[key] for key in ("flops", "bytes accessed") if key in costs},
+        collectives=found,
+        times=None,
+        compile_seconds=time.monotonic() - before,
+    )
+    times = None if memory is None else _times(result, memory, utilisation or Utilisation())
+    return dataclasses.replace(result, times=times)
+
+
+def count_flops(
+    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
+) -> Flops:
+    """FLOPs of a step without compiling it."""
+    return _flops(config, stage, model, mesh, _trace(config, stage, model, mesh)[1])
+
+
+def variants(
+    config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
+) -> Iterator[tuple[str, list[int]]]:
+    """For each remat policy, by FLOPs, the microbatches that leave no group of devices idle."""
+    _, most = step_lib.split_rows(_with(config, microbatches=1), stage, mesh)
+    parts = []
+    for count in range(1, config.batch_size + 1):
+        if config.batch_size % count or count & (count - 1):
+            continue  # powers of two are enough to choose from
+        try:
+            _, groups = step_lib.split_rows(_with(config, microbatches=count), stage, mesh)
+        except UserError:
+            continue
+        if groups == most:
+            parts.append(count)
+    for remat in ("none", "dots", "full"):
+        yield remat, parts
+
+
+def advice(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, result: Plan) -> list[str]:
+    """What would make a step fit that does not, the cheapest change first."""
+    changes = []
+    state = 0 if result.memory is None else result.memory.arguments
+    if result.model.remat != "full":
+        changes.append("--config.compute.remat=full")
+    if not result.model.vocab_chunk:
+        changes.append("--config.compute.vocab_chunk=2048")
+    parts = next(iter(variants(config, stage, mesh)))[1]
+    if state < result.chip.memory and (more := [p for p in parts if p > config.microbatches]):
+        changes.append(f"--config.microbatches={more[0]}")
+    if result.model.param_dtype == "float32":
+        changes.append("--config.compute.param_dtype=bfloat16")
+    if result.mesh["data"] > 1:
+        changes.append("a smaller --config.mesh.data, so that more devices share the parameters")
+    heads = result.mesh["tensor"] * 2
+    if result.model.num_heads % heads == 0 and result.devices % heads == 0:
+        changes.append(f"--config.mesh.tensor={heads}")
+    return [*changes, "a larger slice"]
+
+
+def _with(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.update(fields)
+    return changed
+
+
+def _trace(
+    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
+) -> tuple[step_lib.Program, Any]:
+    """A step and its trace. The step is made outside the mesh, where its random key can exist."""
+    step = step_lib.program(config, stage, model, mesh)
+    with jax.set_mesh(mesh):
+        return step, step.step.trace(step.state, step.batch, jax.ShapeDtypeStruct((), np.int32))
+
+
+def _flops(
+    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh, traced: Any
+) -> Flops:
+    """Of a traced step, told apart from what it recomputes by a trace that keeps everything."""
+    keeping = dataclasses.replace(model, remat="none", vocab_chunk=0)
+    program = compiled.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
+    return Flops(
+        model=curriculum.step_flops(config, stage, model),
+        program=program,
+        recomputed=compiled.matmul_flops(traced.jaxpr.jaxpr) - program,
+    )
+
+
+def _out_of_memory(message: str) -> float:
+    """The bytes that a TPU compiler's message says it needs; 0 if it complains of something else."""
+    if "HBM" not in message and "Hbm" not in message:
+        return 0.0
+    found = re.search(r"([\d.]+)([KMGT])", message)
+    return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0.0
+
+
+def _times(result: Plan, memory: Memory, utilisation: Utilisation) -> Times:
+    chip = result.chip
+    flops = (result.flops.program + result.flops.recomputed) / result.working_devices
+    moved = sum(collective.bytes for collective in result.collectives.values())
+    # At least: the state is read and written, and what comes over the links is written and read.
+    touched = memory.arguments + memory.outputs + 2 * moved
+    return Times(
+        compute=flops / (chip.flops * utilisation.compute),
+        links=moved / (chip.link_bandwidth * utilisation.links),
+        memory=touched / (chip.memory_bandwidth * utilisation.memory),
+    )

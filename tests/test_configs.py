@@ -1,0 +1,71 @@
+"""Configs: the architectures they name are the published ones, and every step of them compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from fqs_jax import curriculum, huggingface, planning, sharding, topologies
+from fqs_jax import model as model_lib
+
+# Parameters as the checkpoints' own index files count them.
+PARAMETERS = {
+    "mistral_7b": 7_241_732_096,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen2_5_0_5b": 494_032_768,
+    "llama3_8b": 8_030_261_248,
+}
+FOLDERS = {
+    "mistral_7b": "Mistral-7B-v0.1",
+    "qwen2_5_7b": "Qwen2.5-7B-Instruct",
+    "qwen2_5_0_5b": "Qwen2.5-0.5B-Instruct",
+}
+names = pytest.mark.parametrize("name", PARAMETERS)
+
+
+def config(name: str) -> ml_collections.ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+@names
+def test_parameters(name: str) -> None:
+    model = planning.architecture(config(name))
+    assert model_lib.num_params(model_lib.abstract_params(model)) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_architecture_is_that_of_the_checkpoint(name: str, shared: Path) -> None:
+    c = config(name)
+    theirs = huggingface.read_config(shared / "real" / "configs" / FOLDERS[name])
+    ours = planning.architecture(c)
+    assert ours == dataclasses.replace(theirs, **c.compute.to_dict())
+
+
+@names
+def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
+    """Shapes and settings fit together, and the program does no more than the shapes say."""
+    c = config(name)
+    model = planning.architecture(c)
+    stage = curriculum.find(curriculum.read_stages(c, model), "1")
+    mesh = sharding.make_mesh(c.mesh, topologies.find("cpu:8")[1])
+    counted = planning.count_flops(c, stage, model, mesh)
+    assert 1 < counted.program / counted.model < 1.15
+
+
+@names
+def test_the_thought_free_step_is_compiled_for_eight_devices(name: str) -> None:
+    """At full size: the devices are virtual and nothing is run."""
+    c = config(name)
+    chip, devices = topologies.find("cpu:8")
+    mesh = sharding.make_mesh(c.mesh, devices)
+    model = planning.architecture(c)
+    stage = curriculum.find(curriculum.read_stages(c, model), "4")
+    plan = planning.plan(c, stage, model, chip, mesh)
+    assert plan.fits and plan.row_groups == 8
+    assert plan.flops.program / plan.flops.model < 1.15
+    state = plan.parameters * 3 * (4 if c.compute.param_dtype == "float32" else 2)
+    assert plan.memory is not None and state / 8 < plan.memory.arguments < 1.1 * state / 8
