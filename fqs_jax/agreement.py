@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -10,24 +11,58 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fqs_jax.checkpoint_errors import Damaged
+from fqs_jax.errors import UserError
 
 T = TypeVar("T")
 
 
 def together(read: Callable[[], T]) -> T:
-    """The result of a read that succeeds on all processes, or Damaged on all."""
-    result, failure = None, None
+    """The result of a read that succeeds on all processes; where one fails, all of them fail.
+
+    Raises:
+      Damaged: a process found damage.
+      UserError: a process could not read for another reason; on itself that reason, whatever it is.
+    """
+    result: T
+    failure: Exception | None = None
     try:
         result = read()
-    except Damaged as error:
+    except Exception as error:  # the others would wait for this process for ever
         failure = error
     if jax.process_count() > 1:
-        failed = multihost_utils.process_allgather(np.bool_(failure is not None))
-        if failure is None and failed.any():
-            failure = Damaged(f"process {failed.argmax()} cannot read its part")
+        kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
+        kinds = multihost_utils.process_allgather(np.int32(kind))
+        if failure is None and kinds.any():
+            message = f"process {int(kinds.argmax())} cannot read its part"
+            failure = (
+                UserError(f"{message}; see its error") if kinds.max() == 2 else Damaged(message)
+            )
     if failure is not None:
         raise failure
-    return result  # type: ignore[return-value]
+    return result
+
+
+def on_main(work: Callable[[], None]) -> None:
+    """Process 0 does it while the others wait; where it fails, all of them fail.
+
+    Raises:
+      UserError: of process 0.
+    """
+    failure: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    if agreed([1] if failure else []):
+        raise failure or UserError("process 0 stopped; see its error")
+
+
+def anyone(condition: bool) -> bool:
+    """Whether it holds in any process."""
+    if jax.process_count() == 1:
+        return condition
+    return bool(multihost_utils.process_allgather(np.bool_(condition)).any())
 
 
 def agreed(numbers: Sequence[int]) -> list[int]:
@@ -37,3 +72,19 @@ def agreed(numbers: Sequence[int]) -> list[int]:
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
     padded = np.resize(np.asarray(numbers or [0], np.int32), count)
     return multihost_utils.broadcast_one_to_all(padded).tolist()
+
+
+def check_same(value: str, what: str) -> None:
+    """Refuse to go on if processes have different values of what should be one.
+
+    Raises:
+      UserError: on all processes; names one that differs from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    hashes = multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))
+    if (different := hashes != hashes[0]).any():
+        raise UserError(
+            f"process {int(different.argmax())} has other {what} than process 0: start the same command "
+            "with the same files on every host"
+        )

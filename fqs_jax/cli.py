@@ -48,6 +48,12 @@ def run(
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 _stop(f"{error.filename}: {error.strerror}", 2)
+            if "RESOURCE_EXHAUSTED" in str(error):
+                _stop(
+                    "a device ran out of memory; try --config.microbatches=2, or see what fits with "
+                    f"python -m fqs_jax.plan ({str(error).splitlines()[0][:200]})",
+                    2,
+                )
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()

@@ -31,7 +31,7 @@ _MAX_SHARD_GB = flags.DEFINE_float(
 def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     # In the host's memory, where a model fits that was trained on many devices.
-    mesh = sharding.single_device("cpu")
+    mesh = sharding.host_memory()
     loaded = workdir.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
     huggingface.export(

@@ -95,6 +95,10 @@ class Interrupts:
         self._asked = distributed.settled(_highest(np.array((self.signum or 0, save), np.int32)))
         return answer
 
+    def forget_last_step(self) -> None:
+        """Before the first step of another loop: what was asked in the one before is answered."""
+        self._asked = None
+
     def check(self, message: str) -> None:
         """Raise Interrupted with the message if a signal came to any process."""
         if signum := self.wishes().signum:

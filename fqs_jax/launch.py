@@ -20,7 +20,17 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import checkpoints, cli, curriculum, distributed, sharding, step, train, workdir
+from fqs_jax import (
+    agreement,
+    checkpoints,
+    cli,
+    curriculum,
+    distributed,
+    sharding,
+    step,
+    train,
+    workdir,
+)
 from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
@@ -56,9 +66,10 @@ def main(_: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
-        model, tokenizer = workdir.prepare(place, config)
+        model, tokenizer = workdir.prepare(place, config, everyone=_DRY_RUN.value)
     stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
     todo = stages if _STAGE.value == "all" else [curriculum.find(stages, _STAGE.value)]
+    agreement.check_same(str([stage.number for stage in todo]), "stages to train")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_model(model, mesh)
     for stage in todo:  # now, and not when its turn comes

@@ -224,7 +224,8 @@ def advice(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, result: 
     if result.mesh["data"] > 1:
         changes.append("a smaller --config.mesh.data, so that more devices share the parameters")
     heads = result.mesh["tensor"] * 2
-    if result.model.num_heads % heads == 0 and result.devices % heads == 0:
+    divides = result.model.num_heads % heads == result.model.mlp_dim % heads == 0
+    if divides and result.devices % heads == 0:
         changes.append(f"--config.mesh.tensor={heads}")
     return [*changes, "a larger slice"]
 
@@ -239,7 +240,8 @@ def _trace(
     config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
 ) -> tuple[step_lib.Program, Any]:
     """A step and its trace. The step is made outside the mesh, where its random key can exist."""
-    step = step_lib.program(config, stage, model, mesh)
+    packed = config.data.rows == "pack" and not config.data.attend_across_documents
+    step = step_lib.program(config, stage, model, mesh, ("segment",) if packed else ())
     with jax.set_mesh(mesh):
         return step, step.step.trace(step.state, step.batch, jax.ShapeDtypeStruct((), np.int32))
 

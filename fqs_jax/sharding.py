@@ -62,22 +62,36 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             "their product must be that number"
         )
     shape = [rest if size == -1 else size for size in shape]
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # Only of TPUs: with GPUs every host counts as a slice, and fsdp may well lie across hosts.
+    is_tpu = devices[0].platform == "tpu"
+    slices = len({getattr(d, "slice_index", 0) for d in devices}) if is_tpu else 1
     if slices > 1:
         # Between slices the network is slow: only copies of the parameters (data) lie across it.
         if shape[0] % slices:
             raise UserError(f"{text}: mesh.data must be a multiple of the {slices} slices")
         places = mesh_utils.create_hybrid_device_mesh(
-            (shape[0] // slices, *shape[1:]), (slices, 1, 1), devices
+            (shape[0] // slices, *shape[1:]),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
         )
     else:
         places = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(places, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def single_device(platform: str | None = None) -> Mesh:
-    """The mesh of one device of this process, of a platform such as "cpu" or the default one."""
-    return make_mesh(dict.fromkeys(MESH_AXES, 1), jax.local_devices(backend=platform)[:1])
+def single_device() -> Mesh:
+    """The mesh of one device of this process."""
+    return make_mesh(dict.fromkeys(MESH_AXES, 1), jax.local_devices()[:1])
+
+
+def host_memory() -> Mesh:
+    """The mesh of the CPU, or of one device where JAX was told to leave the CPU alone."""
+    try:
+        devices = jax.local_devices(backend="cpu")
+    except RuntimeError:
+        devices = jax.local_devices()
+    return make_mesh(dict.fromkeys(MESH_AXES, 1), devices[:1])
 
 
 def local_mesh(fsdp: int, tensor: int) -> Mesh:

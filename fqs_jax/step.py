@@ -6,6 +6,7 @@ The same program is run by train.py and compiled ahead of time by plan.py.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -123,10 +124,12 @@ def split_rows(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh) -> t
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if groups == 1 and devices > 1:
         rationales = f" of {config.thought.rationales} rationales" if stage.thinks else ""
+        most = math.gcd(rows, devices)
+        way = f"--config.mesh.data={devices // most} deals them out to {most}" if most > 1 else ""
         raise UserError(
-            f"{rows} row(s){rationales} a step cannot be dealt out to mesh.data={mesh.shape['data']} x "
-            f"mesh.fsdp={mesh.shape['fsdp']} devices; choose a batch_size that they divide, fewer "
-            "microbatches, or a larger mesh.tensor"
+            f"{stage}: {rows} row(s){rationales} a step cannot be dealt out to "
+            f"mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices; "
+            f"{way or 'choose a batch_size that they divide'}"
         )
     return split > whole, groups
 
@@ -167,6 +170,18 @@ def make_step(
     return train_step
 
 
+def in_parts(batch: dict[str, jax.Array], parts: int) -> dict[str, jax.Array]:
+    """The rows of a batch in parts, on a new leading axis: part i has rows i, i + parts, ...
+
+    These are some of every device's rows, so that nothing moves between devices.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(len(x) // parts, parts, *x.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
 def _accumulate(
     gradient: Callable[..., Any],
     parts: int,
@@ -184,10 +199,6 @@ def _accumulate(
     counts = objectives.target_counts(objectives.talk_targets(batch, talk_steps)) / parts
     batch = batch | {"row": jnp.arange(rows)}
 
-    def split(x: jax.Array) -> jax.Array:
-        # Part i takes rows i, i + parts, ...: some of every device's, so that nothing moves.
-        return jnp.moveaxis(x.reshape(rows // parts, parts, *x.shape[1:]), 1, 0)
-
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
         (loss, metrics), grads = gradient(params, part | {"counts": counts}, key)
         grads = sharding.constrain_parameters(grads)
@@ -195,7 +206,7 @@ def _accumulate(
         values, grads = jax.tree.map(jnp.add, total, values)
         return (values, sharding.constrain_parameters(grads)), None
 
-    xs = jax.tree.map(split, batch)
+    xs = in_parts(batch, parts)
     part = jax.tree.map(lambda x: x[0], xs) | {"counts": counts}
     shapes = jax.eval_shape(gradient, params, part, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from fqs_jax import distributed, files, objectives, sharding, thoughts
+from fqs_jax import agreement, distributed, files, objectives, sharding, thoughts
+from fqs_jax import step as step_lib
 from fqs_jax.data.order import Dataset
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thoughts import ThoughtConfig
@@ -36,6 +37,7 @@ def score_rows(
     identity: str,
     progress: Callable[[int, int], None],
     mesh: Mesh | None = None,
+    microbatches: int = 1,
 ) -> np.ndarray:
     """The teacher's log p(x_{t+1}) with one thought a position, float32 [steps * B, T - 1].
 
@@ -44,10 +46,9 @@ def score_rows(
       folder: where pieces are kept; pieces made under another `identity` are made again.
       progress: called with (batches done, batches in all) after each piece; may raise to stop.
       mesh: of the parameters; None = one device. Of several processes the first one writes.
+      microbatches: parts in which a batch is scored, for less memory; the scores are the same.
     """
-    if distributed.is_main():
-        _check_identity(folder, identity)
-    multihost_utils.sync_global_devices("teacher scores of another teacher are gone")
+    agreement.on_main(lambda: _check_identity(folder, identity))
     length = dataset.seq_len
     key = jax.random.key(seed)
     mesh = mesh or sharding.single_device()
@@ -57,10 +58,23 @@ def score_rows(
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def score(params: Params, batch: dict[str, jax.Array], step: jax.Array) -> jax.Array:
-        tokens, segment = batch["tokens"], objectives.segments(batch)
         step_key = jax.random.fold_in(key, step)
-        scores, _ = thoughts.sample_and_score(params, tokens, step_key, model, thought, segment)
-        return scores.talk_BxPxRxA[:, : length - 1, 0, 0]
+
+        def score_part(part: dict[str, jax.Array]) -> jax.Array:
+            scores, _ = thoughts.sample_and_score(
+                params,
+                part["tokens"],
+                step_key,
+                model,
+                thought,
+                objectives.segments(part),
+                part["row"],
+            )
+            return scores.talk_BxPxRxA[:, : length - 1, 0, 0]
+
+        batch = batch | {"row": jnp.arange(dataset.batch_size)}
+        parts = jax.lax.map(score_part, step_lib.in_parts(batch, microbatches))
+        return jnp.moveaxis(parts, 0, 1).reshape(dataset.batch_size, length - 1)
 
     def score_batch(step: int) -> np.ndarray:
         batch = {
@@ -75,13 +89,11 @@ def score_rows(
         stop = min(start + PIECE, steps)
         path = folder / f"batches_{start:07d}_{stop:07d}.npy"
         piece = _read_piece(path, ((stop - start) * dataset.batch_size, length - 1))
-        multihost_utils.sync_global_devices(
-            f"looked for {path.name}"
-        )  # nobody finds what is written below
-        if piece is None:
+        if agreement.anyone(piece is None):
             piece = np.concatenate([score_batch(step) for step in range(start, stop)])
             if distributed.is_main():
                 files.replace(path, functools.partial(_save, piece))
+        assert piece is not None  # nobody lacked it
         pieces.append(piece)
         progress(stop, steps)
     return np.concatenate(pieces)

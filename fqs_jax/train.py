@@ -77,14 +77,14 @@ def run_stage(run: Run, stage: Stage) -> None:
       Interrupted: on request; the state is saved first.
     """
     config, folder = run.config, run.folder(stage)
-    if checkpoints.latest_step(folder / "checkpoints") is None:
+    if workdir.saved_step(run.root, stage.number) is None:
         # Asked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
                 workdir.check_stage(run.root, number, run.command(number))
     data = corpus.dataset(config.data, run.tokenizer, config.batch_size, config.seed, stage.number)
     lineage = workdir.write_run(run.root, config, stage, data.digest())
-    if (checkpoints.latest_step(folder / "checkpoints") or 0) >= stage.steps:
+    if (workdir.saved_step(run.root, stage.number) or 0) >= stage.steps:
         return
     with (
         jax.set_mesh(run.mesh),
@@ -142,7 +142,8 @@ def _loop(
         )
         run.interrupts.check(begun)  # compiling may have taken minutes
         metrics.start_clock()
-        last_save = time.monotonic()
+        run.interrupts.forget_last_step()
+        last_save, saved_at = time.monotonic(), first
         values = None
         for step, batch in zip(range(first, stage.steps), batches, strict=True):
             before = values
@@ -166,9 +167,11 @@ def _loop(
             if done == stage.steps:
                 break
             wishes = run.interrupts.wishes_of_last_step(save=_is_overdue(last_save, config))
-            if wishes.signum or wishes.save or done % config.checkpoint_every == 0:
+            # A wish of one step ago may have been granted since.
+            overdue = wishes.save and done > saved_at + 1
+            if wishes.signum or overdue or done % config.checkpoint_every == 0:
                 save(done)
-                last_save = time.monotonic()
+                last_save, saved_at = time.monotonic(), done
             if wishes.signum:
                 saved.wait()
                 bar.close()
@@ -273,6 +276,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.nd
             lineage,
             progress,
             run.mesh,
+            config.microbatches,
         )
 
 

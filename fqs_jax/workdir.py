@@ -19,13 +19,12 @@ from typing import Any
 
 import jax
 import ml_collections
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fqs_jax import (
+    agreement,
     checkpoints,
     curriculum,
-    distributed,
     files,
     huggingface,
     sharding,
@@ -86,10 +85,21 @@ def stage_folder(root: Path, number: int) -> Path:
     return root / f"stage_{number}"
 
 
-def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig, Tokenizer]:
+def saved_step(root: Path, number: int) -> int | None:
+    """The newest step saved of a stage, None if there is none; of several processes, as the first sees it."""
+    step = checkpoints.latest_step(stage_folder(root, number) / "checkpoints")
+    return next(iter(agreement.agreed([] if step is None else [step])), None)
+
+
+def prepare(
+    root: Path, config: ml_collections.ConfigDict, everyone: bool = False
+) -> tuple[ModelConfig, Tokenizer]:
     """Fill W/source the first time, check that it fits the config every time.
 
-    Of several processes the first one writes; the others wait for it.
+    Of several processes the first one writes, and the others wait for it.
+
+    Args:
+      everyone: each process has a working directory of its own and writes there.
 
     Raises:
       UserError: the working directory was begun with another initial model.
@@ -102,9 +112,10 @@ def prepare(root: Path, config: ml_collections.ConfigDict) -> tuple[ModelConfig,
             "python -m fqs_jax.convert and give that folder to --init_from"
         )
     source = source_folder(root)
-    if distributed.is_main():
+    if everyone:
         _fill_source(root, config)
-    multihost_utils.sync_global_devices("source folder")
+    else:
+        agreement.on_main(lambda: _fill_source(root, config))
     return read_model(source, config), tokenizers.load(source)
 
 
@@ -173,10 +184,11 @@ def write_run(
     """
     folder = stage_folder(root, stage.number)
     path = folder / "run.json"
-    step = checkpoints.latest_step(folder / "checkpoints")
+    step = saved_step(root, stage.number)
     parents = {str(n): _origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
     run = {"stage": dataclasses.asdict(stage), "config": _relevant(config), "data": data_digest}
     run = json.loads(json.dumps(run | {"made_from": parents}))
+    agreement.check_same(json.dumps(run, sort_keys=True), "flags or other text")
     if step is not None and path.exists():
         # How long a stage is matters to its own learning rate if that decays to its last step.
         decays = config.optimizer.decay_steps == 0 and step < stage.steps
@@ -193,13 +205,13 @@ def write_run(
                 f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
                 f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
             )
-    multihost_utils.sync_global_devices("run.json was compared")
-    # A finished stage stays as it was recorded.
-    if distributed.is_main() and (step is None or step < stage.steps):
+
+    def record() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(run, indent=2))
-        temporary.replace(path)
+        files.replace(path, lambda file: file.write(json.dumps(run, indent=2).encode()))
+
+    if step is None or step < stage.steps:  # a finished stage stays as it was recorded
+        agreement.on_main(record)
     return _lineage(run)
 
 
@@ -270,7 +282,7 @@ def check_stage(
     """The newest step of a stage, its row and its config, without reading parameters: `load_stage`."""
     make = f"; make it with: {command}" if command else ""
     folder = stage_folder(root, number)
-    step = checkpoints.latest_step(folder / "checkpoints")
+    step = saved_step(root, number)
     if step is None or not (folder / "run.json").exists():
         raise UserError(f"{root} has no checkpoint of stage {number}{make}")
     stage, config = read_run(root, number)

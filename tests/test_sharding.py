@@ -226,6 +226,8 @@ def test_how_rows_are_dealt_out() -> None:
 def test_rows_that_cannot_be_dealt_out_are_refused() -> None:
     with pytest.raises(UserError, match=r"3 row\(s\) of 2 rationales a step cannot be dealt out"):
         split(make_config(3), "quiet_star", (1, 8, 1))
+    with pytest.raises(UserError, match="--config.mesh.data=2 deals them out to 4"):
+        split(make_config(4), "ntp", (1, 8, 1))
     with pytest.raises(UserError, match="batch_size 8 is no multiple of microbatches 3"):
         split(make_config(8, microbatches=3), "quiet_star", (1, 8, 1))
 

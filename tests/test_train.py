@@ -182,6 +182,17 @@ def test_an_interrupt_before_the_first_step(begun, whole, config, look):
     assert_same_stage(root, whole, config, 1)
 
 
+def test_checkpoints_by_time(begun, whole):
+    """Overdue at every look: a save, and one step later none yet."""
+    root = begun(1)
+    times = {"checkpoint_every": 100, "checkpoint_minutes": 1e-9, "keep_checkpoints": 9}
+    config = clock_config({"stage_0.steps": 40, "max_bad_steps": 3} | times)
+    train_stage(root, config, 1)
+    folder = root / "stage_1" / "checkpoints"
+    assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == [2, 4, 6]
+    assert_same_stage(root, whole, config, 1)
+
+
 def test_a_killed_stage_ends_like_an_uninterrupted_one(whole, begun, config):
     root = begun(1)
     with pytest.raises(RuntimeError, match="killed"):
