@@ -11,6 +11,19 @@ import ml_collections
 from fqs_jax.curriculum import row
 
 
+def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
+    """The published recipe for a checkpoint that must be given.
+
+    Args:
+      model: its architecture, for plan, which needs no weights; training reads the checkpoint's own
+        config.json.
+    """
+    c = get_config()
+    c.requires_init_from = True
+    c.model = ml_collections.ConfigDict(model)
+    return c
+
+
 def get_config() -> ml_collections.ConfigDict:
     """The published recipe without a model: configs name one, and may change the rows."""
     c = ml_collections.ConfigDict()

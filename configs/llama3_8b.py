@@ -16,22 +16,17 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """As for Mistral-7B: the common defaults, and bfloat16 parameters."""
-    c = common.get_config()
-    c.requires_init_from = True
-    # For plan, which needs no weights; training reads the checkpoint's own config.json. (Llama 3.1 has
-    # the same sizes and a rope_scaling, which costs nothing.)
-    c.model = ml_collections.ConfigDict(
-        {
-            "vocab_size": 128256,
-            "width": 4096,
-            "num_layers": 32,
-            "num_heads": 32,
-            "num_kv_heads": 8,
-            "head_dim": 128,
-            "mlp_dim": 14336,
-            "max_seq_len": 8192,
-            "rope_theta": 500000.0,
-        }
+    # Llama 3.1 has the same sizes and a rope_scaling, which costs nothing.
+    c = common.for_checkpoint(
+        vocab_size=128256,
+        width=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_dim=14336,
+        max_seq_len=8192,
+        rope_theta=500000.0,
     )
     c.compute.param_dtype = "bfloat16"
     return c

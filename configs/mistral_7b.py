@@ -18,21 +18,16 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The common defaults are the published values; bfloat16 parameters are too."""
-    c = common.get_config()
-    c.requires_init_from = True
-    # For plan, which needs no weights; training reads the checkpoint's own config.json.
-    c.model = ml_collections.ConfigDict(
-        {
-            "vocab_size": 32000,
-            "width": 4096,
-            "num_layers": 32,
-            "num_heads": 32,
-            "num_kv_heads": 8,
-            "head_dim": 128,
-            "mlp_dim": 14336,
-            "max_seq_len": 32768,
-            "sliding_window": 4096,
-        }
+    c = common.for_checkpoint(
+        vocab_size=32000,
+        width=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_dim=14336,
+        max_seq_len=32768,
+        sliding_window=4096,
     )
     c.compute.param_dtype = "bfloat16"
     c.thought.reset_marks_at_eval = True

@@ -16,23 +16,18 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The common defaults; float32 parameters, which steps of 1e-6 need and half a billion can afford."""
-    c = common.get_config()
-    c.requires_init_from = True
-    # For plan, which needs no weights; training reads the checkpoint's own config.json.
-    c.model = ml_collections.ConfigDict(
-        {
-            "vocab_size": 151936,
-            "width": 896,
-            "num_layers": 24,
-            "num_heads": 14,
-            "num_kv_heads": 2,
-            "head_dim": 64,
-            "mlp_dim": 4864,
-            "max_seq_len": 32768,
-            "rope_theta": 1e6,
-            "norm_eps": 1e-6,
-            "qkv_bias": True,
-            "tied_embeddings": True,
-        }
+    c = common.for_checkpoint(
+        vocab_size=151936,
+        width=896,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=64,
+        mlp_dim=4864,
+        max_seq_len=32768,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qkv_bias=True,
+        tied_embeddings=True,
     )
     return c

@@ -16,23 +16,18 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """As for Mistral-7B: the common defaults, and bfloat16 parameters."""
-    c = common.get_config()
-    c.requires_init_from = True
-    # For plan, which needs no weights; training reads the checkpoint's own config.json.
-    c.model = ml_collections.ConfigDict(
-        {
-            "vocab_size": 152064,
-            "width": 3584,
-            "num_layers": 28,
-            "num_heads": 28,
-            "num_kv_heads": 4,
-            "head_dim": 128,
-            "mlp_dim": 18944,
-            "max_seq_len": 32768,
-            "rope_theta": 1e6,
-            "norm_eps": 1e-6,
-            "qkv_bias": True,
-        }
+    c = common.for_checkpoint(
+        vocab_size=152064,
+        width=3584,
+        num_layers=28,
+        num_heads=28,
+        num_kv_heads=4,
+        head_dim=128,
+        mlp_dim=18944,
+        max_seq_len=32768,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qkv_bias=True,
     )
     c.compute.param_dtype = "bfloat16"
     return c

@@ -13,8 +13,7 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The published recipe in float32 on packed rows of 128 tokens, at learning rates that show."""
-    c = common.get_config()
-    c.requires_init_from = True
+    c = common.for_checkpoint()
     c.compute.dtype = "float32"
     c.batch_size = 4
     c.data.seq_len = 128

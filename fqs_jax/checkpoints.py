@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fqs_jax import checkpoint_errors, fingerprints
-from fqs_jax.agreement import agreed, together
+from fqs_jax.agreement import agreed, on_main, together
 from fqs_jax.checkpoint_errors import Damaged, reason
 from fqs_jax.errors import UserError
 from fqs_jax.model import Params
@@ -304,23 +304,21 @@ class Checkpoints:
         return agreed(_steps(self._folder))
 
     def _move_aside(self, step: int, why: str, used: int | None = None) -> None:
-        failure = ""
-        if jax.process_index() == 0:
-            source = self._folder / str(step)
+        source = self._folder / str(step)
+
+        def rename() -> None:
             target = _free_name(self._folder / f"damaged_{step}")
             try:
                 source.rename(target)
             except OSError as error:
-                failure = f"cannot rename {source}, which is damaged: {reason(error)}"
-            else:
-                instead = "" if used is None else f", and step {used} is used instead"
-                print(
-                    f"checkpoint {source} is damaged: {why}; it is now {target.name}{instead}",
-                    file=sys.stderr,
-                    flush=True,
-                )
-        if agreed([1] if failure else []):
-            raise UserError(failure or f"process 0 cannot rename {self._folder / str(step)}")
+                raise UserError(
+                    f"cannot rename {source}, which is damaged: {reason(error)}"
+                ) from error
+            instead = "" if used is None else f", and step {used} is used instead"
+            message = f"checkpoint {source} is damaged: {why}; it is now {target.name}{instead}"
+            print(message, file=sys.stderr, flush=True)
+
+        on_main(rename)
 
 
 def latest_step(folder: Path) -> int | None:

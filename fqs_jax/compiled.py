@@ -89,7 +89,7 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
     """
     total = 0
     for equation in jaxpr.eqns:
-        name, inner = equation.primitive.name, list(_inner(equation.params.values()))
+        name, inner = equation.primitive.name, list(inner_programs(equation.params.values()))
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left, out = (
@@ -108,14 +108,15 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
     return total
 
 
-def _inner(values: Any) -> Iterator[Jaxpr]:
+def inner_programs(values: Any) -> Iterator[Jaxpr]:
+    """The programs among an equation's parameters: bodies of loops, branches, calls."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, Jaxpr):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _inner(value)
+            yield from inner_programs(value)
 
 
 def memory(program: Any, platform: str) -> Memory:

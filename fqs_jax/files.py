@@ -52,17 +52,12 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that appears complete or not at all, in place of the one before.
+    """Write a file that appears complete or not at all, in place of the one before; one writer at a time.
 
     Args:
       write: writes the content into an open file.
     """
-    for leftover in path.parent.glob(f"{path.name}.*.tmp"):  # of a killed process
-        leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")  # what a kill leaves, the next writer overwrites
+    with temporary.open("wb") as file:
+        write(file)
+    temporary.replace(path)

@@ -107,14 +107,17 @@ class Interrupts:
 
 def _highest(own: np.ndarray) -> jax.Array:
     """The highest value of any process, elementwise, on the devices; does not wait for them."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
-    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("device"))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shape = (len(jax.devices()), *own.shape)
-    asked = jax.make_array_from_callback(shape, spread, lambda _: own[None])
-    return _maximum(whole)(asked)
+    spread, maximum = _everyone()
+    shape = (spread.num_devices, *own.shape)
+    return maximum(jax.make_array_from_callback(shape, spread, lambda _: own[None]))
 
 
 @functools.cache
-def _maximum(where: jax.sharding.NamedSharding) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=where)
+def _everyone() -> tuple[jax.sharding.NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """A row for every device, and the maximum over them, on all of them."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    spread, whole = (
+        jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        for axes in (("device",), ())
+    )
+    return spread, jax.jit(lambda x: jnp.max(x, axis=0), out_shardings=whole)

@@ -19,6 +19,7 @@ from fqs_jax import model as model_lib
 from fqs_jax import step as step_lib
 from fqs_jax.compiled import Collective, Memory
 from fqs_jax.curriculum import Stage
+from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
 from fqs_jax.topologies import Chip
@@ -240,8 +241,7 @@ def _trace(
     config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
 ) -> tuple[step_lib.Program, Any]:
     """A step and its trace. The step is made outside the mesh, where its random key can exist."""
-    packed = config.data.rows == "pack" and not config.data.attend_across_documents
-    step = step_lib.program(config, stage, model, mesh, ("segment",) if packed else ())
+    step = step_lib.program(config, stage, model, mesh, corpus.extra_keys(config.data))
     with jax.set_mesh(mesh):
         return step, step.step.trace(step.state, step.batch, jax.ShapeDtypeStruct((), np.int32))
 

@@ -57,7 +57,7 @@ def rollout(
     own = (sharding.constrain(empty, "L B P R . G H"),) * 2
 
     table_VxD = model_lib.embedding_table(lm, c)
-    kernel_DxV = sharding.constrain(model_lib.head_kernel(lm).astype(c.dtype), ". V")
+    kernel_DxV = vocab.gathered_head(model_lib.head_kernel(lm), c.dtype)
 
     def run_slot(
         embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +91,7 @@ def score_rows(
         if agreement.anyone(piece is None):
             piece = np.concatenate([score_batch(step) for step in range(start, stop)])
             if distributed.is_main():
-                files.replace(path, functools.partial(_save, piece))
+                files.replace(path, functools.partial(np.save, arr=piece))
         assert piece is not None  # nobody lacked it
         pieces.append(piece)
         progress(stop, steps)
@@ -106,10 +105,6 @@ def _read_piece(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
     except (OSError, ValueError, EOFError):
         return None
     return piece if piece.shape == shape and piece.dtype == np.float32 else None
-
-
-def _save(piece: np.ndarray, file: BinaryIO) -> None:
-    np.save(file, piece)
 
 
 def _check_identity(folder: Path, identity: str) -> None:

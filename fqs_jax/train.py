@@ -90,7 +90,7 @@ def run_stage(run: Run, stage: Stage) -> None:
         jax.set_mesh(run.mesh),
         checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved,
     ):
-        keys = tuple(data.batch(0, np.zeros(1, int)))
+        keys = corpus.extra_keys(config.data)
         program = step_lib.program(config, stage, run.model, run.mesh, keys)
         scores = teacher_scores(run, stage, data, lineage)  # before the state: both need memory
         restored = saved.newest(*program.state)

@@ -20,6 +20,11 @@ from fqs_jax import sharding
 MASKED_LOGIT = -1e10  # the published code's value for ids that may not be drawn
 
 
+def gathered_head(kernel_DxV: jax.Array, dtype: Any) -> jax.Array:
+    """The head in the compute dtype, gathered along D once for all chunks. Loops make it outside."""
+    return sharding.constrain(kernel_DxV.astype(dtype), ". V")
+
+
 def log_probs(
     hidden_BxXxD: jax.Array,
     kernel_DxV: jax.Array,
@@ -39,7 +44,7 @@ def log_probs(
       masked_ids: ids that get MASKED_LOGIT first.
     """
 
-    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
     def read(hidden: jax.Array, ids: jax.Array) -> jax.Array:
         logits = _logits(hidden, kernel_DxV, masked_ids) / temperature
@@ -55,7 +60,7 @@ def expected_log_probs(
 ) -> jax.Array:
     """sum_v pi_1(v) log pi_T(v) with pi_T = softmax(logits / T) and no gradient through pi_1; [B, ...]."""
 
-    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
     def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
         logits = _logits(hidden, kernel_DxV, ())
@@ -87,7 +92,7 @@ def sample(
       temperature-1 distribution when greedy.
     """
 
-    kernel_DxV = _whole(kernel_DxV, hidden_BxXxD)
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
     def draw(hidden: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = _logits(hidden, kernel_DxV, masked_ids) / (temperature or 1.0)
@@ -109,11 +114,6 @@ def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...
     for masked in masked_ids:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == masked, MASKED_LOGIT, logits)
     return logits
-
-
-def _whole(kernel_DxV: jax.Array, hidden: jax.Array) -> jax.Array:
-    """The head in the compute dtype, gathered once for all chunks."""
-    return sharding.constrain(kernel_DxV.astype(hidden.dtype), ". V")
 
 
 def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:

@@ -11,7 +11,6 @@ W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -27,6 +26,7 @@ from fqs_jax import (
     curriculum,
     files,
     huggingface,
+    lineage,
     sharding,
     thoughts,
     tokenizers,
@@ -37,24 +37,6 @@ from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.tokenizers import Tokenizer
-
-# Fields that may change between two starts of the same stage.
-HARMLESS = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "max_bad_steps",
-    # How a step is computed; its result is the same up to rounding.
-    "microbatches",
-    "remat",
-    "vocab_chunk",
-    "workers",
-    "cache_dir",
-    "tfds_dir",
-    "download",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +103,9 @@ def prepare(
 
 def _fill_source(root: Path, config: ml_collections.ConfigDict) -> None:
     source, origin = source_folder(root), _origin(config)
-    if source.exists() and (changed := _change(files.read_json(source / "origin.json"), origin)):
+    if source.exists() and (
+        changed := lineage.change(files.read_json(source / "origin.json"), origin)
+    ):
         if existing_stages(root):
             raise UserError(f"{root} was begun with {changed}; use another --workdir")
         shutil.rmtree(source)  # nothing was made from it yet
@@ -192,8 +176,8 @@ def write_run(
     if step is not None and path.exists():
         # How long a stage is matters to its own learning rate if that decays to its last step.
         decays = config.optimizer.decay_steps == 0 and step < stage.steps
-        ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
-        if changed := _change(files.read_json(path), run, ignored):
+        ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
+        if changed := lineage.change(files.read_json(path), run, ignored):
             if changed.startswith("data="):  # hashes, which tell nobody anything
                 changed = "other training rows: the text itself, or its tokens, changed"
             raise UserError(
@@ -212,7 +196,7 @@ def write_run(
 
     if step is None or step < stage.steps:  # a finished stage stays as it was recorded
         agreement.on_main(record)
-    return _lineage(run)
+    return lineage.digest(run)
 
 
 def _made_from(root: Path, number: int, step: int) -> int | None:
@@ -228,18 +212,8 @@ def _origin_of(root: Path, number: int) -> dict[str, Any]:
     """Which checkpoint of a stage there is now, and what it was made from."""
     folder = stage_folder(root, number)
     run = folder / "run.json"
-    lineage = _lineage(files.read_json(run)) if run.exists() else None
-    return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": lineage}
-
-
-def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
-    return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
-
-
-def _lineage(run: dict[str, Any]) -> str:
-    """A hash of what a stage is made from, without the fields that may change."""
-    kept = {key: value for key, value in _flat(run).items() if not _is_harmless(key)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    made_from = lineage.digest(files.read_json(run)) if run.exists() else None
+    return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": made_from}
 
 
 def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
@@ -410,16 +384,6 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(origin))
 
 
-def _change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
-    """The first field that differs, with both values; empty if none does."""
-    flat_before, flat_now = _flat(before), _flat(now)
-    for key in flat_now | flat_before:
-        old, new = flat_before.get(key), flat_now.get(key)
-        if old != new and not _is_harmless(key, ignored):
-            return f"{key}={old!r}, now it is {new!r}"
-    return ""
-
-
 def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
     """Tokenizer and config.json of a model that is trained from scratch."""
     tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
@@ -438,16 +402,6 @@ def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
 def _relevant(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The config without the rows of stages; the stage's own is saved beside it."""
     return {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _names(stages: list[Stage]) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from fqs_jax.compiled import inner_programs
 
 
 def equations(function: Any, *args: Any) -> Iterator[tuple[Any, int]]:
@@ -22,18 +23,8 @@ def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
                 f"{equation.primitive.name} runs its body an unknown number of times"
             )
         inner_times = times * equation.params.get("length", 1)
-        for inner in _inner(list(equation.params.values())):
+        for inner in inner_programs(equation.params.values()):
             yield from _equations(inner, inner_times)
-
-
-def _inner(values: Any) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _inner(value)
 
 
 def matmul_flops(function: Any, *args: Any) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -18,6 +16,7 @@ import pytest
 from fqs_jax import distributed
 from fqs_jax.errors import UserError
 from fqs_jax.roll_call import Cluster, roll_call
+from tests.programs import free_port
 
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
@@ -47,14 +46,6 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(ENVIRONMENTS):
             monkeypatch.delenv(name)
-
-
-def free_port() -> int:
-    """One that no outgoing connection is given by chance, as those of `create_server` with port 0 are."""
-    while True:
-        port = random.randrange(20_000, 30_000)
-        with contextlib.suppress(OSError), socket.create_server(("", port)):
-            return port
 
 
 def start(*arguments: str, fails: int = -1) -> subprocess.Popen[str]:

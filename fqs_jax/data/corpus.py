@@ -99,6 +99,12 @@ def dataset(
     )
 
 
+def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
+    """What the batches of a config have besides tokens and mask."""
+    packed = data.rows == "pack" and not data.attend_across_documents
+    return ("segment",) if packed else ()
+
+
 def _rows(data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer) -> order.Rows:
     if data.rows == "pack":
         stream = tokens.tokenize(source, tokenizer, options(data).cache)

@@ -160,6 +160,11 @@ def unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path}: {error.strerror or error}; make it readable or leave it out")
 
 
+def damaged(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:150]
+    return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")
+
+
 def _kind(value: Any) -> str:
     """What JSON calls the value."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}

@@ -51,7 +51,7 @@ def open_array_records(path: Path, key: str) -> ArrayRecords:
     try:
         size = _reader(path).num_records()
     except (RuntimeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise plain.damaged(path, error) from error
     is_json = False
     if size:
         try:
@@ -82,7 +82,7 @@ def _record_text(path: Path, index: int) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, record {index}: not UTF-8 text; write records of text") from error
     except (RuntimeError, ValueError, IndexError) as error:
-        raise _damaged(path, error) from error
+        raise plain.damaged(path, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Tfds:
         try:
             value = _examples(self.folder, self.split)[index][self.key]
         except (RuntimeError, IndexError) as error:
-            raise _damaged(Path(self.folder), error) from error
+            raise plain.damaged(Path(self.folder), error) from error
         return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -146,7 +146,7 @@ def open_tfds(name: str, split: str, key: str, options: Options) -> Tfds:
     try:
         return Tfds(paths, folder, split, key, len(_examples(folder, split)))
     except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(Path(folder), error) from error
+        raise plain.damaged(Path(folder), error) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -204,8 +204,3 @@ def _prepared_folder(path: Path) -> Path:
         what = f"{len(found)} TFDS datasets below it" if found else "no prepared TFDS dataset in it"
         raise UserError(f"tfds:{path}: {what}; name the folder that has {INFO}")
     return found[0]
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:150]
-    return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")

@@ -13,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fqs_jax import files
+from fqs_jax.data import plain
 from fqs_jax.errors import UserError
 
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what tells the folders of `save_to_disk`
@@ -156,6 +157,5 @@ def _ends(sizes: Any) -> tuple[int, ...]:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.strerror:
-        return UserError(f"{path}: {error.strerror}; make it readable or leave it out")
-    reason = " ".join(str(error).split())[:150]
-    return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")
+        return plain.unreadable(path, error)
+    return plain.damaged(path, error)
