@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import flops, model, objectives, optimizer, thoughts
+from fqs_jax import flops, model, objectives, optimizer, quiet_star, thoughts
 from fqs_jax import step as step_lib
 
 Shape = tuple[tuple[int, ...], int, int]
@@ -61,8 +61,8 @@ def print_step(
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         if thought is not None:
-            settings = objectives.QuietStarConfig()
-            return objectives.quiet_star_loss(params, batch, key, config, thought, settings)
+            settings = quiet_star.QuietStarConfig()
+            return quiet_star.quiet_star_loss(params, batch, key, config, thought, settings)
         if ntp:
             return objectives.ntp_loss(params, batch, key, config, objectives.NTPConfig())
         return objectives.next_token_loss(params, batch, key, config)

@@ -24,7 +24,7 @@ def main(_: list[str]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from fqs_jax import model, objectives, thoughts
+    from fqs_jax import model, quiet_star, targets, thoughts
 
     fields, rows, length = SHAPES[FLAGS.shape]
     config = model.ModelConfig(*fields, remat=FLAGS.remat)
@@ -33,8 +33,8 @@ def main(_: list[str]) -> None:
     lm = model.init(config, key)
     params = {"lm": lm, "thought": thoughts.init(config, thought, lm, key, 3, 4)}
     tokens = jax.random.randint(key, (rows, length), 0, config.vocab_size)
-    target = objectives.talk_targets({"mask": jnp.ones(tokens.shape, bool)}, thought.n_ahead_talk)
-    settings = objectives.QuietStarConfig()
+    target = targets.talk_targets({"mask": jnp.ones(tokens.shape, bool)}, thought.n_ahead_talk)
+    settings = quiet_star.QuietStarConfig()
 
     def sample(params: Any) -> Any:
         return thoughts.sample_thoughts(params, tokens, key, config, thought)[0]
@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
 
     def loss(params: Any) -> Any:
         scores = thoughts.score_thoughts(params, tokens, drawn, config, thought)
-        return objectives.thought_losses(scores, target, settings).total(settings)
+        return quiet_star.thought_losses(scores, target, settings).total(settings)
 
     def seconds(function: Any) -> float:
         compiled = jax.jit(function).lower(params).compile()

@@ -22,8 +22,11 @@ _SHAPE = flags.DEFINE_enum("shape", "A", ["A", "B"], "Model and batch.")
 _STAGE = flags.DEFINE_enum("stage", "1", ["0", "1", "2", "3", "4"], "0 plain, 1 to 3 think, 4 NTP.")
 _THREADS = flags.DEFINE_integer("threads", 1, "CPU threads.", 1)
 _STEPS = flags.DEFINE_integer("steps", 7, "Timed steps.", 1)
-_REMAT = flags.DEFINE_string("remat", "full", "What the backward pass recomputes.")
-_VOCAB_CHUNK = flags.DEFINE_integer("vocab_chunk", 2048, "Tokens whose logits are held at once.", 0)
+_REMAT = flags.DEFINE_string("remat", "elementwise", "What the backward pass recomputes.")
+_VOCAB_CHUNK = flags.DEFINE_integer(
+    "vocab_chunk", 0, "Tokens whose logits are held at once; 0 = all.", 0
+)
+_POSITIONS = flags.DEFINE_integer("position_chunk", 16, "Positions scored at once; 0 = all.", 0)
 _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Another text length.", 16)
 
 SHAPES = {
@@ -49,7 +52,11 @@ def main(_: list[str]) -> None:
         steps=_STEPS.value,
         threads=_THREADS.value,
         seq_len=_SEQ_LEN.value,
-        compute={"remat": _REMAT.value, "vocab_chunk": _VOCAB_CHUNK.value},
+        compute={
+            "remat": _REMAT.value,
+            "vocab_chunk": _VOCAB_CHUNK.value,
+            "position_chunk": _POSITIONS.value,
+        },
         labels={"shape": _SHAPE.value, "stage": int(_STAGE.value), "threads": _THREADS.value},
     )
 

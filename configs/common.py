@@ -49,8 +49,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Of stored parameters and Adam moments. The released runs keep bfloat16 and no master copy, in
     # which steps of 1e-6 are lost on all but the smallest weights; float32 moves them all.
     c.compute.param_dtype = "float32"
-    c.compute.remat = "full"  # none | full | dots: what the backward pass recomputes
+    # What the backward pass recomputes: none | full | dots (all but projections) | elementwise (no
+    # matrix product but attention's scores).
+    c.compute.remat = "full"
     c.compute.vocab_chunk = 2048  # tokens whose logits exist at once; 0 = all, kept for backward
+    c.compute.position_chunk = 0  # text positions whose thoughts are scored at once; 0 = all
 
     c.data = ml_collections.ConfigDict()
     c.data.source = "text"  # text | clock (built in)
@@ -97,6 +100,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.thought.temperature = 1.0  # of sampling in training (released)
     c.thought.eval_temperature = 1.0  # at evaluation; 0 = greedy, as the paper says (released: 1)
     c.thought.reinforce_temperature = 3.0  # at which sampled tokens are scored (released)
+    # Share of a row's positions at which a training step thinks, chosen anew each step (published: 1);
+    # the loss is then an estimate of the whole one, right on average, at a fraction of the cost.
+    c.thought.position_fraction = 1.0
+    c.thought.positions = "uniform"  # uniform | high_entropy: more often where the base is unsure
     c.thought.masked_ids = ()  # vocabulary ids never drawn in a thought
     c.thought.start_text = "---"  # the marks begin as the first token of these (released)
     c.thought.end_text = "---"

@@ -10,8 +10,14 @@ itself, m for the m-th slot of a thought block; a sliding window counts text pos
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 # Queries of this many text positions share one block of logits; later keys are skipped, which
 # saves up to half of a causal pass and bounds its memory.
@@ -95,13 +101,22 @@ def indexed_text(
     slot_S: jax.Array,
     segment_BxT: jax.Array | None,
     window: int | None,
+    spans: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
-    """Text part of the attention for queries at chosen text positions `index_BxP`; see aligned_text."""
+    """Text part of the attention for queries at chosen text positions `index_BxP`; see aligned_text.
+
+    Args:
+      spans: keys behind the last position of `index_BxP` are skipped as far as a multiple of
+        1 / spans of the text allows.
+    """
+    length = key_BxTxGxH.shape[1]
     segments = None
     if segment_BxT is not None:
         segments = jnp.take_along_axis(segment_BxT, index_BxP, axis=1), segment_BxT
-    bias = _text_bias(index_BxP, jnp.arange(key_BxTxGxH.shape[1]), slot_S, window, segments)
-    return _attend(query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, bias)
+    bias = _text_bias(index_BxP, jnp.arange(length), slot_S, window, segments)
+    stops = [-(-length * i // spans) for i in range(1, spans + 1)]
+    span = jnp.max(index_BxP) * spans // length
+    return _attend(query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, bias, tuple(stops), span)
 
 
 def own_slots(
@@ -119,14 +134,9 @@ def own_slots(
     Returns:
       Attended values [C, S, N, H] and float32 log-sum-exp [C, S, N].
     """
-    C, S, N, H = query_CxSxNxH.shape
-    G = key_CxMxGxH.shape[2]
-    bias_SxM = jnp.where(visible_SxM, 0.0, _MASKED).astype(jnp.float32)
-    query = query_CxSxNxH.reshape(C, S, G, N // G, H)
-    logits = jnp.einsum("csgnh,cmgh->cgnsm", query, key_CxMxGxH, preferred_element_type=jnp.float32)
-    probs, lse = _softmax(logits * H**-0.5 + bias_SxM)
-    output = jnp.einsum("cgnsm,cmgh->csgnh", probs.astype(value_CxMxGxH.dtype), value_CxMxGxH)
-    return output.reshape(C, S, N, H), lse.transpose(0, 3, 1, 2).reshape(C, S, N)
+    bias_1xSx1xM = jnp.where(visible_SxM, 0.0, _MASKED).astype(jnp.float32)[None, :, None]
+    output, lse = _attend(query_CxSxNxH[:, :, None], key_CxMxGxH, value_CxMxGxH, bias_1xSx1xM)
+    return output[:, :, 0], lse[:, :, 0]
 
 
 def merge(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -172,22 +182,110 @@ def _attend(
     key_BxJxGxH: jax.Array,
     value_BxJxGxH: jax.Array,
     bias_BxQxSxJ: jax.Array,
+    stops: tuple[int, ...] = (),
+    span: jax.Array | int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Grouped-query attention with an additive mask; returns output and log-sum-exp."""
+    """Grouped-query attention with an additive mask; returns output and log-sum-exp.
+
+    Every kv head's queries (position, slot, head of the group) become the rows of one matrix.
+    """
     B, Q, S, N, H = query_BxQxSxNxH.shape
-    G = key_BxJxGxH.shape[2]
-    query = query_BxQxSxNxH.reshape(B, Q, S, G, N // G, H)
-    logits = jnp.einsum(
-        "bqsgnh,bjgh->bgnqsj", query, key_BxJxGxH, preferred_element_type=jnp.float32
+    J, G = key_BxJxGxH.shape[1:3]
+    rows = query_BxQxSxNxH.reshape(B, Q, S, G, N // G, H).transpose(0, 3, 1, 2, 4, 5)
+    bias = jnp.broadcast_to(bias_BxQxSxJ[:, :, :, None], (len(bias_BxQxSxJ), Q, S, N // G, J))
+    output, lse = _rows(
+        rows.reshape(B, G, -1, H),
+        key_BxJxGxH.swapaxes(1, 2),
+        value_BxJxGxH.swapaxes(1, 2),
+        bias.reshape(-1, Q * S * N // G, J),
+        jnp.asarray(span, jnp.int32),
+        stops or (J,),
     )
-    probs, lse = _softmax(logits * H**-0.5 + bias_BxQxSxJ[:, None, None])
-    output = jnp.einsum("bgnqsj,bjgh->bqsgnh", probs.astype(value_BxJxGxH.dtype), value_BxJxGxH)
-    return output.reshape(B, Q, S, N, H), lse.transpose(0, 3, 4, 1, 2).reshape(B, Q, S, N)
+    output = output.reshape(B, G, Q, S, N // G, H).transpose(0, 2, 3, 1, 4, 5)
+    lse = lse.reshape(B, G, Q, S, N // G).transpose(0, 2, 3, 1, 4)
+    return output.reshape(B, Q, S, N, H), lse.reshape(B, Q, S, N)
 
 
-def _softmax(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax over the last axis and its log-sum-exp."""
-    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    exped = jnp.exp(logits - highest)
-    total = jnp.sum(exped, axis=-1, keepdims=True)
-    return exped / total, (jnp.log(total) + highest)[..., 0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _rows(
+    query_BxGxXxH: jax.Array,
+    key_BxGxJxH: jax.Array,
+    value_BxGxJxH: jax.Array,
+    bias_BxXxJ: jax.Array,
+    span: jax.Array,
+    stops: tuple[int, ...],
+) -> tuple[jax.Array, jax.Array]:
+    """Attention in the layout of plain matrix products, over the keys before stops[span].
+
+    The backward pass keeps no probabilities: it recomputes them from the log-sum-exp, transposed,
+    so that the sums over queries are plain products too (as FlashAttention, arXiv 2205.14135).
+    """
+    return _rows_forward(query_BxGxXxH, key_BxGxJxH, value_BxGxJxH, bias_BxXxJ, span, stops)[0]
+
+
+def _rows_forward(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    bias: jax.Array,
+    span: jax.Array,
+    stops: tuple[int, ...],
+) -> Any:
+    def over(stop: int) -> Any:
+        logits = _product("bgxh,bgjh->bgxj", query, key[:, :, :stop])
+        logits = logits * query.shape[-1] ** -0.5 + bias[:, None, :, :stop]
+        highest = jnp.max(logits, axis=-1)
+        exped = jnp.exp(logits - highest[..., None])
+        total = jnp.sum(exped, axis=-1)
+        output = _product("bgxj,bgjh->bgxh", exped.astype(value.dtype), value[:, :, :stop])
+        return (output / total[..., None]).astype(query.dtype), highest, jnp.log(total)
+
+    output, highest, log_total = _switch(over, span, stops)
+    # Named, so that a rematerialisation policy may keep them (model.py).
+    output, highest, log_total = (
+        checkpoint_name(x, "attended") for x in (output, highest, log_total)
+    )
+    kept = query, key, value, bias, span, output, highest, log_total
+    return (output, highest + log_total), kept
+
+
+def _rows_backward(stops: tuple[int, ...], kept: Any, cotangents: Any) -> Any:
+    query, key, value, bias, span, output, highest, log_total = kept
+    d_output, d_lse = cotangents
+    shift = jnp.sum(d_output.astype(jnp.float32) * output, axis=-1) - d_lse
+
+    def over(stop: int) -> Any:
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        logits = _product("bgjh,bgxh->bgjx", keys, query) * query.shape[-1] ** -0.5
+        logits += bias[..., :stop].swapaxes(1, 2)[:, None]
+        # In this order: both are -1e30 for a query that sees nothing.
+        probs = jnp.exp(logits - highest[:, :, None] - log_total[:, :, None])
+        d_probs = _product("bgjh,bgxh->bgjx", values, d_output)
+        d_logits = probs * (d_probs - shift[:, :, None]) * query.shape[-1] ** -0.5
+        d_logits = d_logits.astype(query.dtype)
+        d_query = _product("bgjx,bgjh->bgxh", d_logits, keys)
+        d_key = _product("bgjx,bgxh->bgjh", d_logits, query)
+        d_value = _product("bgjx,bgxh->bgjh", probs.astype(d_output.dtype), d_output)
+        rest = (0, 0), (0, 0), (0, key.shape[2] - stop), (0, 0)
+        return (
+            d_query.astype(query.dtype),
+            jnp.pad(d_key.astype(key.dtype), rest),
+            jnp.pad(d_value.astype(value.dtype), rest),
+        )
+
+    no_gradient = np.zeros(span.shape, jax.dtypes.float0)
+    return *_switch(over, span, stops), jnp.zeros_like(bias), no_gradient
+
+
+_rows.defvjp(_rows_forward, _rows_backward)
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+
+def _switch(function: Callable[[int], Any], index: jax.Array, values: tuple[int, ...]) -> Any:
+    """function(values[index]), each value compiled with its own shapes."""
+    if len(values) == 1:
+        return function(values[0])
+    return jax.lax.switch(index, [functools.partial(function, value) for value in values])

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from fqs_jax import flops, objectives, thoughts
+from fqs_jax import flops, objectives, quiet_star, targets, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -145,7 +145,13 @@ def thought_config(
     return ThoughtConfig(**fields | changes)
 
 
-Loss = Callable[..., tuple[Any, objectives.Metrics]]
+def quiet_star_config(config: ml_collections.ConfigDict) -> quiet_star.QuietStarConfig:
+    """How thoughts are trained."""
+    where = {name: config.thought[name] for name in ("position_fraction", "positions")}
+    return quiet_star.QuietStarConfig(**config.quiet_star.to_dict(), **where)
+
+
+Loss = Callable[..., tuple[Any, targets.Metrics]]
 
 
 def loss_function(
@@ -161,10 +167,10 @@ def loss_function(
     """
     if stage.objective == "quiet_star":
         return functools.partial(
-            objectives.quiet_star_loss,
+            quiet_star.quiet_star_loss,
             model=model,
             thought=thought_config(config, stage),
-            config=objectives.QuietStarConfig(**config.quiet_star.to_dict()),
+            config=quiet_star_config(config),
             split_rationales=split_rationales,
         )
     if stage.objective == "ntp":
@@ -192,7 +198,15 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
     """Model FLOPs of one training step of the stage (flops.py)."""
     batch, length = config.batch_size, config.data.seq_len
     if stage.thinks:
-        return flops.quiet_star_step(model, thought_config(config, stage), batch, length)
+        settings = quiet_star_config(config)
+        return flops.quiet_star_step(
+            model,
+            thought_config(config, stage),
+            batch,
+            length,
+            settings.num_positions(length),
+            choosing=settings.position_fraction < 1 and settings.positions == "high_entropy",
+        )
     if stage.objective == "ntp":
         return flops.ntp_step(model, batch, length, sampled=config.ntp.action == "sampled")
     return flops.next_token_step(model, batch, length)

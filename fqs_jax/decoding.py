@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, rollout, thoughts
+from fqs_jax import attention, blocks, rollout
 from fqs_jax import model as model_lib
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.rollout import TextCache
@@ -45,24 +45,27 @@ def prefill(
 
 
 def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfig) -> Cursor:
-    """Append one token to every row: one cached step."""
+    """Append one token to every row: one cached step. Donate the cursor, and nothing of its size is
+    copied: layers hand out the new key and value alone, which are then written into the caches."""
     index_Bx1 = cursor.length_B[:, None]
-    rows = jnp.arange(token_B.shape[0])
+    one = jnp.ones(1, jnp.int32)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        cached_k, cached_v = (
-            cached.at[rows, cursor.length_B].set(new[:, 0])
-            for cached, new in zip(layer, (k, v), strict=True)
+        before = attention.indexed_text(
+            q[:, :, None], layer[0], layer[1], index_Bx1 - 1, one, None, model.sliding_window
         )
-        slot = jnp.zeros(1, jnp.int32)
-        output, _ = attention.indexed_text(
-            q[:, :, None], cached_k, cached_v, index_Bx1, slot, None, model.sliding_window
-        )
-        return output[:, :, 0], (cached_k, cached_v)
+        output, lse = attention.own_slots(q, k, v, jnp.ones((1, 1), bool))
+        merged = attention.merge(before, (output[:, :, None], lse[:, :, None]))
+        return merged[:, :, 0], (k, v)
 
     embedding_Bx1xD = model_lib.embed(params["lm"], token_B[:, None], model)
-    hidden_Bx1xD, (key, value) = model_lib.run_layers(
+    hidden_Bx1xD, new = model_lib.run_layers(
         params["lm"], embedding_Bx1xD, index_Bx1, attend, model, (cursor.key, cursor.value)
+    )
+    rows_B = jnp.arange(token_B.shape[0])
+    key, value = (
+        cache.at[:, rows_B, cursor.length_B].set(written[:, :, 0])
+        for cache, written in zip((cursor.key, cursor.value), new, strict=True)
     )
     return Cursor(key, value, cursor.length_B + 1, hidden_Bx1xD[:, 0])
 
@@ -87,7 +90,7 @@ def next_log_probs(
     index_Bx1 = cursor.length_B[:, None] - 1
     tokens, _, after = rollout.rollout(params, text, key, model, thought, index_Bx1, finish=True)
     assert after is not None  # finished
-    mixed, weight = thoughts.mixed_log_probs(
+    mixed, weight = blocks.mixed_log_probs(
         params, cursor.hidden_BxD[:, None, None], after, thought
     )
     return mixed[:, 0, 0], tokens[:, 0, 0], weight[:, 0, 0]

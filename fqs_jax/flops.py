@@ -44,21 +44,39 @@ def sampling(
     return text_forward(model, length) + thought.rationales * positions * steps * step
 
 
-def scoring(model: ModelConfig, thought: ThoughtConfig, length: int) -> int:
-    """The packed forward pass of one row with a thought at every position, vocabulary where read."""
+def scoring(
+    model: ModelConfig, thought: ThoughtConfig, length: int, positions: int | None = None
+) -> int:
+    """The packed forward pass of one row with thoughts at `positions` (all), vocabulary where read."""
+    positions = length if positions is None else positions
     R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
     block = R * M * (dense(model) + attend(model, (length + 1) / 2 + (M + 1) / 2))
-    reads = (1 + R * (K + A)) * vocabulary(model)
+    reads = R * (K + A) * vocabulary(model)
     # Base half of the first layer once a talk step, the rest for every rationale.
     width = model.width
     talk_head = 2 * A * (width * width + R * (2 * width * width + width))
-    return text_forward(model, length) + length * (block + reads + talk_head)
+    plain = text_forward(model, length) + length * vocabulary(model)
+    return plain + positions * (block + reads + talk_head)
 
 
-def quiet_star_step(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
-    """One thinking step: sampling without gradient, scoring with it."""
-    sample = sampling(model, thought, length, length, thought.num_tokens)
-    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length))
+def quiet_star_step(
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    batch: int,
+    length: int,
+    positions: int | None = None,
+    choosing: bool = False,
+) -> int:
+    """One thinking step: sampling without gradient, scoring with it; they share the text pass.
+
+    Args:
+      positions: of a row at which is thought; None = all.
+      choosing: whether they are chosen by the plain prediction's entropy, which reads the head.
+    """
+    positions = length if positions is None else positions
+    sample = sampling(model, thought, length, positions, thought.num_tokens)
+    sample += choosing * length * vocabulary(model) - text_forward(model, length)
+    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length, positions))
 
 
 def next_token_step(model: ModelConfig, batch: int, length: int) -> int:

@@ -42,17 +42,23 @@ class Emitted(NamedTuple):
     seconds: float
 
 
-@functools.partial(jax.jit, static_argnames=("model", "thought", "temperature", "top_p", "allowed"))
-def _choose(params, cursor, key, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "thought", "temperature", "top_p", "allowed"),
+    donate_argnames="cursor",
+)
+def _step(params, cursor, key, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
+    """Choose the next token of every row, and append it: one program a token."""
     log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought)
     # A padded vocabulary has ids that no text has.
     log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
     token = decoding.pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p)
-    return token, drawn, weight
+    return token, drawn, weight, decoding.extend(params, cursor, token, model)
 
 
 _prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
-_extend = jax.jit(decoding.extend, static_argnames=("model",), donate_argnums=1)
+# Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
+_PROMPT, _CACHE = 32, 128
 
 
 def generate(
@@ -99,13 +105,14 @@ def _generate(
     tokenizer, model = loaded.tokenizer, loaded.model
     thought = loaded.thought if think else None
     rows = [prompt_ids(loaded, prompt) for prompt in prompts]
-    longest = max(map(len, rows))
+    longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
     for i, row in enumerate(rows):
         tokens_BxT[i, : len(row)] = row
     length_B = jnp.array([len(row) for row in rows], jnp.int32)
 
-    cursor = _prefill(loaded.params, tokens_BxT, length_B, model=model, room=max_new_tokens)
+    room = _up_to(longest + max_new_tokens, _CACHE) - longest
+    cursor = _prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
     key = jax.random.key(seed)
     settings = {"temperature": temperature, "top_p": top_p, "allowed": tokenizer.vocab_size}
     going_B = np.ones(len(rows), bool)
@@ -113,11 +120,9 @@ def _generate(
     clock = time.perf_counter()
     for step in range(max_new_tokens):
         step_key = jax.random.fold_in(key, step)
-        token_B, thought_BxK, weight_B = _choose(
+        token_B, thought_BxK, weight_B, cursor = _step(
             loaded.params, cursor, step_key, model=model, thought=thought, **settings
         )
-        if step + 1 < max_new_tokens:
-            cursor = _extend(loaded.params, cursor, token_B, model=model)
         picked, drawn, weights = map(np.asarray, (token_B, thought_BxK, weight_B))
         for i in map(int, np.flatnonzero(going_B)):
             if thought is not None:
@@ -134,6 +139,10 @@ def _generate(
         if not going_B.any():
             break
     return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
+
+
+def _up_to(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:

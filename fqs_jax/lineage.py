@@ -21,6 +21,7 @@ HARMLESS = (
     "microbatches",
     "remat",
     "vocab_chunk",
+    "position_chunk",
     "workers",
     "cache_dir",
     "tfds_dir",

@@ -17,6 +17,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from fqs_jax import attention, sharding
 from fqs_jax.errors import UserError
@@ -31,6 +32,10 @@ REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "elementwise": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attended"),
+    ),
 }
 
 
@@ -56,6 +61,8 @@ class ModelConfig:
       remat: what the backward pass keeps of a layer, a key of REMAT_POLICIES.
       vocab_chunk: tokens whose logits are held at once (vocab.py); 0 = all of them, kept for the
         backward pass.
+      position_chunk: text positions whose thoughts go through the training step's scoring pass,
+        forward and backward, at once; 0 = all of them.
     """
 
     vocab_size: int
@@ -76,6 +83,7 @@ class ModelConfig:
     param_dtype: str = "float32"
     remat: str = "full"
     vocab_chunk: int = 2048
+    position_chunk: int = 0
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -85,6 +93,8 @@ class ModelConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise UserError(f"{name} {getattr(self, name)!r} is none of {', '.join(DTYPES)}")
+        if self.vocab_chunk < 0 or self.position_chunk < 0:
+            raise UserError("vocab_chunk and position_chunk must be 0 (all at once) or more")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
 
@@ -110,21 +120,33 @@ class Block(nn.Module):
         )
         residual_scale = nn.initializers.normal(0.02 / math.sqrt(2 * c.num_layers))
 
-        normed = norm(name="attn_norm")(hidden)
-        query = dense((c.num_heads, c.head_dim), use_bias=c.qkv_bias, name="q")(normed)
-        key = dense((c.num_kv_heads, c.head_dim), use_bias=c.qkv_bias, name="k")(normed)
-        value = dense((c.num_kv_heads, c.head_dim), use_bias=c.qkv_bias, name="v")(normed)
-        attended, layer_output = attend(rotate(query, rope), rotate(key, rope), value, layer_input)
-        hidden = hidden + dense(
-            c.width, axis=(-2, -1), use_bias=False, kernel_init=residual_scale, name="o"
-        )(attended)
+        def flat(x: jax.Array) -> jax.Array:
+            # All tokens along one axis: a kernel's gradient is then a product over one axis, which
+            # needs no transposed copy of its operands.
+            return x.reshape(-1, x.shape[-1])
 
-        normed = norm(name="mlp_norm")(hidden)
+        places = hidden.shape[:-1]
+        normed = flat(norm(name="attn_norm")(hidden))
+        query, key, value = (
+            dense((heads, c.head_dim), use_bias=c.qkv_bias, name=name)(normed).reshape(
+                *places, heads, c.head_dim
+            )
+            for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
+        )
+        # Named, so that a rematerialisation policy may keep them.
+        query, key = (checkpoint_name(rotate(x, rope), "attended") for x in (query, key))
+        attended, layer_output = attend(query, key, value, layer_input)
+        attended = checkpoint_name(attended, "attended")
+        output = dense(
+            c.width, axis=(-2, -1), use_bias=False, kernel_init=residual_scale, name="o"
+        )(attended.reshape(-1, c.num_heads, c.head_dim))
+        hidden = hidden + output.reshape(hidden.shape)
+
+        normed = flat(norm(name="mlp_norm")(hidden))
         gate = nn.silu(dense(c.mlp_dim, use_bias=False, name="gate")(normed))
         up = dense(c.mlp_dim, use_bias=False, name="up")(normed)
-        hidden = hidden + dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(
-            gate * up
-        )
+        output = dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(gate * up)
+        hidden = hidden + output.reshape(hidden.shape)
         return hidden, layer_output
 
 

@@ -53,8 +53,8 @@ def rollout(
     start_D, end_D = marks(params, model, thought)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
     keys_BxPxR = thought_keys(key, where_BxP, R) if key.ndim == 0 else key
-    empty = jnp.zeros((L, B, P, R, K + 2 * finish, G, H), c.dtype)
-    own = (sharding.constrain(empty, "L B P R . G H"),) * 2
+    empty = jnp.zeros((L, B, P, R, G, K + 2 * finish, H), c.dtype)
+    own = (sharding.constrain(empty, "L B P R G . H"),) * 2
 
     table_VxD = model_lib.embedding_table(lm, c)
     kernel_DxV = vocab.gathered_head(model_lib.head_kernel(lm), c.dtype)
@@ -66,14 +66,14 @@ def rollout(
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
             text_k, text_v, own_k, own_v = layer
-            own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=3)
-            own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=3)
-            visible_M = attention.causal_slots(own_k.shape[3], c.sliding_window)[slot]
+            own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=4)
+            own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=4)
+            visible_M = attention.causal_slots(own_k.shape[4], c.sliding_window)[slot]
             flat = (B * P * R, -1)
             own_part = attention.own_slots(
                 q.reshape(*flat, *q.shape[-2:]),
-                own_k.reshape(*flat, G, H),
-                own_v.reshape(*flat, G, H),
+                own_k.reshape(B * P * R, G, -1, H).swapaxes(1, 2),
+                own_v.reshape(B * P * R, G, -1, H).swapaxes(1, 2),
                 visible_M[None],
             )
             own_part = own_part[0].reshape(q.shape), own_part[1].reshape(q.shape[:-1])
@@ -87,7 +87,7 @@ def rollout(
             lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers
         )
         own = jax.tree.map(
-            lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=4), own, new
+            lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=5), own, new
         )
         return hidden, own
 
@@ -144,6 +144,7 @@ def text_attention(
     slot_S: jax.Array,
     segment_BxT: jax.Array | None,
     model: ModelConfig,
+    spans: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
     if index_BxP is None:
@@ -158,6 +159,7 @@ def text_attention(
         slot_S,
         segment_BxT,
         model.sliding_window,
+        spans,
     )
 
 

@@ -37,7 +37,7 @@ def _text_nll(
         hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
         log_probs = objectives.label_log_probs(params["lm"], hidden, tokens, model)
         return {"nll_base": -jnp.sum(log_probs * where)}
-    scores, _ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
+    scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
     return {
         "nll_base": -jnp.sum(scores.base_BxT[:, :-1] * where),
         "nll_thought": -jnp.sum(scores.talk_BxPxRxA[:, :-1, 0, 0] * where),

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fqs_jax import curriculum, objectives, optimizer, sharding
+from fqs_jax import curriculum, optimizer, sharding, targets
 from fqs_jax.curriculum import Loss, Stage
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -196,7 +196,7 @@ def _accumulate(
     whole's counts; a row draws the same whichever part it is in.
     """
     rows = batch["tokens"].shape[0]
-    counts = objectives.target_counts(objectives.talk_targets(batch, talk_steps)) / parts
+    counts = targets.target_counts(targets.talk_targets(batch, talk_steps)) / parts
     batch = batch | {"row": jnp.arange(rows)}
 
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import agreement, distributed, files, objectives, sharding, thoughts
+from fqs_jax import agreement, distributed, files, sharding, targets, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.data.order import Dataset
 from fqs_jax.model import ModelConfig, Params
@@ -60,13 +60,13 @@ def score_rows(
         step_key = jax.random.fold_in(key, step)
 
         def score_part(part: dict[str, jax.Array]) -> jax.Array:
-            scores, _ = thoughts.sample_and_score(
+            scores, *_ = thoughts.sample_and_score(
                 params,
                 part["tokens"],
                 step_key,
                 model,
                 thought,
-                objectives.segments(part),
+                targets.segments(part),
                 part["row"],
             )
             return scores.talk_BxPxRxA[:, : length - 1, 0, 0]

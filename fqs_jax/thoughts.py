@@ -7,23 +7,26 @@ published scripts: K = n_ahead - 3 (Quiet-STaR, arXiv 2403.09629; Fast Quiet-STa
 
 Phase one, `sample_thoughts`: a text pass whose keys and values are shared by all rationales, then K
 short cached steps, each one query a position and rationale. Phase two, `score_thoughts`: text and
-all blocks through the network at once. The published code instead keeps n_ahead + n_ahead_talk - 1
-passes on one tape; loss and gradients are the same.
+all blocks through the network at once (blocks.py). The published code instead keeps n_ahead +
+n_ahead_talk - 1 passes on one tape; loss and gradients are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, mixing, sharding, vocab
+from fqs_jax import mixing, sharding
 from fqs_jax import model as model_lib
+from fqs_jax.blocks import Text, mixed_log_probs, read_text, score_blocks
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.rollout import TextCache, marks, rollout, text_attention, thought_keys
+from fqs_jax.positions import Positions
+from fqs_jax.rollout import TextCache, rollout, thought_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +80,10 @@ class ThoughtConfig:
 
 
 class Scores(NamedTuple):
-    """What one packed pass reads off; log-probabilities are float32.
+    """What one packed pass reads off.
 
-    base_BxT: log p(x_{t+1}) of the plain prediction at t; the last entry is for x_0, wrapped around.
-    thought_BxPxRxK: of the sampled tokens, at the REINFORCE temperature.
-    talk_BxPxRxA: of x_{t+1+s} under the mixed prediction, s = 0..A-1; wrapped around at the row's end.
-    mixing_weight_BxPxRxA: weight of the thought.
+    base_BxT: log p(x_{t+1}) of the plain prediction at t, float32; the last entry is for x_0, wrapped
+    around. The others: see `blocks.BlockScores`.
     """
 
     base_BxT: jax.Array
@@ -168,23 +169,72 @@ def think(
     return mixed, model_lib.head_logits(params["lm"], base_BxPxD), tokens, weight
 
 
-def mixed_log_probs(
-    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities [..., V] of the mixed next-token prediction, and the mixing weight [...].
+class Thinking(NamedTuple):
+    """Rows of a batch, their text pass, and the thoughts sampled behind it.
 
-    Args:
-      base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
-      after: final-norm hidden states of the end mark, [..., D].
+    Rows are sequences; or, where rationales are split, rationales of sequences, with R = 1. `together`
+    undoes that.
+
+    index_BxP: text positions of the thoughts; None = all.
     """
-    score = _score(params, base, after, thought)
-    weight = mixing.weight(score, thought.mixing)
-    if thought.mixing != "probability":
-        mixed = mixing.mix_hidden(base, after, weight)
-        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], mixed)), weight
-    base_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base))
-    after_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], after))
-    return mixing.mix_log_probs(base_log_p, after_log_p, score[..., None]), weight
+
+    tokens_BxT: jax.Array
+    segment_BxT: jax.Array | None
+    text: Text
+    index_BxP: jax.Array | None
+    thought_BxPxRxK: jax.Array
+    entropy_BxPxRxK: jax.Array
+
+
+# Where to think, from the text's final-norm hidden states [B, T, D].
+Choose = Callable[[jax.Array], Positions]
+
+
+def read_and_think(
+    params: Params,
+    tokens_BxT: jax.Array,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    segment_BxT: jax.Array | None = None,
+    row_B: jax.Array | None = None,
+    split_rationales: bool = False,
+    choose: Choose | None = None,
+) -> tuple[Thinking, Positions | None]:
+    """The differentiable text pass, and phase one behind it; see `sample_and_score`."""
+    B, T = tokens_BxT.shape
+    R = thought.rationales
+    if split_rationales:
+        tokens_BxT = sharding.constrain(jnp.repeat(tokens_BxT, R, axis=0), "B T")
+        if segment_BxT is not None:
+            segment_BxT = sharding.constrain(jnp.repeat(segment_BxT, R, axis=0), "B T")
+        thought = dataclasses.replace(thought, rationales=1)
+    text = read_text(params, tokens_BxT, model, segment_BxT)
+
+    where, index_BxP = None, None
+    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
+    if choose is not None:
+        # All rationales of a sequence think at the same positions.
+        hidden_BxTxD = jax.lax.stop_gradient(text.hidden_BxTxD)
+        where = choose(hidden_BxTxD.reshape(B, -1, T, model.width)[:, 0])
+        where_BxP = index_BxP = where.index_BxP
+    keys = thought_keys(key, where_BxP, R, row_B)
+    if split_rationales:
+        keys = jnp.moveaxis(keys, 2, 1).reshape(B * R, -1, 1)
+        if index_BxP is not None:
+            index_BxP = sharding.constrain(jnp.repeat(index_BxP, R, axis=0), "B .")
+
+    frozen = jax.lax.stop_gradient((params, text.key_LxBxTxGxH, text.value_LxBxTxGxH))
+    cache = TextCache(*frozen[1:], segment_BxT)
+    drawn, entropy, _ = rollout(frozen[0], cache, keys, model, thought, index_BxP, finish=False)
+    return Thinking(tokens_BxT, segment_BxT, text, index_BxP, drawn, entropy), where
+
+
+def together(x: jax.Array, rationales: int) -> jax.Array:
+    """[B', P, R', ...] of rows that may be single rationales -> [B, P, R, ...]."""
+    split = rationales // x.shape[2]
+    x = jnp.moveaxis(x.reshape(-1, split, *x.shape[1:]), 1, 2)
+    return x.reshape(*x.shape[:2], rationales, *x.shape[4:])
 
 
 def sample_and_score(
@@ -196,37 +246,37 @@ def sample_and_score(
     segment_BxT: jax.Array | None = None,
     row_B: jax.Array | None = None,
     split_rationales: bool = False,
-) -> tuple[Scores, jax.Array]:
-    """Both phases, thinking at every position.
+    choose: Choose | None = None,
+) -> tuple[Scores, jax.Array, Positions | None]:
+    """Both phases.
 
     Args:
       row_B: see `thought_keys`.
+      choose: where to think; None = everywhere.
       split_rationales: let the rationales of a sequence be rows of their own, so that more devices
         than sequences can share the work; each reads the text again. The result is the same.
 
     Returns:
-      The scores, and the entropy (nats) of each draw [B, T, R, K].
+      The scores, the entropy (nats) of each draw [B, P, R, K], and where was thought.
     """
     B, T = tokens_BxT.shape
     R = thought.rationales
-    keys = thought_keys(key, jnp.broadcast_to(jnp.arange(T), (B, T)), R, row_B)
-    if split_rationales:
-        keys = jnp.moveaxis(keys, 2, 1).reshape(B * R, T, 1)
-        tokens_BxT = sharding.constrain(jnp.repeat(tokens_BxT, R, axis=0), "B T")
-        if segment_BxT is not None:
-            segment_BxT = sharding.constrain(jnp.repeat(segment_BxT, R, axis=0), "B T")
-        thought = dataclasses.replace(thought, rationales=1)
-    drawn, entropy = sample_thoughts(params, tokens_BxT, keys, model, thought, segment_BxT)
-    scores = score_thoughts(params, tokens_BxT, drawn, model, thought, segment_BxT)
-    if not split_rationales:
-        return scores, entropy
-
-    def together(x: jax.Array) -> jax.Array:
-        """[B R, P, 1, ...] -> [B, P, R, ...]."""
-        return jnp.moveaxis(x.reshape(B, R, T, *x.shape[3:]), 1, 2)
-
-    base_BxT = scores.base_BxT.reshape(B, R, T)[:, 0]  # each rationale has the same
-    return Scores(base_BxT, *map(together, scores[1:])), together(entropy)
+    thinking, where = read_and_think(
+        params, tokens_BxT, key, model, thought, segment_BxT, row_B, split_rationales, choose
+    )
+    blocks = score_blocks(
+        params,
+        thinking.text,
+        thinking.tokens_BxT,
+        thinking.thought_BxPxRxK,
+        model,
+        thought,
+        thinking.segment_BxT,
+        thinking.index_BxP,
+    )
+    base_BxT = thinking.text.log_prob_BxT.reshape(B, -1, T)[:, 0]
+    scores = Scores(base_BxT, *(together(x, R) for x in blocks))
+    return scores, together(thinking.entropy_BxPxRxK, R), where
 
 
 def score_thoughts(
@@ -238,111 +288,9 @@ def score_thoughts(
     segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
 ) -> Scores:
-    """Phase two: one differentiable pass over text and all thought blocks.
-
-    Everything is one sequence of T + P * R * M tokens a row for the network's dense layers; attention
-    takes it apart into causal text, blocks over shared text, and blocks over themselves.
-    """
-    lm, c = params["lm"], model
-    B, T = tokens_BxT.shape
-    P, R, K = thought_BxPxRxK.shape[1:]
-    A, M = thought.n_ahead_talk, thought.num_slots
-    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
-    slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, None]:
-        text_k, text_v = k[:, :T], v[:, :T]
-        text = attention.causal(q[:, :T], text_k, text_v, segment_BxT, c.sliding_window)
-        blocks = (B * P * R, M)
-        block_q = q[:, T:].reshape(B, P, R * M, *q.shape[-2:])
-        over_text = text_attention(block_q, text_k, text_v, index_BxP, slot_RM, segment_BxT, c)
-        over_own = attention.own_slots(
-            block_q.reshape(*blocks, *q.shape[-2:]),
-            k[:, T:].reshape(*blocks, *k.shape[-2:]),
-            v[:, T:].reshape(*blocks, *v.shape[-2:]),
-            attention.causal_slots(M, c.sliding_window),
-        )
-        over_own = over_own[0].reshape(block_q.shape), over_own[1].reshape(block_q.shape[:-1])
-        merged = attention.merge(over_text, over_own).reshape(B, P * R * M, *q.shape[-2:])
-        return jnp.concatenate([text, merged], axis=1), None
-
-    packed = _packed_embeddings(params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought)
-    block_positions = (where_BxP[..., None] + slot_RM).reshape(B, -1)
-    positions = jnp.concatenate([jnp.broadcast_to(jnp.arange(T), (B, T)), block_positions], axis=1)
-    hidden, _ = model_lib.run_layers(lm, packed, positions, attend, c)
-
-    base_BxTxD = hidden[:, :T]
-    block_BxPxRxMxD = hidden[:, T:].reshape(B, P, R, M, c.width)
-    kernel_DxV = model_lib.head_kernel(lm)
-    base_BxT = vocab.log_probs(
-        base_BxTxD, kernel_DxV, jnp.roll(tokens_BxT, -1, axis=1), chunk=c.vocab_chunk
+    """Phase two: one differentiable pass over the text and one over all thought blocks behind it."""
+    text = read_text(params, tokens_BxT, model, segment_BxT)
+    blocks = score_blocks(
+        params, text, tokens_BxT, thought_BxPxRxK, model, thought, segment_BxT, index_BxP
     )
-    thought_log_probs = vocab.log_probs(
-        block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
-        kernel_DxV,
-        thought_BxPxRxK,
-        chunk=c.vocab_chunk,
-        temperature=thought.reinforce_temperature,
-        masked_ids=thought.masked_ids,
-    )
-
-    after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
-    base_BxPx1xAxD = _ahead(base_BxTxD, where_BxP, A)[:, :, None]
-    score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
-    weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
-    target_BxPxRxA = jnp.broadcast_to(
-        _ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A)
-    )
-    if thought.mixing == "probability":
-        after_log_probs = vocab.log_probs(
-            after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
-        )
-        base_BxPx1xA = _ahead(base_BxT, where_BxP, A)[:, :, None]
-        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, after_log_probs, score_BxPxRxA)
-    else:
-        mixed_BxPxRxAxD = mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
-        talk_BxPxRxA = vocab.log_probs(
-            mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
-        )
-    return Scores(base_BxT, thought_log_probs, talk_BxPxRxA, weight_BxPxRxA)
-
-
-def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
-    """The talk head's score with the configured bias."""
-    score = mixing.score(params["thought"]["talk_head"], base, after)
-    return score if thought.mixing == "linear" else score + thought.mixing_bias
-
-
-def _packed_embeddings(
-    params: Params,
-    tokens_BxT: jax.Array,
-    thought_BxPxRxK: jax.Array,
-    where_BxP: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
-) -> jax.Array:
-    """Input embeddings of text and blocks, [B, T + P R M, D]."""
-    B, P, R, K = thought_BxPxRxK.shape
-    T, A, D = tokens_BxT.shape[1], thought.n_ahead_talk, model.width
-    forced_BxPxA = _ahead(tokens_BxT, where_BxP + 1, A - 1)
-    # One look-up for all, so that the table has one gradient.
-    ids = [tokens_BxT, thought_BxPxRxK.reshape(B, -1), forced_BxPxA.reshape(B, -1)]
-    found = model_lib.embed(params["lm"], jnp.concatenate(ids, axis=1), model)
-    text, drawn, forced = jnp.split(found, [T, T + P * R * K], axis=1)
-    start_D, end_D = marks(params, model, thought)
-    blocks = [
-        jnp.broadcast_to(start_D, (B, P, R, 1, D)),
-        drawn.reshape(B, P, R, K, D),
-        jnp.broadcast_to(end_D, (B, P, R, 1, D)),
-        jnp.broadcast_to(forced.reshape(B, P, 1, A - 1, D), (B, P, R, A - 1, D)),
-    ]
-    return jnp.concatenate([text, jnp.concatenate(blocks, axis=3).reshape(B, -1, D)], axis=1)
-
-
-def _ahead(x_BxTx: jax.Array, where_BxP: jax.Array, steps: int) -> jax.Array:
-    """x at positions t, t + 1, ... behind each t of `where_BxP`, wrapped around: [B, P, steps, ...]."""
-    B, P = where_BxP.shape
-    index_BxPA = ((where_BxP[..., None] + jnp.arange(steps)) % x_BxTx.shape[1]).reshape(B, -1)
-    more = (1,) * (x_BxTx.ndim - 2)
-    found = jnp.take_along_axis(x_BxTx, index_BxPA.reshape(B, -1, *more), axis=1)
-    return found.reshape(B, P, steps, *x_BxTx.shape[2:])
+    return Scores(text.log_prob_BxT, *blocks)

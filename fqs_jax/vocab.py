@@ -71,6 +71,17 @@ def expected_log_probs(
     return _by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, unused)
 
 
+def entropies(hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int) -> jax.Array:
+    """Entropy in nats of softmax(hidden @ kernel), float32 [B, ...]; no gradient."""
+
+    def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(_logits(hidden, kernel_DxV, ()))
+        return -jnp.sum(jnp.exp(log_p) * log_p, -1)
+
+    unused = jnp.zeros(hidden_BxXxD.shape[:-1], jnp.int32)
+    return jax.lax.stop_gradient(_by_chunks(read, chunk, hidden_BxXxD, unused))
+
+
 def sample(
     hidden_BxXxD: jax.Array,
     kernel_DxV: jax.Array,
@@ -101,15 +112,29 @@ def sample(
         if temperature:
             noise = functools.partial(jax.random.gumbel, shape=logits.shape[-1:], dtype=jnp.float32)
             logits = logits + jax.vmap(jax.vmap(noise))(keys)
-        return jnp.argmax(logits, -1).astype(jnp.int32), entropy
+        return _argmax(logits), entropy
 
     return jax.lax.stop_gradient(_by_chunks(draw, chunk, hidden_BxXxD, keys_BxX))
+
+
+def _argmax(x: jax.Array) -> jax.Array:
+    """The first index of the largest element along the last axis, int32.
+
+    As two plain reductions, which vector units do well; jnp.argmax's pairs of value and index are
+    compared one by one on CPU, and computed so too, with all of the noise.
+    """
+    last = x.shape[-1] - 1
+    index = jnp.where(x == jnp.max(x, -1, keepdims=True), jnp.arange(last + 1), last)
+    return jnp.min(index, -1).astype(jnp.int32)
 
 
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
     # Also where a gradient comes back: rows stay where they are, whatever cuts the head.
     hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
-    logits = jnp.dot(hidden, kernel_DxV, preferred_element_type=jnp.float32)
+    # All tokens along one axis, as in model.Block.
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logits = jnp.dot(flat, kernel_DxV, preferred_element_type=jnp.float32)
+    logits = logits.reshape(*hidden.shape[:-1], -1)
     logits = sharding.constrain(logits, "B" + " ." * (logits.ndim - 2) + " V")
     for masked in masked_ids:
         logits = jnp.where(jnp.arange(logits.shape[-1]) == masked, MASKED_LOGIT, logits)

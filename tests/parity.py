@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, thoughts
+from fqs_jax import objectives, quiet_star, targets, thoughts
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
-from fqs_jax.objectives import NTPConfig, QuietStarConfig
+from fqs_jax.objectives import NTPConfig
+from fqs_jax.quiet_star import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests import published
 from tests.published import Arrays, Fixture
@@ -140,9 +141,9 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     real = np.repeat(data["attention_mask"].astype(bool), P, axis=0)
     rewarded = real[:, : T - 1 - A]
     flat = (-1, T - 1 - A)
-    result.inform("reward", ours.reward.reshape(flat), data["policy_reward"], rewarded)
+    result.inform("reward", ours.reward[..., : T - 1 - A].reshape(flat), data["policy_reward"], rewarded)
     clipped = np.maximum(data["advantage"], 0.0)
-    result.inform("advantage", ours.advantage.reshape(flat), clipped, rewarded)
+    result.inform("advantage", ours.advantage[..., : T - 1 - A].reshape(flat), clipped, rewarded)
     loglik = by_row(scores.thought_BxPxRxK)[:, : T - 1]
     result.inform("action log-likelihood", loglik, data["action_loglik"], real[:, : T - 1, None])
     n = thought.n_ahead
@@ -158,21 +159,21 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
 @functools.partial(jax.jit, static_argnames=("model", "thought", "config"))
 def thinking_step(
     params: Any,
-    batch: objectives.Batch,
+    batch: targets.Batch,
     thought_BxTxRxK: jax.Array,
     *,
     model: ModelConfig,
     thought: ThoughtConfig,
     config: QuietStarConfig,
-) -> tuple[objectives.ThoughtLosses, thoughts.Scores, Any, Any]:
+) -> tuple[quiet_star.ThoughtLosses, thoughts.Scores, Any, Any]:
     """Losses and scores, and the gradients of the NLL and of the policy loss apart."""
 
-    def losses(params: Any) -> tuple[objectives.ThoughtLosses, thoughts.Scores]:
+    def losses(params: Any) -> tuple[quiet_star.ThoughtLosses, thoughts.Scores]:
         scores = thoughts.score_thoughts(
             params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
         )
-        target_BxAxT = objectives.talk_targets(batch, thought.n_ahead_talk)
-        return objectives.thought_losses(scores, target_BxAxT, config), scores
+        target_BxAxT = targets.talk_targets(batch, thought.n_ahead_talk)
+        return quiet_star.thought_losses(scores, target_BxAxT, config), scores
 
     (ours, scores), pull = jax.vjp(losses, params)
     zero = jax.tree.map(jnp.zeros_like, (ours, scores))
@@ -212,7 +213,7 @@ def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _ntp_step(
     params: Any,
-    batch: objectives.Batch,
+    batch: targets.Batch,
     teacher_BxU: jax.Array,
     action_BxU: jax.Array,
     *,

@@ -1,7 +1,8 @@
 """FLOPs counted from shapes against those of the traced programs.
 
 The two agree exactly but for what is named in each test: the programs compute all slots of a block's
-own keys and mask some, of which the count leaves out the masked ones.
+own keys and mask some, of which the count leaves out the masked ones; and the backward pass of attention
+recomputes its scores.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import attention, decoding, flops, objectives, thoughts
+from fqs_jax import attention, decoding, flops, objectives, quiet_star, thoughts
 from fqs_jax import model as model_lib
-from fqs_jax.objectives import NTPConfig, QuietStarConfig
+from fqs_jax.objectives import NTPConfig
+from fqs_jax.quiet_star import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts
@@ -42,6 +44,11 @@ def exactly_causal(monkeypatch: pytest.MonkeyPatch) -> None:
 def masked_slots(model: Any, slots: int) -> int:
     """One query's scores and values of a block's later slots, on average, computed in vain."""
     return flops.attend(model, slots) - flops.attend(model, (slots + 1) / 2)
+
+
+def scores_again(model: Any, keys: float) -> int:
+    """One query's scores, half of its attention: the backward pass recomputes them (attention.py)."""
+    return flops.attend(model, keys) // 2
 
 
 def gradient(loss: Any) -> Any:
@@ -112,11 +119,34 @@ def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig) -
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
     config = QuietStarConfig()
     traced = matmul_flops(
-        gradient(lambda p: objectives.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
         random_params(model),
     )
     in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
-    assert traced == flops.quiet_star_step(model, thought, B, T) + B * R * T * in_vain
+    again = M * (scores_again(model, (T + 1) / 2) + scores_again(model, M))
+    in_vain = R * (in_vain + again) + scores_again(model, (T + 1) / 2)
+    assert traced == flops.quiet_star_step(model, thought, B, T) + B * T * in_vain
+
+
+@pytest.mark.parametrize("positions", ["uniform", "high_entropy"])
+def test_a_thinking_step_at_some_positions(positions: str) -> None:
+    model, thought = MODELS[0], THOUGHTS[0]
+    R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
+    config = QuietStarConfig(position_fraction=0.5, positions=positions)
+    P = config.num_positions(T)
+    traced = matmul_flops(
+        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        random_params(model),
+    )
+    # Chosen positions look at all of the text, later keys masked.
+    text = flops.attend(model, T) - flops.attend(model, (T + 1) / 2)
+    in_vain = K * (masked_slots(model, K) + text)
+    in_vain += flops.TRAIN * M * (masked_slots(model, M) + text)
+    again = M * (scores_again(model, T) + scores_again(model, M))
+    in_vain = R * P * (in_vain + again) + T * scores_again(model, (T + 1) / 2)
+    choosing = positions == "high_entropy"
+    counted = flops.quiet_star_step(model, thought, B, T, P, choosing)
+    assert traced == counted + B * in_vain
 
 
 @models
@@ -126,7 +156,8 @@ def test_a_plain_step(model: model_lib.ModelConfig) -> None:
         gradient(lambda p: objectives.next_token_loss(p, BATCH, KEY, model)), random_params(model)
     )
     unread = B * flops.TRAIN * flops.vocabulary(model)
-    assert traced == flops.next_token_step(model, B, T) - unread
+    again = B * T * scores_again(model, (T + 1) / 2)
+    assert traced == flops.next_token_step(model, B, T) - unread + again
 
 
 @pytest.mark.parametrize("action", ["sampled", "label"])
@@ -141,7 +172,8 @@ def test_a_thought_free_step(action: str) -> None:
     passes = flops.TRAIN + sampled
     unread = B * passes * flops.vocabulary(model)
     reward = B * (T - 1) * flops.vocabulary(model)
-    assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward
+    again = B * T * scores_again(model, (T + 1) / 2)
+    assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward + again
 
 
 @pytest.mark.parametrize("thought", [None, *THOUGHTS])
@@ -159,11 +191,12 @@ def test_decoding(thought: ThoughtConfig | None) -> None:
         return decoding.next_log_probs(params, extended, KEY, model, thought)
 
     traced = matmul_flops(one_token, params)
+    itself = flops.attend(model, 1)  # beside what is cached
     if thought is None:
-        assert traced == B * flops.decode(model, T)
+        assert traced == B * (flops.decode(model, T) + itself)
         return
     slots = thought.num_tokens + 2
-    own = slots * flops.attend(model, slots)
+    own = slots * flops.attend(model, slots) + itself
     # The head is read for K tokens and for the mixture of hidden states or of two distributions.
     heads = thought.num_tokens + (2 if thought.mixing == "probability" else 1)
     talk_head = 2 * (2 * model.width**2 + model.width**2 + model.width)

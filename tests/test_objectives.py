@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import objectives
+from fqs_jax import objectives, quiet_star
 from fqs_jax.errors import UserError
-from fqs_jax.objectives import NTPConfig, QuietStarConfig
+from fqs_jax.objectives import NTPConfig
+from fqs_jax.positions import Positions, choose
+from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.targets import Batch, masked_mean, talk_targets
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.parity import thinking_step
@@ -22,14 +26,14 @@ MODEL = model_config()
 THOUGHT = ThoughtConfig(n_ahead=5, n_ahead_talk=2, masked_ids=MASKED_IDS)
 
 
-def batch(lengths: tuple[int, ...] = (7, 4), unpredicted: int | None = 2) -> objectives.Batch:
+def batch(lengths: tuple[int, ...] = (7, 4), unpredicted: int | None = 2) -> Batch:
     """Padded rows; the token at position `unpredicted` is seen but is nobody's target."""
     tokens, mask = texts(lengths, max(lengths), seed=5)
     made = {"tokens": tokens, "mask": mask}
     return made if unpredicted is None else made | {"target": mask.at[:, unpredicted].set(False)}
 
 
-def targets(data: objectives.Batch) -> np.ndarray:
+def targets(data: Batch) -> np.ndarray:
     return np.asarray(data.get("target", data["mask"]))
 
 
@@ -47,7 +51,7 @@ def thought_losses(scores: Scores, target: jax.Array, config: QuietStarConfig) -
     """Rows that are one document each, of which `target` is predicted."""
     data = {"target": target, "mask": jnp.ones_like(target)}
     talk_steps = scores.talk_BxPxRxA.shape[-1]
-    return objectives.thought_losses(scores, objectives.talk_targets(data, talk_steps), config)
+    return quiet_star.thought_losses(scores, talk_targets(data, talk_steps), config)
 
 
 def slow_scores(scores: Scores) -> dict[str, Any]:
@@ -77,9 +81,12 @@ def test_thought_losses_equal_their_slow_definition(R: int, A: int, advantage: s
     np.testing.assert_allclose(ours.nll(config), nll, rtol=1e-5)
     np.testing.assert_allclose(ours.policy, policy, rtol=1e-5)
     np.testing.assert_allclose(ours.total(config), nll + 7.0 * policy, rtol=1e-5)
-    np.testing.assert_allclose(ours.reward, slow["reward_BxRxT"], rtol=1e-5, atol=1e-6)
+    rewarded = np.asarray(ours.rewarded_BxP[0])
+    assert rewarded.tolist() == [True] * (9 - 1 - A) + [False] * (1 + A)
+    reward, gained = (np.asarray(x)[..., rewarded] for x in (ours.reward, ours.advantage))
+    np.testing.assert_allclose(reward, slow["reward_BxRxT"], rtol=1e-5, atol=1e-6)
     advantages = stretch * slow["advantage_BxRxT"]
-    np.testing.assert_allclose(ours.advantage, advantages, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gained, advantages, rtol=1e-5, atol=1e-5)
     assert (advantages == 0).any() and (advantages > 0).any()
 
 
@@ -99,7 +106,7 @@ def test_only_drawn_tokens_learn_from_the_policy_loss(advantage: str) -> None:
     B, T, R, K, A = 2, 7, 3, 2, 2
     scores, target = random_scores(B, T, R, K, A), batch()["target"]
     gradient = jax.grad(lambda s: thought_losses(s, target, config).policy)(scores)
-    advantages = np.asarray(thought_losses(scores, target, config).advantage)
+    advantages = np.asarray(thought_losses(scores, target, config).advantage)[..., : T - 1 - A]
     expected = np.zeros((B, T, R, K))
     expected[:, : T - 1 - A] = -np.moveaxis(advantages, 1, 2)[..., None] / advantages.size / K
     np.testing.assert_allclose(gradient.thought_BxPxRxK, expected, rtol=1e-5)
@@ -112,7 +119,8 @@ def test_a_constant_for_all_rationales_changes_no_advantage(advantage: str) -> N
     scores, target = random_scores(2, 7, 2, 2, 2), jnp.ones((2, 7), bool)
     shifted = scores._replace(base_BxT=scores.base_BxT - jnp.arange(14.0).reshape(2, 7))
     before, after = (thought_losses(s, target, config) for s in (scores, shifted))
-    assert np.min(np.abs(after.reward - before.reward)) > 0.5
+    moved = np.abs(after.reward - before.reward)[..., : 7 - 1 - 2]
+    assert np.min(moved) > 0.5
     np.testing.assert_allclose(before.advantage, after.advantage, atol=1e-5)
     np.testing.assert_allclose(before.policy, after.policy, rtol=1e-5)
 
@@ -129,7 +137,7 @@ def test_text_too_short_to_predict_loses_nothing(length: int) -> None:
 
 @functools.partial(jax.jit, static_argnames="config")
 def quiet_star_loss(params: Any, data: Any, key: Any, config: QuietStarConfig) -> Any:
-    return objectives.quiet_star_loss(params, data, key, MODEL, THOUGHT, config)
+    return quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config)
 
 
 def test_quiet_star_loss_and_metrics() -> None:
@@ -219,7 +227,7 @@ def test_a_fresh_talk_head_predicts_as_without_thoughts() -> None:
 # The thought-free objectives --------------------
 
 
-def student_logits(params: Any, data: objectives.Batch) -> Any:
+def student_logits(params: Any, data: Batch) -> Any:
     rows = [
         reference.text_hidden(params["lm"], MODEL, tokens, mask)
         for tokens, mask in zip(data["tokens"], data["mask"], strict=True)
@@ -227,7 +235,7 @@ def student_logits(params: Any, data: objectives.Batch) -> Any:
     return reference.logits(params["lm"], np.stack(rows))
 
 
-def with_teacher(data: objectives.Batch) -> objectives.Batch:
+def with_teacher(data: Batch) -> Batch:
     B, T = data["tokens"].shape
     teacher = -np.random.default_rng(2).exponential(3.0, (B, T - 1))
     return data | {"teacher_log_prob": jnp.asarray(teacher, jnp.float32)}
@@ -316,21 +324,100 @@ def test_next_token_loss(unpredicted: int | None) -> None:
     np.testing.assert_allclose(loss, -np.mean(label[real]), rtol=1e-5)
 
 
+# Thinking at some positions --------------------
+
+
+@pytest.mark.parametrize("positions", ["uniform", "high_entropy"])
+def test_some_positions_estimate_the_loss_and_gradient_of_all(positions: str) -> None:
+    """Greedy thoughts, so that choosing is all that is random; over 600 choices."""
+    thought = dataclasses.replace(THOUGHT, temperature=0.0)
+    params, data = random_params(MODEL), batch((9, 6), unpredicted=3)
+    whole = QuietStarConfig(policy_weight=2.0, advantage="leave_one_out")
+    some = dataclasses.replace(whole, position_fraction=0.34, positions=positions)
+
+    def values(key: jax.Array, config: QuietStarConfig) -> jax.Array:
+        def loss(p: Any) -> Any:
+            return quiet_star.quiet_star_loss(p, data, key, MODEL, thought, config)
+
+        (total, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        few = [metrics["nll_mixed"], metrics["policy_loss"], metrics["nll_with_minus_without"]]
+        parts = [
+            grads["lm"]["layers"]["q"]["kernel"],
+            grads["thought"]["talk_head"]["hidden_1"]["kernel"],
+        ]
+        return jnp.concatenate([jnp.stack([total, *few]), *(part.ravel() for part in parts)])
+
+    keys = jax.random.split(jax.random.key(0), 600)
+    found = np.asarray(jax.jit(lambda k: jax.lax.map(lambda key: values(key, some), k))(keys))
+    expected = np.asarray(jax.jit(lambda key: values(key, whole))(keys[0]))
+    error = found.std(0) / np.sqrt(len(found))
+    assert np.max(np.abs(found.mean(0) - expected) / (error + 1e-5)) < 5
+    assert np.linalg.norm(expected[4:]) > 5 * np.linalg.norm(error[4:])  # the test can tell
+    assert (found.std(0)[:2] > 1e-3).all()
+
+
+@pytest.mark.parametrize("advantage", ["clipped", "leave_one_out"])
+def test_some_positions_estimate_every_part_of_the_loss(advantage: str) -> None:
+    """The policy loss too, for given scores, over 4,000 choices."""
+    config = QuietStarConfig(advantage=advantage)
+    scores, data = random_scores(2, 9, 3, 2, 2), batch((9, 6), unpredicted=3)
+    target = talk_targets(data, 2)
+    worth = jnp.pad(jnp.any(target, axis=1), ((0, 0), (0, 1))).astype(jnp.float32)
+
+    def parts(where: Any) -> jax.Array:
+        def at(x: jax.Array) -> jax.Array:
+            index = where.index_BxP.reshape(*where.index_BxP.shape, 1, 1)
+            return jnp.take_along_axis(x, index, axis=1)
+
+        some = Scores(scores.base_BxT, *map(at, scores[1:]))
+        losses = quiet_star.thought_losses(some, target, config, None, where)
+        return jnp.stack([losses.base, losses.talk, losses.policy])
+
+    everywhere = Positions(jnp.broadcast_to(jnp.arange(9), (2, 9)), jnp.ones((2, 9)))
+    whole = quiet_star.thought_losses(scores, target, config)
+    expected = np.array([whole.base, whole.talk, whole.policy])
+    np.testing.assert_allclose(parts(everywhere), expected, rtol=1e-5)
+    keys = jax.random.split(jax.random.key(1), 4000)
+    choices = jax.jit(jax.vmap(lambda key: parts(choose(key, worth, 3))))
+    found = np.asarray(choices(keys), np.float64)
+    error = found.std(0) / np.sqrt(len(found))
+    assert (np.abs(found.mean(0) - expected) < 4.5 * error + 1e-5).all()
+    assert (error[1:] < 0.25 * np.abs(expected[1:])).all() and (error[1:] > 0).all()
+
+
+def test_positions_do_not_depend_on_how_rows_are_dealt_out() -> None:
+    config = QuietStarConfig(position_fraction=0.5, positions="high_entropy", policy_weight=1.0)
+    params, data, key = random_params(MODEL), batch((9, 6), unpredicted=None), jax.random.key(2)
+
+    @functools.partial(jax.jit, static_argnames="split")
+    def metrics(split: bool) -> Any:
+        return quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config, split)
+
+    together, apart = metrics(False), metrics(True)
+    np.testing.assert_allclose(together[0], apart[0], rtol=1e-5)
+    for name, value in together[1].items():
+        np.testing.assert_allclose(value, apart[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 # Parts --------------------
 
 
 def test_masked_mean() -> None:
     x = jnp.array([[1.0, 2.0, jnp.nan], [5.0, jnp.inf, 4.0]])
     mask = jnp.array([[True, True, False], [True, False, False]])
-    assert objectives.masked_mean(x, mask) == pytest.approx(8 / 3)
-    assert objectives.masked_mean(x, jnp.zeros((2, 3), bool)) == 0
-    broadcast = objectives.masked_mean(jnp.arange(6.0).reshape(2, 3), jnp.array([[True], [False]]))
+    assert masked_mean(x, mask) == pytest.approx(8 / 3)
+    assert masked_mean(x, jnp.zeros((2, 3), bool)) == 0
+    broadcast = masked_mean(jnp.arange(6.0).reshape(2, 3), jnp.array([[True], [False]]))
     assert broadcast == 1
 
 
 @pytest.mark.parametrize(
     ("make", "value"),
-    [(lambda v: QuietStarConfig(advantage=v), "best"), (lambda v: NTPConfig(action=v), "teacher")],
+    [
+        (lambda v: QuietStarConfig(advantage=v), "best"),
+        (lambda v: QuietStarConfig(positions=v), "first"),
+        (lambda v: NTPConfig(action=v), "teacher"),
+    ],
 )
 def test_unknown_names(make: Any, value: str) -> None:
     with pytest.raises(UserError, match=f"'{value}' is none of"):

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, thoughts
-from fqs_jax.objectives import NTPConfig, QuietStarConfig
+from fqs_jax import objectives, quiet_star, targets, thoughts
+from fqs_jax.objectives import NTPConfig
+from fqs_jax.quiet_star import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import VOCAB, model_config, random_params
 
@@ -22,7 +23,7 @@ TOKENS = [RNG.integers(0, VOCAB, n).astype(np.int32) for n in LENGTHS]
 DRAWN = [RNG.integers(0, VOCAB, (n, 2, 2)).astype(np.int32) for n in LENGTHS]
 
 
-def packed() -> objectives.Batch:
+def packed() -> targets.Batch:
     """Both documents and two places of padding in one row."""
     tokens = np.concatenate([*TOKENS, [0, 0]])[None].astype(np.int32)
     segment = np.repeat([1, 2, 0], (*LENGTHS, 2))[None].astype(np.int32)
@@ -33,7 +34,7 @@ def packed() -> objectives.Batch:
     }
 
 
-def apart() -> objectives.Batch:
+def apart() -> targets.Batch:
     """A row for each document."""
     tokens = np.zeros((2, 12), np.int32)
     mask = np.arange(12) < np.array(LENGTHS)[:, None]
@@ -76,8 +77,8 @@ def test_scores_of_packed_documents(window: int | None) -> None:
 
 def test_what_is_predicted_of_packed_documents() -> None:
     """By talk step, from x_t: never a token of the next document."""
-    targets = np.asarray(objectives.talk_targets(packed(), 3))[0].astype(int)
-    assert targets.tolist() == [
+    predicted = np.asarray(targets.talk_targets(packed(), 3))[0].astype(int)
+    assert predicted.tolist() == [
         [1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0],
         [1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0, 0, 1, 0, 0, 0, 0],
@@ -90,7 +91,7 @@ def test_losses_of_packed_documents(objective: str) -> None:
     model = model_config()
     params, key = random_params(model), jax.random.key(0)
 
-    def loss(batch: objectives.Batch) -> Any:
+    def loss(batch: targets.Batch) -> Any:
         if objective == "next_token":
             return objectives.next_token_loss(params, batch, key, model)[1]
         batch = batch | {"teacher_log_prob": jnp.full(batch["tokens"][:, 1:].shape, -3.0)}
@@ -112,7 +113,7 @@ def test_a_thinking_step_learns_nothing_across_documents() -> None:
     batch["target"] = batch["segment"] == 1
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        return objectives.quiet_star_loss(
+        return quiet_star.quiet_star_loss(
             params,
             batch | {"tokens": tokens},
             jax.random.key(0),

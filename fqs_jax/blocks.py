@@ -1,0 +1,199 @@
+"""Thought blocks behind a text, in one differentiable pass: the second phase of a training step.
+
+A block is the M slots of a thought (thoughts.py). All blocks go through the network at once; each
+sees the text's keys and values up to its position, and its own slots up to each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax import attention, mixing, vocab
+from fqs_jax import model as model_lib
+from fqs_jax.model import ModelConfig, Params
+from fqs_jax.rollout import marks, text_attention
+
+if TYPE_CHECKING:
+    from fqs_jax.thoughts import ThoughtConfig
+
+
+class Text(NamedTuple):
+    """A text pass: what blocks look at, and what the plain prediction is.
+
+    hidden_BxTxD: final-norm hidden states. key, value: rotated, of every layer.
+    log_prob_BxT: log p(x_{t+1}) at t, float32; the last entry is for x_0, wrapped around.
+    """
+
+    hidden_BxTxD: jax.Array
+    key_LxBxTxGxH: jax.Array
+    value_LxBxTxGxH: jax.Array
+    log_prob_BxT: jax.Array
+
+
+class BlockScores(NamedTuple):
+    """What is read off thought blocks at P text positions; log-probabilities are float32.
+
+    thought_BxPxRxK: of the sampled tokens, at the REINFORCE temperature.
+    talk_BxPxRxA: of x_{t+1+s} under the mixed prediction, s = 0..A-1; wrapped around at the row's end.
+    mixing_weight_BxPxRxA: weight of the thought.
+    """
+
+    thought_BxPxRxK: jax.Array
+    talk_BxPxRxA: jax.Array
+    mixing_weight_BxPxRxA: jax.Array
+
+
+def read_text(
+    params: Params, tokens_BxT: jax.Array, model: ModelConfig, segment_BxT: jax.Array | None = None
+) -> Text:
+    """The differentiable text pass."""
+    lm = params["lm"]
+    hidden_BxTxD, (key, value) = model_lib.text_forward(lm, tokens_BxT, model, segment_BxT)
+    next_BxT = jnp.roll(tokens_BxT, -1, axis=1)
+    log_prob_BxT = vocab.log_probs(
+        hidden_BxTxD, model_lib.head_kernel(lm), next_BxT, chunk=model.vocab_chunk
+    )
+    return Text(hidden_BxTxD, key, value, log_prob_BxT)
+
+
+def score_blocks(
+    params: Params,
+    text: Text,
+    tokens_BxT: jax.Array,
+    thought_BxPxRxK: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    segment_BxT: jax.Array | None = None,
+    index_BxP: jax.Array | None = None,
+    spans: int = 1,
+) -> BlockScores:
+    """The blocks' part of phase two: one differentiable pass over thought blocks behind a text.
+
+    Args:
+      index_BxP: text positions of the blocks; None = all.
+      spans: see `attention.indexed_text`.
+    """
+    lm, c = params["lm"], model
+    B, T = tokens_BxT.shape
+    P, R, K = thought_BxPxRxK.shape[1:]
+    A, M = thought.n_ahead_talk, thought.num_slots
+    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
+    slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+        text_k, text_v = layer
+        over_text = text_attention(q, text_k, text_v, index_BxP, slot_RM, segment_BxT, c, spans)
+
+        def block(x: jax.Array) -> jax.Array:
+            return x.reshape(B * P * R, M, *x.shape[3:])
+
+        over_own = attention.own_slots(
+            block(q), block(k), block(v), attention.causal_slots(M, c.sliding_window)
+        )
+        over_own = over_own[0].reshape(q.shape), over_own[1].reshape(q.shape[:-1])
+        return attention.merge(over_text, over_own), None
+
+    blocks_BxPxRxMxD = _block_embeddings(
+        params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought
+    )
+    hidden, _ = model_lib.run_layers(
+        lm,
+        blocks_BxPxRxMxD.reshape(B, P, R * M, c.width),
+        where_BxP[..., None] + slot_RM,
+        attend,
+        c,
+        (text.key_LxBxTxGxH, text.value_LxBxTxGxH),
+    )
+
+    block_BxPxRxMxD = hidden.reshape(B, P, R, M, c.width)
+    kernel_DxV = model_lib.head_kernel(lm)
+    thought_log_probs = vocab.log_probs(
+        block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
+        kernel_DxV,
+        thought_BxPxRxK,
+        chunk=c.vocab_chunk,
+        temperature=thought.reinforce_temperature,
+        masked_ids=thought.masked_ids,
+    )
+
+    after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
+    base_BxPx1xAxD = ahead(text.hidden_BxTxD, where_BxP, A)[:, :, None]
+    score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
+    weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
+    target_BxPxRxA = jnp.broadcast_to(
+        ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A)
+    )
+    if thought.mixing == "probability":
+        after_log_probs = vocab.log_probs(
+            after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
+        )
+        base_BxPx1xA = ahead(text.log_prob_BxT, where_BxP, A)[:, :, None]
+        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, after_log_probs, score_BxPxRxA)
+    else:
+        mixed_BxPxRxAxD = mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
+        talk_BxPxRxA = vocab.log_probs(
+            mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
+        )
+    return BlockScores(thought_log_probs, talk_BxPxRxA, weight_BxPxRxA)
+
+
+def mixed_log_probs(
+    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities [..., V] of the mixed next-token prediction, and the mixing weight [...].
+
+    Args:
+      base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
+      after: final-norm hidden states of the end mark, [..., D].
+    """
+    score = _score(params, base, after, thought)
+    weight = mixing.weight(score, thought.mixing)
+    if thought.mixing != "probability":
+        mixed = mixing.mix_hidden(base, after, weight)
+        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], mixed)), weight
+    base_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base))
+    after_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], after))
+    return mixing.mix_log_probs(base_log_p, after_log_p, score[..., None]), weight
+
+
+def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
+    """The talk head's score with the configured bias."""
+    score = mixing.score(params["thought"]["talk_head"], base, after)
+    return score if thought.mixing == "linear" else score + thought.mixing_bias
+
+
+def _block_embeddings(
+    params: Params,
+    tokens_BxT: jax.Array,
+    thought_BxPxRxK: jax.Array,
+    where_BxP: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+) -> jax.Array:
+    """Input embeddings [B, P, R, M, D] of the blocks."""
+    B, P, R, K = thought_BxPxRxK.shape
+    A, D = thought.n_ahead_talk, model.width
+    forced_BxPxA = ahead(tokens_BxT, where_BxP + 1, A - 1)
+    # One look-up for all, so that the table has one gradient.
+    ids = jnp.concatenate([thought_BxPxRxK.reshape(B, -1), forced_BxPxA.reshape(B, -1)], axis=1)
+    drawn, forced = jnp.split(model_lib.embed(params["lm"], ids, model), [P * R * K], axis=1)
+    start_D, end_D = marks(params, model, thought)
+    blocks = [
+        jnp.broadcast_to(start_D, (B, P, R, 1, D)),
+        drawn.reshape(B, P, R, K, D),
+        jnp.broadcast_to(end_D, (B, P, R, 1, D)),
+        jnp.broadcast_to(forced.reshape(B, P, 1, A - 1, D), (B, P, R, A - 1, D)),
+    ]
+    return jnp.concatenate(blocks, axis=3)
+
+
+def ahead(x_BxTx: jax.Array, where_BxP: jax.Array, steps: int) -> jax.Array:
+    """x at positions t, t + 1, ... behind each t of `where_BxP`, wrapped around: [B, P, steps, ...]."""
+    B, P = where_BxP.shape
+    index_BxPA = ((where_BxP[..., None] + jnp.arange(steps)) % x_BxTx.shape[1]).reshape(B, -1)
+    more = (1,) * (x_BxTx.ndim - 2)
+    found = jnp.take_along_axis(x_BxTx, index_BxPA.reshape(B, -1, *more), axis=1)
+    return found.reshape(B, P, steps, *x_BxTx.shape[2:])
