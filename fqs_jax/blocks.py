@@ -123,9 +123,7 @@ def score_blocks(
     base_BxPx1xAxD = ahead(text.hidden_BxTxD, where_BxP, A)[:, :, None]
     score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
     weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
-    target_BxPxRxA = jnp.broadcast_to(
-        ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A)
-    )
+    target_BxPxRxA = jnp.broadcast_to(ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A))
     if thought.mixing == "probability":
         after_log_probs = vocab.log_probs(
             after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk

@@ -90,9 +90,7 @@ def next_log_probs(
     index_Bx1 = cursor.length_B[:, None] - 1
     tokens, _, after = rollout.rollout(params, text, key, model, thought, index_Bx1, finish=True)
     assert after is not None  # finished
-    mixed, weight = blocks.mixed_log_probs(
-        params, cursor.hidden_BxD[:, None, None], after, thought
-    )
+    mixed, weight = blocks.mixed_log_probs(params, cursor.hidden_BxD[:, None, None], after, thought)
     return mixed[:, 0, 0], tokens[:, 0, 0], weight[:, 0, 0]
 
 

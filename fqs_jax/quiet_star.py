@@ -352,7 +352,11 @@ def _score(
             score_chunk, shared, constant, jnp.arange(chunks), _placed
         )
         parts, weights_BxRxAxP = jax.tree.map(lambda x: _joined(x, P), found)
-    return ThoughtLosses(_base_loss(base_BxT, target_BxAxT, counts_A), *parts), weights_BxRxAxP, loss
+    return (
+        ThoughtLosses(_base_loss(base_BxT, target_BxAxT, counts_A), *parts),
+        weights_BxRxAxP,
+        loss,
+    )
 
 
 def _padded(by_position: Any, length: int, last: int) -> Any:

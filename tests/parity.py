@@ -141,7 +141,9 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     real = np.repeat(data["attention_mask"].astype(bool), P, axis=0)
     rewarded = real[:, : T - 1 - A]
     flat = (-1, T - 1 - A)
-    result.inform("reward", ours.reward[..., : T - 1 - A].reshape(flat), data["policy_reward"], rewarded)
+    result.inform(
+        "reward", ours.reward[..., : T - 1 - A].reshape(flat), data["policy_reward"], rewarded
+    )
     clipped = np.maximum(data["advantage"], 0.0)
     result.inform("advantage", ours.advantage[..., : T - 1 - A].reshape(flat), clipped, rewarded)
     loglik = by_row(scores.thought_BxPxRxK)[:, : T - 1]
