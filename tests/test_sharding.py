@@ -194,6 +194,29 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+@pytest.mark.parametrize("batch_size", [8, 4])  # 4: rationales are rows of their own
+def test_positions_in_chunks_on_a_mesh(batch_size: int, fraction: float) -> None:
+    """Chunks of 5 of 12 or 6 positions; all at once on one device is what they must equal."""
+    changes = {
+        "compute.position_chunk": 5,
+        "compute.remat": "elementwise",
+        "thought.position_fraction": fraction,
+        "thought.positions": "high_entropy",
+    }
+    whole = make_config(batch_size, **changes | {"compute.position_chunk": 0})
+    _, one, one_metrics = take_step((1, 1, 1), "quiet_star", whole)
+    sizes = (2, 2, 2) if batch_size == 8 else (4, 2, 1)
+    program, state, metrics = take_step(sizes, "quiet_star", make_config(batch_size, **changes))
+    assert program.row_groups == sizes[0] * sizes[1]
+    # Rationales that are rows sum in another order.
+    tolerance = 1e-5 if batch_size == 8 else 3e-5
+    assert_close(metrics, one_metrics, tolerance)
+    assert_close(moments(state), moments(one), tolerance)
+    assert_placed_as_the_table_says(state, sizes)
+
+
+@pytest.mark.slow
 def test_rationales_share_the_devices_that_rows_leave_idle() -> None:
     """4 rows on 8 devices: the 2 rationales of each become rows; thoughts and gradients stay."""
     config = make_config(batch_size=4)
