@@ -15,6 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     """The published recipe in float32 on packed rows of 128 tokens, at learning rates that show."""
     c = common.for_checkpoint()
     c.compute.dtype = "float32"
+    c.compute.remat = "elementwise"
+    c.compute.vocab_chunk = 0
+    c.compute.position_chunk = 16
     c.batch_size = 4
     c.data.seq_len = 128
     c.data.rows = "pack"

@@ -37,8 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
         }
     )
     c.compute.dtype = "float32"
-    c.compute.remat = "none"
+    c.compute.remat = "elementwise"
     c.compute.vocab_chunk = 0
+    c.compute.position_chunk = 4
     c.data.source = "clock"
     c.data.rows = "crop"
     c.data.seq_len = 16

@@ -205,7 +205,7 @@ def variants(
             continue
         if groups == most:
             parts.append(count)
-    for remat in ("none", "dots", "full"):
+    for remat in ("none", "dots", "elementwise", "full"):
         yield remat, parts
 
 
@@ -220,6 +220,8 @@ def advice(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, result: 
     parts = next(iter(variants(config, stage, mesh)))[1]
     if state < result.chip.memory and (more := [p for p in parts if p > config.microbatches]):
         changes.append(f"--config.microbatches={more[0]}")
+    if stage.thinks and not result.model.position_chunk:
+        changes.append("--config.compute.position_chunk=64")
     if result.model.param_dtype == "float32":
         changes.append("--config.compute.param_dtype=bfloat16")
     if result.mesh["data"] > 1:
