@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import decoding
+from fqs_jax.decoding import Cursor
 from fqs_jax.errors import UserError
+from fqs_jax.model import Params
 from fqs_jax.workdir import Loaded
 
 
@@ -47,8 +49,9 @@ class Emitted(NamedTuple):
     static_argnames=("model", "thought", "temperature", "top_p", "allowed"),
     donate_argnames="cursor",
 )
-def _step(params, cursor, key, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
+def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
     """Choose the next token of every row, and append it: one program a token."""
+    key = jax.random.fold_in(key, step)
     log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought)
     # A padded vocabulary has ids that no text has.
     log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
@@ -56,7 +59,7 @@ def _step(params, cursor, key, *, model, thought, temperature, top_p, allowed): 
     return token, drawn, weight, decoding.extend(params, cursor, token, model)
 
 
-_prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
+prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
 # Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
 _PROMPT, _CACHE = 32, 128
 
@@ -112,18 +115,16 @@ def _generate(
     length_B = jnp.array([len(row) for row in rows], jnp.int32)
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
-    cursor = _prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
+    cursor = prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
     key = jax.random.key(seed)
     settings = {"temperature": temperature, "top_p": top_p, "allowed": tokenizer.vocab_size}
+    emitted = steps(
+        loaded.params, cursor, key, max_new_tokens, model=model, thought=thought, **settings
+    )
     going_B = np.ones(len(rows), bool)
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]
     clock = time.perf_counter()
-    for step in range(max_new_tokens):
-        step_key = jax.random.fold_in(key, step)
-        token_B, thought_BxK, weight_B, cursor = _step(
-            loaded.params, cursor, step_key, model=model, thought=thought, **settings
-        )
-        picked, drawn, weights = map(np.asarray, (token_B, thought_BxK, weight_B))
+    for picked, drawn, weights in emitted:
         for i in map(int, np.flatnonzero(going_B)):
             if thought is not None:
                 results[i].thoughts.append(drawn[i].tolist())
@@ -139,6 +140,29 @@ def _generate(
         if not going_B.any():
             break
     return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
+
+
+def steps(
+    params: Params, cursor: Cursor, key: jax.Array, count: int, **settings: Any
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """What each of `count` steps emits: tokens [B], thoughts [B, K], mixing weights [B].
+
+    A step is dispatched before the one ahead of it is read, so that the device does not wait for the
+    host; of a generation that is stopped early, one step is in vain.
+    """
+    pending = None
+    for step in range(count):
+        *emitted, cursor = _step(params, cursor, key, np.int32(step), **settings)
+        if pending is not None:
+            yield _read(pending)
+        pending = emitted
+    if pending is not None:
+        yield _read(pending)
+
+
+def _read(emitted: list[jax.Array]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    token_B, thought_BxK, weight_B = map(np.asarray, emitted)
+    return token_B, thought_BxK, weight_B
 
 
 def _up_to(length: int, multiple: int) -> int:

@@ -71,7 +71,7 @@ def text_nll(
     totals: dict[str, float] = {}
     key = jax.random.key(seed)
     done = 0
-    for i, batch in enumerate(_batches(rows, batch_size, loaded.mesh)):
+    for i, (_, batch) in enumerate(_batches(rows, batch_size, loaded.mesh)):
         with jax.set_mesh(loaded.mesh):
             sums = _text_nll(
                 loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
@@ -109,6 +109,7 @@ def _answer_log_probs(
     params: Params,
     batch: dict[str, jax.Array],
     key: jax.Array,
+    row_B: jax.Array,
     answer_ids: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig | None,
@@ -120,7 +121,8 @@ def _answer_log_probs(
         last_BxD = jnp.take_along_axis(hidden, last_Bx1[..., None], axis=1)[:, 0]
         log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], last_BxD))
     else:
-        mixed, _, _, _ = thoughts.think(params, tokens, key, model, thought, mask, last_Bx1)
+        keys = thoughts.thought_keys(key, last_Bx1, thought.rationales, row_B)
+        mixed, _, _, _ = thoughts.think(params, tokens, keys, model, thought, mask, last_Bx1)
         log_probs = mixed[:, 0, 0]
     return log_probs[:, answer_ids]
 
@@ -130,7 +132,8 @@ def answer_log_probs(
 ) -> np.ndarray:
     """Log-probability of each one-token answer after each prompt, renormalised over the answers.
 
-    A thinking model thinks once, at the prompt's last token.
+    A thinking model thinks once, at the prompt's last token. Prompts of like length share a batch; what
+    is drawn depends on the seed and the prompt's place in the list alone.
 
     Returns:
       float32 [prompts, answers].
@@ -142,34 +145,42 @@ def answer_log_probs(
     )
     answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
     key = jax.random.key(seed)
-    parts = []
-    for i, batch in enumerate(_batches(rows, batch_size, loaded.mesh, by_length=False)):
-        batch_key = jax.random.fold_in(key, i)
+    scores = np.zeros((len(prompts), len(answers)), np.float32)
+    for chosen, batch in _batches(rows, batch_size, loaded.mesh):
+        row_B = np.pad(chosen, (0, batch_size - len(chosen)))
         with jax.set_mesh(loaded.mesh):
             log_probs = _answer_log_probs(
-                loaded.params, batch, batch_key, answer_ids, loaded.model, loaded.thought
+                loaded.params, batch, key, row_B, answer_ids, loaded.model, loaded.thought
             )
-        parts.append(np.asarray(jax.nn.log_softmax(log_probs)))
-    return np.concatenate(parts)[: len(prompts)]
+        scores[chosen] = np.asarray(jax.nn.log_softmax(log_probs))[: len(chosen)]
+    return scores
 
 
 def _batches(
-    rows: windows.Batch, batch_size: int, mesh: Mesh, by_length: bool = True
-) -> Iterator[dict[str, Any]]:
+    rows: windows.Batch, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Full batches of the rows, short ones filled up with empty rows, dealt out to the mesh.
 
-    By length, rows are sorted and each batch is cut to a multiple of 64 that holds its longest.
+    Rows are sorted by length, and each batch is cut to a multiple of 64 that holds its longest.
+
+    Yields:
+      Which rows they are, and the batch.
     """
     lengths = rows["mask"].sum(axis=1)
-    order = np.argsort(-lengths, kind="stable") if by_length else np.arange(len(lengths))
+    order = np.argsort(-lengths, kind="stable")
     full = rows["tokens"].shape[1]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         longest = int(lengths[chosen].max())
-        length = min(full, -(-longest // 64) * 64) if by_length else full
+        length = min(full, -(-longest // 64) * 64)
         missing = batch_size - len(chosen)
         where = sharding.rows((batch_size, length), mesh)
-        yield {
-            name: jax.device_put(np.pad(rows[name][chosen, :length], ((0, missing), (0, 0))), where)
-            for name in ("tokens", "mask")
-        }
+        yield (
+            chosen,
+            {
+                name: jax.device_put(
+                    np.pad(rows[name][chosen, :length], ((0, missing), (0, 0))), where
+                )
+                for name in ("tokens", "mask")
+            },
+        )

@@ -152,6 +152,8 @@ def think(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Text pass, then a thought and its mixed prediction at the chosen positions, all cached.
 
+    Args: as of `sample_thoughts`.
+
     Returns:
       mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
       thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.

@@ -138,7 +138,7 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
     ids = [tokenizer.encode(answer)[0] for answer in answers]
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
     scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)
-    longest, key = max(map(len, rows)), jax.random.fold_in(jax.random.key(3), 0)
+    longest, key = max(map(len, rows)), jax.random.key(3)
     for b, row in enumerate(rows):
         text = (np.array(row + [0] * (longest - len(row))), np.arange(longest) < len(row))
         model, last = (thinking.params, thinking.model), len(row) - 1
@@ -152,6 +152,26 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
         out = reference.rollout(*model, *text, last, drawn, 1, masked_ids=(4,))
         expected = reference.log_softmax(out.mixed_logits_AxV[0][ids])
         np.testing.assert_allclose(scores[b], expected, atol=1e-4)
+
+
+def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
+    """Prompts of like length share a batch, cut to what holds them; each thinks as it would alone."""
+    shapes = []
+    compute = scoring._answer_log_probs
+
+    def recorded(params, batch, *arguments):
+        shapes.append(batch["tokens"].shape)
+        return compute(params, batch, *arguments)
+
+    monkeypatch.setattr(scoring, "_answer_log_probs", recorded)
+    prompts = ["the cat", " ".join(sentences(16)), "one old king", "a small dog saw"]
+    answers = ["a", "b", "."]
+    scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)
+    (_, longest), second = shapes
+    assert longest > 64 and second == (2, 64)
+    np.testing.assert_allclose(
+        scoring.answer_log_probs(thinking, prompts, answers, 1, seed=3), scores, atol=1e-5
+    )
 
 
 def test_a_mesh_changes_nothing(folder, plain):
