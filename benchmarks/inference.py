@@ -23,7 +23,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,7 +49,7 @@ _NEW = flags.DEFINE_integer("new_tokens", 128, "Tokens of a continuation.", 8)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
 _ITEMS = flags.DEFINE_integer("items", 32, "Items of mixed length.", 8)
 
-BUCKET = 64  # items are padded to a multiple of this, as in fqs_jax/scoring.py
+BUCKET = 64  # a batch is cut to a multiple of this, as in fqs_jax/scoring.py
 TIMED_LENGTHS = 5  # at which the published way is timed
 Seconds = dict[str, list[float]]
 
@@ -125,7 +125,7 @@ def scoring(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
         "published": lambda: think_everywhere(*arguments),
         "ours": lambda: think_at_last(*arguments),
     }
-    agree = bool(jnp.allclose(*(way() for way in ways.values()), atol=1e-3))
+    agree = same(ways["published"](), ways["ours"]())
     return report("scoring", n_ahead, rows, interleaved(ways), length=_LENGTH.value, agree=agree)
 
 
@@ -149,8 +149,7 @@ def scoring_items(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]
         "published": lambda: score(think_everywhere, full),
         "ours": lambda: score(think_at_last, BUCKET),
     }
-    pairs = zip(*(way() for way in ways.values()), strict=True)
-    agree = all(bool(jnp.allclose(*pair, atol=1e-3)) for pair in pairs)
+    agree = all(map(same, ways["published"](), ways["ours"]()))
     lengths = {"items": len(sizes), "mean_length": float(sizes.mean()), "padded_to": full}
     return report("scoring items", n_ahead, rows, interleaved(ways), **lengths, agree=agree)
 
@@ -233,8 +232,8 @@ def without_thoughts(model: ModelConfig, rows: int) -> dict[str, Any]:
         "what": "NTP / base, ms/token",
         "n_ahead": 0,
         "rows": rows,
-        "ratio": statistics.median(pairs),
-        "spread": spread(pairs),
+        "ratio": round(statistics.median(pairs), 3),
+        "spread": round(spread(pairs), 3),
         "base_ms_per_token": round(per_token["base"], 3),
         "ntp_ms_per_token": round(per_token["ntp"], 3),
         "ratio_quartiles": [round(q, 3) for q in statistics.quantiles(pairs)],
@@ -257,11 +256,15 @@ def thinking(model: ModelConfig, n_ahead: int) -> tuple[ThoughtConfig, Params]:
     return thought, {"lm": lm, "thought": added}
 
 
+def same(left: jax.Array, right: jax.Array) -> bool:
+    return bool(jnp.allclose(left, right, atol=1e-3))
+
+
 def texts(rows: int, length: int) -> jax.Array:
     return jax.random.randint(jax.random.key(2), (rows, length), 0, SHAPES["A"][0][0])
 
 
-def interleaved(ways: dict[str, Callable[[], Any]], repeats: int | None = None) -> Seconds:
+def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int | None = None) -> Seconds:
     """CPU seconds of each way, one after the other again and again; the first round is not counted."""
     seconds: Seconds = {name: [] for name in ways}
     for _ in range((repeats or _REPEATS.value) + 1):

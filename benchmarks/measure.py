@@ -31,8 +31,14 @@ def print_step(
     seq_len: int | None,
     compute: dict[str, Any],
     labels: dict[str, Any],
-) -> None:
-    """Time one kind of step and print its JSON line."""
+    settings: quiet_star.QuietStarConfig | None = None,
+) -> dict[str, Any]:
+    """Time one kind of step; print its JSON line and return it.
+
+    Args:
+      settings: of the thinking objective; None = the published ones.
+    """
+    settings = settings or quiet_star.QuietStarConfig()
     (vocab, width, layers, heads, kv_heads, head_dim, mlp), sequences, length = shape
     length = seq_len or length
     config = model.ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp, **compute)
@@ -52,7 +58,10 @@ def print_step(
         "mask": np.ones((rows, length), bool),
     }
     if thought is not None:
-        count = flops.quiet_star_step(config, thought, sequences, length)
+        some = settings.position_fraction < 1
+        positions = settings.num_positions(length)
+        choosing = some and settings.positions == "high_entropy"
+        count = flops.quiet_star_step(config, thought, sequences, length, positions, choosing)
     elif ntp:
         batch["teacher_log_prob"] = np.full((rows, length - 1), -5.0, np.float32)
         count = flops.ntp_step(config, rows, length, sampled=True)
@@ -61,7 +70,6 @@ def print_step(
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         if thought is not None:
-            settings = quiet_star.QuietStarConfig()
             return quiet_star.quiet_star_loss(params, batch, key, config, thought, settings)
         if ntp:
             return objectives.ntp_loss(params, batch, key, config, objectives.NTPConfig())
@@ -100,6 +108,7 @@ def print_step(
         **compute,
     }
     print(json.dumps(result), flush=True)
+    return result
 
 
 def gemm_gflops(clock: Callable[[], float], size: int = 1024, repeats: int = 8) -> float:

@@ -151,7 +151,7 @@ def _chooser(
     row_B: jax.Array | None,
 ) -> Choose:
     """Hidden states of the text -> where to think."""
-    count = config.num_positions(target_BxAxT.shape[-1] + 1)
+    num_positions = config.num_positions(target_BxAxT.shape[-1] + 1)
     # A position without a target at any talk step has nothing to be judged by.
     worth_BxT = jnp.pad(jnp.any(target_BxAxT, axis=1), ((0, 0), (0, 1))).astype(jnp.float32)
 
@@ -163,9 +163,13 @@ def _chooser(
                 hidden_BxTxD, model_lib.head_kernel(lm), chunk=model.vocab_chunk
             )
             # A tenth of the mean at least: what is chosen rarely counts much, and is noise.
-            mean_Bx1 = jnp.mean(entropy_BxT, axis=1, keepdims=True, where=worth_BxT > 0)
+            # Rows of padding have none.
+            count_Bx1 = jnp.maximum(jnp.sum(worth_BxT, axis=1, keepdims=True), 1.0)
+            mean_Bx1 = jnp.sum(worth_BxT * entropy_BxT, axis=1, keepdims=True) / count_Bx1
             score_BxT = worth_BxT * (entropy_BxT + 0.1 * mean_Bx1)
-        return positions.choose(jax.random.fold_in(key, _POSITIONS), score_BxT, count, row_B)
+        return positions.choose(
+            jax.random.fold_in(key, _POSITIONS), score_BxT, num_positions, row_B
+        )
 
     return choose
 

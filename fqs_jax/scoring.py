@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, sharding, thoughts
+from fqs_jax import objectives, rollout, sharding, thoughts
 from fqs_jax.data import windows
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -121,7 +121,7 @@ def _answer_log_probs(
         last_BxD = jnp.take_along_axis(hidden, last_Bx1[..., None], axis=1)[:, 0]
         log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], last_BxD))
     else:
-        keys = thoughts.thought_keys(key, last_Bx1, thought.rationales, row_B)
+        keys = rollout.thought_keys(key, last_Bx1, thought.rationales, row_B)
         mixed, _, _, _ = thoughts.think(params, tokens, keys, model, thought, mask, last_Bx1)
         log_probs = mixed[:, 0, 0]
     return log_probs[:, answer_ids]

@@ -399,6 +399,21 @@ def test_positions_do_not_depend_on_how_rows_are_dealt_out() -> None:
         np.testing.assert_allclose(value, apart[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+def test_a_row_of_padding_has_nothing_to_think_at() -> None:
+    data = {
+        "tokens": jnp.zeros((2, 8), jnp.int32),
+        "mask": jnp.array([[True], [False]]).repeat(8, 1),
+    }
+    config = QuietStarConfig(position_fraction=0.5, positions="high_entropy")
+    choose = quiet_star._chooser(
+        random_params(MODEL), talk_targets(data, 2), jax.random.key(0), MODEL, config, None
+    )
+    hidden = jax.random.normal(jax.random.key(1), (2, 8, MODEL.width))
+    with jax.debug_nans(True):
+        weight = choose(hidden).weight_BxP
+    assert (weight[0] > 0).all() and (weight[1] == 0).all()
+
+
 # Parts --------------------
 
 
