@@ -33,7 +33,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.train_step import SHAPES
+from benchmarks.shapes import SHAPES
 from fqs_jax import generation, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.model import ModelConfig, Params

@@ -1,7 +1,8 @@
-"""Measuring a compiled training step: time, memory, and the machine's own matrix product."""
+"""A training step to measure: what it is made of, its time and memory, the machine's matrix product."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import time
@@ -16,74 +17,117 @@ import numpy as np
 from configs import common
 from fqs_jax import flops, model, objectives, optimizer, quiet_star, thoughts
 from fqs_jax import step as step_lib
+from fqs_jax.model import ModelConfig
+from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thoughts import ThoughtConfig
 
 Shape = tuple[tuple[int, ...], int, int]
 
 
-def print_step(
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of training step, of a model of some shape.
+
+    Attributes:
+      thought: None for a step that does not think. ntp: it is thought-free fine-tuning.
+      rows: sequences, for a step that does not think each rationale's own.
+      settings: of the thinking objective.
+    """
+
+    model: ModelConfig
+    thought: ThoughtConfig | None
+    ntp: bool
+    rows: int
+    length: int
+    settings: QuietStarConfig = QuietStarConfig()
+
+    @property
+    def flops(self) -> int:
+        """The minimal FLOPs of the step (fqs_jax/flops.py)."""
+        if self.thought is not None:
+            positions = self.settings.num_positions(self.length)
+            some = self.settings.position_fraction < 1
+            choosing = some and self.settings.positions == "high_entropy"
+            return flops.quiet_star_step(
+                self.model, self.thought, self.rows, self.length, positions, choosing
+            )
+        if self.ntp:
+            return flops.ntp_step(self.model, self.rows, self.length, sampled=True)
+        return flops.next_token_step(self.model, self.rows, self.length)
+
+    def params(self, key: jax.Array) -> Any:
+        params: dict[str, Any] = {"lm": model.init(self.model, key)}
+        if self.thought is not None:
+            made = thoughts.init(self.model, self.thought, params["lm"], key, 3, 4)
+            # A head that is not zero, as after some steps: all of the backward pass is real.
+            out = made["talk_head"]["out"]
+            out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
+            params["thought"] = made
+        return params
+
+    def batch(self, key: jax.Array) -> dict[str, Any]:
+        shape = self.rows, self.length
+        tokens = jax.random.randint(key, shape, 0, self.model.vocab_size)
+        batch: dict[str, Any] = {"tokens": tokens, "mask": jnp.ones(shape, bool)}
+        if self.ntp:
+            batch["teacher_log_prob"] = jnp.full((self.rows, self.length - 1), -5.0, jnp.float32)
+        return batch
+
+    def loss(self, params: Any, batch: Any, key: Any) -> Any:
+        if self.thought is not None:
+            return quiet_star.quiet_star_loss(
+                params, batch, key, self.model, self.thought, self.settings
+            )
+        if self.ntp:
+            return objectives.ntp_loss(params, batch, key, self.model, objectives.NTPConfig())
+        return objectives.next_token_loss(params, batch, key, self.model)
+
+    def arguments(self, key: jax.Array) -> tuple[step_lib.State, dict[str, Any], Any]:
+        """What the step takes."""
+        params = self.params(key)
+        return step_lib.State(params, transform().init(params)), self.batch(key), jnp.int32(0)
+
+    def step_function(self) -> step_lib.StepFunction:
+        return step_lib.make_step(self.loss, transform(), jax.random.key(0))
+
+    def step(self) -> Any:
+        """The step as the training loop compiles it."""
+        return jax.jit(self.step_function(), donate_argnums=0)
+
+
+def transform() -> Any:
+    """The optimizer of all these steps."""
+    return optimizer.make(common.get_config(), 1e-6, 1000)
+
+
+def kind(
     shape: Shape,
     n_ahead: tuple[int, int] | None,
     rationales: int,
-    *,
     ntp: bool,
-    steps: int,
-    threads: int,
-    seq_len: int | None,
+    length: int | None,
     compute: dict[str, Any],
-    labels: dict[str, Any],
-    settings: quiet_star.QuietStarConfig | None = None,
-) -> dict[str, Any]:
-    """Time one kind of step; print its JSON line and return it.
-
-    Args:
-      settings: of the thinking objective; None = the published ones.
-    """
-    settings = settings or quiet_star.QuietStarConfig()
-    (vocab, width, layers, heads, kv_heads, head_dim, mlp), sequences, length = shape
-    length = seq_len or length
-    config = model.ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp, **compute)
-    key = jax.random.key(0)
-    params: dict[str, Any] = {"lm": model.init(config, key)}
+    settings: QuietStarConfig | None = None,
+) -> Kind:
+    """The step of a shape's model and batch; without thoughts every rationale is a row."""
+    (vocab, width, layers, heads, kv_heads, head_dim, mlp), rows, usual = shape
+    config = ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp, **compute)
     thought = None
     if n_ahead is not None:
-        thought = thoughts.ThoughtConfig(*n_ahead, rationales=rationales)
-        params["thought"] = thoughts.init(config, thought, params["lm"], key, 3, 4)
-        # A head that is not zero, as after some steps: all of the backward pass is real.
-        out = params["thought"]["talk_head"]["out"]
-        out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
+        thought = ThoughtConfig(*n_ahead, rationales=rationales)
+    rows = rows * rationales if thought is None else rows
+    return Kind(config, thought, ntp, rows, length or usual, settings or QuietStarConfig())
 
-    rows = sequences * rationales if n_ahead is None else sequences
-    batch: dict[str, Any] = {
-        "tokens": np.asarray(jax.random.randint(key, (rows, length), 0, vocab), np.int32),
-        "mask": np.ones((rows, length), bool),
-    }
-    if thought is not None:
-        some = settings.position_fraction < 1
-        positions = settings.num_positions(length)
-        choosing = some and settings.positions == "high_entropy"
-        count = flops.quiet_star_step(config, thought, sequences, length, positions, choosing)
-    elif ntp:
-        batch["teacher_log_prob"] = np.full((rows, length - 1), -5.0, np.float32)
-        count = flops.ntp_step(config, rows, length, sampled=True)
-    else:
-        count = flops.next_token_step(config, rows, length)
 
-    def loss(params: Any, batch: Any, key: Any) -> Any:
-        if thought is not None:
-            return quiet_star.quiet_star_loss(params, batch, key, config, thought, settings)
-        if ntp:
-            return objectives.ntp_loss(params, batch, key, config, objectives.NTPConfig())
-        return objectives.next_token_loss(params, batch, key, config)
-
-    transform = optimizer.make(common.get_config(), 1e-6, 1000)
-    state = step_lib.State(params, transform.init(params))
-    step = step_lib.make_step(loss, transform, key)
+def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any]) -> dict[str, Any]:
+    """Time one kind of step; print its JSON line and return it."""
+    state, batch, number = measured.arguments(jax.random.key(0))
     started = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch, np.int32(0)).compile()
+    compiled = measured.step().lower(state, batch, number).compile()
     compile_seconds = time.perf_counter() - started
-    gemm_before = gemm_gflops(time.process_time if threads == 1 else time.perf_counter)
-
     clock = time.process_time if threads == 1 else time.perf_counter
+    gemm_before = gemm_gflops(clock)
+
     before = reset_peak_rss_mb()
     seconds = []
     for i in range(steps + 1):
@@ -95,17 +139,21 @@ def print_step(
     seconds = seconds[1:]  # the first one touches its memory for the first time
     gemm = (gemm_before + gemm_gflops(clock)) / 2
     median = statistics.median(seconds)
+    floor = measured.flops / gemm / 1e9
     result = labels | {
         "seconds_median": round(median, 4),
+        "floor_seconds": round(floor, 4),
+        "ratio_to_floor": round(median / floor, 3),
         "peak_rss_over_startup_mb": round(peak - before, 1),
-        "flops": count,
+        "flops": measured.flops,
         "gemm_gflops": round(gemm, 1),
         "seconds_all": [round(s, 4) for s in seconds],
         "compile_seconds": round(compile_seconds, 2),
-        "achieved_gflops": round(count / median / 1e9, 1),
-        "fraction_of_gemm": round(count / median / 1e9 / gemm, 3),
-        "seq_len": length,
-        **compute,
+        "achieved_gflops": round(measured.flops / median / 1e9, 1),
+        "seq_len": measured.length,
+        "remat": measured.model.remat,
+        "vocab_chunk": measured.model.vocab_chunk,
+        "position_chunk": measured.model.position_chunk,
     }
     print(json.dumps(result), flush=True)
     return result

@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.train_step import RATIONALES, SHAPES, THOUGHTS
+from benchmarks.shapes import COMPUTE, RATIONALES, SHAPES, THOUGHTS
 
 PARTS = ("cost", "variance", "learning")
 _PART = flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "What to run; may be repeated.")
@@ -71,20 +71,16 @@ def _cost() -> Rows:
     rows: Rows = []
     for fraction, kind in (EVERYWHERE, *SOME):
         labels = {"part": "cost", "fraction": fraction, "positions": kind}
-        found = measure.print_step(
+        step = measure.kind(
             SHAPES["A"],
             THOUGHTS["1"],
             RATIONALES,
             ntp=False,
-            steps=flags.FLAGS.steps,
-            threads=1,
-            seq_len=None,
-            compute={
-                name: flags.FLAGS[name].value for name in ("remat", "vocab_chunk", "position_chunk")
-            },
-            labels=labels,
+            length=None,
+            compute=COMPUTE,
             settings=QuietStarConfig(position_fraction=fraction, positions=kind),
         )
+        found = measure.print_step(step, flags.FLAGS.steps, 1, labels)
         first = rows[0] if rows else found
         rows.append(
             {

@@ -6,10 +6,12 @@ backward, clipping and AdamW, as the training loop compiles it.
 
     shape, stage, threads
     seconds_median              of a step: process CPU seconds for one thread, wall seconds for more
+    floor_seconds               what the step's FLOPs take at the rate of the product below
+    ratio_to_floor              seconds_median over that
     peak_rss_over_startup_mb    highest resident memory during the steps over that before the first
     flops                       model FLOPs of the step (fqs_jax/flops.py)
     gemm_gflops                 1024^3 float32 product in this process, mean of before and after
-    seconds_all, compile_seconds, achieved_gflops, fraction_of_gemm
+    seconds_all, compile_seconds, achieved_gflops
 """
 
 from __future__ import annotations
@@ -18,24 +20,20 @@ import os
 
 from absl import app, flags
 
+from benchmarks.shapes import COMPUTE, RATIONALES, SHAPES, THOUGHTS
+
 _SHAPE = flags.DEFINE_enum("shape", "A", ["A", "B"], "Model and batch.")
 _STAGE = flags.DEFINE_enum("stage", "1", ["0", "1", "2", "3", "4"], "0 plain, 1 to 3 think, 4 NTP.")
 _THREADS = flags.DEFINE_integer("threads", 1, "CPU threads.", 1)
 _STEPS = flags.DEFINE_integer("steps", 7, "Timed steps.", 1)
-_REMAT = flags.DEFINE_string("remat", "elementwise", "What the backward pass recomputes.")
+_REMAT = flags.DEFINE_string("remat", COMPUTE["remat"], "What the backward pass recomputes.")
 _VOCAB_CHUNK = flags.DEFINE_integer(
-    "vocab_chunk", 0, "Tokens whose logits are held at once; 0 = all.", 0
+    "vocab_chunk", COMPUTE["vocab_chunk"], "Tokens whose logits are held at once; 0 = all.", 0
 )
-_POSITIONS = flags.DEFINE_integer("position_chunk", 16, "Positions scored at once; 0 = all.", 0)
+_POSITIONS = flags.DEFINE_integer(
+    "position_chunk", COMPUTE["position_chunk"], "Positions scored at once; 0 = all.", 0
+)
 _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Another text length.", 16)
-
-SHAPES = {
-    # model fields, sequences, tokens
-    "A": ((1024, 256, 4, 4, 2, 64, 688), 2, 128),
-    "B": ((4096, 512, 8, 8, 4, 64, 1376), 1, 256),
-}
-THOUGHTS = {"1": (16, 8), "2": (12, 4), "3": (8, 4)}
-RATIONALES = 2
 
 
 def main(_: list[str]) -> None:
@@ -44,21 +42,20 @@ def main(_: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import measure
 
-    measure.print_step(
+    measured = measure.kind(
         SHAPES[_SHAPE.value],
         THOUGHTS.get(_STAGE.value),
         RATIONALES,
         ntp=_STAGE.value == "4",
-        steps=_STEPS.value,
-        threads=_THREADS.value,
-        seq_len=_SEQ_LEN.value,
+        length=_SEQ_LEN.value,
         compute={
             "remat": _REMAT.value,
             "vocab_chunk": _VOCAB_CHUNK.value,
             "position_chunk": _POSITIONS.value,
         },
-        labels={"shape": _SHAPE.value, "stage": int(_STAGE.value), "threads": _THREADS.value},
     )
+    labels = {"shape": _SHAPE.value, "stage": int(_STAGE.value), "threads": _THREADS.value}
+    measure.print_step(measured, _STEPS.value, _THREADS.value, labels)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             _stop(f"unknown argument {argv[1]!r}; options start with --, see --help", 2)
-        _set_up_jax()
+        set_up_jax()
         try:
             distributed.initialize_from_flags()
             main(argv)
@@ -123,7 +123,11 @@ def _config_problem(error: Exception) -> str:
     return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
 
 
-def _set_up_jax() -> None:
+def set_up_jax() -> None:
+    """Programs that took a second to compile are kept in the user's cache folder.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(CACHE))

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from jax.core import ShapedArray
@@ -79,10 +79,13 @@ class Memory:
     peak: int
 
 
-def matmul_flops(jaxpr: Jaxpr) -> int:
+def matmul_flops(jaxpr: Jaxpr, branches: Callable[[list[int]], float] = max) -> int:
     """FLOPs of all matrix products of a program on all devices together, a multiply-add as two.
 
-    Of the branches of a condition the dearest counts. Kernels (Pallas) are not seen.
+    Kernels (Pallas) are not seen.
+
+    Args:
+      branches: what counts of the branches of a condition; the dearest, if not told otherwise.
 
     Raises:
       ValueError: there are products in a loop of unknown length.
@@ -97,9 +100,9 @@ def matmul_flops(jaxpr: Jaxpr) -> int:
             )
             total += 2 * math.prod(out.shape) * math.prod(left.shape[axis] for axis in contracted)
         elif name == "cond":
-            total += max(map(matmul_flops, inner))
+            total += round(branches([matmul_flops(each, branches) for each in inner]))
         else:
-            inside = sum(map(matmul_flops, inner))
+            inside = sum(matmul_flops(each, branches) for each in inner)
             if name == "while" and inside:
                 raise ValueError(
                     "matrix products in a while loop, which runs an unknown number of times"

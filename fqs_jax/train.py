@@ -160,7 +160,8 @@ def _loop(
             if (row := metrics.read_pending()) is not None:
                 bar.show(row)
             if done % config.log_every == 0 or done == stage.steps:
-                rate = float(rates(step))
+                # The rate too is read later: as a number now it would wait for the step under way.
+                rate = rates(step)
                 metrics.later(done, values, learning_rate=rate, tokens=done * tokens_per_step)
             bar.advance()
             saved.check()

@@ -1,0 +1,85 @@
+"""What is compiled, when, and where it is kept.
+
+That a step passes over the text once, for all rationales and for both phases, is a matter of FLOPs:
+`test_flops.test_a_thinking_step` finds exactly one such pass in the traced program.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import pytest
+
+from fqs_jax import cli, curriculum, sharding, train, workdir
+from fqs_jax.data import cache
+from fqs_jax.interrupts import Interrupts, Wishes
+from tests.tiny_runs import clock_config
+
+
+class Compiled(logging.Handler):
+    """Names of the programs that JAX says it compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if message.startswith("Finished XLA compilation of "):
+            self.names.append(message.split()[4])
+
+
+class Watching(Interrupts):
+    """Notes after every step how many programs have been compiled."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        super().__init__()
+        self.compiled = compiled
+        self.counts: list[int] = []
+
+    def wishes_of_last_step(self, save: bool = False) -> Wishes:
+        self.counts.append(len(self.compiled.names))
+        return super().wishes_of_last_step(save)
+
+
+@pytest.fixture
+def compiled() -> Iterator[Compiled]:
+    logger, handler = logging.getLogger("jax"), Compiled()
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield handler
+    logger.removeHandler(handler)
+
+
+def test_a_stage_compiles_one_step_and_nothing_after_the_first(
+    tmp_path: Path, compiled: Compiled
+) -> None:
+    root, config = tmp_path / "W", clock_config({"checkpoint_every": 2})
+    model, tokenizer = workdir.prepare(root, config)
+    for stage in curriculum.read_stages(config, model):
+        compiled.names.clear()
+        watch = Watching(compiled)
+        run = train.Run(root, config, model, tokenizer, sharding.single_device(), watch, str)
+        train.run_stage(run, stage)
+        assert len(watch.counts) == 5  # after every step but the last, over two saves
+        # The first save makes the programs of the fingerprints.
+        first, second, third, *_, last = watch.counts
+        assert first == second and third == last
+        assert set(compiled.names[second:third]) <= {"jit(_leaf)"}
+        assert compiled.names.count("jit(train_step)") == 1
+
+
+def test_compiled_programs_are_kept(tmp_path: Path) -> None:
+    """In the user's cache folder, or where JAX was told to keep them."""
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    assert cli.CACHE == cache.DEFAULT / "jax"
+    try:
+        for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
+            jax.config.update("jax_compilation_cache_dir", given)
+            cli.set_up_jax()
+            assert jax.config.jax_compilation_cache_dir == expected  # type: ignore[attr-defined]
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
