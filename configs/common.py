@@ -56,6 +56,8 @@ def get_config() -> ml_collections.ConfigDict:
     # Text positions whose thoughts are scored at once, forward and backward; 0 = all. On one device
     # few (16) save time and most of the memory; across devices each chunk gathers the parameters again.
     c.compute.position_chunk = 0
+    # What computes attention: auto (splash on TPUs, else xla) | xla | splash (TPU) | cudnn (GPU).
+    c.compute.attention = "auto"
 
     c.data = ml_collections.ConfigDict()
     c.data.source = "text"  # text | clock (built in)

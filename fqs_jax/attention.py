@@ -139,6 +139,31 @@ def own_slots(
     return output[:, :, 0], lse[:, :, 0]
 
 
+def own_blocks(
+    query_BxPxSxNxH: jax.Array,
+    key_BxPxSxGxH: jax.Array,
+    value_BxPxSxGxH: jax.Array,
+    num_slots: int,
+    window: int | None,
+) -> tuple[jax.Array, jax.Array]:
+    """Whole blocks over themselves: the S queries of a position are blocks of `num_slots`.
+
+    Returns:
+      Attended values [B, P, S, N, H] and float32 log-sum-exp [B, P, S, N].
+    """
+
+    def block(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, num_slots, *x.shape[3:])
+
+    output, lse = own_slots(
+        block(query_BxPxSxNxH),
+        block(key_BxPxSxGxH),
+        block(value_BxPxSxGxH),
+        causal_slots(num_slots, window),
+    )
+    return output.reshape(query_BxPxSxNxH.shape), lse.reshape(query_BxPxSxNxH.shape[:-1])
+
+
 def merge(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Softmax over the union of two disjoint key sets, from each set's (output, log-sum-exp)."""
     (output_a, lse_a), (output_b, lse_b) = first, second

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, mixing, vocab
+from fqs_jax import attention, attention_backends, mixing, vocab
 from fqs_jax import model as model_lib
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.rollout import marks, text_attention
+from fqs_jax.rollout import marks
 
 if TYPE_CHECKING:
     from fqs_jax.thoughts import ThoughtConfig
@@ -85,16 +85,15 @@ def score_blocks(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, None]:
         text_k, text_v = layer
-        over_text = text_attention(q, text_k, text_v, index_BxP, slot_RM, segment_BxT, c, spans)
-
-        def block(x: jax.Array) -> jax.Array:
-            return x.reshape(B * P * R, M, *x.shape[3:])
-
-        over_own = attention.own_slots(
-            block(q), block(k), block(v), attention.causal_slots(M, c.sliding_window)
+        window = c.sliding_window
+        if index_BxP is None:
+            return attention_backends.blocks(
+                q, k, v, text_k, text_v, M, segment_BxT, window, c.attention
+            ), None
+        over_text = attention.indexed_text(
+            q, text_k, text_v, index_BxP, slot_RM, segment_BxT, window, spans
         )
-        over_own = over_own[0].reshape(q.shape), over_own[1].reshape(q.shape[:-1])
-        return attention.merge(over_text, over_own), None
+        return attention.merge(over_text, attention.own_blocks(q, k, v, M, window)), None
 
     blocks_BxPxRxMxD = _block_embeddings(
         params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought

@@ -22,6 +22,7 @@ HARMLESS = (
     "remat",
     "vocab_chunk",
     "position_chunk",
+    "attention",
     "workers",
     "cache_dir",
     "tfds_dir",

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fqs_jax import attention, sharding
+from fqs_jax import attention_backends, sharding
 from fqs_jax.errors import UserError
 
 Params = dict[str, Any]
@@ -63,6 +63,7 @@ class ModelConfig:
         backward pass.
       position_chunk: text positions whose thoughts go through the training step's scoring pass,
         forward and backward, at once; 0 = all of them.
+      attention: what computes it, one of attention_backends.BACKENDS; "auto" goes by the device.
     """
 
     vocab_size: int
@@ -84,6 +85,7 @@ class ModelConfig:
     remat: str = "full"
     vocab_chunk: int = 2048
     position_chunk: int = 0
+    attention: str = "auto"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -95,6 +97,9 @@ class ModelConfig:
                 raise UserError(f"{name} {getattr(self, name)!r} is none of {', '.join(DTYPES)}")
         if self.vocab_chunk < 0 or self.position_chunk < 0:
             raise UserError("vocab_chunk and position_chunk must be 0 (all at once) or more")
+        if self.attention not in attention_backends.BACKENDS:
+            backends = ", ".join(attention_backends.BACKENDS)
+            raise UserError(f"attention {self.attention!r} is none of {backends}")
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
 
@@ -276,7 +281,10 @@ def text_forward(
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array, _: None
     ) -> tuple[jax.Array, Any]:
-        return attention.causal(query, key, value, segment_BxT, config.sliding_window), (key, value)
+        attended = attention_backends.causal(
+            query, key, value, segment_BxT, config.sliding_window, config.attention
+        )
+        return attended, (key, value)
 
     positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
     return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)

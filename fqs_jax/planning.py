@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import compiled, curriculum, huggingface
+from fqs_jax import attention_backends, compiled, curriculum, huggingface
 from fqs_jax import model as model_lib
 from fqs_jax import step as step_lib
 from fqs_jax.compiled import Collective, Memory
@@ -251,9 +251,15 @@ def _trace(
 def _flops(
     config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh, traced: Any
 ) -> Flops:
-    """Of a traced step, told apart from what it recomputes by a trace that keeps everything."""
-    keeping = dataclasses.replace(model, remat="none", vocab_chunk=0)
+    """Of a traced step, told apart from what it recomputes by a trace that keeps everything.
+
+    Attention counts as xla computes it, whatever does: kernels do not tell what they skip.
+    """
+    keeping = dataclasses.replace(model, remat="none", vocab_chunk=0, attention="xla")
     program = compiled.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
+    if attention_backends.choose(model.attention, mesh.devices.flat[0].platform) != "xla":
+        plain = dataclasses.replace(model, attention="xla")
+        traced = _trace(config, stage, plain, mesh)[1]
     return Flops(
         model=curriculum.step_flops(config, stage, model),
         program=program,

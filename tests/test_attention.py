@@ -149,3 +149,37 @@ def test_bfloat16_keeps_its_softmax_in_float32() -> None:
     assert output.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     np.testing.assert_allclose(lse, np.log(600), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(output, np.float32), 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_bfloat16_gradients_are_those_of_a_float32_softmax(window: int | None) -> None:
+    """The gradient of `causal`, written by hand, against that of a naive softmax in float32 of the
+    same bfloat16 inputs; 100 texts positions are two chunks of queries, one cut short."""
+    length, size = 100, 16
+    shapes = (B, length, N, size), (B, length, G, size), (B, length, G, size)
+    arrays = tuple(
+        random(*shape, seed=i).astype(jnp.bfloat16) for i, shape in enumerate((*shapes, shapes[0]))
+    )
+    distance = np.arange(length)[:, None] - np.arange(length)
+    visible = jnp.asarray((distance >= 0) & (distance < (window or length)))
+
+    def naive(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        key, value = (jnp.repeat(x, N // G, axis=2) for x in (key, value))
+        scores = jnp.einsum("bqnh,bjnh->bnqj", query, key) / np.sqrt(size)
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bnqj,bjnh->bqnh", weights, value)
+
+    def gradients(function: Any, dtype: Any) -> Any:
+        *inputs, cotangent = (x.astype(dtype) for x in arrays)
+        output, pull = jax.vjp(function, *inputs)
+        return output, *pull(cotangent)
+
+    ours = jax.jit(
+        lambda: gradients(lambda q, k, v: attention.causal(q, k, v, None, window), jnp.bfloat16)
+    )()
+    for found, expected in zip(ours, jax.jit(lambda: gradients(naive, jnp.float32))(), strict=True):
+        assert found.dtype == jnp.bfloat16
+        error = jnp.abs(found.astype(jnp.float32) - expected)
+        # bfloat16 keeps 8 bits: 2^-8 of the largest is one rounding of it.
+        assert float(error.max()) < 4 * 2**-8 * float(jnp.abs(expected).max())
+        assert float(jnp.sqrt(jnp.mean(error**2) / jnp.mean(expected**2))) < 2**-7

@@ -1,0 +1,156 @@
+"""Which code computes the attention of whole texts and of blocks at all positions: one choice.
+
+    xla     attention.py: plain products and a gradient of their own, on any device
+    splash  attention_splash.py: block-sparse kernels of JAX for TPUs, for text and for blocks
+    cudnn   attention_cudnn.py: cuDNN's fused attention on GPUs, for text; blocks stay with xla
+    auto    splash on TPUs, xla elsewhere; cudnn must be asked for (it has not been run on a GPU yet)
+
+All are equal up to rounding, but at padding queries, whose results nobody reads. What has other
+shapes (sampling, decoding, blocks at chosen positions) is attention.py everywhere. Where a back end
+cannot compute what is asked, xla does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fqs_jax import attention, attention_cudnn, attention_splash, sharding
+
+BACKENDS = ("auto", "xla", "splash", "cudnn")
+_OF_PLATFORM = {"tpu": "splash"}
+
+
+def platform() -> str:
+    """What is traced for: the devices of the mesh in scope, which need not be attached, or JAX's own."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else str(device.platform)
+
+
+def choose(backend: str, where: str | None = None) -> str:
+    """The back end that "auto" stands for on a platform (None = here); others stand for themselves."""
+    return _OF_PLATFORM.get(where or platform(), "xla") if backend == "auto" else backend
+
+
+def causal(
+    query_BxTxNxH: jax.Array,
+    key_BxTxGxH: jax.Array,
+    value_BxTxGxH: jax.Array,
+    segment_BxT: jax.Array | None,
+    window: int | None,
+    backend: str = "auto",
+) -> jax.Array:
+    """Causal attention of a text over itself, [B, T, N, H]; see `attention.causal`.
+
+    "splash" elsewhere than on a TPU is interpreted, which is for tests; "cudnn" elsewhere than on a
+    GPU is xla.
+    """
+    chosen = choose(backend)
+    if chosen == "splash":
+
+        def splash(query: Any, keys: Any, segment: Any) -> jax.Array:
+            return attention_splash.causal(
+                query, keys[0], keys[1], segment, window, interpret=platform() != "tpu"
+            )
+
+        return _by_device(splash, query_BxTxNxH, (key_BxTxGxH, value_BxTxGxH), segment_BxT)
+    fits = attention_cudnn.supports(query_BxTxNxH, segment_BxT)
+    if chosen == "cudnn" and platform() == "gpu" and fits:
+
+        def cudnn(query: Any, keys: Any, segment: Any) -> jax.Array:
+            return attention_cudnn.causal(query, keys[0], keys[1], segment, window)
+
+        return _by_device(cudnn, query_BxTxNxH, (key_BxTxGxH, value_BxTxGxH), segment_BxT)
+    return attention.causal(query_BxTxNxH, key_BxTxGxH, value_BxTxGxH, segment_BxT, window)
+
+
+def blocks(
+    query_BxTxSxNxH: jax.Array,
+    key_BxTxSxGxH: jax.Array,
+    value_BxTxSxGxH: jax.Array,
+    text_key_BxTxGxH: jax.Array,
+    text_value_BxTxGxH: jax.Array,
+    num_slots: int,
+    segment_BxT: jax.Array | None,
+    window: int | None,
+    backend: str = "auto",
+) -> jax.Array:
+    """Attention of thought blocks at every text position, over text and own slots, [B, T, S, N, H].
+
+    Args:
+      num_slots: M; the S queries of a position are S / M blocks of them, one behind the other.
+      segment_BxT, window: see `attention.aligned_text`.
+    """
+    if choose(backend) == "splash":
+
+        def splash(query: Any, keys: Any, segment: Any) -> jax.Array:
+            own_k, own_v, text_k, text_v = keys
+            return attention_splash.blocks(
+                query,
+                own_k,
+                own_v,
+                text_k,
+                text_v,
+                num_slots,
+                segment,
+                window,
+                interpret=platform() != "tpu",
+            )
+
+        keys = key_BxTxSxGxH, value_BxTxSxGxH, text_key_BxTxGxH, text_value_BxTxGxH
+        return _by_device(splash, query_BxTxSxNxH, keys, segment_BxT)
+    slots = query_BxTxSxNxH.shape[2]
+    over_text = attention.aligned_text(
+        query_BxTxSxNxH,
+        text_key_BxTxGxH,
+        text_value_BxTxGxH,
+        1 + jnp.arange(slots) % num_slots,
+        segment_BxT,
+        window,
+    )
+    return attention.merge(
+        over_text,
+        attention.own_blocks(query_BxTxSxNxH, key_BxTxSxGxH, value_BxTxSxGxH, num_slots, window),
+    )
+
+
+def _by_device(
+    function: Callable[[Any, Any, Any], jax.Array],
+    query: jax.Array,
+    keys: tuple[jax.Array, ...],
+    segment_BxT: jax.Array | None,
+) -> jax.Array:
+    """function(query, keys, segment), each device with the rows and heads that lie on it.
+
+    The compiler cannot cut a kernel; rows and heads need nothing of each other. Kv heads that do not
+    divide are repeated until they do.
+
+    Args:
+      query: [B, ..., N, H]. keys: keys and values, [B, ..., G, H].
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return function(query, keys, segment_BxT)
+    heads = keys[0].shape[-2]
+    repeats = int(np.lcm(heads, mesh.shape["tensor"])) // heads
+    keys = tuple(jnp.repeat(x, repeats, axis=-2) for x in keys) if repeats > 1 else keys
+
+    def where(x: jax.Array, last: str) -> Any:
+        return sharding.spec("B" + "." * (x.ndim - 1 - len(last)) + last, x.shape, mesh)
+
+    cut = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(
+            where(query, "N."),
+            tuple(where(x, "G.") for x in keys),
+            None if segment_BxT is None else where(segment_BxT, ""),
+        ),
+        out_specs=where(query, "N."),
+        check_vma=False,
+    )
+    return cut(query, keys, segment_BxT)
