@@ -144,7 +144,6 @@ def text_attention(
     slot_S: jax.Array,
     segment_BxT: jax.Array | None,
     model: ModelConfig,
-    spans: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
     if index_BxP is None:
@@ -159,7 +158,6 @@ def text_attention(
         slot_S,
         segment_BxT,
         model.sliding_window,
-        spans,
     )
 
 

@@ -154,7 +154,7 @@ def test_bfloat16_keeps_its_softmax_in_float32() -> None:
 @pytest.mark.parametrize("window", [None, 40])
 def test_bfloat16_gradients_are_those_of_a_float32_softmax(window: int | None) -> None:
     """The gradient of `causal`, written by hand, against that of a naive softmax in float32 of the
-    same bfloat16 inputs; 100 texts positions are two chunks of queries, one cut short."""
+    same bfloat16 inputs; 100 text positions are two chunks of queries, one cut short."""
     length, size = 100, 16
     shapes = (B, length, N, size), (B, length, G, size), (B, length, G, size)
     arrays = tuple(
