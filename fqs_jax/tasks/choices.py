@@ -1,0 +1,33 @@
+"""A file of one's own: each line {"prompt": ..., "choices": [...], "answer": ...}.
+
+The choices are text to go on with, exactly as written, spaces included; the answer is the text of
+the right one or its number, counted from 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fqs_jax.errors import UserError
+from fqs_jax.tasks import records
+from fqs_jax.tasks.items import Item, Task
+
+
+def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
+    prompt = records.text(where, fields, "prompt")
+    choices, answer = fields.get("choices"), fields.get("answer")
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
+        raise UserError(f"{where}: 'choices' must be a list of texts that are not empty")
+    if len(choices) < 2 or len(set(choices)) < len(choices):
+        raise UserError(f"{where}: 'choices' must be two or more, all different")
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        answer = choices[answer]
+    if not isinstance(answer, str) or answer not in choices:
+        raise UserError(
+            f"{where}: the answer {str(answer)[:40]!r} is neither one of the choices nor a number "
+            f"from 0 to {len(choices) - 1}"
+        )
+    return Item(prompt, answer, tuple(choices), "text")
+
+
+TASK = Task("choices", "choices", _parse, key="prompt")

@@ -1,0 +1,234 @@
+"""The benchmark part of `python -m fqs_jax.evaluate`: `--task=csqa --task_file=FILE`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.table import Table
+
+from fqs_jax import cli, comparison, workdir
+from fqs_jax.data.cache import Options
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+from fqs_jax.tasks import (
+    chain_of_thought,
+    choices,
+    commonsense_qa,
+    evaluation,
+    gsm8k,
+    items,
+    metrics,
+    piqa,
+    social_iqa,
+)
+from fqs_jax.tasks.decisions import Decisions
+from fqs_jax.tasks.evaluation import Answers
+from fqs_jax.tasks.items import Item, Task
+from fqs_jax.workdir import Loaded
+
+NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
+_FIT_ITEMS = 500  # of --fit_file
+
+
+def define_flags() -> None:
+    """Flags of benchmarks; how many thoughts, seed, batch and JSON are flags of evaluate.py."""
+    flags.DEFINE_enum("task", None, NAMES, "Benchmark.")
+    flags.DEFINE_string(
+        "task_file", "", "Its items: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
+    )
+    flags.DEFINE_string("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
+    flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
+    flags.DEFINE_bool("greedy", False, "The likeliest thought in place of sampled ones.")
+    flags.DEFINE_string(
+        "fit_file",
+        "",
+        f"Other items, of which the first {_FIT_ITEMS} fit temperatures; without it each half of the items "
+        "serves the other.",
+    )
+    flags.DEFINE_string("fit_labels_file", "", "Answers of --fit_file.")
+    flags.DEFINE_bool("siqa_space", False, "SIQA: a space between context and question.")
+    flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
+    flags.DEFINE_integer("votes", 0, "GSM8K: vote among so many chains of thought.", 0)
+    flags.DEFINE_float("temperature", 0.8, "Of chains of thought.", 0.0)
+    flags.DEFINE_float("top_p", 0.95, "Of chains of thought.")
+    flags.DEFINE_integer("max_new_tokens", 1000, "Of a chain of thought.", 1)
+    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Has {question} in it.")
+    flags.DEFINE_string("chains_file", "", "Write the chains of thought here, as JSON lines.")
+
+
+def main() -> None:
+    """Evaluate one model or all stages on the task that the flags name."""
+    f = flags.FLAGS
+    cli.require(task_file=f.task_file)
+    options = Options(download=f.download)
+    asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
+    if f.votes:
+        if f.task != "gsm8k":
+            raise UserError("--votes is for --task=gsm8k")
+        votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
+        _print(votes, _vote_table(votes))
+        return
+    fit: list[Item] = []
+    if f.fit_file:
+        fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
+    found: list[metrics.Row] = []
+    base: Answers | None = None  # the first model's, which the others are compared with
+    for stage, name, loaded in _models(cli.mesh_from_flags()):
+        rows, base = _rows(stage, name, loaded, asked, fit, base)
+        found += rows
+    _print(found, _table(found))
+
+
+def _task(name: str) -> Task:
+    if name == "siqa":
+        return social_iqa.task(" " if flags.FLAGS.siqa_space else social_iqa.PUBLISHED_JOIN)
+    known = (commonsense_qa.TASK, piqa.TASK, gsm8k.TASK, choices.TASK)
+    return next(task for task in known if task.name == name)
+
+
+def _models(mesh: Mesh) -> Iterator[tuple[str, str, Loaded]]:
+    f = flags.FLAGS
+    if f.all_stages:
+        root = f.workdir or f.checkpoint
+        cli.require(workdir=root)
+        for stage, name, _, loaded in comparison.models(Path(root), mesh=mesh):
+            yield stage, name, loaded
+        return
+    cli.require(checkpoint=f.checkpoint)
+    loaded = workdir.load(f.checkpoint, f.stage, mesh=mesh)
+    yield f.stage or "-", loaded.label, loaded
+
+
+def _rows(
+    stage: str,
+    name: str,
+    loaded: Loaded,
+    asked: Sequence[Item],
+    fit: Sequence[Item],
+    base: Answers | None,
+) -> tuple[list[metrics.Row], Answers]:
+    """A row without thoughts, and one with them if the model thinks; and what to compare with."""
+    f = flags.FLAGS
+    default = evaluation.Settings()
+    settings = evaluation.Settings(
+        thought_seeds=f.thought_seeds or default.thought_seeds,
+        greedy=f.greedy,
+        seed=f.seed,
+        batch_size=f.batch_size or default.batch_size,
+        seq_len=f.seq_len,
+    )
+    with Progress(f"{name}: rows", 0, 0) as bar:
+        result = evaluation.evaluate(loaded, asked, settings, bar.advance_to)
+    elsewhere: list[Decisions | None] = [None, None]
+    if fit:
+        with Progress(f"{name}: rows for temperatures", 0, 0) as bar:
+            other = evaluation.evaluate(loaded, fit, settings, bar.advance_to)
+        elsewhere = [part.published if part else None for part in (other.plain, other.thinking)]
+    about: dict[str, Any] = {"stage": stage, "task": f.task, "too_long": result.too_long}
+    rows = [metrics.row(result.plain, elsewhere[0], base, model=name, thoughts="none", **about)]
+    base = base or result.plain
+    if result.thinking is not None:
+        thoughts = "greedy" if settings.greedy else str(settings.thought_seeds)
+        rows.append(
+            metrics.row(result.thinking, elsewhere[1], base, model=name, thoughts=thoughts, **about)
+        )
+    return rows, base
+
+
+def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> chain_of_thought.Row:
+    f = flags.FLAGS
+    default = chain_of_thought.Settings()
+    settings = chain_of_thought.Settings(
+        votes=f.votes,
+        temperature=f.temperature,
+        top_p=f.top_p,
+        max_new_tokens=f.max_new_tokens,
+        prompt=f.cot_prompt,
+        seed=f.seed,
+        batch_size=f.batch_size or default.batch_size,
+        seq_len=f.seq_len,
+    )
+    with Progress(f"{name}: questions", 0, 0) as bar:
+        chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to)
+    if f.chains_file:
+        with Path(f.chains_file).open("a", encoding="utf-8") as file:
+            for n in sorted(chains):
+                for chain in chains[n]:
+                    line = {"model": name, "stage": stage, "item": n, **chain._asdict()}
+                    file.write(json.dumps(line) + "\n")
+    return chain_of_thought.count(asked, chains, stage=stage, model=name, task=f.task)
+
+
+def _print(rows: Sequence[Any], table: Table) -> None:
+    if flags.FLAGS.json:
+        for row in rows:
+            fields = dataclasses.asdict(row)
+            print(json.dumps({k: None if v != v else v for k, v in fields.items()}))  # no NaN
+        return
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def _table(rows: Sequence[metrics.Row]) -> Table:
+    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
+    table.add_column("stage", justify="right")
+    table.add_column("model")
+    columns = ("thoughts", "expected p", "calibrated", "sharpened", "accuracy (95%)", "gain (95%)")
+    for column in (*columns, "NLL"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row.stage,
+            row.model,
+            row.thoughts,
+            f"{row.expected_prob:.4f}",
+            _at(row.calibrated, row.calibrated_at),
+            _at(row.sharpened, row.sharpened_at),
+            _share(row.accuracy, row.accuracy_low, row.accuracy_high),
+            "-"
+            if math.isnan(row.gain)
+            else f"{row.gain:+.3f} ({row.gain_low:+.3f} {row.gain_high:+.3f})",
+            f"{row.nll:.3f}",
+        )
+    return table
+
+
+def _at(value: float, temperatures: Sequence[float]) -> str:
+    """A number, and at which temperature (of two halves, the geometric mean)."""
+    return f"{value:.4f} @ {math.prod(temperatures) ** (1 / max(1, len(temperatures))):.2f}"
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{share:.3f} ({low:.3f}-{high:.3f})"
+
+
+def _vote_table(rows: Sequence[chain_of_thought.Row]) -> Table:
+    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
+    table.add_column("stage", justify="right")
+    table.add_column("model")
+    majority = f"maj@{rows[0].votes}"
+    shown = f"{majority} (95%)", "single", f"{majority} published", "single published"
+    for column in (*shown, "no number", "cut off"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (row.single, row.majority_published, row.single_published)
+        table.add_row(
+            row.stage,
+            row.model,
+            _share(row.majority, row.majority_low, row.majority_high),
+            *(f"{share:.3f}" for share in (*shares, row.no_number, row.cut_off)),
+        )
+    return table
+
+
+def _title(task: str, count: int, too_long: int) -> str:
+    left_out = f", {too_long} left out: too long" if too_long else ""
+    return f"{task}: {count:,} items{left_out}"

@@ -1,0 +1,38 @@
+"""GSM8K (arXiv 2110.14168): school mathematics whose answer is a number. `test.jsonl`."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from fqs_jax.errors import UserError
+from fqs_jax.tasks import records
+from fqs_jax.tasks.items import Item, Task
+
+_MARK = "####"  # before the final number of a worked answer
+
+
+def question(item: Item) -> str:
+    """The question alone."""
+    return item.prompt.removeprefix("Q: ").removesuffix("\nA:")
+
+
+def number(item: Item) -> Decimal:
+    """The right number."""
+    return Decimal(item.answer.strip().replace(",", ""))
+
+
+def _parse(where: str, fields: dict[str, Any], label: int | None) -> Item:
+    del label  # the answer is a field
+    asked = records.text(where, fields, "question")
+    _, mark, answer = records.text(where, fields, "answer").rpartition(_MARK)
+    item = Item(f"Q: {asked}\nA:", answer, (), "number")
+    try:
+        if not mark or not number(item).is_finite():
+            raise InvalidOperation
+    except InvalidOperation:
+        raise UserError(f"{where}: the answer does not end in '{_MARK} NUMBER'") from None
+    return item
+
+
+TASK = Task("gsm8k", "GSM8K", _parse, key="question")

@@ -1,0 +1,116 @@
+"""Benchmark items, and how a file of records becomes a list of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fqs_jax.data.cache import Options
+from fqs_jax.errors import UserError
+from fqs_jax.tasks import records
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question with its answer.
+
+    Attributes:
+      prompt: all that stands before the answer.
+      answer: what follows it, as it is written there: " C", " 18".
+      choices: all answers to choose from, written the same way; none for numbers.
+      kind: "letter", "number", or "text" for choices that are text to go on with.
+    """
+
+    prompt: str
+    answer: str
+    choices: tuple[str, ...]
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark.
+
+    Attributes:
+      name: as the command line calls it.
+      title: for people.
+      parse: (where, fields, label) -> Item; `where` names the record for errors, `label` counts from
+        0 and is None where the record itself holds the answer.
+      key: a text field that all its records have.
+      labels: what a file of labels says for the first choice, the second, ...; empty = has none.
+    """
+
+    name: str
+    title: str
+    parse: Callable[[str, dict[str, Any], int | None], Item]
+    key: str
+    labels: tuple[int, ...] = ()
+
+
+def read(
+    task: Task,
+    source: str,
+    labels_file: str = "",
+    limit: int | None = None,
+    options: Options | None = None,
+) -> list[Item]:
+    """The items of a benchmark, in their order.
+
+    Args:
+      source: a `.jsonl` or `.parquet` file, tfds:NAME:SPLIT or hub:OWNER/NAME:SPLIT.
+      labels_file: answers, one a line; empty = the records' own, or NAME-labels.lst beside NAME.jsonl.
+      limit: only this many, from the first on.
+
+    Raises:
+      UserError: something is missing or malformed; names the line.
+    """
+    rows = records.read(source, task.key, options or Options())
+    if labels_file and not task.labels:
+        raise UserError(f"{task.title} has its answers with the questions; leave out --labels_file")
+    labels: Sequence[int | None] = [None] * len(rows)
+    if task.labels:
+        labels = _labels(rows, source, labels_file, task.labels)
+    numbered = list(zip(rows, labels, strict=True))[:limit]
+    return [task.parse(where, fields, label) for (where, fields), label in numbered]
+
+
+def lettered(question: str, options: Sequence[str], right: int) -> Item:
+    """The published form of a question with lettered options; the answer is the letter."""
+    listed = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False))
+    choices = tuple(f" {letter}" for letter in LETTERS[: len(options)])
+    return Item(f"Q: {question}\n{listed}\nA:", choices[right], choices, "letter")
+
+
+def _labels(
+    rows: Sequence[records.Record], source: str, labels_file: str, known: Sequence[int]
+) -> list[int]:
+    """The number of the right choice of every record, from 0."""
+    path = Path(labels_file or source)
+    if not labels_file and not (rows and "label" in rows[0][1]):
+        path = path.with_name(f"{path.stem}-labels.lst")
+        if not path.is_file():
+            raise UserError(
+                f"{source} has no labels; give --labels_file=FILE, or put {path.name} beside it"
+            )
+        labels_file = str(path)
+    if labels_file:
+        lines = [(f"{path}:{n}", line) for n, line in records.numbered_lines(path)]
+        if len(lines) != len(rows):
+            raise UserError(
+                f"{path} has {len(lines)} labels and {source} {len(rows)} items; "
+                "give the two files of one split"
+            )
+    else:
+        lines = [(where, str(fields.get("label", ""))) for where, fields in rows]
+    spelled = {str(value): place for place, value in enumerate(known)}
+    for where, line in lines:
+        if line.strip() not in spelled:
+            meant = ", ".join(spelled)
+            raise UserError(
+                f"{where}: the label is {line.strip()[:40]!r}; it must be one of {meant}"
+            )
+    return [spelled[line.strip()] for _, line in lines]

@@ -1,0 +1,175 @@
+"""What a model's decisions on a task are worth; docs/metrics.md says how to read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from fqs_jax import comparison
+from fqs_jax.tasks.decisions import Decisions
+from fqs_jax.tasks.evaluation import Answers
+
+_TEMPERATURES = np.exp(np.linspace(-3.0, 3.0, 121))
+_WILSON_Z = 1.959964  # of a 95% interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model on one task, averaged over items and thought seeds.
+
+    Attributes:
+      thoughts: "none", "greedy", or how many were sampled.
+      items, too_long: counted, and left out since they do not fit.
+      expected_prob: the published metric; with its standard error over items, and the standard
+        deviation of the mean over thought seeds (0 with one).
+      calibrated, sharpened: the same at the temperature at which the allowed answers' likelihood, or
+        the metric itself, is highest on other items; with the temperatures.
+      accuracy: share of items whose right answer is the likeliest, with its 95% Wilson interval over
+        items, and its standard deviation over thought seeds.
+      gain: accuracy less that of the model it is compared with, on the same items, with the 95%
+        interval of a bootstrap over items; NaN for that model itself.
+      nll: mean -log p(right answer) among the answers, nats.
+    """
+
+    stage: str
+    model: str
+    task: str
+    thoughts: str
+    items: int
+    too_long: int
+    expected_prob: float
+    expected_prob_error: float
+    expected_prob_spread: float
+    calibrated: float
+    calibrated_at: tuple[float, ...]
+    sharpened: float
+    sharpened_at: tuple[float, ...]
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    accuracy_spread: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    nll: float
+
+
+def row(
+    answers: Answers,
+    elsewhere: Decisions | None,
+    base: Answers | None = None,
+    *,
+    stage: str,
+    model: str,
+    task: str,
+    thoughts: str,
+    too_long: int,
+) -> Row:
+    """All numbers of a model's answers.
+
+    Args:
+      elsewhere: the same model's published decisions on items of another split, for temperatures;
+        None = each half of the items (of even and of odd number) serves the other.
+      base: answers of the model to compare with, to the same items.
+    """
+    prob_NxR = np.exp(answers.published.right_log_prob())
+    correct_NxR = answers.choices.all_right()
+    accuracy = float(correct_NxR.mean())
+    low, high = wilson(accuracy, len(correct_NxR))
+    gain, gain_low, gain_high = math.nan, math.nan, math.nan
+    if base is not None:
+        gain, gain_low, gain_high = difference(correct_NxR, base.choices.all_right())
+    calibrated, calibrated_at = scaled(answers.published, elsewhere, least_nll_temperature)
+    sharpened, sharpened_at = scaled(answers.published, elsewhere, highest_temperature)
+    return Row(
+        stage=stage,
+        model=model,
+        task=task,
+        thoughts=thoughts,
+        items=len(prob_NxR),
+        too_long=too_long,
+        expected_prob=float(prob_NxR.mean()),
+        expected_prob_error=float(prob_NxR.mean(axis=1).std() / math.sqrt(len(prob_NxR))),
+        expected_prob_spread=_spread(prob_NxR),
+        calibrated=calibrated,
+        calibrated_at=calibrated_at,
+        sharpened=sharpened,
+        sharpened_at=sharpened_at,
+        accuracy=accuracy,
+        accuracy_low=low,
+        accuracy_high=high,
+        accuracy_spread=_spread(correct_NxR),
+        gain=gain,
+        gain_low=gain_low,
+        gain_high=gain_high,
+        nll=float(-answers.choices.right_log_prob().mean()),
+    )
+
+
+def expected_prob(decisions: Decisions, temperature: float = 1.0) -> float:
+    """The published metric: mean over items of the product of the right ids' probabilities."""
+    return float(np.exp(decisions.right_log_prob(temperature)).mean())
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95% interval of Wilson (1927) for a share of `count` items.
+
+    With several seeds averaged it errs on the wide side: averages vary less than single answers.
+    """
+    z2 = _WILSON_Z**2 / count
+    middle = share + z2 / 2
+    half = math.sqrt(max(0.0, z2 * share * (1 - share) + z2**2 / 4))
+    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+
+
+def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, float, float]:
+    """Mean of first - second, item by item, and its 95% percentile interval over 2,000 resamplings.
+
+    Always the same resamplings. Items that are easy or hard for both do not widen it.
+    """
+    change_N = first_NxR.mean(axis=1) - second_NxR.mean(axis=1)
+    picked = np.random.default_rng(0).integers(len(change_N), size=(2000, len(change_N)))
+    low, high = np.percentile(change_N[picked].mean(axis=1), [2.5, 97.5])
+    return float(change_N.mean()), float(low), float(high)
+
+
+def scaled(
+    decisions: Decisions,
+    elsewhere: Decisions | None,
+    fit: Callable[[Decisions], float],
+) -> tuple[float, tuple[float, ...]]:
+    """The published metric at a temperature fitted on items that are not measured with it.
+
+    Returns:
+      The metric and the temperatures: one from `elsewhere`, or without it one for each half.
+    """
+    if elsewhere is not None:
+        temperature = fit(elsewhere)
+        return expected_prob(decisions, temperature), (temperature,)
+    halves = [decisions.some(slice(first, None, 2)) for first in (0, 1)]
+    if not len(halves[1].target_NxD):
+        return math.nan, ()
+    temperatures = fit(halves[1]), fit(halves[0])
+    probs = [
+        np.exp(half.right_log_prob(temperature)).mean(axis=1)
+        for half, temperature in zip(halves, temperatures, strict=True)
+    ]
+    return float(np.concatenate(probs).mean()), temperatures
+
+
+def least_nll_temperature(decisions: Decisions) -> float:
+    """The temperature at which the right ids are likeliest; all decisions count alike."""
+    return comparison.fit_temperature(*decisions.single())
+
+
+def highest_temperature(decisions: Decisions) -> float:
+    """The temperature, between exp(-3) and exp(3), at which the published metric is highest."""
+    return float(max(_TEMPERATURES, key=lambda t: expected_prob(decisions, t)))
+
+
+def _spread(values_NxR: np.ndarray) -> float:
+    means_R = values_NxR.mean(axis=0)
+    return float(means_R.std(ddof=1)) if len(means_R) > 1 else 0.0

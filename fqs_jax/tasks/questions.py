@@ -1,0 +1,184 @@
+"""What of an item a model is asked: rows of tokens, and which ids are read after which of them.
+
+Two things are read. The *published* walk goes along the true answer and reads, before each of its
+tokens that is one of the allowed ids, the probabilities of all allowed ids. The *choices* are each
+read along their own tokens. Both are kept to few rows: a context that another row begins with is
+read off that row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+from fqs_jax.errors import UserError
+from fqs_jax.tasks.items import Item
+from fqs_jax.tokenizers import Tokenizer
+
+DIGITS = tuple(f" {digit}" for digit in "0123456789")
+_HEAD, _END = "Q: x\nA:", "\n"
+_Ids = tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Row:
+    """Tokens to be read by the model; `reads` are the ids wanted after each position."""
+
+    tokens: list[int]
+    reads: dict[int, _Ids] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Ids whose log-probabilities are read in a row after a position; `target` is the true one's place."""
+
+    row: int
+    position: int
+    ids: _Ids
+    target: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """An item for a model. `walk` is empty for text; `choices` are steps for each; `right` is a choice."""
+
+    rows: list[Row]
+    walk: list[Step]
+    choices: list[list[Step]]
+    right: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row and the one that it predicts last."""
+        return max(len(row.tokens) for row in self.rows) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """How a tokenizer writes one-token answers behind "\\nA:".
+
+    Attributes:
+      pieces: all ids of each answer, blanks included.
+      allowed: the id of each answer without blanks, then that of the newline.
+    """
+
+    pieces: tuple[_Ids, ...]
+    allowed: _Ids
+
+
+def spell(tokenizer: Tokenizer, answers: Sequence[str]) -> Spelling:
+    """The allowed ids of the published metric, worked out from the tokenizer.
+
+    Raises:
+      UserError: an answer is not one token of its own, so the metric is not defined.
+    """
+    head, *whole = tokenizer.encode_batch([_HEAD, *(_HEAD + answer + _END for answer in answers)])
+    pieces = tuple(tuple(ids[len(head) : -1]) for ids in whole)
+    bare = [tuple(itertools.dropwhile(lambda i: _is_blank(tokenizer, i), p)) for p in pieces]
+    for answer, ids, rest in zip(answers, whole, bare, strict=True):
+        if ids[: len(head)] != head or len(rest) != 1 or ids[-1] != whole[0][-1]:
+            raise UserError(
+                f"this tokenizer does not write {answer!r} and a newline as one token each, which "
+                "the expected probability needs; use --task=choices"
+            )
+    return Spelling(pieces, (*(rest[0] for rest in bare), whole[0][-1]))
+
+
+def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
+    """Every item for a model with this tokenizer; all of one kind.
+
+    Raises:
+      UserError: the tokenizer cannot write the answers as the metric needs them.
+    """
+    if items[0].kind == "text":
+        return [_text_question(item, tokenizer) for item in items]
+    prompts = tokenizer.encode_batch([item.prompt for item in items])
+    wholes = tokenizer.encode_batch([item.prompt + item.answer + _END for item in items])
+    spellings: dict[tuple[str, ...], Spelling] = {}
+    questions = []
+    for item, prompt, whole in zip(items, prompts, wholes, strict=True):
+        answers = item.choices or DIGITS
+        if answers not in spellings:
+            spellings[answers] = spell(tokenizer, answers)
+        spelling = spellings[answers]
+        start = len(tokenizer.opening) + len(prompt)
+        walk = _walk(tokenizer.opening + whole, start, spelling.allowed)
+        symbols = 1 if item.choices else sum(c.isdecimal() for c in item.answer)
+        if whole[: len(prompt)] != prompt or len(walk) != symbols + 1:
+            raise UserError(
+                f"this tokenizer does not write the answer {item.answer!r} symbol by symbol, which "
+                "the expected probability needs; use --task=choices"
+            )
+        sequences = [tokenizer.opening + whole]
+        paths = [walk]
+        if item.choices:
+            ends = [tokenizer.opening + prompt + list(pieces) for pieces in spelling.pieces]
+            sequences += ends
+            paths += [_path(tokens, _common(ends)) for tokens in ends]
+        rows, paths = _share_rows(sequences, paths)
+        right = item.choices.index(item.answer) if item.choices else 0
+        questions.append(Question(rows, paths[0], paths[1:], right))
+    return questions
+
+
+def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
+    """Choices read in full, from the first token on that depends on which of them it is."""
+    prompt, *wholes = tokenizer.encode_batch(
+        [item.prompt, *(item.prompt + choice for choice in item.choices)]
+    )
+    sequences = [tokenizer.opening + whole for whole in wholes]
+    start = _common([tokenizer.opening + prompt, *sequences])
+    if not start:
+        raise UserError(
+            f"nothing stands before the choices {', '.join(map(repr, item.choices))[:60]}, and this "
+            "tokenizer has no beginning-of-text token; give a prompt"
+        )
+    rows, paths = _share_rows(sequences, [_path(tokens, start) for tokens in sequences])
+    return Question(rows, [], paths, item.choices.index(item.answer))
+
+
+def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
+    """The published walk: true tokens from `start` on, skipping those that are not allowed."""
+    return [
+        Step(0, t - 1, allowed, allowed.index(tokens[t]))
+        for t in range(start, len(tokens))
+        if tokens[t] in allowed
+    ]
+
+
+def _path(tokens: Sequence[int], start: int) -> list[Step]:
+    """Each token from `start` on, against the whole vocabulary."""
+    return [Step(0, t - 1, (tokens[t],), 0) for t in range(start, len(tokens))]
+
+
+def _share_rows(
+    sequences: Sequence[list[int]], paths: Sequence[list[Step]]
+) -> tuple[list[Row], list[list[Step]]]:
+    """Rows that hold each sequence without its last token as a beginning, and the steps moved to them."""
+    rows: list[Row] = []
+    places = {}
+    for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+        context = sequences[i][:-1]
+        found = (r for r, row in enumerate(rows) if row.tokens[: len(context)] == context)
+        places[i] = next(found, len(rows))
+        if places[i] == len(rows):
+            rows.append(Row(context))
+        reads = rows[places[i]].reads
+        for step in paths[i]:
+            known = reads.get(step.position, ())
+            reads[step.position] = tuple(dict.fromkeys(known + step.ids))
+    moved = [
+        [dataclasses.replace(step, row=places[i]) for step in path] for i, path in enumerate(paths)
+    ]
+    return rows, moved
+
+
+def _common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    columns: Iterator[tuple[int, ...]] = zip(*sequences, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _is_blank(tokenizer: Tokenizer, token_id: int) -> bool:
+    return not tokenizer.decode([token_id]).strip()

@@ -1,0 +1,68 @@
+"""The benchmark part of the evaluate program."""
+
+import json
+
+import pytest
+
+from tests import benchmark_files
+from tests.benchmark_files import write_lines
+from tests.tiny_runs import clock_config, refusal, run, save_stage
+
+CHOICES = [
+    {"prompt": f"{a} +{b} = ", "choices": [str(i) for i in range(7)], "answer": (a + b) % 7}
+    for a in range(5)
+    for b in range(3)
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("command")
+    benchmark_files.write_all(place)
+    write_lines(place / "own.jsonl", CHOICES)
+    config = clock_config()
+    for number in (0, 1):
+        save_stage(place / "W", config, number, seed=number)
+    return place
+
+
+def test_all_stages_side_by_side(place):
+    options = ("--task=choices", f"--task_file={place / 'own.jsonl'}", "--thought_seeds=2")
+    done = run("evaluate", f"--workdir={place / 'W'}", "--all_stages", *options, "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["stage"], row["thoughts"]) for row in rows] == [
+        ("0", "none"),
+        ("1", "none"),
+        ("1", "2"),
+    ]
+    for row in rows:
+        assert row["items"] == 15 and row["too_long"] == 0
+        assert row["accuracy_low"] < row["accuracy"] < row["accuracy_high"]
+        assert len(row["calibrated_at"]) == len(row["sharpened_at"]) == 2
+        assert 0 < row["expected_prob"] < 1 and row["nll"] > 0
+    assert rows[2]["expected_prob_spread"] > 0 == rows[1]["expected_prob_spread"]
+
+
+def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
+    options = ("--task=choices", f"--task_file={place / 'own.jsonl'}", "--greedy", "--limit=4")
+    fit = f"--fit_file={place / 'own.jsonl'}"
+    done = run("evaluate", f"--checkpoint={place / 'W'}", "--stage=1", *options, fit)
+    for part in ("choices: 4 items", "expected p", "calibrated", "sharpened", "greedy", "none"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        ("--task=csqa", "--task_file is missing"),
+        ("--task=other --task_file=x", "value should be one of <csqa|piqa|siqa|gsm8k|choices>"),
+        ("--task=csqa --task_file=PLACE/none.jsonl", "none.jsonl: No such file"),
+        ("--task=csqa --task_file=PLACE/csqa.jsonl --votes=2", "--votes is for --task=gsm8k"),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --checkpoint=PLACE/W --stage=0",
+            "does not write",
+        ),
+    ],
+)
+def test_refusals(place, options, reason):
+    assert reason in refusal("evaluate", *options.replace("PLACE", str(place)).split())

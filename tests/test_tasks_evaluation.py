@@ -1,0 +1,269 @@
+"""Whole evaluations: against transformers on real checkpoints, and against the slow rollout."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from fqs_jax import sharding, tokenizers, workdir
+from fqs_jax.errors import UserError
+from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, metrics, piqa, social_iqa
+from fqs_jax.tasks.evaluation import Settings, evaluate
+from fqs_jax.tasks.items import Item
+from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.workdir import Loaded
+from tests import benchmark_files, reference, tiny_models
+from tests.tiny_runs import sentences
+
+THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=(4,))
+SIQA = social_iqa.task()
+# Choices that have several tokens each and are begun by others.
+TEXTS = [
+    Item("the cat", " sat on", (" sat on", " saw nobody", " sat on the mat"), "text"),
+    Item("one old king saw", " Tom", (" Tom", " her friend Tom"), "text"),
+]
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory) -> Loaded:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    lines = [*sentences(200), "Q: A B C D E (A) (B) (C) (D) (E) 0 1 2 3 4 5 6 7 8 9"]
+    tokenizer = tokenizers.train_sentencepiece(lines, folder, 330)
+    model = tiny_models.model_config(vocab_size=tokenizer.vocab_size, max_seq_len=256)
+    params = tiny_models.random_params(model)
+    return Loaded(params, model, tokenizer, THOUGHT, folder, "thinking")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    files = benchmark_files.write_all(tmp_path_factory.mktemp("files"))
+    tasks = {"csqa": commonsense_qa.TASK, "piqa": piqa.TASK, "siqa": SIQA, "gsm8k": gsm8k.TASK}
+    return {name: items.read(tasks[name], str(files[name])) for name in tasks} | {"text": TEXTS}
+
+
+# Against the slow rollout, one context at a time --------------------
+
+
+def next_log_probs(loaded, context, key):
+    """After a thought, by the slow rollout: [V]; the likeliest one without a key."""
+    params, config, last = loaded.params, loaded.model, len(context) - 1
+    text = (np.array(context), np.ones(len(context), bool))
+    drawn = []
+    for k in range(2):
+        opening = reference.start_and_thought(params, drawn, 100.0)
+        hidden = reference.block_hidden(params, config, *text, last, opening)
+        logits = reference.thought_logits(params["lm"], hidden[-1], (4,))
+        if key is not None:
+            logits = logits + reference.gumbel_noise(key, (0, last, 0, k), len(logits))
+        drawn.append(int(np.argmax(logits)))
+    out = reference.rollout(params, config, *text, last, drawn, 1, masked_ids=(4,))
+    return reference.log_softmax(out.mixed_logits_AxV[0])
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("name", ["csqa", "gsm8k"])
+def test_the_walk_after_thoughts(thinking, asked, name, seed):
+    """The thought at a place depends on seed, item, row of the item and place."""
+    item, number = asked[name][1], 1
+    settings = Settings(thought_seeds=2, seed=seed or 0, greedy=seed is None)
+    result = evaluate(thinking, asked[name], settings)
+    ids = thinking.tokenizer.opening + thinking.tokenizer.encode(item.prompt + item.answer + "\n")
+    allowed = [*(item.choices or map(str, range(10)))]
+    allowed = [thinking.tokenizer.encode(f"A:{' '[: s[0] != ' ']}{s}")[-1] for s in allowed]
+    allowed.append(ids[-1])
+    start = len(thinking.tokenizer.opening + thinking.tokenizer.encode(item.prompt))
+    expected = 0.0
+    for t in range(start, len(ids)):
+        if ids[t] in allowed:
+            key = seed
+            if seed is not None:  # the walk is read off the item's first, its longest row
+                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), 0)
+            log_probs = next_log_probs(thinking, ids[:t], key)
+            expected += log_probs[ids[t]] - np.logaddexp.reduce(log_probs[allowed])
+    assert result.thinking is not None
+    found = result.thinking.published.right_log_prob()[number, 0]
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert abs(found - result.plain.published.right_log_prob()[number, 0]) > 1e-3
+
+
+def test_choices_of_text_after_thoughts(thinking):
+    result = evaluate(thinking, TEXTS, Settings(greedy=True))
+    assert result.thinking is not None
+    for n, item in enumerate(TEXTS):
+        totals = []
+        encode = thinking.tokenizer.encode
+        wholes = [encode(item.prompt + choice) for choice in item.choices]
+        common = min(
+            next((i for i, (a, b) in enumerate(zip(w, v, strict=False)) if a != b), len(v))
+            for w in wholes
+            for v in [*wholes, encode(item.prompt)]
+            if w != v
+        )
+        for whole in wholes:
+            ids = thinking.tokenizer.opening + whole
+            first = len(thinking.tokenizer.opening) + common
+            parts = [
+                next_log_probs(thinking, ids[:t], None)[ids[t]] for t in range(first, len(ids))
+            ]
+            totals.append(sum(parts))
+        found = result.thinking.choices.log_probs_NxRxDxA[n, 0, 0, : len(totals)]
+        np.testing.assert_allclose(found - found[0], np.array(totals) - totals[0], atol=2e-4)
+
+
+# How it is computed changes nothing --------------------
+
+
+def test_batches_and_mesh_change_nothing(thinking, asked):
+    whole = evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, seed=1))
+    mesh = sharding.local_mesh(fsdp=2, tensor=1)
+    where = sharding.of_parameters(thinking.params, mesh)
+    spread = dataclasses.replace(thinking, params=jax.device_put(thinking.params, where), mesh=mesh)
+    told = []
+    for loaded, batch_size, count in ((thinking, 1, 2), (spread, 32, 3)):
+        settings = Settings(thought_seeds=2, seed=1, batch_size=batch_size)
+        some = asked["csqa"][:count]
+        other = evaluate(loaded, some, settings, lambda *done: told.append(done))
+        for ours, theirs in zip(whole[:2], other[:2], strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                expected = a.right_log_prob()[:count]
+                np.testing.assert_allclose(b.right_log_prob(), expected, atol=1e-4)
+    assert told[-1][0] == told[-1][1]
+
+
+def test_seeds_and_greedy(thinking, asked):
+    sampled = evaluate(thinking, asked["csqa"], Settings(thought_seeds=2))
+    assert sampled.thinking is not None
+    probs = sampled.thinking.published.right_log_prob()
+    assert probs.shape == (3, 2) and len(np.unique(probs.round(6))) == 6
+    first, second = (
+        evaluate(thinking, asked["csqa"], Settings(greedy=True, seed=seed)) for seed in (9, 10)
+    )
+    assert first.thinking is not None and second.thinking is not None
+    np.testing.assert_array_equal(
+        first.thinking.published.right_log_prob(), second.thinking.published.right_log_prob()
+    )
+    plain = evaluate(dataclasses.replace(thinking, thought=None), asked["csqa"], Settings())
+    assert plain.thinking is None
+    np.testing.assert_allclose(
+        plain.plain.published.right_log_prob(), first.plain.published.right_log_prob(), atol=1e-5
+    )
+
+
+def test_too_long_items_are_left_out_and_counted(thinking, asked):
+    lengths = sorted(q.length for q in evaluation.prepare(asked["gsm8k"], thinking.tokenizer))
+    result = evaluate(thinking, asked["gsm8k"], Settings(seq_len=lengths[1], greedy=True))
+    assert (result.items, result.too_long) == (2, 1)
+    assert len(result.plain.published.target_NxD) == 2
+    with pytest.raises(UserError, match=f"no item fits in 5 tokens, the shortest has {lengths[0]}"):
+        evaluate(thinking, asked["gsm8k"], Settings(seq_len=5))
+
+
+def test_few_shapes_are_compiled(thinking):
+    """Rows of 3 to 700 tokens that read at 1 to 9 places: powers of two, or the most there is."""
+    rng = np.random.default_rng(0)
+    rows = [
+        evaluation.Row([1] * int(n), dict.fromkeys(range(int(m)), (1,)))
+        for n, m in zip(rng.integers(3, 700, 500), rng.integers(1, 10, 500), strict=True)
+    ]
+    groups = evaluation._groups(rows)
+    assert sorted(n for *_, members in groups for n in members) == list(range(500))
+    assert len({(places, length) for places, length, _ in groups}) <= 3 * 5
+    for places, length, members in groups:
+        assert all(len(rows[n].tokens) <= length for n in members)
+        assert all(len(rows[n].reads) <= places <= 9 for n in members)
+    few = [evaluation.Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
+    assert evaluation._groups(few) == [(1, 160, [0, 2, 1, 3])]
+
+
+# Against transformers on real checkpoints and real files --------------------
+
+
+def independent(folder, tokenize, texts_and_choices, limit):
+    """Expected probability, accuracy and NLL, from whole logits of transformers, by their definitions.
+
+    The colon is found as the released evaluation finds it: by decoding ever shorter beginnings.
+    """
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+
+    def log_probs(ids):
+        with torch.no_grad():
+            return torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1).numpy()
+
+    probs, correct, nll = [], [], []
+    for text, choices, answer in texts_and_choices:
+        ids = [1, *tokenize.encode(text)]
+        if len(ids) > limit:
+            continue
+        marks, colon = text.count("\nA:"), len(ids)
+        while tokenize.decode(ids[1:colon]).count("\nA:") == marks:
+            colon -= 1
+        symbols = choices or [f" {digit}" for digit in range(10)]
+        allowed = [tokenize.encode(f"\nA:{symbol}")[-1] for symbol in symbols] + [ids[-1]]
+        table, total = log_probs(ids), 0.0
+        for t in range(colon + 1, len(ids)):
+            if ids[t] in allowed:
+                total += table[t - 1, ids[t]] - np.logaddexp.reduce(table[t - 1, allowed])
+        probs.append(np.exp(total))
+        if not choices:
+            nll.append(-total)
+            continue
+        scores = []
+        for choice in choices:
+            path = (
+                ids[: colon + 1] + tokenize.encode("\nA:" + choice)[len(tokenize.encode("\nA:")) :]
+            )
+            table = log_probs(path)
+            scores.append(sum(table[t - 1, path[t]] for t in range(colon + 1, len(path))))
+        right = choices.index(answer)
+        correct.append(np.argmax(scores) == right)
+        nll.append(np.logaddexp.reduce(scores) - scores[right])
+    return len(probs), np.mean(probs), np.mean(correct) if correct else None, np.mean(nll)
+
+
+def real_items(name, shared):
+    files = {
+        "csqa": (commonsense_qa.TASK, "csqa_dev_rand_split"),
+        "piqa": (piqa.TASK, "piqa_valid"),
+        "siqa": (SIQA, "siqa_dev"),
+        "gsm8k": (gsm8k.TASK, "gsm8k_test"),
+    }
+    task, file = files[name]
+    return items.read(task, str(shared / "real" / "benchmarks" / f"{file}.jsonl"))
+
+
+REAL = [("llama", name, 20) for name in ("csqa", "piqa", "siqa", "gsm8k")]
+REAL += [("mistral", "csqa", 6), ("qwen2", "gsm8k", 6)]
+
+
+@pytest.mark.parametrize("family, name, count", REAL)
+def test_metrics_are_those_of_transformers(shared, family, name, count):
+    check_against_transformers(shared, family, name, count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["csqa", "gsm8k", "piqa", "siqa"])
+def test_whole_files_give_the_metrics_of_transformers(shared, name):
+    check_against_transformers(shared, "llama", name, None)
+
+
+def check_against_transformers(shared, family, name, count):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    folder = shared / "real" / "checkpoints" / f"stories260K-{family}"
+    chosen = real_items(name, shared)[:count]
+    loaded = workdir.load(str(folder))
+    result = evaluate(loaded, chosen, Settings())
+    row = metrics.row(
+        result.plain, None, stage="", model="", task=name, thoughts="none", too_long=result.too_long
+    )
+    tokenize = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    texts = [(item.prompt + item.answer + "\n", list(item.choices), item.answer) for item in chosen]
+    expected = independent(folder, tokenize, texts, loaded.model.max_seq_len)
+    assert result.items + result.too_long == len(chosen)
+    assert row.items == expected[0]
+    assert row.expected_prob == pytest.approx(expected[1], abs=1e-4, rel=1e-3)
+    if expected[2] is not None:
+        assert row.accuracy == pytest.approx(expected[2], abs=1e-4)
+    assert row.nll == pytest.approx(expected[3], abs=1e-4)

@@ -1,0 +1,194 @@
+"""Benchmark files: prompts exactly as published, every layout, and one line for what is wrong."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tensorflow_datasets as tfds
+
+from fqs_jax.data.cache import Options
+from fqs_jax.errors import UserError
+from fqs_jax.tasks import choices, commonsense_qa, gsm8k, items, piqa, social_iqa
+from fqs_jax.tasks.items import Item
+from tests import benchmark_files
+from tests.benchmark_files import write_lines
+
+SIQA = social_iqa.task()
+TASKS = {"csqa": commonsense_qa.TASK, "piqa": piqa.TASK, "siqa": SIQA, "gsm8k": gsm8k.TASK}
+
+
+@pytest.fixture
+def files(tmp_path):
+    return benchmark_files.write_all(tmp_path)
+
+
+def read(task, source, *arguments, **options):
+    return items.read(task, str(source), *arguments, **options)
+
+
+def error_of(task, source, *arguments):
+    with pytest.raises(UserError) as caught:
+        read(task, source, *arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_commonsense_qa(files):
+    first, second, _ = read(commonsense_qa.TASK, files["csqa"])
+    letters = (" A", " B", " C", " D", " E")
+    prompt = "Q: Where is the cat?\n(A) mat\n(B) tree\n(C) hat\n(D) sea\n(E) sky\nA:"
+    assert first == Item(prompt, " A", letters, "letter")
+    assert second.answer == " E"
+
+
+def test_piqa(files):
+    first, second = read(piqa.TASK, files["piqa"])
+    prompt = "Q: find a hat\n(A) look at the mat \n(B) ask nobody\nA:"  # texts as they are
+    assert first == Item(prompt, " B", (" A", " B"), "letter")
+    assert second.answer == " A"
+
+
+def test_social_iqa_joins_without_a_space_unless_asked(files):
+    [item] = read(SIQA, files["siqa"])
+    prompt = "Q: Tom saw a dog.What did Tom do?\n(A) ran\n(B) sat\n(C) saw\nA:"
+    assert item == Item(prompt, " C", (" A", " B", " C"), "letter")
+    [spaced] = read(social_iqa.task(" "), files["siqa"])
+    assert spaced.prompt == prompt.replace("dog.What", "dog. What")
+
+
+def test_gsm8k(files):
+    first, second, _ = read(gsm8k.TASK, files["gsm8k"])
+    assert first == Item("Q: Tom has 9 hats and 9 more. How many?\nA:", " 18", (), "number")
+    assert gsm8k.question(first) == "Tom has 9 hats and 9 more. How many?"
+    assert second.answer == " -1,203" and gsm8k.number(second) == -1203
+
+
+def test_choices(tmp_path):
+    lines = [
+        {"prompt": "a", "choices": [" b", " c"], "answer": " c"},
+        {"prompt": "a", "choices": [" b", " c"], "answer": 0},
+    ]
+    found = read(choices.TASK, write_lines(tmp_path / "a.jsonl", lines))
+    assert found == [Item("a", answer, (" b", " c"), "text") for answer in (" c", " b")]
+
+
+def test_limit_and_labels_file(files, tmp_path):
+    assert len(read(gsm8k.TASK, files["gsm8k"], limit=2)) == 2
+    (tmp_path / "other.lst").write_text("0\n0\n")
+    assert read(piqa.TASK, files["piqa"], str(tmp_path / "other.lst"))[0].answer == " A"
+
+
+@pytest.mark.parametrize(
+    "name, file, count",
+    [
+        ("csqa", "csqa_dev_rand_split", 1221),
+        ("piqa", "piqa_valid", 1838),
+        ("siqa", "siqa_dev", 1954),
+        ("gsm8k", "gsm8k_test", 1319),
+        ("gsm8k", "gsm8k_train", 7473),
+    ],
+)
+def test_real_files(shared, name, file, count):
+    path = shared / "real" / "benchmarks" / f"{file}.jsonl"
+    assert len(read(TASKS[name], path)) == count == len(path.read_text().strip().split("\n"))
+
+
+def test_hub_layouts(tmp_path):
+    """As the hub has them in Parquet: CommonsenseQA in columns, labels as numbers or strings."""
+
+    def parquet(name, records):
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+        return path
+
+    columns = {"label": list("AB"), "text": ["x", "y"]}
+    [item] = read(
+        commonsense_qa.TASK,
+        parquet("c", [{"question": "q", "choices": columns, "answerKey": "B"}]),
+    )
+    assert item == Item("Q: q\n(A) x\n(B) y\nA:", " B", (" A", " B"), "letter")
+    labelled = [record | {"label": 1} for record in benchmark_files.PIQA]
+    assert [i.answer for i in read(piqa.TASK, parquet("p", labelled))] == [" B", " B"]
+    labelled = [record | {"label": "2"} for record in benchmark_files.SIQA]
+    assert read(SIQA, parquet("s", labelled))[0].answer == " B"
+    unlabelled = [record | {"label": -1} for record in benchmark_files.PIQA]
+    assert "row 0: the label is '-1'; it must be one of 0, 1" in error_of(
+        piqa.TASK, parquet("u", unlabelled)
+    )
+
+
+class TinyPiqa(tfds.core.GeneratorBasedBuilder):
+    """Two items with the features of TFDS's own PIQA."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        text, label = tfds.features.Text(), tfds.features.ClassLabel(num_classes=2)
+        features = {"goal": text, "sol1": text, "sol2": text, "label": label}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, record in enumerate(benchmark_files.PIQA):
+            yield i, record | {"label": 1 - i}
+
+
+def test_tfds(tmp_path, files):
+    TinyPiqa(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    found = read(piqa.TASK, f"tfds:{tmp_path / 'tiny_piqa'}:validation")
+    assert found == read(piqa.TASK, files["piqa"])
+
+
+def test_a_split_must_be_named():
+    for name in ("tfds:gsm8k", "hub:openai/gsm8k"):
+        assert "name the split too" in error_of(gsm8k.TASK, name)
+
+
+def test_what_is_not_here_says_how_to_fetch_it(tmp_path):
+    with pytest.raises(UserError, match="add --download"):
+        read(gsm8k.TASK, "tfds:gsm8k:test", options=Options(tfds_dir=str(tmp_path)))
+
+
+def test_malformed_files(tmp_path):
+    def with_line(task, line):
+        text = line if isinstance(line, str) else json.dumps(line)
+        (tmp_path / "bad.jsonl").write_text(f"{text}\n")
+        return error_of(task, tmp_path / "bad.jsonl")
+
+    csqa, good = commonsense_qa.TASK, benchmark_files.CSQA[0]
+    assert "none.jsonl: No such file" in error_of(csqa, tmp_path / "none.jsonl")
+    assert "has no records" in with_line(csqa, "")
+    assert "bad.jsonl:1: not JSON" in with_line(csqa, "{")
+    assert "bad.jsonl:1: each line must hold an object" in with_line(csqa, "[1]")
+    assert "bad.jsonl:1: no text 'question' (seen: 'a')" in with_line(csqa, {"a": 1})
+    assert "no 'answerKey'; the test split" in with_line(csqa, {**good, "answerKey": ""})
+    assert "the answerKey 'F' is none of A, B" in with_line(csqa, {**good, "answerKey": "F"})
+    assert "no list of 'choices'" in with_line(csqa, {"question": "q", "choices": {"label": [1]}})
+    one = benchmark_files.csqa("q", ["x"], "A")
+    assert "labelled ['A']" in with_line(csqa, one)
+    for answer in ("18", "#### many", "#### nan"):
+        line = {"question": "q", "answer": answer}
+        assert "does not end in '#### NUMBER'" in with_line(gsm8k.TASK, line)
+    own = {"prompt": "p", "choices": ["a", "b"]}
+    assert "neither one of the choices" in with_line(choices.TASK, own | {"answer": 2})
+    assert "neither one of the choices" in with_line(choices.TASK, own | {"answer": True})
+    assert "not empty" in with_line(choices.TASK, own | {"choices": ["a", ""]})
+    assert "all different" in with_line(choices.TASK, own | {"choices": ["a", "a"]})
+    assert "piqa" not in with_line(piqa.TASK, benchmark_files.SIQA[0])
+    assert "give --labels_file" in with_line(piqa.TASK, benchmark_files.PIQA[0])
+
+
+def test_bad_labels(files, tmp_path):
+    labels = tmp_path / "piqa-labels.lst"
+    labels.write_text("1\n")
+    assert "has 1 labels and" in error_of(piqa.TASK, files["piqa"])
+    labels.write_text("1\n2\n")
+    assert "piqa-labels.lst:2: the label is '2'; it must be one of 0, 1" in error_of(
+        piqa.TASK, files["piqa"]
+    )
+    assert "leave out --labels_file" in error_of(gsm8k.TASK, files["gsm8k"], str(labels))
