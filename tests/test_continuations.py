@@ -1,0 +1,138 @@
+"""Scores of continuations against thinking at one position at a time."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fqs_jax import continuations, tokenizers, workdir
+from fqs_jax import model as model_lib
+from fqs_jax.continuations import Request
+from fqs_jax.errors import UserError
+from fqs_jax.rollout import thought_keys
+from fqs_jax.thoughts import ThoughtConfig, think
+from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
+from tests.tiny_runs import sentences
+
+THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=MASKED_IDS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words")
+    return tokenizers.train_sentencepiece(sentences(200), folder, 300)
+
+
+def loaded(tokenizer, tmp_path, thought, **changes):
+    model = model_config(max_seq_len=100, **changes)
+    return workdir.Loaded(random_params(model), model, tokenizer, thought, tmp_path, "tiny")
+
+
+def requests(seed=0):
+    """Lengths on both sides of every bucket, the empty continuation, and one longer than a chunk."""
+    rng = np.random.default_rng(seed)
+    lengths = [(3, 1), (7, 2), (62, 3), (64, 1), (5, 0), (20, 35), (1, 4), (3, 2)]
+    return [
+        Request(rng.integers(0, VOCAB, a).tolist(), rng.integers(0, VOCAB, b).tolist())
+        for a, b in lengths
+    ]
+
+
+def directly(model, number, request):
+    """Log-probabilities [C, V] where the continuation is predicted, one row without padding."""
+    row = jnp.array([request.context + request.continuation])
+    index = jnp.arange(len(request.context) - 1, row.shape[1] - 1)[None]
+    if model.thought is None:
+        logits = model_lib.logits(model.params["lm"], row, model.model)[0, index[0]]
+        return np.asarray(jax.nn.log_softmax(logits))
+    keys = thought_keys(jax.random.key(3), index, 1, jnp.array([number]))
+    mixed, *_ = think(model.params, row, keys, model.model, model.thought, None, index)
+    return np.asarray(mixed)[0, :, 0]
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("thinks", [True, False])
+def test_scores_are_those_of_each_text_alone(tokenizer, tmp_path, thinks, window):
+    model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None, sliding_window=window)
+    asked = requests()
+    scores, cropped = continuations.score(model, asked, batch_size=2, seed=3)
+    assert cropped == 0 and len(scores) == len(asked)
+    for number, (request, score) in enumerate(zip(asked, scores, strict=True)):
+        if not request.continuation:
+            assert score == (0.0, True)
+            continue
+        log_probs = directly(model, number, request)
+        right = log_probs[np.arange(len(log_probs)), request.continuation]
+        assert score.log_prob == pytest.approx(right.sum(), abs=1e-4)
+        assert score.greedy == (log_probs.argmax(-1) == request.continuation).all()
+
+
+@pytest.mark.parametrize("thinks", [True, False])
+def test_the_likeliest_continuation_is_greedy(tokenizer, tmp_path, thinks):
+    model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None)
+    context = [3, 1, 4]
+    best = int(directly(model, 0, Request(context, [0]))[0].argmax())
+    scores, _ = continuations.score(model, [Request(context, [best])], seed=3)
+    assert scores[0].greedy
+    scores, _ = continuations.score(model, [Request(context, [(best + 1) % VOCAB])], seed=3)
+    assert not scores[0].greedy
+
+
+def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
+    model = loaded(tokenizer, tmp_path, THOUGHT)
+    asked = requests()
+
+    def log_probs(batch_size, seed):
+        scores, _ = continuations.score(model, asked, batch_size, seed)
+        return np.array([score.log_prob for score in scores])
+
+    np.testing.assert_allclose(log_probs(1, 0), log_probs(5, 0), atol=1e-4)
+    assert (log_probs(5, 0)[0] != log_probs(5, 1)[0]).all()
+
+
+def test_several_thoughts_are_averaged_as_probabilities(tokenizer, tmp_path):
+    thought = dataclasses.replace(THOUGHT, rationales=3)
+    model = loaded(tokenizer, tmp_path, thought)
+    request = Request([3, 1, 4], [1])
+    scores, _ = continuations.score(model, [request], batch_size=1, seed=3)
+    index = jnp.array([[2]])
+    mixed, *_ = think(
+        model.params, jnp.array([[3, 1, 4]]), jax.random.key(3), model.model, thought, None, index
+    )
+    expected = np.log(np.exp(np.asarray(mixed)[0, 0, :, 1]).mean())
+    assert scores[0].log_prob == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_too_long_loses_its_beginning(tokenizer, tmp_path):
+    model = loaded(tokenizer, tmp_path, None)
+    rng = np.random.default_rng(0)
+    long = rng.integers(0, VOCAB, 120).tolist()
+    (score, kept), cropped = continuations.score(
+        model, [Request(long, [1]), Request(long[-100:], [1])]
+    )
+    assert cropped == 1 and score == kept
+    with pytest.raises(UserError, match="101 tokens is longer than the 100"):
+        continuations.score(model, [Request([1], long[:101])])
+
+
+def test_encoding_cuts_the_tokens_of_the_whole_text(tokenizer):
+    plain = dataclasses.replace(tokenizer, add_bos=False)
+    for context, continuation in [("the cat", " sat on"), ("the cat ", "sat on")]:
+        request = continuations.encode(plain, context, continuation)
+        assert request.context == plain.encode("the cat")
+        assert request.context + request.continuation == plain.encode("the cat sat on")
+    with_bos = dataclasses.replace(tokenizer, bos_id=1, add_bos=True)
+    assert continuations.encode(with_bos, "the", " cat").context == [1, *plain.encode("the")]
+
+
+def test_an_empty_context_is_the_begin_or_the_end_of_text(tokenizer):
+    ids = tokenizer.encode("the cat")
+    for add_bos in (True, False):
+        begins = dataclasses.replace(tokenizer, bos_id=1, add_bos=add_bos)
+        assert continuations.encode(begins, "", "the cat") == ([1], ids)
+    ends = dataclasses.replace(tokenizer, bos_id=None, eos_id=2, add_bos=False)
+    assert continuations.encode(ends, "", "the cat") == ([2], ids)
+    with pytest.raises(UserError, match="needs a tokenizer with a BOS"):
+        continuations.encode(dataclasses.replace(ends, eos_id=None), "", "the cat")
