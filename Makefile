@@ -27,9 +27,10 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) EXTRAS=$(EXTRAS) PYTEST_ARGS='$(PYTEST_ARGS)'"
 
-demo: $(INSTALLED) ## train the tiny model through every stage and print the table (WORKDIR=...)
+demo: $(INSTALLED) ## train the tiny model through every stage, print the table, make the report (WORKDIR=...)
 	$(VENV)/bin/python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m fqs_jax.evaluate --workdir=$(WORKDIR) --all_stages
+	$(VENV)/bin/python -m fqs_jax.report --workdir=$(WORKDIR)
 
 test: lint ## lint, then all tests (PYTEST_ARGS="-n 2 -m 'not slow'")
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -21,17 +21,20 @@ CACHE = cache.DEFAULT / "jax"
 
 
 def run(
-    main: Callable[[Sequence[str]], None], define_flags: Callable[[], None] = lambda: None
+    main: Callable[[Sequence[str]], None],
+    define_flags: Callable[[], None] = lambda: None,
+    arguments: int = 0,
 ) -> None:
     """Run an absl program. Exit code 2 on bad input, 128 + signal when interrupted.
 
     Args:
       define_flags: defines flags that cannot be defined at import, since that reads the command line.
+      arguments: how many the program takes at most that are no flags.
     """
 
     def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _stop(f"unknown argument {argv[1]!r}; options start with --, see --help", 2)
+        if len(argv) > 1 + arguments:
+            _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
         set_up_jax()
         try:
             distributed.initialize_from_flags()
@@ -86,7 +89,7 @@ def mesh_from_flags() -> jax.sharding.Mesh:
 def command_line(module: str, **flags_by_name: object) -> str:
     """A command as a user would type it, without the flags that are empty."""
     words = [
-        f"--{name}={value}"
+        f"--{name}" if value is True else f"--{name}={value}"
         for name, value in flags_by_name.items()
         if value not in (None, "", False)
     ]

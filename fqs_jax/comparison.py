@@ -1,17 +1,18 @@
-"""Every model of a working directory side by side: held-out accuracy, loss, time a token."""
+"""Every model of a working directory side by side: held-out accuracy, loss, cost of a token."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 
-from fqs_jax import checkpoints, generation, scoring, workdir
+from fqs_jax import checkpoints, curriculum, flops, generation, scoring, token_scores, workdir
 from fqs_jax.data import corpus
 from fqs_jax.data.clock import Clock
 from fqs_jax.errors import UserError
@@ -20,6 +21,8 @@ from fqs_jax.workdir import Loaded
 
 BATCH = 256  # problems in an evaluation batch
 TIMED_TOKENS = 24
+# That the base is tried at on text; on answers the fit is exact.
+TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Row:
       nll: mean -log p(right answer), renormalised over the answers; or nats a token of text.
       ms_per_token: median time of a generated token, one prompt, after warm-up.
       steps: training steps of this model's own stage.
+      kind: "base", "thinking", "ntp" or "control".
+      flops_per_token: what a generated token costs, thought and head included (flops.py), there.
+      nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
+        likely and least likely under the first row's model; NaN where unknown.
     """
 
     stage: str
@@ -42,6 +49,11 @@ class Row:
     nll: float
     ms_per_token: float
     steps: int
+    kind: str = ""
+    flops_per_token: int = 0
+    nll_easy: float = math.nan
+    nll_middle: float = math.nan
+    nll_hard: float = math.nan
 
 
 def compare(
@@ -64,65 +76,143 @@ def compare(
     Raises:
       UserError: there is nothing to compare, or a run on text got none.
     """
-    stages = workdir.existing_stages(root)
-    if not stages:
-        raise UserError(
-            f"{root} has no trained stage; train with python -m fqs_jax.launch --workdir={root}"
-        )
-    _, config = workdir.read_run(root, stages[0].number)
+    _, config = workdir.read_run(root, existing_stages(root)[0].number)
     task = corpus.clock_task(config.data, config.seed) if config.data.source == "clock" else None
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
     thought_seeds = thought_seeds or (1 if task is None else 4)
-    rows = []
+    rows: list[Row] = []
+    first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
+    for number, name, step, loaded in models(root, note, mesh):
+        prompt = task.problems("test")[0][0] if task else text[0][:200]
+        row = Row(
+            number,
+            name,
+            math.nan,
+            math.nan,
+            math.nan,
+            milliseconds_per_token(loaded, prompt),
+            step,
+            _kind(root, number),
+            flops_per_token(loaded, prompt),
+        )
+        seeds = thought_seeds if loaded.thought is not None else 1
+        if task is not None:
+            row, scaled, nll_N = _on_answers(loaded, row, task, seeds, first)
+        else:
+            row, scaled, nll_N = _on_text(loaded, row, text, seeds, first)
+        rows += [row, scaled] if first is None and scaled is not None else [row]
+        first = nll_N if first is None else first
+    return rows
+
+
+def models(
+    root: Path, note: Callable[[str], None] = lambda _: None, mesh: Mesh | None = None
+) -> Iterator[tuple[str, str, int, Loaded]]:
+    """Every model of a working directory, loaded one after the other: stage, name, steps, model.
+
+    First the initial model if that was imported, then all stages that have a checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    stages = existing_stages(root)
+    _, config = workdir.read_run(root, stages[0].number)
     if config.init_from:
         note("initial model")
-        loaded = workdir.load(str(root), "init", mesh=mesh)
-        rows.append(_row(loaded, "init", "base", 0, task, text, thought_seeds))
+        yield "init", "base", 0, workdir.load(str(root), "init", mesh=mesh)
     for stage in stages:
         note(stage.name)
         loaded = workdir.load(str(root), str(stage.number), mesh=mesh)
         folder = workdir.stage_folder(root, stage.number) / "checkpoints"
         step = checkpoints.latest_step(folder) or 0
         name = stage.name if step >= stage.steps else f"{stage.name} (unfinished)"
-        rows.append(_row(loaded, str(stage.number), name, step, task, text, thought_seeds))
-        if task is not None and stage.number == 0:
-            rows.append(_scaled(loaded, rows[-1], task))
-    return rows
+        yield str(stage.number), name, step, loaded
 
 
-def _row(
-    loaded: Loaded,
-    stage: str,
-    name: str,
-    steps: int,
-    task: Clock | None,
-    text: Sequence[str],
-    seeds: int,
-) -> Row:
-    seeds = seeds if loaded.thought is not None else 1
-    milliseconds = milliseconds_per_token(
-        loaded, task.problems("test")[0][0] if task else text[0][:200]
-    )
-    if task is None:
-        with Progress(f"{name}: windows", 0, 0) as bar:
-            scores = [
-                scoring.text_nll(loaded, text, None, 8, seed, bar.advance_to)
-                for seed in range(seeds)
-            ]
-        nll = float(np.mean([s.get("nll_thought", s["nll_base"]) for s in scores]))
-        return Row(stage, name, math.nan, math.nan, nll, milliseconds, steps)
-    accuracy, error, nll = clock_accuracy(loaded, task, seeds)
-    return Row(stage, name, accuracy, error, nll, milliseconds, steps)
+def existing_stages(root: Path) -> list[curriculum.Stage]:
+    """The stages that have a checkpoint, of which there must be one."""
+    stages = workdir.existing_stages(root)
+    if not stages:
+        raise UserError(
+            f"{root} has no trained stage; train with python -m fqs_jax.launch --workdir={root}"
+        )
+    return stages
+
+
+def _kind(root: Path, number: str) -> str:
+    if number == "init":
+        return "base"
+    stage, _ = workdir.read_run(root, int(number))
+    if stage.control:
+        return "control"
+    return {"quiet_star": "thinking", "ntp": "ntp"}.get(stage.objective, "base")
+
+
+def _on_answers(
+    loaded: Loaded, row: Row, task: Clock, seeds: int, first_N: np.ndarray | None
+) -> tuple[Row, Row | None, np.ndarray]:
+    """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
+    answers = [_answers(loaded, task, "test", length, seeds) for length in task.lengths]
+    accuracy, error, nll = _accuracy(answers)
+    nll_N = _nll_by_item(answers)
+    row = dataclasses.replace(row, accuracy=accuracy, accuracy_error=error, nll=nll)
+    row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
+    scaled = _scaled(loaded, row, task, answers) if first_N is None else None
+    return row, scaled, nll_N
+
+
+def _on_text(
+    loaded: Loaded, row: Row, text: Sequence[str], seeds: int, first_N: np.ndarray | None
+) -> tuple[Row, Row | None, np.ndarray]:
+    """The same on text, by token."""
+    temperatures = TEMPERATURES if first_N is None else ()
+    with Progress(f"{row.name}: windows", 0, 0) as bar:
+        scores = [
+            token_scores.score(
+                loaded,
+                text,
+                seed=seed,
+                temperatures=temperatures if seed == 0 else (),
+                progress=bar.advance_to,
+            )
+            for seed in range(seeds)
+        ]
+    nll_N = -np.stack([s.best_N for s in scores]).astype(np.float64).mean(axis=0)
+    difficulty_N = nll_N if first_N is None else first_N
+    row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
+    if first_N is not None or scores[0].window_N[-1] == 0:
+        return row, None, nll_N  # one window is no two halves
+    odd_N = scores[0].window_N % 2 == 1
+    scaled_N, chosen = nll_N.copy(), []
+    for half_N in (odd_N, ~odd_N):
+        # Measured on one half at the temperature that fits the other best.
+        losses_C = -scores[0].tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
+        best = int(losses_C.argmin())
+        scaled_N[half_N] = -scores[0].tempered_CxN[best, half_N]
+        chosen.append(TEMPERATURES[best])
+    name = f"base at temperature {math.sqrt(math.prod(chosen)):.2f}"
+    scaled = dataclasses.replace(row, name=name, nll=float(scaled_N.mean()))
+    return row, _by_difficulty(scaled, scaled_N, difficulty_N), nll_N
+
+
+def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row:
+    """Losses of the easy, the middle and the hard third; thirds of equal size, ties by place."""
+    parts = np.array_split(nll_N[np.argsort(difficulty_N, kind="stable")], 3)
+    easy, middle, hard = (float(part.mean()) if len(part) else math.nan for part in parts)
+    return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)
 
 
 def clock_accuracy(
     loaded: Loaded, task: Clock, seeds: int, split: str = "test"
 ) -> tuple[float, float, float]:
     """Accuracy of direct answers, its standard error over items, and their NLL; lengths weigh alike."""
+    return _accuracy([_answers(loaded, task, split, length, seeds) for length in task.lengths])
+
+
+def _accuracy(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
     accuracies, variances, nlls = [], [], []
-    for length in task.lengths:
-        log_probs, right = _answers(loaded, task, split, length, seeds)
+    for log_probs, right in answers:
         correct = (log_probs.argmax(-1) == right).mean(axis=0)  # over seeds, one an item
         accuracies.append(correct.mean())
         variances.append(correct.var() / len(correct))
@@ -155,16 +245,46 @@ def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
     return float(np.median(seconds[1:]) * 1e3)
 
 
-def _scaled(base: Loaded, row: Row, task: Clock) -> Row:
+def flops_per_token(loaded: Loaded, prompt: str) -> int:
+    """Arithmetic of a generated token, halfway through what `milliseconds_per_token` times.
+
+    A thinking model makes n_ahead passes for it: its text token, the start mark, K sampled tokens and
+    the end mark. The head is read for each sampled token, and once or (`probability`) twice at the
+    end, where the talk head is too.
+    """
+    model, thought = loaded.model, loaded.thought
+    context = len(generation.prompt_ids(loaded, prompt)) + TIMED_TOKENS // 2
+    if thought is None:
+        return flops.decode(model, context)
+    heads = thought.num_tokens + (2 if thought.mixing == "probability" else 1)
+    talk_head = 2 * (3 * model.width**2 + model.width)
+    passes = thought.n_ahead * (flops.dense(model) + flops.attend(model, context))
+    return passes + heads * flops.vocabulary(model) + talk_head
+
+
+def _scaled(
+    base: Loaded, row: Row, task: Clock, tests: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
     answers = [_answers(base, task, "validation", length, 1) for length in task.lengths]
     temperature = fit_temperature(
         np.concatenate([log_probs[0] for log_probs, _ in answers]),
         np.concatenate([right for _, right in answers]),
     )
-    tests = [_answers(base, task, "test", length, 1) for length in task.lengths]
     nll = float(np.mean([_nll_at(log_probs[0], right, temperature) for log_probs, right in tests]))
-    return dataclasses.replace(row, name=f"base at temperature {temperature:.2f}", nll=nll)
+    scaled = dataclasses.replace(row, name=f"base at temperature {temperature:.2f}", nll=nll)
+    return _by_difficulty(scaled, _nll_by_item(tests, temperature), _nll_by_item(tests))
+
+
+def _nll_by_item(
+    answers: Sequence[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0
+) -> np.ndarray:
+    """-log p(right answer) of every item, mean over thought seeds; lengths one after the other."""
+    parts = []
+    for log_probs_SxNxC, right_N in answers:
+        log_p = log_softmax(log_probs_SxNxC / temperature, axis=-1)
+        parts.append(-np.take_along_axis(log_p, right_N[None, :, None], -1)[..., 0].mean(axis=0))
+    return np.concatenate(parts)
 
 
 def _answers(
@@ -182,6 +302,4 @@ def _answers(
 
 
 def _nll_at(log_probs_NxC: np.ndarray, right_N: np.ndarray, temperature: float) -> float:
-    scaled = log_probs_NxC / temperature
-    normaliser = np.log(np.exp(scaled - scaled.max(-1, keepdims=True)).sum(-1)) + scaled.max(-1)
-    return float(np.mean(normaliser - np.take_along_axis(scaled, right_N[:, None], -1)[:, 0]))
+    return float(_nll_by_item([(log_probs_NxC[None], right_N)], temperature).mean())

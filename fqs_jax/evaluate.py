@@ -1,12 +1,13 @@
 """Evaluate: `python -m fqs_jax.evaluate --checkpoint=HF_DIR --text=FILE --json`.
 
 With --checkpoint=W --stage=N a stage of a working directory, with its thoughts if it thinks; with
---workdir=W --all_stages all of them side by side.
+--workdir=W --all_stages all of them side by side. With --task=csqa --task_file=FILE a benchmark
+in place of a text (docs/metrics.md). With --watch --teacher=W:3 --student=W:4 TEXT whether a model
+without thoughts still follows its teacher: exit code 0 "keep" or 3 "retrain".
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -17,9 +18,20 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import cli, comparison, scoring, workdir
+from fqs_jax import (
+    cli,
+    comparison,
+    distributed,
+    evaluation_file,
+    scoring,
+    tradeoff,
+    watch_command,
+    workdir,
+)
 from fqs_jax.data import text
+from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
+from fqs_jax.tasks import command as task_command
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
@@ -30,7 +42,9 @@ _SEQ_LEN = flags.DEFINE_integer(
     "Tokens of a window; default what the model was made for, at most 1024.",
     2,
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Windows in a batch.", 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Rows in a batch; default 8 windows, 32 rows of a task.", 1
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
 _JSON = flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
 cli.define_device_flags()
@@ -39,9 +53,20 @@ _ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Compare all stages of --wo
 _THOUGHT_SEEDS = flags.DEFINE_integer(
     "thought_seeds", None, "Sampled thoughts averaged; default 4 for answers, 1 for text.", 1
 )
+task_command.define_flags()
+watch_command.define_flags()
 
 
-def main(_: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
+    if flags.FLAGS.watch:
+        if code := watch_command.main(argv[1] if len(argv) > 1 else _TEXT.value):
+            distributed.leave(code)
+        return
+    if len(argv) > 1:
+        raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")
+    if flags.FLAGS.task:
+        task_command.main()
+        return
     if _ALL_STAGES.value:
         _compare_all()
         return
@@ -50,7 +75,7 @@ def main(_: Sequence[str]) -> None:
     loaded = workdir.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
         scores = scoring.text_nll(
-            loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value, _SEED.value, bar.advance_to
+            loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value or 8, _SEED.value, bar.advance_to
         )
     if scores["seq_len"] > loaded.model.max_seq_len:
         print(
@@ -80,14 +105,19 @@ def _compare_all() -> None:
         lambda name: print(f"evaluating {name}", file=sys.stderr),
         cli.mesh_from_flags(),
     )
+    about = _TEXT.value or "held-out problems"
+    try:
+        evaluation_file.write(Path(root), rows, about)  # for the report
+        tradeoff.write(rows, Path(root) / tradeoff.NAME, Path(about).name)
+    except OSError as error:
+        print(f"note: {error.filename}: {error.strerror}; not kept for the report", file=sys.stderr)
     if _JSON.value:
         for row in rows:
-            print(
-                json.dumps({k: None if v != v else v for k, v in dataclasses.asdict(row).items()})
-            )
+            print(json.dumps(evaluation_file.as_json(row)))
         return
     table = Table(title=f"{root}: held-out items")
-    for column in ("stage", "model", "steps", "accuracy", "NLL", "ms/token"):
+    columns = ("stage", "model", "steps", "accuracy", "NLL", "easy", "middle", "hard")
+    for column in (*columns, "ms/token", "FLOPs/token"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
         known = not math.isnan(row.accuracy)
@@ -96,11 +126,12 @@ def _compare_all() -> None:
             row.name,
             f"{row.steps:,}",
             f"{row.accuracy:.3f} \u00b1 {row.accuracy_error:.3f}" if known else "-",
-            f"{row.nll:.3f}",
+            *(f"{nll:.3f}" for nll in (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
             f"{row.ms_per_token:.2f}",
+            f"{row.flops_per_token:.2e}",
         )
-    Console(width=100).print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, arguments=1)

@@ -26,6 +26,7 @@ from fqs_jax import (
     cli,
     curriculum,
     distributed,
+    lineage,
     sharding,
     step,
     train,
@@ -78,15 +79,18 @@ def main(_: Sequence[str]) -> None:
         _print_plan(root, config, todo, stages, model, mesh)
         return
     with Interrupts() as interrupts:
-        run = train.Run(root, config, model, tokenizer, mesh, interrupts, _command)
+        run = train.Run(
+            root, config, model, tokenizer, mesh, interrupts, lambda number: _command(str(number))
+        )
         for stage in todo:
             train.run_stage(run, stage)
             interrupts.check(f"{stage} is done; run the same command again to go on")
+    lineage.record_command(root, _command(_STAGE.value))
     print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
 
 
-def _command(number: int) -> str:
-    """The command line that makes a stage of this working directory."""
+def _command(stage: str) -> str:
+    """The command line that makes a stage, or all, of this working directory."""
     overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
     command = cli.command_line(
         "fqs_jax.launch",
@@ -95,7 +99,7 @@ def _command(number: int) -> str:
         text=_TEXT.value,
         workdir=_WORKDIR.value,
         max_steps=_MAX_STEPS.value,
-        stage=str(number),
+        stage=stage,
     )
     return " ".join([command, *overrides])
 

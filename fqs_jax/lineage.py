@@ -1,13 +1,17 @@
 """What a stage is made from, as a record of JSON values: what may change in it, and what has.
 
-A record holds the stage's row, the config, a digest of its data, and the records it was made from.
+A record holds the stage's row, the config, a digest of its data, and the records it was made from. For
+people, W/commands.txt has the commands beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from fqs_jax import agreement, files
 
 # Fields that may change between two starts of the same stage.
 HARMLESS = (
@@ -30,6 +34,26 @@ HARMLESS = (
 )
 
 
+_COMMANDS = "commands.txt"
+
+
+def record_command(root: Path, command: str) -> None:
+    """Add a command to those that made the working directory, unless it was the last one already."""
+    content = "".join(f"{line}\n" for line in [*commands(root), command])
+
+    def write() -> None:
+        files.replace(root / _COMMANDS, lambda file: file.write(content.encode()))
+
+    if commands(root)[-1:] != [command]:
+        agreement.on_main(write)
+
+
+def commands(root: Path) -> list[str]:
+    """The commands that trained the stages of a working directory, in order, as far as recorded."""
+    path = root / _COMMANDS
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
 def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
     """Whether a field, by its dotted path, may change."""
     return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
@@ -37,13 +61,13 @@ def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
 
 def digest(run: dict[str, Any]) -> str:
     """A hash of what a stage is made from, without the fields that may change."""
-    kept = {key: value for key, value in _flat(run).items() if not _is_harmless(key)}
+    kept = {key: value for key, value in flat(run).items() if not _is_harmless(key)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
     """The first field that differs, with both values; empty if none does."""
-    flat_before, flat_now = _flat(before), _flat(now)
+    flat_before, flat_now = flat(before), flat(now)
     for key in flat_now | flat_before:
         old, new = flat_before.get(key), flat_now.get(key)
         if old != new and not _is_harmless(key, ignored):
@@ -51,11 +75,12 @@ def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...]
     return ""
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted paths."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found

@@ -157,6 +157,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, _lines(path)) if "event" not in row]
 
 
+def read_events(path: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of one event of a stage."""
+    return [row for row in map(json.loads, _lines(path)) if row.get("event") == name]
+
+
 def _lines(path: Path) -> list[str]:
     """Whole lines of a file; a last line cut by a kill is dropped."""
     if not path.exists():

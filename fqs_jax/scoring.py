@@ -67,11 +67,11 @@ def text_nll(
       tokens_left_out, windows, seq_len.
     """
     seq_len = seq_len or min(loaded.model.max_seq_len, DEFAULT_WINDOW)
-    rows, left_out = _evaluation_rows(loaded, documents, seq_len)
+    rows, left_out = evaluation_rows(loaded, documents, seq_len)
     totals: dict[str, float] = {}
     key = jax.random.key(seed)
     done = 0
-    for i, (_, batch) in enumerate(_batches(rows, batch_size, loaded.mesh)):
+    for i, (_, batch) in enumerate(batches(rows, batch_size, loaded.mesh)):
         with jax.set_mesh(loaded.mesh):
             sums = _text_nll(
                 loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
@@ -86,22 +86,28 @@ def text_nll(
     return means | counts | {"seq_len": seq_len}
 
 
-def _evaluation_rows(
+def evaluation_rows(
     loaded: Loaded, documents: Sequence[str], seq_len: int
 ) -> tuple[windows.Batch, int]:
-    """Documents as padded windows, and how many tokens are in none: see `text_nll`."""
+    """Documents as padded windows, and how many tokens are in none: see `text_nll`.
+
+    Returns:
+      tokens, mask [windows, T] and `document`, the number of each window's document [windows].
+    """
     tokenizer = loaded.tokenizer
     bos_id = next(iter(tokenizer.opening), None)
-    kept, left_out = [], 0
-    for tokens in tokenizer.encode_batch(documents):
+    kept, numbers, left_out = [], [], 0
+    for number, tokens in enumerate(tokenizer.encode_batch(documents)):
         cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
         rows = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
         if len(rows) > 1 and len(rows[-1]) < seq_len:
             left_out += len(rows.pop()) - 1
         kept += rows
+        numbers += [number] * len(rows)
     if not kept:
         raise UserError("the text has no token to predict; give a longer one")
-    return windows.pad_rows(kept, max(map(len, kept)), tokenizer.pad_id), left_out
+    rows_by_name = windows.pad_rows(kept, max(map(len, kept)), tokenizer.pad_id)
+    return rows_by_name | {"document": np.array(numbers)}, left_out
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -146,7 +152,7 @@ def answer_log_probs(
     answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
     key = jax.random.key(seed)
     scores = np.zeros((len(prompts), len(answers)), np.float32)
-    for chosen, batch in _batches(rows, batch_size, loaded.mesh):
+    for chosen, batch in batches(rows, batch_size, loaded.mesh):
         row_B = np.pad(chosen, (0, batch_size - len(chosen)))
         with jax.set_mesh(loaded.mesh):
             log_probs = _answer_log_probs(
@@ -156,7 +162,7 @@ def answer_log_probs(
     return scores
 
 
-def _batches(
+def batches(
     rows: windows.Batch, batch_size: int, mesh: Mesh
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Full batches of the rows, short ones filled up with empty rows, dealt out to the mesh.

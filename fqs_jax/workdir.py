@@ -2,6 +2,8 @@
 
 W/source/            config.json and tokenizer of the initial model, as a Hugging Face folder
                      without weights; origin.json says where the weights are
+W/commands.txt       the commands that trained its stages, in order
+W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config it was started with
 W/stage_N/checkpoints/STEP/
 W/stage_N/metrics.jsonl

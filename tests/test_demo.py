@@ -1,12 +1,13 @@
-"""`make demo` in small: every row of configs/tiny.py, a few steps each, and the table at the end."""
+"""`make demo` in small: every row of configs/tiny.py, a few steps each, the table, and the report's path."""
 
 import json
 
 import pytest
 
 from configs import tiny
-from fqs_jax import curriculum, workdir
+from fqs_jax import curriculum, evaluation_file, workdir
 from fqs_jax.metrics import read_rows
+from tests.conftest import REPO
 from tests.tiny_runs import run
 
 STEPS = 3
@@ -38,3 +39,16 @@ def test_demo(tmp_path):
 
     printed = run("evaluate", *options).stdout
     assert all(f"│ {name}" in printed for name in names) and "accuracy" in printed
+
+    assert run("report", f"--workdir={root}").stdout == f"{root / 'report.html'}\n"
+    page = (root / "report.html").read_text()
+    assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
+    # Numbers are those that were just printed: the comparison was not made again.
+    kept, _ = evaluation_file.read(root)
+    assert all(f"{row['nll']:.4f}" in page for row in kept)
+    assert all(f"<h3>{stage}</h3>" in page for stage in stages)
+
+
+def test_demo_ends_with_the_path_of_the_report():
+    recipe = (REPO / "Makefile").read_text().split("\ndemo:")[1].split("\n\n")[0].splitlines()
+    assert recipe[-1].endswith("-m fqs_jax.report --workdir=$(WORKDIR)")

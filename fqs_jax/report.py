@@ -1,0 +1,70 @@
+"""Report: `python -m fqs_jax.report W` writes W/report.html, one page that needs nothing else.
+
+Training curves, accuracy against time, text coloured by how much thoughts helped each token, and how
+healthy the thoughts are.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from fqs_jax import cli, files, report_data, report_page
+from fqs_jax.data import text
+from fqs_jax.errors import UserError
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory; can be given without the flag.")
+_OUT = flags.DEFINE_string("out", "", "The page; default report.html in the working directory.")
+_STAGE = flags.DEFINE_string("stage", None, "Whose thoughts to show; default the last that thinks.")
+_TEXT = flags.DEFINE_string(
+    "text", "", "Held-out text; default held-out problems, or training text."
+)
+_TOKENS = flags.DEFINE_integer("tokens", 600, "Of text to show, about.", 1)
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 512, "Of one document; the rest is cut.", 2)
+_SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1)
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
+cli.define_device_flags()
+
+
+def main(argv: Sequence[str]) -> None:
+    given = [*argv[1:], *filter(None, [_WORKDIR.value])]
+    cli.require(workdir=given)
+    root = Path(given[0])
+    out = Path(_OUT.value) if _OUT.value else root / "report.html"
+    report_data.read_training(root)  # refuses before text is read
+    _check_writable(out)
+    settings = report_data.Settings(
+        text=_TEXT.value,
+        documents=tuple(text.read_documents(_TEXT.value)) if _TEXT.value else (),
+        stage=_STAGE.value,
+        tokens=_TOKENS.value,
+        max_tokens=_MAX_TOKENS.value,
+        samples=_SAMPLES.value,
+        seed=_SEED.value,
+    )
+    report = report_data.collect(
+        root, settings, lambda line: print(line, file=sys.stderr), cli.mesh_from_flags()
+    )
+    page = report_page.page(report).encode()
+    files.replace(out, lambda file: file.write(page))
+    print(out.resolve())
+
+
+def _check_writable(out: Path) -> None:
+    """Now, and not after minutes of evaluation."""
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name a file with --out=FILE.html")
+    try:
+        files.replace(out.with_name(f"{out.name}.try"), lambda file: None)
+        out.with_name(f"{out.name}.try").unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {out}: {error.strerror}; name another place with --out=FILE.html"
+        ) from error
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments=1)

@@ -1,0 +1,236 @@
+"""Charts as inline SVG, coloured by the style sheet of the page, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import itertools
+import math
+from collections.abc import Sequence
+
+MAX_POINTS = 240  # of a line; more are averaged
+CHARACTER = 6.6  # width of one in a label, about, in the drawing's units
+
+LEAST_SPAN = 0.01  # of a scatter plot's values, either way, so that noise does not fill it
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A curve. kind: class in the style sheet, `a` or `b`."""
+
+    name: str
+    kind: str
+    points: Sequence[Point]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A point of a scatter plot. kind: `base`, `think`, `ntp` or `control`; error: half a bar's height."""
+
+    name: str
+    kind: str
+    x: float
+    y: float
+    error: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The plotting area and its scales; y grows upwards."""
+
+    width: float
+    height: float
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
+    left: float = 46
+    right: float = 12
+    top: float = 10
+    bottom: float = 36
+
+    def x(self, value: float) -> float:
+        low, high = self.x_ticks[0], self.x_ticks[-1]
+        return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        bottom = self.height - self.bottom
+        return bottom - (value - low) / (high - low) * (bottom - self.top)
+
+    def draw(self, x_label: str, y_label: str = "", x_numbers: bool = True) -> str:
+        """Grid, ticks and axis titles."""
+        low, high = self.height - self.bottom, self.width - self.right
+        parts = []
+        for value in self.y_ticks:
+            y = self.y(value)
+            parts.append(f'<path class="grid" d="M{self.left:.1f} {y:.1f}H{high:.1f}"/>')
+            parts.append(_text(self.left - 6, y + 4, f"{value:,g}", "tick end"))
+        for value in self.x_ticks if x_numbers else ():
+            parts.append(_text(self.x(value), low + 16, f"{value:,g}", "tick middle"))
+        middle = (self.left + high) / 2
+        parts.append(_text(middle, self.height - 4, x_label, "axis middle"))
+        if y_label:
+            parts.append(_text(0, self.top - 12, y_label, "axis"))
+        return "".join(parts)
+
+
+def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
+    """Curves over training steps; points that are not finite are left out. Empty if none is left."""
+    curves = [dataclasses.replace(line, points=thinned(_finite(line.points))) for line in lines]
+    curves = [line for line in curves if line.points]
+    if not curves:
+        return ""
+    xs, ys = zip(*itertools.chain.from_iterable(line.points for line in curves), strict=True)
+    frame = Frame(340, 190, ticks(0, max(xs), 4), ticks(min(ys), max(ys), 4))
+    drawn = []
+    for line in curves:
+        path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
+        drawn.append(f'<polyline class="line {line.kind}" points="{path}"/>')
+        x, y = line.points[-1]
+        place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
+        drawn.append(f'<circle class="dot {line.kind}" {place} r="2.5"/>')
+    told = "; ".join(
+        f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
+        for line in curves
+    )
+    return _svg(frame, f"Over {x_label}s: {told}.", frame.draw(x_label) + "".join(drawn), "chart")
+
+
+def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str:
+    """Named values as bars from zero."""
+    values = [value for _, value in bars]
+    y_ticks = ticks(min(0.0, *values), max(0.0, *values), 4)
+    frame = Frame(340, 190, (0, len(bars)), y_ticks)
+    drawn = [frame.draw(x_label, x_numbers=False)]
+    for i, (name, value) in enumerate(bars):
+        left, right = frame.x(i + 0.15), frame.x(i + 0.85)
+        top, bottom = sorted((frame.y(value), frame.y(0)))
+        size = f'width="{right - left:.1f}" height="{max(1.0, bottom - top):.1f}"'
+        drawn.append(f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" {size} rx="2"/>')
+        drawn.append(
+            _text((left + right) / 2, frame.height - frame.bottom + 16, name, "tick middle")
+        )
+    return _svg(frame, told, "".join(drawn), "chart")
+
+
+def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
+    """Points with their names beside them, and bars for errors."""
+    ys = [
+        mark.y + side * max(mark.error, LEAST_SPAN * mark.y) for mark in marks for side in (-1, 1)
+    ]
+    x_ticks = ticks(0, 1.05 * max(mark.x for mark in marks), 6 if width > 500 else 4)
+    frame = Frame(
+        width, 0.23 * width + 200, x_ticks, ticks(min(ys), max(ys), 5), left=58, top=26, bottom=40
+    )
+    bars, points, names, taken = [], [], [], []
+    for mark in marks:
+        x, y = frame.x(mark.x), frame.y(mark.y)
+        taken.append((x - 8, y - 8, x + 8, y + 8))
+        if mark.error:
+            ends = f"M{x:.1f} {frame.y(mark.y - mark.error):.1f}V{frame.y(mark.y + mark.error):.1f}"
+            bars.append(f'<path class="error {mark.kind}" d="{ends}"/>')
+        title = f"{mark.name}: {number(mark.y)} at {number(mark.x)}"
+        points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{html.escape(title)}</title></g>")
+    area = (frame.left, frame.top, width - 2, frame.height - frame.bottom)
+    for mark in sorted(marks, key=lambda mark: -mark.y):
+        names.append(_place(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
+    told = f"{y_label} against {x_label}: " + "; ".join(
+        f"{mark.name} {number(mark.y)} at {number(mark.x)}" for mark in marks
+    )
+    inside = frame.draw(x_label, y_label) + "".join([*bars, *names, *points])
+    return _svg(frame, told, inside, css)
+
+
+def symbol(kind: str) -> str:
+    """The symbol of a kind of model, for a legend."""
+    inside = _symbol(kind, 8, 8)
+    return f'<svg class="symbol" viewBox="0 0 16 16" aria-hidden="true">{inside}</svg>'
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers; the first and the last enclose the values."""
+    if high - low < 1e-9 * max(1.0, abs(high)):
+        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    rough = (high - low) / max(1, count - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(m for m in (1, 2, 2.5, 5, 10) if m * power >= rough * (1 - 1e-9))
+    first = math.floor(low / step + 1e-9)
+    last = max(first + 1, math.ceil(high / step - 1e-9))
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MAX_POINTS points: means of neighbours, the last one kept as it is."""
+    if len(points) <= MAX_POINTS:
+        return list(points)
+    size = -(-(len(points) - 1) // (MAX_POINTS - 1))
+    groups = [points[i : min(i + size, len(points) - 1)] for i in range(0, len(points) - 1, size)]
+    means = [tuple(sum(axis) / len(group) for axis in zip(*group, strict=True)) for group in groups]
+    return [*((x, y) for x, y in means), points[-1]]
+
+
+def number(value: float) -> str:
+    """Three digits that count, thousands apart."""
+    if value == 0 or not math.isfinite(value):
+        return "0" if value == 0 else str(value)
+    if abs(value) >= 1e6:
+        return f"{value:.2e}".replace("e+0", "e").replace("e+", "e")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.3g}" if value == int(value) else f"{value:#.3g}".rstrip(".")
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def _place(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
+    """The name as near to its point as is free, with a thin line to it where that is far."""
+    size = CHARACTER * len(name)
+    for far, (side, down) in itertools.product(
+        (0, 14, 28, 42, 56), ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1))
+    ):
+        if (far == 0) != (down == 0):
+            continue
+        left = x + 11 if side > 0 else x - 11 - size
+        middle = y + down * far
+        box = (left, middle - 7, left + size, middle + 7)
+        inside = box[0] >= area[0] and box[2] <= area[2] and box[1] >= area[1] and box[3] <= area[3]
+        if inside and not any(_overlap(box, other) for other in taken):
+            break
+    else:
+        return ""  # no room; the table beside the plot has it
+    taken.append(box)
+    edge = left - 2 if side > 0 else left + size + 2
+    leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {middle:.1f}"/>' if far else ""
+    return leader + _text(left, middle + 4, name, "name")
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
+    return not apart
+
+
+def _symbol(kind: str, x: float, y: float) -> str:
+    """Kinds differ in shape as well as in colour."""
+    shapes = {
+        "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
+        "think": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
+        "ntp": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
+        "control": f'<path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"',
+    }
+    return f'{shapes[kind]} class="mark {kind}"/>'
+
+
+def _text(x: float, y: float, text: str, css: str, more: str = "") -> str:
+    return f'<text class="{css}" {more}x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>'
+
+
+def _svg(frame: Frame, told: str, inside: str, css: str) -> str:
+    size = f"0 0 {frame.width:.0f} {frame.height:.0f}"
+    label = html.escape(told, quote=True)
+    return f'<svg class="{css}" viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'

@@ -1,0 +1,266 @@
+"""What a report says about a working directory, collected; `report_page` makes a page of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import itertools
+import math
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+import fqs_jax
+from fqs_jax import (
+    cli,
+    comparison,
+    curriculum,
+    evaluation_file,
+    lineage,
+    metrics,
+    report_thoughts,
+    workdir,
+)
+from fqs_jax.curriculum import Stage
+from fqs_jax.data import corpus
+from fqs_jax.errors import UserError
+from fqs_jax.report_thoughts import Diagnostics, Token
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
+SOME_DOCUMENTS, SOME_CHARACTERS = 8, 2000  # of training text, where no other is given
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to look at.
+
+    Attributes:
+      text: name of the held-out documents, for the commands; "" = the run's own.
+      documents: held-out documents; empty = held-out items of the built-in task, or training text.
+      stage: thinking stage whose thoughts are shown; None = the last one.
+      tokens: of text shown, about. max_tokens: of one document.
+      samples: thoughts at every token.
+      seed: of the thoughts.
+    """
+
+    text: str = ""
+    documents: tuple[str, ...] = ()
+    stage: str | None = None
+    tokens: int = 600
+    max_tokens: int = 512
+    samples: int = 4
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A stage and how its training went: rows of its metrics file, all numbers floats."""
+
+    stage: Stage
+    step: int
+    rows: tuple[dict[str, float], ...]
+    start: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """Text with what was thought before each token of it."""
+
+    stage: str
+    source: str
+    held_out: bool
+    documents: list[list[Token]]
+    diagnostics: Diagnostics
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Everything on the page.
+
+    Attributes:
+      models: rows of the comparison, as `evaluation_file.as_json` has them; about: measured on what.
+      reading: None where no stage thinks.
+    """
+
+    name: str
+    origin: str
+    training: list[Training]
+    models: list[dict[str, Any]]
+    about: str
+    reading: Reading | None
+    config: dict[str, str]
+    versions: dict[str, str]
+    commands: list[str]
+
+
+def collect(
+    root: Path,
+    settings: Settings,
+    note: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None,
+) -> Report:
+    """Read and measure all that the report says.
+
+    Args:
+      note: told what is being done, where that takes time.
+      mesh: where models are loaded; None = one device.
+
+    Raises:
+      UserError: there is no such folder, or no finished stage in it.
+    """
+    training = read_training(root)
+    last = training[-1].stage
+    _, config = workdir.read_run(root, last.number)
+    documents, source, held_out = _documents(config, settings)
+    models, about = _compared(root, documents, source, held_out, note, mesh)
+    return Report(
+        name=root.resolve().name,
+        origin=workdir.origin_name(root).strip("`"),
+        training=training,
+        models=models,
+        about=about,
+        reading=_reading(root, training, settings, documents, source, held_out, note, mesh),
+        config={key: str(value) for key, value in sorted(lineage.flat(config.to_dict()).items())},
+        versions=versions(),
+        commands=_commands(root, settings),
+    )
+
+
+def read_training(root: Path) -> list[Training]:
+    """All stages of a working directory that have a checkpoint.
+
+    Raises:
+      UserError: it is none, or none of its stages is finished.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; give the --workdir of a training run")
+    if not (workdir.source_folder(root) / "config.json").exists():
+        raise UserError(f"{root} is no working directory; give the --workdir of a training run")
+    found = []
+    for stage in workdir.existing_stages(root):
+        folder = workdir.stage_folder(root, stage.number)
+        every = [_numbers(row) for row in metrics.read_rows(folder / "metrics.jsonl")]
+        events = metrics.read_events(folder / "metrics.jsonl", "start")
+        step = workdir.saved_step(root, stage.number) or 0
+        found.append(Training(stage, step, tuple(every), events[-1] if events else {}))
+    if not any(training.step >= training.stage.steps for training in found):
+        raise UserError(
+            f"{root} has no finished stage; train one with {cli.command_line('fqs_jax.launch', workdir=root)}"
+        )
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Of this program and what it runs on."""
+    libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    device = jax.devices()[0]
+    return {
+        "fqs_jax": fqs_jax.__version__,
+        "Python": platform.python_version(),
+        **libraries,
+        "system": f"{platform.system()} {platform.machine()}",
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+    }
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """A metrics row without nesting; NaN and infinities are strings in the file."""
+    return {
+        key.removeprefix("time."): float(value)
+        for key, value in lineage.flat(row).items()
+        if value != ""
+    }
+
+
+def _documents(config: Any, settings: Settings) -> tuple[list[str], str, bool]:
+    """Text to read, what it is, and whether it was held out from training."""
+    if settings.documents:
+        return list(settings.documents), settings.text or "held-out text", True
+    if config.data.source == "clock":
+        problems = corpus.clock_task(config.data, config.seed).problems("test")
+        return [f"{prompt} {answer}" for prompt, answer in problems], "held-out problems", True
+    try:
+        source = corpus.sources(config.data, config.seed)[0][0]
+    except (UserError, OSError) as error:
+        raise UserError(f"{error}; or give held-out text with --text=FILE") from error
+    texts = (source[i] for i in range(len(source)))
+    some = itertools.islice((text for text in texts if text.strip()), SOME_DOCUMENTS)
+    return [text[:SOME_CHARACTERS] for text in some], "training text", False
+
+
+def _compared(
+    root: Path,
+    documents: Sequence[str],
+    source: str,
+    held_out: bool,
+    note: Callable[[str], None],
+    mesh: Mesh | None,
+) -> tuple[list[dict[str, Any]], str]:
+    """The comparison: as `evaluate --all_stages` left it, or made now and left for the next time."""
+    if (kept := evaluation_file.read(root)) is not None:
+        return kept
+    rows = comparison.compare(root, None, documents, lambda name: note(f"evaluating {name}"), mesh)
+    if held_out:
+        with contextlib.suppress(OSError):  # the next report measures again
+            evaluation_file.write(root, rows, source)
+    return [evaluation_file.as_json(row) for row in rows], source
+
+
+def _reading(
+    root: Path,
+    training: Sequence[Training],
+    settings: Settings,
+    documents: Sequence[str],
+    source: str,
+    held_out: bool,
+    note: Callable[[str], None],
+    mesh: Mesh | None,
+) -> Reading | None:
+    stages = [entry.stage for entry in training]
+    thinking = [stage for stage in stages if stage.thinks]
+    stage = curriculum.find(stages, settings.stage) if settings.stage else None
+    if stage is not None and not stage.thinks:
+        raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
+    if stage is None and not thinking:
+        return None
+    stage = stage or thinking[-1]
+    note(f"reading thoughts of {stage}")
+    loaded = workdir.load(str(root), str(stage.number), mesh=mesh)
+    chosen: list[str] = []
+    room = settings.tokens
+    limit = min(settings.max_tokens, loaded.model.max_seq_len)
+    for document in documents:
+        size = len(loaded.tokenizer.encode(document))
+        if chosen and size > room:
+            break
+        chosen.append(document)
+        room -= min(size, limit)
+    shown, diagnostics = report_thoughts.examine(
+        loaded, chosen, settings.samples, limit, settings.seed
+    )
+    return Reading(str(stage), source, held_out, shown, diagnostics)
+
+
+def _commands(root: Path, settings: Settings) -> list[str]:
+    """What made the run, as far as it was recorded, and this page."""
+    text: dict[str, Any] = {"text": settings.text}
+    changed = {
+        name: getattr(settings, name)
+        for name in ("tokens", "max_tokens", "samples", "seed")
+        if getattr(settings, name) != getattr(Settings(), name)
+    }
+    return [
+        *lineage.commands(root),
+        cli.command_line("fqs_jax.evaluate", workdir=root, all_stages=True, **text),
+        cli.command_line("fqs_jax.report", workdir=root, stage=settings.stage, **text, **changed),
+    ]
+
+
+def is_number(value: Any) -> bool:
+    """Whether something can be drawn."""
+    return isinstance(value, int | float) and math.isfinite(value)

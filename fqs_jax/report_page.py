@@ -1,0 +1,297 @@
+"""A report as one HTML page that asks nothing of the network: style, script and charts are inside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fqs_jax import report_charts as charts
+from fqs_jax import report_text
+from fqs_jax.report_data import Report, Training, is_number
+from fqs_jax.report_text import facts, figure, signed, table
+
+# Caption, unit, and curves: (metric, name, kind of line, factor).
+CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
+    (
+        "Loss",
+        "nats a token",
+        (("nll_base", "without thoughts", "a", 1), ("nll_mixed", "with thoughts", "b", 1)),
+    ),
+    ("Gain of thinking", "nats a token", (("nll_with_minus_without", "gain", "a", -1),)),
+    ("Reward", "nats", (("reward_mean", "mean", "a", 1), ("reward_std", "deviation", "b", 1))),
+    ("Entropy of thoughts", "nats a draw", (("thought_entropy", "entropy", "a", 1),)),
+    ("Mixing weight", "mean", (("mixing_weight_mean", "weight", "a", 1),)),
+    ("Ahead of its teacher", "nats a token", (("nll_teacher_minus_student", "lead", "a", 1),)),
+    ("Gradient norm", "language model", (("grad_norm/lm", "norm", "a", 1),)),
+)
+KINDS = {
+    "base": "before thinking",
+    "think": "thinks",
+    "ntp": "trained by thoughts, thinks no more",
+    "control": "control: plain training",
+}
+KNOWN = ("stage", "name", "steps", "accuracy", "accuracy_error", "nll", "ms_per_token")
+LINKS = (
+    ("models", "{} against time"),
+    ("text", "What the thoughts did"),
+    ("diagnostics", "Are they healthy?"),
+    ("training", "Training"),
+    ("reproduce", "Reproduce"),
+)
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    style, script = _asset("report.css"), _asset("report.js")
+    # The browser is told to fetch nothing, and to run this script only.
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
+    title = f"{report.name}: what it thinks"
+    reading = "" if report.reading is None else report_text.section(report.reading)
+    metric = _metric(report.models)[1].capitalize()
+    links = "".join(
+        f'<li><a href="#{anchor}">{_e(name.format(metric))}</a></li>'
+        for anchor, name in LINKS
+        if reading or anchor not in ("text", "diagnostics")
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{_e(title)}</title>
+<link rel="icon" href="data:,">
+<style>{style}</style>
+</head>
+<body>
+<a class="skip" href="#main">Skip to the content</a>
+<header>
+<h1>{_e(title)}</h1>
+<p class="soft">{len(report.training)} stages; initial model: {_e(report.origin)}.</p>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main id="main">
+{_summary(report)}
+{_models(report)}
+{reading}
+{_training(report.training)}
+{_reproduce(report)}
+</main>
+<footer><p>Made by fqs_jax {_e(report.versions["fqs_jax"])}.</p></footer>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _summary(report: Report) -> str:
+    """The answer in a few numbers."""
+    metric, name = _metric(report.models)
+    form = "{:.1%}" if metric == "accuracy" else "{:.4f}"
+    better = max if metric == "accuracy" else min
+    cards = []
+    for kind, what in (("base", "Base"), ("think", "Best with thoughts"), ("ntp", "NTP")):
+        of_kind = [m for m in report.models if _kind(m, report) == kind and is_number(m[metric])]
+        if of_kind:
+            chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])
+            time = f"{charts.number(chosen['ms_per_token'])} ms a token"
+            cards.append(
+                (f"{what}: {name}", form.format(chosen[metric]), f"{chosen['name']}, {time}")
+            )
+    if report.reading is not None:
+        d = report.reading.diagnostics
+        cards.append(
+            ("Gain of a thought", signed(d.gain), f"nats a token, {report.reading.source}")
+        )
+        found = f"{len(d.warnings)}" if d.warnings else "none"
+        cards.append(("Warnings about thoughts", found, "see below" if d.warnings else "all well"))
+    return facts(cards, "cards")
+
+
+def _models(report: Report) -> str:
+    """The trade-off as a plot and as a table."""
+    metric, name = _metric(report.models)
+    marks = [
+        charts.Mark(
+            model["name"],
+            _kind(model, report),
+            model["ms_per_token"],
+            model[metric],
+            model["accuracy_error"] or 0.0 if metric == "accuracy" else 0.0,
+        )
+        for model in report.models
+        if is_number(model[metric]) and is_number(model["ms_per_token"])
+    ]
+    drawn = ""
+    if marks:
+        kinds = [kind for kind in KINDS if any(mark.kind == kind for mark in marks)]
+        keys = "".join(f"<li>{charts.symbol(kind)}{_e(KINDS[kind])}</li>" for kind in kinds)
+        label = "accuracy" if metric == "accuracy" else "loss, nats a token"
+        plots = "".join(
+            charts.scatter(marks, "ms a token", label, width, css)
+            for width, css in ((1040, "wide"), (350, "narrow"))
+        )
+        which = "up and left is better" if metric == "accuracy" else "down and left is better"
+        drawn = figure(
+            "All models",
+            which,
+            plots,
+            f'<ul class="legend">{keys}</ul>',
+        )
+    return f"""
+<h2 id="models">{name.capitalize()} against time</h2>
+<p>Every model of the run on {_e(report.about or "held-out items")}. Time is the median of one generated
+token for one prompt{", bars are one standard error" if metric == "accuracy" else ""}.</p>
+{drawn}
+{_model_table(report)}"""
+
+
+def _model_table(report: Report) -> str:
+    extra = [key for key in report.models[0] if key not in KNOWN] if report.models else []
+    accuracy = ["accuracy"] if _metric(report.models)[0] == "accuracy" else []
+    headers = ["model", *accuracy, "NLL", "ms/token", *_spaced(extra), "steps", "stage"]
+    rows = []
+    for model in report.models:
+        known = is_number(model["accuracy"])
+        right = (
+            f"{model['accuracy']:.3f} \u00b1 {model['accuracy_error'] or 0:.3f}"
+            if known
+            else "\u2013"
+        )
+        rows.append(
+            [
+                charts.symbol(_kind(model, report)) + _e(model["name"]),
+                *([right] if accuracy else []),
+                f"{model['nll']:.4f}" if is_number(model["nll"]) else "\u2013",
+                *(_cell(model.get(key)) for key in ("ms_per_token", *extra)),
+                f"{model['steps']:,}",
+                _e(str(model["stage"])),
+            ]
+        )
+    return table(headers, rows, "w" + "n" * (len(headers) - 1), "All models")
+
+
+def _training(training: Sequence[Training]) -> str:
+    rows = []
+    for entry in training:
+        stage, last = entry.stage, entry.rows[-1] if entry.rows else {}
+        shape = f"{stage.n_ahead}/{stage.n_ahead_talk}" if stage.thinks else "\u2013"
+        rows.append(
+            [
+                str(stage.number),
+                _e(stage.name),
+                *(_cell(last.get(key)) for key in ("nll_base", "nll_mixed")),
+                f"{entry.step:,}" + ("" if entry.step >= stage.steps else f" of {stage.steps:,}"),
+                *(_cell(last.get(key)) for key in ("tokens", "step_seconds")),
+                _cell(entry.start.get("flops_per_step")),
+                shape,
+                _e(stage.objective),
+            ]
+        )
+    headers = "stage,name,NLL,with thoughts,steps,tokens,s/step,FLOPs/step,n_ahead/talk,objective"
+    summary = table(headers.split(","), rows, "nwnnnnnnn ", "Stages")
+    stages = "".join(_curves(entry) for entry in training)
+    return f"""
+<h2 id="training">Training</h2>
+<p>Losses are the last logged step's, on training text. Curves of more than {charts.MAX_POINTS} logged
+steps are drawn as means of neighbours.</p>
+{summary}
+{stages}"""
+
+
+def _curves(entry: Training) -> str:
+    """A stage's curves, those that it has."""
+    figures = []
+    for caption, unit, curves in CURVES:
+        lines = [
+            charts.Line(
+                name, kind, [(r["step"], factor * r[metric]) for r in entry.rows if metric in r]
+            )
+            for metric, name, kind, factor in curves
+        ]
+        lines = [line for line in lines if line.points]
+        if chart := charts.line_chart(lines):
+            keys = "".join(
+                f'<li><span class="key {line.kind}"></span>{_e(line.name)}: '
+                f"{charts.number(line.points[-1][1])}</li>"
+                for line in lines
+            )
+            figures.append(figure(caption, unit, chart, f'<ul class="legend">{keys}</ul>'))
+    stage = entry.stage
+    skipped = entry.rows[-1].get("skipped_steps", 0) if entry.rows else 0
+    warning = (
+        f'<p class="warn" role="note">{skipped:,.0f} steps had gradients that were not finite, and were '
+        "skipped.</p>"
+        if skipped
+        else ""
+    )
+    inside = (
+        f'<div class="charts">{"".join(figures)}</div>' if figures else "<p>Nothing was logged.</p>"
+    )
+    told = f"{stage.objective}, {entry.step:,} steps" + (", control" if stage.control else "")
+    return f"""<details{"" if stage.control else " open"}>
+<summary><h3>{_e(str(stage))}</h3><span class="soft">{_e(told)}</span></summary>
+{warning}{inside}</details>"""
+
+
+def _reproduce(report: Report) -> str:
+    commands = "\n".join(map(_e, report.commands))
+    versions = [[_e(name), _e(version)] for name, version in report.versions.items()]
+    config = [[_e(name), _e(value)] for name, value in report.config.items()]
+    missing = (
+        ""
+        if any("fqs_jax.launch" in command for command in report.commands)
+        else "<p>The command that trained was not recorded.</p>"
+    )
+    return f"""
+<h2 id="reproduce">Reproduce</h2>
+{missing}<pre tabindex="0" aria-label="Commands">{commands}</pre>
+<h3>Versions</h3>
+{table(["of", "version"], versions, " m", "Versions")}
+<details><summary>Configuration, {len(config)} fields</summary>
+{table(["field", "value"], config, "mm", "Configuration")}</details>"""
+
+
+def _metric(models: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """What models are compared by: accuracy where it is known."""
+    if any(is_number(model["accuracy"]) for model in models):
+        return "accuracy", "accuracy"
+    return "nll", "loss"
+
+
+def _kind(model: dict[str, Any], report: Report) -> str:
+    for entry in report.training:
+        if str(entry.stage.number) == str(model["stage"]):
+            if entry.stage.control:
+                return "control"
+            return {"quiet_star": "think", "ntp": "ntp"}.get(entry.stage.objective, "base")
+    return "base"
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "\u2013"
+    return charts.number(value) if isinstance(value, int | float) else _e(str(value))
+
+
+def _spaced(names: Sequence[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _asset(name: str) -> str:
+    return (importlib.resources.files("fqs_jax") / name).read_text(encoding="utf-8").strip()
+
+
+def _hash(text: str) -> str:
+    """Of an inline style or script, as a content security policy names it."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _e(text: str) -> str:
+    return html.escape(text, quote=True)

@@ -1,0 +1,99 @@
+"""The watching part of `python -m fqs_jax.evaluate`: `--watch --teacher=W:3 --student=W:4 TEXT`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from absl import flags
+
+from fqs_jax import cli, watch, workdir
+from fqs_jax.data import text
+from fqs_jax.errors import UserError
+from fqs_jax.metrics import Progress
+from fqs_jax.workdir import Loaded
+
+RETRAIN = 3  # exit code
+
+
+def define_flags() -> None:
+    """Flags of watching; seed, lengths, batch and JSON are flags of evaluate.py."""
+    flags.DEFINE_bool("watch", False, "Has the gap of --student to --teacher grown on this text?")
+    flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
+    flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
+    flags.DEFINE_string(
+        "reference", "", "Text of training time; default what the teacher's run was trained on."
+    )
+    flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 1)
+    flags.DEFINE_float("tolerance", 0.01, "A drift of so many nats a token does not matter.", 0.0)
+
+
+def main(fresh_text: str) -> int:
+    """Compare the gaps that the flags name, print them.
+
+    Returns:
+      The exit code: 0 keep, 3 retrain.
+    """
+    f = flags.FLAGS
+    cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
+    fresh = _spread(text.read_documents(fresh_text), f.documents)
+    then = _reference(f.teacher, f.reference, f.documents)
+    teacher, student = _load(f.teacher), _load(f.student)
+
+    def measure(label: str, documents: list[str]) -> watch.Losses:
+        with Progress(f"{label}: windows", 0, 0) as bar:
+            batch_size = f.batch_size or 8
+            return watch.measure(
+                teacher, student, documents, f.seq_len, batch_size, f.seed, bar.advance_to
+            )
+
+    result = watch.judge(
+        measure("fresh text", fresh), measure("training-time text", then), f.tolerance
+    )
+    print(json.dumps(dataclasses.asdict(result)) if f.json else _lines(result))
+    return RETRAIN if result.verdict == "retrain" else 0
+
+
+def _load(name: str) -> Loaded:
+    """WORKDIR:STAGE or a folder."""
+    folder, stage = _split(name)
+    return workdir.load(folder, stage, mesh=cli.mesh_from_flags())
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    folder, colon, stage = name.rpartition(":")
+    return (folder, stage) if colon and not Path(name).is_dir() else (name, None)
+
+
+def _reference(teacher: str, reference: str, limit: int) -> list[str]:
+    """The documents that the gap of training time is measured on."""
+    if reference:
+        return _spread(text.read_documents(reference), limit)
+    folder, stage = _split(teacher)
+    if stage is None or not workdir.existing_stages(Path(folder)):
+        raise UserError(
+            f"--reference is missing: {folder} does not say what it was trained on; give text like that"
+        )
+    try:
+        return watch.training_text(Path(folder), limit)
+    except UserError as error:
+        raise UserError(f"{error} (the text of training; or give --reference=TEXT)") from error
+
+
+def _spread(documents: list[str], limit: int) -> list[str]:
+    step = max(1.0, len(documents) / limit)
+    return [documents[int(i * step)] for i in range(min(limit, len(documents)))]
+
+
+def _lines(result: watch.Verdict) -> str:
+    unsure = ", as far as can be told; with more documents it may be" if result.unsure else ""
+    above = "above" if result.verdict == "retrain" else "not above"
+    return (
+        f"loss on {result.documents} fresh documents ({result.tokens:,} tokens), nats a token: "
+        f"student {result.student_nll:.4f}, teacher {result.teacher_nll:.4f}\n"
+        f"gap {result.gap:+.4f}, on {result.documents_then} documents of training time "
+        f"{result.gap_then:+.4f}\n"
+        f"drift {result.drift:+.4f} (95%: {result.drift_low:+.4f} to {result.drift_high:+.4f})\n"
+        f"{result.verdict}: the drift is {above} {result.tolerance:g}{unsure}"
+    )

@@ -1,0 +1,362 @@
+"""The report: its numbers against other ways to them, its page as a text and as a program."""
+
+import dataclasses
+import html
+import json
+import math
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fqs_jax import (
+    evaluation_file,
+    lineage,
+    report_charts,
+    report_data,
+    report_page,
+    report_text,
+    report_thoughts,
+    thoughts,
+    tokenizers,
+    workdir,
+)
+from fqs_jax.comparison import Row
+from fqs_jax.curriculum import Stage
+from fqs_jax.data import corpus
+from fqs_jax.report_data import Reading, Report, Settings, Training
+from fqs_jax.report_thoughts import Thought, Token
+from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
+
+NASTY = "<script>alert('x')</script> & \"quotes\""
+ROWS: list[dict[str, Any]] = [
+    {"step": 1, "nll_base": 2.5, "nll_mixed": 2.25, "nll_with_minus_without": -0.25, "tokens": 32},
+    {"step": 2, "nll_base": 1.875, "nll_mixed": "nan", "tokens": 64, "time": {"step_seconds": 0.5}},
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A thinking run on the built-in task, with random parameters and metrics made up."""
+    root = tmp_path_factory.mktemp("report") / "W"
+    config = clock_config({"data.clock.lengths": (1, 2)})
+    for number in (0, 1, 3):
+        save_stage(root, config, number, seed=number)
+        start = {"event": "start", "step": 0, "flops_per_step": 123456789}
+        lines = map(json.dumps, [start, *ROWS])
+        (root / f"stage_{number}" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def report(root):
+    return report_data.collect(root, Settings(tokens=60, samples=3))
+
+
+def a_report(**changes) -> Report:
+    """One that is made up, and full of what must be escaped."""
+    stage = Stage(1, NASTY, "quiet_star", n_ahead=5, n_ahead_talk=2, steps=2)
+    tokens = [
+        Token(NASTY),
+        Token("<b>", -2.0, (Thought(NASTY, 0.25, 1.0), Thought("&", 0.75, 0.5))),
+        Token("worse\n", -0.5, (Thought("</script>", 0.5, -0.75),)),
+    ]
+    diagnostics = report_thoughts.Diagnostics(
+        *(0.1, 0.2, 0.5, 0.5, 2, {1: 0.05, 2: 0.1}, 2, (0.4, 0.2), 3.0, 3, 3),
+        (report_thoughts.Frequent(NASTY, 1.0, 0.1),),
+        (NASTY,),
+    )
+    numbers = tuple({k: float(v) for k, v in row.items() if k != "time"} for row in ROWS)
+    fields: dict[str, Any] = {
+        "name": NASTY,
+        "origin": NASTY,
+        "training": [Training(stage, 2, numbers, {})],
+        "models": [evaluation_file.as_json(Row("1", NASTY, 0.75, 0.125, 1.5, 2.5, 2))],
+        "about": NASTY,
+        "reading": Reading(NASTY, NASTY, False, [tokens], diagnostics),
+        "config": {NASTY: NASTY},
+        "versions": {"fqs_jax": NASTY},
+        "commands": [NASTY],
+    }
+    return Report(**fields | changes)
+
+
+class Page(HTMLParser):
+    """What a browser would find."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(page)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+# What thoughts did --------------------
+
+
+def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
+    """The report scores sampled thoughts in one pass; `think` rolls the same thoughts out with a cache."""
+    reading = report.reading
+    loaded = workdir.load(str(root), "1")
+    thought = dataclasses.replace(loaded.thought, rationales=3)
+    opening = len(loaded.tokenizer.opening)
+    for d, document in enumerate(reading.documents[:10]):
+        text = "".join(token.text for token in document)
+        ids = loaded.tokenizer.opening + loaded.tokenizer.encode(text)
+        tokens_BxT = jnp.zeros((8, 32), jnp.int32).at[d % 8, : len(ids)].set(jnp.array(ids))
+        mask_BxT = jnp.zeros((8, 32), bool).at[d % 8, : len(ids)].set(True)
+        key = jax.random.fold_in(jax.random.key(0), d // 8)
+        mixed, base_BxPxV, drawn, weight = thoughts.think(
+            loaded.params, tokens_BxT, key, loaded.model, thought, mask_BxT
+        )
+        base_BxPxV = jax.nn.log_softmax(base_BxPxV)
+        for t, token in enumerate(document, start=opening - 1):
+            if not token.thoughts:
+                continue
+            base = float(base_BxPxV[d % 8, t, ids[t + 1]])
+            assert token.base == pytest.approx(base, abs=2e-5)
+            for r, sampled in enumerate(token.thoughts):
+                gain = float(mixed[d % 8, t, r, ids[t + 1]]) - base
+                assert sampled.gain == pytest.approx(gain, abs=5e-5)
+                assert sampled.weight == pytest.approx(float(weight[d % 8, t, r]), abs=2e-5)
+                assert sampled.text == loaded.tokenizer.decode(drawn[d % 8, t, r].tolist())
+
+
+def test_text_is_held_out_problems_whole(root, report):
+    _, config = workdir.read_run(root, 0)
+    expected = [f"{p} {a}" for p, a in corpus.clock_task(config.data, config.seed).problems("test")]
+    shown = ["".join(token.text for token in document) for document in report.reading.documents]
+    assert shown == expected[: len(shown)] and len(shown) > 5
+    assert sum(map(len, report.reading.documents)) <= 60
+    assert report.reading.held_out
+
+
+def test_diagnostics_sum_the_tokens_up(report):
+    d = report.reading.diagnostics
+    tokens = [t for document in report.reading.documents for t in document if t.thoughts]
+    sampled = [thought for token in tokens for thought in token.thoughts]
+    assert d.count == len(sampled) == 3 * len(tokens)
+    assert d.gain == pytest.approx(np.mean([thought.gain for thought in sampled]), abs=1e-5)
+    assert d.weight == pytest.approx(np.mean([thought.weight for thought in sampled]), abs=1e-5)
+    assert d.length == 2 and list(d.gain_of_length) == [1, 2] and len(d.entropy) == 2
+    assert all(0 <= entropy <= d.most_entropy + 1e-5 for entropy in d.entropy)
+    texts = [thought.text for thought in sampled]
+    most = max(set(texts), key=texts.count)
+    assert d.frequent[0].share == pytest.approx(texts.count(most) / len(texts))
+
+
+def fake(loaded, gains, drawn_NxRxK, entropy, weight=0.5):
+    shown = [[Token("x", -1.0, (Thought("t", weight, gain),)) for gain in gains]]
+    length = drawn_NxRxK.shape[-1]
+    by_length = {k: float(np.mean(gains)) for k in (1, length)}
+    return report_thoughts.diagnose(shown, by_length, np.full(length, entropy), drawn_NxRxK, loaded)
+
+
+def test_collapse_is_said(root):
+    loaded = workdir.load(str(root), "1")
+    rng = np.random.default_rng(0)
+    various = rng.integers(0, 17, (100, 1, 3))
+    helped = 0.5 + 0.1 * rng.normal(size=100)
+    assert fake(loaded, helped, various, 1.0).warnings == ()
+    cases = {
+        "hurt": fake(loaded, -helped, various, 1.0),
+        "chance": fake(loaded, rng.normal(size=100) * 1e-3, various, 1.0),
+        "One thought": fake(loaded, helped, np.tile([1, 2, 3], (100, 1, 1)), 1.0),
+        "single token": fake(loaded, helped, np.repeat(various[..., :1], 3, axis=-1), 1.0),
+        "entropy": fake(loaded, helped, various, 0.01),
+        "mixing weight": fake(loaded, helped, various, 1.0, weight=0.001),
+    }
+    for word, diagnostics in cases.items():
+        assert len(diagnostics.warnings) == 1 and word in diagnostics.warnings[0], word
+    greedy = dataclasses.replace(loaded, thought=dataclasses.replace(loaded.thought, temperature=0))
+    assert fake(greedy, helped, various, 0.0).warnings == ()  # nothing is drawn
+
+
+def test_lengths_to_try():
+    assert [report_thoughts.lengths_to_try(k) for k in (1, 2, 3, 8, 13)] == [
+        *([1], [1, 2], [1, 2, 3]),
+        *([1, 2, 4, 8], [1, 2, 4, 8, 13]),
+    ]
+
+
+def test_pieces_are_the_text(tmp_path):
+    folder = hf_folder(tmp_path / "hf")
+    tokenizer = tokenizers.load(folder)
+    for text in [*sentences(5), "caf\u00e9 \u6f22\u5b57 \U0001f600!", "two\nlines"]:
+        ids = tokenizer.encode(text)
+        found = report_thoughts.pieces(tokenizer, ids)
+        assert len(found) == len(ids) and "".join(found) == tokenizer.decode(ids)
+        assert "\ufffd" not in "".join(found)
+
+
+# The page --------------------
+
+
+def test_the_page_is_whole_and_its_numbers_are_those_of_the_files(root, report):
+    text = report_page.page(report)
+    page = Page(text)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    for tag, attrs in page.tags:
+        if tag == "a":
+            assert attrs["href"][1:] in ids
+        assert not {"src", "action", "data", "poster", "srcset", "style"} & attrs.keys(), (
+            tag,
+            attrs,
+        )
+        assert not any(name.startswith("on") for name in attrs)
+        if tag == "link":
+            assert attrs == {"rel": "icon", "href": "data:,"}
+        if tag == "svg":
+            assert attrs.get("aria-hidden") == "true" or attrs["aria-label"]
+    assert not re.search(r"https?://|url\(|@import|fetch\(", text)
+    assert {tag for tag, _ in page.tags if tag in ("main", "nav", "h1", "title")} == {
+        *("main", "nav", "h1", "title")
+    }
+
+    assert "1.88" in text and "without thoughts from 2.50 to 1.88" in text  # of metrics.jsonl
+    assert "gain from 0.250 to 0.250" in text and "1.23e8" in text
+    assert "nan" not in page.text.lower().split()
+    for row in report.models:
+        assert html.escape(row["name"]) in text
+        assert f"{row['accuracy']:.3f} \u00b1 {row['accuracy_error']:.3f}" in page.text
+    tokens = [attrs for tag, attrs in page.tags if "data-thoughts" in attrs]
+    expected = [t for document in report.reading.documents for t in document if t.thoughts]
+    assert len(tokens) == len(expected)
+    for attrs, token in zip(tokens, expected, strict=True):
+        data = json.loads(attrs["data-thoughts"])
+        assert attrs["data-text"] == token.text and attrs["role"] == "option"
+        assert data["gain"] == pytest.approx(token.gain, rel=1e-4)
+        assert [thought[0] for thought in data["thoughts"]] == [t.text for t in token.thoughts]
+    assert f"python -m fqs_jax.report --workdir={root} --tokens=60 --samples=3\n" in page.text
+    assert "not recorded" in page.text and "jax" in page.text
+
+
+def test_everything_is_escaped():
+    text = report_page.page(a_report())
+    page = Page(text)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "<b>" not in text.split("</style>")[1].replace('<b class="', "")
+    assert page.text.count("alert('x')") > 10
+    assert "This text is from the training set" in text
+    assert "\u21b5" in text  # a line break that shows
+
+
+def test_a_run_that_never_thinks_has_a_page():
+    stage = Stage(0, "base", "next_token", steps=2)
+    text = report_page.page(a_report(reading=None, training=[Training(stage, 2, (), {})]))
+    assert "#text" not in text and "Nothing was logged" in text and 'id="panel"' not in text
+
+
+def test_models_without_accuracy_are_compared_by_loss():
+    rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
+    models = [evaluation_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
+    page = Page(report_page.page(a_report(models=models)))
+    assert "Loss against time" in page.text and "accuracy" not in page.text
+    assert "1.2500" in page.text and "flops per token" in page.text and "4,096" in page.text
+
+
+@pytest.mark.parametrize(
+    "gain, css",
+    [(0, ""), (0.1, ""), (0.3, "p1"), (1.0, "p4"), (9.0, "p4"), (-0.5, "n2"), (-3, "n4")],
+)
+def test_colours(gain, css):
+    assert report_text.colour(gain, 1.0) == css
+
+
+# Charts --------------------
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0, 10, [0, 5, 10]), (0.11, 0.39, [0.1, 0.2, 0.3, 0.4]), (-1, 1, [-1, 0, 1]), (3, 3, None)],
+)
+def test_ticks_are_round_and_enclose(low, high, expected):
+    found = report_charts.ticks(low, high, 4)
+    assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 7
+    assert expected is None or found == expected
+
+
+def test_curves_leave_out_what_is_not_finite():
+    line = report_charts.Line("x", "a", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)])
+    drawn = report_charts.line_chart([line])
+    assert drawn.count(",") > 0 and "nan" not in drawn and "inf" not in drawn
+    assert len(re.search('points="(.*?)"', drawn)[1].split()) == 2
+    assert report_charts.line_chart([dataclasses.replace(line, points=[(1, math.nan)])]) == ""
+
+
+def test_long_curves_are_thinned_to_means():
+    points = [(float(i), float(i % 2)) for i in range(10_001)]
+    thin = report_charts.thinned(points)
+    assert len(thin) <= report_charts.MAX_POINTS and thin[-1] == points[-1]
+    assert np.mean([y for _, y in thin]) == pytest.approx(0.5, abs=0.02)
+
+
+# evaluation.json --------------------
+
+
+def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path):
+    assert (root / evaluation_file.NAME).exists()
+    kept, about = evaluation_file.read(root)
+    assert kept == report.models and about == "held-out problems"
+    row = Row("0", "base", math.nan, math.nan, 1.0, 2.0, 3)
+    other = tmp_path / "W"
+    config = clock_config()
+    save_stage(other, config, 0, step=2)
+    assert evaluation_file.read(other) is None
+    evaluation_file.write(other, [row], "a text")
+    assert evaluation_file.read(other)[0][0]["accuracy"] is None
+    save_stage(other, config, 0, step=6)
+    assert evaluation_file.read(other) is None
+    (other / evaluation_file.NAME).write_text("{")
+    assert evaluation_file.read(other) is None
+
+
+# The door --------------------
+
+
+@pytest.mark.slow
+def test_refusals_are_one_line(root, tmp_path):
+    assert "there is no folder" in refusal("report", tmp_path / "missing")
+    assert "--workdir is missing" in refusal("report")
+    assert "unknown argument" in refusal("report", root, "more")
+    assert "does not think" in refusal("report", root, "--stage=0")
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refusal("report", root, f"--out={tmp_path / 'file' / 'page.html'}")
+    assert "is a folder" in refusal("report", root, f"--out={tmp_path}")
+    assert "is no working directory" in refusal("report", tmp_path)
+    save_stage(tmp_path / "W", clock_config(), 0, step=2)
+    assert "no finished stage" in refusal("report", tmp_path / "W")
+
+
+def test_the_door_prints_the_path(root, tmp_path):
+    out = tmp_path / "page.html"
+    done = run("report", f"--workdir={root}", f"--out={out}", "--tokens=20", "--samples=1")
+    assert done.stdout == f"{out}\n"
+    Page(out.read_text())
+
+
+def test_commands_are_recorded_once(tmp_path):
+    for command in ("a", "a", "b", "a"):
+        lineage.record_command(tmp_path, command)
+    assert lineage.commands(tmp_path) == ["a", "b", "a"]

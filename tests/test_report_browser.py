@@ -1,0 +1,114 @@
+"""The report in a real browser: nothing leaves the page, nothing goes wrong, it fits, it obeys the keyboard.
+
+Needs playwright (in the `dev` extra) and a Chromium: CHROMIUM=PATH, one on the path, or playwright's own.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fqs_jax import report_page
+from fqs_jax.report_thoughts import Thought, Token
+from tests.test_report import a_report
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with api.sync_playwright() as playwright:
+        found = [os.environ.get("CHROMIUM"), *map(shutil.which, NAMES)]
+        own = playwright.chromium.executable_path
+        path = next(filter(None, found), own if Path(own).exists() else None)
+        if path is None:
+            pytest.skip("no Chromium: install one, or name it with CHROMIUM=PATH")
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        opened = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    """A page with long text, short text, and words that do not fit in a line."""
+    report = a_report()
+    tokens = [
+        Token(f" word{i}", -1.0, (Thought("x" * (i % 60), 0.5, (i % 9 - 4) / 4),))
+        for i in range(90)
+    ]
+    tokens[5] = Token("y" * 500, -2.0, tokens[5].thoughts)
+    report.reading.documents.append(tokens)
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(report_page.page(report))
+    return path
+
+
+@pytest.fixture(params=[(size, scheme) for size in SIZES for scheme in ("light", "dark")], ids=str)
+def opened(request, browser, path):
+    """The page, with what it says on the console and asks of the network."""
+    size, scheme = request.param
+    width, height = SIZES[size]
+    context = browser.new_context(
+        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=size == "phone"
+    )
+    page = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda sent: asked.append(sent.url))
+    page.goto(path.as_uri())
+    page.wait_for_load_state("networkidle")
+    yield page, size, scheme
+    context.close()
+    assert said == [] and asked == [path.as_uri()]
+
+
+def test_fits_and_follows_the_scheme(opened, tmp_path):
+    page, size, scheme = opened
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= SIZES[size][0]
+    for details in page.locator("details").all():
+        details.evaluate("node => { node.open = true }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size][0]
+    shown = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, shown[4:-1].split(","))) < 60) == (scheme == "dark")
+    for css in ("narrow", "wide"):
+        assert page.locator(f"svg.{css}").first.is_visible() == (
+            css == {"phone": "narrow"}.get(size, "wide")
+        )
+    page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
+    assert (tmp_path / "page.png").stat().st_size > 50_000  # something was drawn
+
+
+def test_thoughts_on_focus_and_hover(opened):
+    page, size, _ = opened
+    panel, tokens = page.locator("#panel"), page.locator(".t[data-thoughts]")
+    assert page.locator('.t[tabindex="0"]').count() == 1  # one stop for Tab
+    tokens.first.focus()
+    assert "\u2039<b>\u203a" in panel.inner_text() and "0.25" in panel.inner_text()
+    page.keyboard.press("ArrowRight")
+    assert "worse" in panel.inner_text() and "</script>" in panel.inner_text()
+    assert page.evaluate("document.activeElement.dataset.text") == "worse\n"
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.text") == " word0"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.dataset.text") == " word89"
+    page.keyboard.press("Home")
+    assert page.locator('.t[aria-selected="true"]').count() == 1
+    (tokens.nth(9).tap if size == "phone" else tokens.nth(9).hover)()
+    assert "word7" in panel.inner_text()
+
+
+def test_without_scripts_the_thoughts_are_titles(browser, path):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(path.as_uri())
+    title = page.locator(".t[data-thoughts]").first.get_attribute("title")
+    assert title == "+0.750 nats, weight 0.50, thought: <script>alert('x')</script> & \"quotes\""
+    context.close()
