@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import small_hf
 from fqs_jax import (
     evaluation_file,
     lineage,
@@ -30,7 +31,15 @@ from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
-from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
+from tests.tiny_runs import (
+    clock_config,
+    hf_folder,
+    refusal,
+    run,
+    save_stage,
+    sentences,
+    write_text,
+)
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 ROWS: list[dict[str, Any]] = [
@@ -360,3 +369,21 @@ def test_commands_are_recorded_once(tmp_path):
     for command in ("a", "a", "b", "a"):
         lineage.record_command(tmp_path, command)
     assert lineage.commands(tmp_path) == ["a", "b", "a"]
+
+
+def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):
+    config = small_hf.get_config()
+    config.init_from = str(hf_folder(tmp_path / "model"))
+    config.data.text = str(write_text(tmp_path / "text.jsonl", 30))
+    config.data.seq_len = 24
+    config.stage_1.update(n_ahead=4, n_ahead_talk=1)
+    root = tmp_path / "W"
+    save_stage(root, config, 1)
+    report = report_data.collect(root, Settings(tokens=20, max_tokens=12, samples=2))
+    assert report.reading is not None and not report.reading.held_out
+    assert evaluation_file.read(root) is None  # loss on training text is not kept as an evaluation
+    shown = "".join(token.text for token in report.reading.documents[0])
+    assert any(sentence.startswith(shown.strip()) for sentence in sentences(30)), shown
+    [base, *_] = report.models
+    assert math.isfinite(base["nll"]) and base["accuracy"] is None
+    assert "training text" in Page(report_page.page(report)).text
