@@ -5,6 +5,8 @@ Also a Python API: `generate(loaded, prompts, ...)`.
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,17 +46,18 @@ def main(_: Sequence[str]) -> None:
     check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
     loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
-    length = max(len(prompt_ids(loaded, prompt)) for prompt in prompts) + flags.FLAGS.max_new_tokens
+    length = _longest(loaded, prompts) + flags.FLAGS.max_new_tokens
     if length > loaded.model.max_seq_len:
         print(
             f"note: up to {length} tokens, the model was made for {loaded.model.max_seq_len}; "
             "beyond that text falls apart",
             file=sys.stderr,
         )
-    console = Console(highlight=False, soft_wrap=True)
-    if flags.FLAGS.show_thoughts and loaded.thought is None:
+    console = _console()
+    show = flags.FLAGS.show_thoughts
+    if show and loaded.thought is None:
         console.print(Text(f"{loaded.label} does not think: no thoughts to show", style="dim"))
-    stream = _Stream(loaded, console, prompts[0]) if len(prompts) == 1 else None
+    stream = _Stream(loaded, console, prompts[0], show) if len(prompts) == 1 else None
     results = generate(
         loaded,
         prompts,
@@ -70,23 +73,46 @@ def main(_: Sequence[str]) -> None:
         return
     for prompt, result in zip(prompts, results, strict=True):
         console.print(Text(prompt, style="bold") + Text(result.text))
-        if flags.FLAGS.show_thoughts:
+        if show:
             for drawn, weight in zip(result.thoughts, result.weights, strict=True):
                 console.print(_thought_text(loaded, drawn, weight))
+
+
+def _console() -> Console:
+    """Styles on a terminal only, and with NO_COLOR none at all: rich itself would still dim.
+
+    What the terminal cannot write becomes a question mark.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(highlight=False, soft_wrap=True, color_system=None if plain else "auto")
+
+
+def _longest(loaded: Loaded, prompts: Sequence[str]) -> int:
+    """Tokens of the longest prompt, which must be as many as the model can read."""
+    lengths = [len(prompt_ids(loaded, prompt)) for prompt in prompts]
+    longest, room = max(lengths), loaded.model.max_seq_len
+    if longest > room:
+        raise UserError(
+            f"prompt {lengths.index(longest) + 1} of {len(prompts)} has {longest} tokens, the model "
+            f"was made for {room}; shorten it"
+        )
+    return longest
 
 
 class _Stream:
     """Prints one continuation while it is made."""
 
-    def __init__(self, loaded: Loaded, console: Console, prompt: str):
-        self._loaded, self._console = loaded, console
+    def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
+        self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
         self._prompt_ids = prompt_ids(loaded, prompt)
         self._ids: list[int] = []
         self._shown = loaded.tokenizer.decode(self._prompt_ids)
         console.print(Text(prompt, style="bold"), end="")
 
     def step(self, emitted: Emitted) -> None:
-        if flags.FLAGS.show_thoughts and emitted.thought_BxK.size:
+        if self._show_thoughts and emitted.thought_BxK.size:
             thought = _thought_text(
                 self._loaded, emitted.thought_BxK[0].tolist(), float(emitted.weight_B[0])
             )
@@ -110,9 +136,14 @@ def _read_prompts(path: str) -> list[str]:
     if not path:
         return []
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read prompts from {path}: {error}") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read prompts from {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; convert it") from error
+    if "\0" in text:  # which UTF-16 without its mark is full of
+        raise UserError(f"{path} has NUL characters, so it is no UTF-8 text; convert it")
+    lines = text.split("\n")
     prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"{path} has no prompt; write one a line")

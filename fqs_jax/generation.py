@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ from fqs_jax.workdir import Loaded
 class Generation(NamedTuple):
     """What was generated for one prompt.
 
-    tokens: without the prompt, up to and without the end-of-text token. thoughts: before each token,
-    one more than tokens where the end of text was thought about. weights: their mixing weights.
+    tokens: N ids without the prompt, up to and without the end-of-text token. thoughts: K ids drawn
+    before each token, N lists, or N + 1 where the end of text was thought about; none if the model
+    does not think. weights: the mixing weight of each thought.
     """
 
     text: str
@@ -32,10 +34,10 @@ class Generation(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """One step of generation, for streaming; all are numpy arrays.
+    """One step of generation, for streaming: numpy arrays of B prompts.
 
-    token_B: int32, -1 in rows that have ended. thought_BxK, weight_B: the thought before it. seconds:
-    since the step before.
+    token_B: int32 [B], -1 in rows that have ended. thought_BxK: int32 [B, K], the thought before it,
+    K = 0 without thoughts. weight_B: float32 [B], its mixing weight. seconds: since the step before.
     """
 
     token_B: np.ndarray
@@ -75,22 +77,28 @@ def generate(
     think: bool = True,
     on_step: Callable[[Emitted], None] | None = None,
 ) -> list[Generation]:
-    """Continue each prompt.
+    """Continue each of B prompts, all in one batch; the longest sets the size of the caches.
 
     Args:
       loaded: from `workdir.load`.
+      prompts: B texts of any lengths; each is continued as it would be alone.
+      max_new_tokens: N at most a prompt.
       temperature: of the text; 0 takes the likeliest token. Thoughts have their own, from the config.
       top_p: sample from the smallest set of tokens that holds this much probability.
+      seed: of all sampling. Draws depend on the seed, the row and the step.
       think: whether a thinking model thinks.
-      on_step: called after every step with what it emitted.
+      on_step: called after each of at most N steps with what it emitted, `token_B` [B] and
+        `thought_BxK` [B, K]. An exception that it raises ends the generation and comes through.
 
     Returns:
-      One Generation a prompt, in order.
+      One Generation a prompt, in order: at most N tokens and N thoughts of K tokens.
 
     Raises:
       UserError: a prompt is empty or an argument is out of range.
     """
     check_sampling(max_new_tokens, temperature, top_p)
+    if not prompts:
+        return []
     with jax.set_mesh(loaded.mesh):
         return _generate(loaded, prompts, max_new_tokens, temperature, top_p, seed, think, on_step)
 
@@ -170,8 +178,18 @@ def _up_to(length: int, multiple: int) -> int:
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1:
-        raise UserError("max_new_tokens must be at least 1, temperature 0 or more, top_p in (0, 1]")
+    """Refuse what is out of range.
+
+    Raises:
+      UserError: says which and what it may be.
+    """
+    # So written that what is not a number is refused too.
+    if max_new_tokens < 1:
+        raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature must be 0 or more and finite, not {temperature}")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, not {top_p}")
 
 
 def prompt_ids(loaded: Loaded, prompt: str) -> list[int]:

@@ -21,6 +21,7 @@ from fqs_jax.metrics import Progress
 from fqs_jax.workdir import Loaded
 
 try:
+    import lm_eval.models  # noqa: F401  its own ones, which it does not look for once there is ours
     from lm_eval import utils as harness
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
@@ -28,7 +29,8 @@ try:
 except ImportError as error:
     missing = f"{error.name} is not installed; pip install 'fqs_jax[eval]'"
     if __name__ == "__main__":
-        raise SystemExit(f"error: {missing}") from error
+        print(f"error: {missing}", file=sys.stderr)
+        raise SystemExit(2) from error
     raise ImportError(missing, name=error.name) from error
 
 _log = logging.getLogger(__name__)
@@ -69,13 +71,15 @@ class FqsJax(LM):
         if not think:
             loaded = dataclasses.replace(loaded, thought=None)
         elif loaded.thought is not None and thought_temperature is not None:
-            thought = dataclasses.replace(loaded.thought, temperature=float(thought_temperature))
+            temperature = float(thought_temperature)
+            generation.check_sampling(1, temperature, top_p=1.0)
+            thought = dataclasses.replace(loaded.thought, temperature=temperature)
             loaded = dataclasses.replace(loaded, thought=thought)
         self.loaded: Loaded = loaded
         self._seed, self._max_gen_toks = seed, max_gen_toks
         # `auto` finds the largest batch that fits, which we do not look for.
         wanted = str(batch_size)
-        self._batch_size = int(wanted) if wanted.isdigit() else 8
+        self._batch_size = 8 if wanted.startswith("auto") or batch_size is None else _count(wanted)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -177,6 +181,12 @@ class FqsJax(LM):
             return context
         _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
         return tokenizer.decode(ids[len(ids) - room + len(tokenizer.opening) :])
+
+
+def _count(batch_size: str) -> int:
+    if not batch_size.isdigit() or int(batch_size) < 1:
+        raise UserError(f"--batch_size is a number of texts, 1 or more, or auto, not {batch_size}")
+    return int(batch_size)
 
 
 class _AllStopped(Exception):

@@ -23,6 +23,17 @@ QWEN2_PATTERN = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# tokenizer_config.json of a tokenizer that was trained here.
+TRAINED = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "clean_up_tokenization_spaces": False,
+}
+
 
 class Backend(Protocol):
     """What we ask of a tokenizer library. Special tokens are never added to an encoding."""
@@ -322,18 +333,9 @@ def train_sentencepiece(
         if "sentences_.empty" in reason:
             reason = "there is no text to learn from"
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
-    settings = {
-        "tokenizer_class": "LlamaTokenizer",
-        "add_bos_token": True,
-        "add_eos_token": False,
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-    }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "tokenizer_config.json", json.dumps(settings, indent=2).encode() + b"\n")
+    _replace(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
     _replace(folder / "tokenizer.model", model.getvalue())
     return load(folder)
 

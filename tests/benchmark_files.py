@@ -1,4 +1,4 @@
-"""Benchmark files in their original formats, made up, and the independent reading of the real ones."""
+"""Benchmark files in their original formats, made up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Scores of continuations against thinking at one position at a time."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,23 @@ from fqs_jax.thoughts import ThoughtConfig, think
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
 from tests.tiny_runs import sentences
 
-THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=MASKED_IDS)
+THOUGHT = ThoughtConfig(n_ahead=4, rationales=1, masked_ids=MASKED_IDS)
+LONGEST, SEED = 16, 3
+# Lengths of contexts and continuations on both sides of every bucket: of the text, of the powers of
+# two and of the positions that are read at once. One continuation is empty.
+LENGTHS = [(7, 2), (5, 0), (10, 7), (5, 2), (5, 5)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_buckets():
+    """Short texts, and programs compiled in a hurry."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continuations, "_TEXT", 8)
+        patch.setattr(continuations, "_READ", 4)
+        optimized = jax.config.read("jax_disable_most_optimizations")
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", optimized)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +47,8 @@ def loaded(tokenizer, tmp_path, thought, **changes):
     return workdir.Loaded(random_params(model), model, tokenizer, thought, tmp_path, "tiny")
 
 
-def requests(seed=0):
-    """Lengths on both sides of every bucket, the empty continuation, and one longer than a chunk."""
-    rng = np.random.default_rng(seed)
-    lengths = [(3, 1), (7, 2), (62, 3), (64, 1), (5, 0), (20, 35), (1, 4), (3, 2)]
+def requests(lengths):
+    rng = np.random.default_rng(0)
     return [
         Request(rng.integers(0, VOCAB, a).tolist(), rng.integers(0, VOCAB, b).tolist())
         for a, b in lengths
@@ -41,23 +56,36 @@ def requests(seed=0):
 
 
 def directly(model, number, request):
-    """Log-probabilities [C, V] where the continuation is predicted, one row without padding."""
-    row = jnp.array([request.context + request.continuation])
-    index = jnp.arange(len(request.context) - 1, row.shape[1] - 1)[None]
-    if model.thought is None:
-        logits = model_lib.logits(model.params["lm"], row, model.model)[0, index[0]]
-        return np.asarray(jax.nn.log_softmax(logits))
-    keys = thought_keys(jax.random.key(3), index, 1, jnp.array([number]))
-    mixed, *_ = think(model.params, row, keys, model.model, model.thought, None, index)
-    return np.asarray(mixed)[0, :, 0]
+    """Log-probabilities [C, V] where the continuation is predicted, of one row alone.
+
+    The row is filled up behind its end, so that one program serves all; it has one position at a
+    time thought about.
+    """
+    row = request.context + request.continuation
+    tokens = jnp.array([row + [0] * (LONGEST + 1 - len(row))])
+    mask = jnp.arange(LONGEST + 1)[None] < len(row)
+    found = [
+        _at(model.params, tokens, mask, jnp.array([[t]]), number, model.model, model.thought)
+        for t in range(len(request.context) - 1, len(row) - 1)
+    ]
+    return np.array(found)
 
 
-@pytest.mark.parametrize("window", [None, 9])
-@pytest.mark.parametrize("thinks", [True, False])
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _at(params, tokens, mask, index, number, model, thought):
+    if thought is None:
+        logits = model_lib.logits(params["lm"], tokens, model, mask)
+        return jax.nn.log_softmax(logits[0, index[0, 0]])
+    keys = thought_keys(jax.random.key(SEED), index, thought.rationales, number[None])
+    mixed, *_ = think(params, tokens, keys, model, thought, mask, index)
+    return jax.nn.logsumexp(mixed[0, 0], axis=0) - jnp.log(thought.rationales)
+
+
+@pytest.mark.parametrize("thinks, window", [(True, 9), (False, 9), (False, None)])
 def test_scores_are_those_of_each_text_alone(tokenizer, tmp_path, thinks, window):
     model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None, sliding_window=window)
-    asked = requests()
-    scores, cropped = continuations.score(model, asked, batch_size=2, seed=3)
+    asked = requests(LENGTHS)
+    scores, cropped = continuations.score(model, asked, batch_size=2, seed=SEED)
     assert cropped == 0 and len(scores) == len(asked)
     for number, (request, score) in enumerate(zip(asked, scores, strict=True)):
         if not request.continuation:
@@ -74,35 +102,30 @@ def test_the_likeliest_continuation_is_greedy(tokenizer, tmp_path, thinks):
     model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None)
     context = [3, 1, 4]
     best = int(directly(model, 0, Request(context, [0]))[0].argmax())
-    scores, _ = continuations.score(model, [Request(context, [best])], seed=3)
+    scores, _ = continuations.score(model, [Request(context, [best])], seed=SEED)
     assert scores[0].greedy
-    scores, _ = continuations.score(model, [Request(context, [(best + 1) % VOCAB])], seed=3)
+    scores, _ = continuations.score(model, [Request(context, [(best + 1) % VOCAB])], seed=SEED)
     assert not scores[0].greedy
 
 
 def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
     model = loaded(tokenizer, tmp_path, THOUGHT)
-    asked = requests()
+    asked = requests([(3, 1), (8, 1), (5, 1)])
 
     def log_probs(batch_size, seed):
         scores, _ = continuations.score(model, asked, batch_size, seed)
         return np.array([score.log_prob for score in scores])
 
-    np.testing.assert_allclose(log_probs(1, 0), log_probs(5, 0), atol=1e-4)
-    assert (log_probs(5, 0)[0] != log_probs(5, 1)[0]).all()
+    np.testing.assert_allclose(log_probs(1, 0), log_probs(2, 0), atol=1e-4)
+    assert (log_probs(2, 0) != log_probs(2, 1)).all()
 
 
 def test_several_thoughts_are_averaged_as_probabilities(tokenizer, tmp_path):
-    thought = dataclasses.replace(THOUGHT, rationales=3)
-    model = loaded(tokenizer, tmp_path, thought)
-    request = Request([3, 1, 4], [1])
-    scores, _ = continuations.score(model, [request], batch_size=1, seed=3)
-    index = jnp.array([[2]])
-    mixed, *_ = think(
-        model.params, jnp.array([[3, 1, 4]]), jax.random.key(3), model.model, thought, None, index
-    )
-    expected = np.log(np.exp(np.asarray(mixed)[0, 0, :, 1]).mean())
-    assert scores[0].log_prob == pytest.approx(expected, abs=1e-4)
+    model = loaded(tokenizer, tmp_path, dataclasses.replace(THOUGHT, rationales=3))
+    [request] = requests([(10, 7)])
+    scores, _ = continuations.score(model, [request], batch_size=1, seed=SEED)
+    right = directly(model, 0, request)[np.arange(7), request.continuation]
+    assert scores[0].log_prob == pytest.approx(right.sum(), abs=1e-4)
 
 
 def test_what_is_too_long_loses_its_beginning(tokenizer, tmp_path):

@@ -289,12 +289,15 @@ def test_launch_refuses(place, arguments, expected):
         ("evaluate", "--checkpoint=PLACE/llama --stage=1 --text=PLACE/held.jsonl", "no stage 1"),
         ("evaluate", "--all_stages --workdir=PLACE/llama", "has no trained stage"),
         ("generate", "--checkpoint=PLACE/llama", "--prompt is missing"),
-        ("generate", "--checkpoint=PLACE/llama --prompt=a --top_p=0", "top_p in"),
+        ("generate", "--checkpoint=PLACE/llama --prompt=a --top_p=2", "top_p must be above 0"),
+        ("generate", "--checkpoint=PLACE/llama --prompt=a --temperature=nan", "finite, not nan"),
+        ("generate", "--checkpoint=PLACE/llama --prompt_file=PLACE/train.txt.16", "not UTF-8 at"),
         ("generate", "--checkpoint=PLACE/llama --prompt_file=PLACE/none", "cannot read prompts"),
         ("convert", "--workdir=PLACE/llama --stage=1 --export=PLACE/x", "no working directory"),
     ],
 )
 def test_the_others_refuse(place, program, arguments, expected):
+    (place / "train.txt.16").write_text("the cat", encoding="utf-16")
     assert expected in refusal(program, *arguments.replace("PLACE", str(place)).split())
 
 

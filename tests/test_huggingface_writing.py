@@ -29,6 +29,7 @@ from tests.checkpoint_folders import (
     stored_tensors,
     write_folder,
 )
+from tests.tiny_runs import FAMILIES, sentences
 
 CARRIED = {
     "tokenizer.model": b"\x00\xff model",
@@ -193,6 +194,52 @@ def test_new_config_describes_the_model(tmp_path, change, model_type):
     assert raw == huggingface.write_config(config, "float32", {})
 
 
+# What transformers 5 calls otherwise, or keeps in one entry; it, vLLM and older ones read these.
+OLDER_KEYS = {"torch_dtype", "rope_theta", "rope_scaling"}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"rope_scaling": SCALING}, "Llama"),
+        ({"sliding_window": 6}, "Mistral"),
+        ({"qkv_bias": True}, "Qwen2"),
+        ({"qkv_bias": True, "sliding_window": 6}, "Qwen2"),
+    ],
+)
+def test_folders_are_what_the_stock_architecture_expects(tmp_path, change, name, dtype, tied):
+    """Every key of config.json is known, and every tensor has the name, shape and type it should."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = ModelConfig(11, 8, 3, 4, 2, 2, 12, max_seq_len=64, tied_embeddings=tied, **change)
+    out = tmp_path / "out"
+    huggingface.export(random_params(config), config, out, dtype=dtype, max_shard_bytes=1000)
+    raw = json.loads((out / "config.json").read_text())
+    stock = transformers.AutoConfig.from_pretrained(out)
+    assert type(stock) is getattr(transformers, f"{name}Config")
+    assert raw["architectures"] == [f"{name}ForCausalLM"]
+    # Qwen2's has no head_dim of its own, but its model asks for one.
+    known = {*type(stock)().to_dict(), *OLDER_KEYS, "head_dim"}
+    assert set(raw) - known == set()
+
+    with torch.device("meta"):
+        theirs = transformers.AutoModelForCausalLM.from_config(stock)
+    expected = {
+        key: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+        for key, tensor in theirs.state_dict().items()
+        if not (tied and key == "lm_head.weight")  # the table of embeddings, as they save it too
+    }
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    written = {
+        key: (array.shape, str(array.dtype))
+        for file in set(index["weight_map"].values())
+        for key, array in load_file(out / file).items()
+    }
+    assert written == expected and index["weight_map"].keys() == expected.keys()
+
+
 def random_thought(width: int) -> model.Params:
     rng = np.random.default_rng(1)
 
@@ -320,6 +367,83 @@ def test_source_that_is_only_a_tokenizer(tmp_path):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="no tokenizer"):
         huggingface.export(random_params(config), config, tmp_path / "two", tmp_path / "nothing")
+
+
+CLOCK = tuple(f"\u2581{piece}" for piece in ("0", "1", "2", "3", "+1", "+3", "*2", "-2", "=", ":"))
+ODD_TEXTS = (
+    *(
+        "",
+        " ",
+        "\n",
+        "the cat",
+        " the  cat ",
+        "a\n\n b\tc\r\n",
+        "3 + 1",
+        "3 +1 = 0 : 2",
+        "3+1=0",
+        "+12",
+    ),
+    *(
+        "<s> x </s>",
+        "<unk>",
+        "<0x0A>",
+        "zółw 龟 \U0001f600",
+        "e\u0301é",
+        "x\u2581y",
+        "\u2581the",
+        "<think>the",
+    ),
+)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"byte_fallback": False, "vocab_size": 50},
+        {"user_defined_symbols": ["<think>", "\u2581the\u2581cat", "og", "a"]},
+        {"byte_fallback": False, "vocab_size": 13, "user_defined_symbols": CLOCK},
+    ],
+    ids=["bytes", "unknown", "symbols", "clock"],
+)
+def test_transformers_reads_our_tokenizers_as_we_do(tmp_path, options, family):
+    transformers = pytest.importorskip("transformers")
+    clock = options.get("user_defined_symbols") == CLOCK
+    lines = ["0 +1 = 1", "2 *2 = 3 -2 = 1 +3 :"] if clock else sentences(200)
+    tokenizer = tokenizers.train_sentencepiece(
+        lines, tmp_path / "words", **{"vocab_size": 310} | options
+    )
+    config = ModelConfig(tokenizer.vocab_size, 8, 2, 4, 2, 2, 12, **FAMILIES[family])
+    huggingface.export(random_params(config), config, tmp_path / "out", tmp_path / "words")
+    # For Qwen2 AutoTokenizer takes that model's own tokenizer, whatever the folder asks for.
+    qwen2 = family == "qwen2"
+    kind = transformers.PreTrainedTokenizerFast if qwen2 else transformers.AutoTokenizer
+    theirs = kind.from_pretrained(tmp_path / "out")
+    rng = np.random.default_rng(0)
+    letters = list("".join(lines) + " \n<>é龟0123")
+    texts = ["".join(rng.choice(letters, rng.integers(1, 30))) for _ in range(200)]
+    texts += [*ODD_TEXTS, *lines, "\n".join(lines)]
+    for text in texts:
+        ids = tokenizer.encode(text)
+        assert theirs.encode(text, add_special_tokens=False) == ids, text
+        assert theirs.encode(text) == [1, *ids], text
+    for text in lines:
+        assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
+    ours = tokenizers.load(tmp_path / "out")
+    assert (ours.opening, ours.encode(texts[0])) == ([1], tokenizer.encode(texts[0]))
+
+
+def test_other_tokenizers_are_passed_on_as_they_came(tmp_path):
+    source = write_folder(tmp_path / "hf", LLAMA, stored_tensors(LLAMA))
+    config, params = load(source)
+    tokenizers.train_sentencepiece(["the cat sat"] * 9, source, 270)
+    settings = source / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("true", "false"))
+    huggingface.export(params, config, tmp_path / "out", source)
+    assert (tmp_path / "out" / settings.name).read_bytes() == settings.read_bytes()
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
 
 
 def test_card_names_the_hub_but_no_private_path(tmp_path):

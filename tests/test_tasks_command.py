@@ -20,6 +20,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("command")
     benchmark_files.write_all(place)
     write_lines(place / "own.jsonl", CHOICES)
+    write_lines(place / "other.jsonl", CHOICES[5:])
     config = clock_config()
     for number in (0, 1):
         save_stage(place / "W", config, number, seed=number)
@@ -45,7 +46,7 @@ def test_all_stages_side_by_side(place):
 
 def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
     options = ("--task=choices", f"--task_file={place / 'own.jsonl'}", "--greedy", "--limit=4")
-    fit = f"--fit_file={place / 'own.jsonl'}"
+    fit = f"--fit_file={place / 'other.jsonl'}"
     done = run("evaluate", f"--checkpoint={place / 'W'}", "--stage=1", *options, fit)
     for part in ("choices: 4 items", "expected p", "calibrated", "sharpened", "greedy", "none"):
         assert part in done.stdout
@@ -54,9 +55,12 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
 @pytest.mark.parametrize(
     "options, reason",
     [
+        ("--task=gsm8k --task_file=PLACE/gsm8k.jsonl --fit_file=PLACE/gsm8k.jsonl", "be another"),
+        (
+            "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --votes=2 --chains_file=PLACE/none/x",
+            "none/x: No such file or directory",
+        ),
         ("--task=csqa", "--task_file is missing"),
-        ("--task=other --task_file=x", "value should be one of <csqa|piqa|siqa|gsm8k|choices>"),
-        ("--task=csqa --task_file=PLACE/none.jsonl", "none.jsonl: No such file"),
         ("--task=csqa --task_file=PLACE/csqa.jsonl --votes=2", "--votes is for --task=gsm8k"),
         (
             "--task=csqa --task_file=PLACE/csqa.jsonl --checkpoint=PLACE/W --stage=0",

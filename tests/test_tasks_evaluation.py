@@ -1,14 +1,15 @@
-"""Whole evaluations: against transformers on real checkpoints, and against the slow rollout."""
+"""Whole evaluations, against the slow rollout. With real files and models: test_tasks_transformers.py."""
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
 import pytest
 
-from fqs_jax import sharding, tokenizers, workdir
+from fqs_jax import sharding, thoughts, tokenizers
 from fqs_jax.errors import UserError
-from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, metrics, piqa, social_iqa
+from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, piqa, social_iqa
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item
 from fqs_jax.thoughts import ThoughtConfig
@@ -131,6 +132,20 @@ def test_batches_and_mesh_change_nothing(thinking, asked):
     assert told[-1][0] == told[-1][1]
 
 
+def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, monkeypatch):
+    """Behind the colon and behind the letter: places of the compiled program, against its length."""
+    shapes = []
+
+    def think(params, tokens, keys_BxPxR, *rest):
+        shapes.append((tokens.shape[1], *keys_BxPxR.shape[1:]))
+        return thoughts.think(params, tokens, keys_BxPxR, *rest)
+
+    monkeypatch.setattr(evaluation, "thoughts", types.SimpleNamespace(think=think))
+    evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
+    assert [(places, seeds) for _, places, seeds in shapes] == [(2, 2)]
+    assert shapes[0][0] > 50
+
+
 def test_seeds_and_greedy(thinking, asked):
     sampled = evaluate(thinking, asked["csqa"], Settings(thought_seeds=2))
     assert sampled.thinking is not None
@@ -174,96 +189,3 @@ def test_few_shapes_are_compiled(thinking):
         assert all(len(rows[n].reads) <= places <= 9 for n in members)
     few = [evaluation.Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
     assert evaluation._groups(few) == [(1, 160, [0, 2, 1, 3])]
-
-
-# Against transformers on real checkpoints and real files --------------------
-
-
-def independent(folder, tokenize, texts_and_choices, limit):
-    """Expected probability, accuracy and NLL, from whole logits of transformers, by their definitions.
-
-    The colon is found as the released evaluation finds it: by decoding ever shorter beginnings.
-    """
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
-
-    def log_probs(ids):
-        with torch.no_grad():
-            return torch.log_softmax(theirs(torch.tensor([ids])).logits[0].double(), -1).numpy()
-
-    probs, correct, nll = [], [], []
-    for text, choices, answer in texts_and_choices:
-        ids = [1, *tokenize.encode(text)]
-        if len(ids) > limit:
-            continue
-        marks, colon = text.count("\nA:"), len(ids)
-        while tokenize.decode(ids[1:colon]).count("\nA:") == marks:
-            colon -= 1
-        symbols = choices or [f" {digit}" for digit in range(10)]
-        allowed = [tokenize.encode(f"\nA:{symbol}")[-1] for symbol in symbols] + [ids[-1]]
-        table, total = log_probs(ids), 0.0
-        for t in range(colon + 1, len(ids)):
-            if ids[t] in allowed:
-                total += table[t - 1, ids[t]] - np.logaddexp.reduce(table[t - 1, allowed])
-        probs.append(np.exp(total))
-        if not choices:
-            nll.append(-total)
-            continue
-        scores = []
-        for choice in choices:
-            path = (
-                ids[: colon + 1] + tokenize.encode("\nA:" + choice)[len(tokenize.encode("\nA:")) :]
-            )
-            table = log_probs(path)
-            scores.append(sum(table[t - 1, path[t]] for t in range(colon + 1, len(path))))
-        right = choices.index(answer)
-        correct.append(np.argmax(scores) == right)
-        nll.append(np.logaddexp.reduce(scores) - scores[right])
-    return len(probs), np.mean(probs), np.mean(correct) if correct else None, np.mean(nll)
-
-
-def real_items(name, shared):
-    files = {
-        "csqa": (commonsense_qa.TASK, "csqa_dev_rand_split"),
-        "piqa": (piqa.TASK, "piqa_valid"),
-        "siqa": (SIQA, "siqa_dev"),
-        "gsm8k": (gsm8k.TASK, "gsm8k_test"),
-    }
-    task, file = files[name]
-    return items.read(task, str(shared / "real" / "benchmarks" / f"{file}.jsonl"))
-
-
-REAL = [("llama", name, 20) for name in ("csqa", "piqa", "siqa", "gsm8k")]
-REAL += [("mistral", "csqa", 6), ("qwen2", "gsm8k", 6)]
-
-
-@pytest.mark.parametrize("family, name, count", REAL)
-def test_metrics_are_those_of_transformers(shared, family, name, count):
-    check_against_transformers(shared, family, name, count)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["csqa", "gsm8k", "piqa", "siqa"])
-def test_whole_files_give_the_metrics_of_transformers(shared, name):
-    check_against_transformers(shared, "llama", name, None)
-
-
-def check_against_transformers(shared, family, name, count):
-    sentencepiece = pytest.importorskip("sentencepiece")
-    folder = shared / "real" / "checkpoints" / f"stories260K-{family}"
-    chosen = real_items(name, shared)[:count]
-    loaded = workdir.load(str(folder))
-    result = evaluate(loaded, chosen, Settings())
-    row = metrics.row(
-        result.plain, None, stage="", model="", task=name, thoughts="none", too_long=result.too_long
-    )
-    tokenize = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-    texts = [(item.prompt + item.answer + "\n", list(item.choices), item.answer) for item in chosen]
-    expected = independent(folder, tokenize, texts, loaded.model.max_seq_len)
-    assert result.items + result.too_long == len(chosen)
-    assert row.items == expected[0]
-    assert row.expected_prob == pytest.approx(expected[1], abs=1e-4, rel=1e-3)
-    if expected[2] is not None:
-        assert row.accuracy == pytest.approx(expected[2], abs=1e-4)
-    assert row.nll == pytest.approx(expected[3], abs=1e-4)

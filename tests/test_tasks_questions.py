@@ -1,5 +1,7 @@
 """Which ids are read where: published lists, the walk along an answer, rows that are shared."""
 
+import types
+
 import pytest
 
 from fqs_jax import tokenizers
@@ -94,6 +96,16 @@ def test_choices_of_text_are_read_from_where_they_part(tiny):
         assert [step.ids for step in path] == [(i,) for i in ids[start:]]
         assert start <= len(tiny.opening + tiny.encode(item.prompt))
         assert question.rows[path[0].row].tokens[: len(ids) - 1] == ids[:-1]
+
+
+def test_choices_that_the_tokenizer_cannot_tell_apart_are_refused(tiny):
+    """Many SentencePiece models drop blanks at the end, and all but one between words."""
+    dropping = types.SimpleNamespace(
+        opening=[1], encode_batch=lambda texts: [tiny.encode(" ".join(t.split())) for t in texts]
+    )
+    for choices in ((" sat", " "), (" sat", "  sat"), (" sat", " sat ")):
+        with pytest.raises(UserError, match="are alike or empty"):
+            questions.prepare([Item("the cat", " sat", choices, "text")], dropping)
 
 
 def test_a_choice_that_another_begins_with_needs_no_row(tiny):

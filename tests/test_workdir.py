@@ -59,7 +59,7 @@ def test_from_a_folder(tmp_path, folder):
     model, tokenizer = workdir.prepare(tmp_path / "W", config)
     assert model.qkv_bias and tokenizer.vocab_size == model.vocab_size == 300
     names = {p.name for p in (tmp_path / "W" / "source").iterdir()}
-    kept = {"config.json", "tokenizer.model", "tokenizer_config.json"}
+    kept = {"config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
     assert names == kept | {"origin.json"}  # and no weights
     for name in kept:
         assert (tmp_path / "W/source" / name).read_bytes() == (folder / name).read_bytes()

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from fqs_jax import files, tokenizers
 from fqs_jax.errors import UserError
-from fqs_jax.huggingface import model_card
+from fqs_jax.huggingface import fast_tokenizer, model_card
 from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model import ModelConfig, Params
@@ -67,8 +67,9 @@ def export(
       params: an `lm` tree of numpy or jax arrays.
       out: a folder that does not exist yet or is empty.
       source: the folder that the model started from. Its config.json is kept, and its tokenizer and
-        generation files are copied byte for byte. If it has no config.json (a bare tokenizer), or
-        is None, config.json is written anew.
+        generation files are copied byte for byte (a tokenizer that was trained here gets the
+        tokenizer.json that transformers needs). If it has no config.json (a bare tokenizer), or is
+        None, config.json is written anew.
       dtype: type of the weights; None = the one in the source's config.json, else that of `params`.
       thought: a `thought` tree, written to a file of its own that stock loaders ignore.
       thought_settings: what its thoughts are, JSON values, kept in that file's header.
@@ -94,6 +95,7 @@ def export(
             _save(arrays, folder / THOUGHT, settings=json.dumps(dict(thought_settings or {})))
         if source is not None:
             carry(source, folder)
+            fast_tokenizer.add(source, folder)
         base = base or model_card.base_of(source)
         card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")

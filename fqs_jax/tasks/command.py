@@ -69,11 +69,10 @@ def main() -> None:
     """Evaluate one model or all stages on the task that the flags name."""
     f = flags.FLAGS
     cli.require(task_file=f.task_file)
+    _refuse_mistakes()
     options = Options(download=f.download)
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
     if f.votes:
-        if f.task != "gsm8k":
-            raise UserError("--votes is for --task=gsm8k")
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
         _print(votes, _vote_table(votes))
         return
@@ -86,6 +85,19 @@ def main() -> None:
         rows, base = _rows(stage, name, loaded, asked, fit, base)
         found += rows
     _print(found, _table(found))
+
+
+def _refuse_mistakes() -> None:
+    """Flags that do not go together, before anything is read."""
+    f = flags.FLAGS
+    if f.votes and f.task != "gsm8k":
+        raise UserError("--votes is for --task=gsm8k")
+    if f.chains_file:
+        if not f.votes:
+            raise UserError("--chains_file is for --votes")
+        Path(f.chains_file).open("a", encoding="utf-8").close()  # not found out after hours
+    if f.fit_file and f.fit_file == f.task_file:
+        raise UserError("--fit_file must be another one than --task_file, or leave it out")
 
 
 def _task(name: str) -> Task:

@@ -134,6 +134,11 @@ def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
             f"nothing stands before the choices {', '.join(map(repr, item.choices))[:60]}, and this "
             "tokenizer has no beginning-of-text token; give a prompt"
         )
+    if start == min(map(len, sequences)) or len(set(map(tuple, wholes))) < len(wholes):
+        raise UserError(
+            f"this tokenizer drops blanks, and without them the choices "
+            f"{', '.join(map(repr, item.choices))[:60]} are alike or empty; word them anew"
+        )
     rows, paths = _share_rows(sequences, [_path(tokens, start) for tokens in sequences])
     return Question(rows, [], paths, item.choices.index(item.answer))
 
