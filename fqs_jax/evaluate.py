@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> None:
         return
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")
+    if flags.FLAGS.task_file and not flags.FLAGS.task:
+        raise UserError("--task_file is given but no --task; see --help for the tasks")
     if flags.FLAGS.task:
         task_command.main()
         return

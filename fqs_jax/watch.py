@@ -2,7 +2,7 @@
 
 The gap is the student's loss less the teacher's, in nats a token, on the same tokens. The models do
 not change, so the gap of training time can be measured at any time, on text like that of training.
-What is watched is the drift: the gap on fresh text less that one.
+What is watched is the drift: the gap on fresh text less that one (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import numpy as np
 
 from fqs_jax import token_scores, workdir
 from fqs_jax.data import corpus
+from fqs_jax.data.sources import Source
 from fqs_jax.errors import UserError
 from fqs_jax.workdir import Loaded
 
 LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
 RESAMPLINGS = 2000
+_AT_ONCE = 100  # resamplings, for memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +40,11 @@ class Losses:
     def resampled_gaps(self, rng: np.random.Generator) -> np.ndarray:
         """The gap of many samples of documents, drawn with replacement, as many as there are."""
         count = len(self.tokens_D)
-        picked = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLINGS)
-        return (picked @ (self.student_D - self.teacher_D)) / (picked @ self.tokens_D)
+        gaps = []
+        for _ in range(RESAMPLINGS // _AT_ONCE):
+            picked = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
+            gaps.append((picked @ (self.student_D - self.teacher_D)) / (picked @ self.tokens_D))
+        return np.concatenate(gaps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +79,8 @@ def judge(fresh: Losses, then: Losses, tolerance: float) -> Verdict:
     Raises:
       UserError: too few documents.
     """
-    for name, losses in (("fresh text", fresh), ("training-time text", then)):
-        if len(losses.tokens_D) < LEAST_DOCUMENTS:
-            raise UserError(
-                f"the {name} has {len(losses.tokens_D)} documents, too few for an interval; give at "
-                f"least {LEAST_DOCUMENTS} (a .txt file is one document, each line of a .jsonl file)"
-            )
+    check_count("fresh text", len(fresh.tokens_D))
+    check_count("training-time text", len(then.tokens_D))
     rng = np.random.default_rng(0)  # the same text has the same interval
     drifts = fresh.resampled_gaps(rng) - then.resampled_gaps(rng)
     low, high = map(float, np.percentile(drifts, [2.5, 97.5]))
@@ -101,6 +102,15 @@ def judge(fresh: Losses, then: Losses, tolerance: float) -> Verdict:
     )
 
 
+def check_count(name: str, documents: int) -> None:
+    """Raises UserError if a text has too few documents to be judged by."""
+    if documents < LEAST_DOCUMENTS:
+        raise UserError(
+            f"the {name} has too few documents for an interval, {documents}; give at least "
+            f"{LEAST_DOCUMENTS} (a .txt file is one document, each line of a .jsonl file is one)"
+        )
+
+
 def measure(
     teacher: Loaded,
     student: Loaded,
@@ -112,43 +122,57 @@ def measure(
 ) -> Losses:
     """Both models' loss on every document; documents without a token to predict are left out.
 
+    Args:
+      progress: told (windows done, windows in all), each window counted for both models.
+
     Raises:
-      UserError: the two do not read text as the same tokens.
+      UserError: the teacher does not think, the two do not read text as the same tokens, or one of
+        them has no finite loss.
     """
     if teacher.thought is None:
         raise UserError(f"the teacher, {teacher.label}, does not think; name a thinking stage")
-    sample = list(documents[:LEAST_DOCUMENTS])
-    if teacher.tokenizer.encode_batch(sample) != student.tokenizer.encode_batch(sample):
+    ids = [[m.tokenizer.opening, *m.tokenizer.encode_batch(documents)] for m in (teacher, student)]
+    if ids[0] != ids[1]:
         raise UserError("teacher and student have different tokenizers; name models of one run")
     seq_len = seq_len or min(
         token_scores.window(teacher), token_scores.window(student)
     )  # the same windows
-    scores = [
-        token_scores.score(loaded, documents, seq_len, batch_size, seed, progress=progress)
-        for loaded in (teacher, student)
-    ]
+    scores = []
+    for before, loaded in enumerate((teacher, student)):
+
+        def report(done: int, total: int, before: int = before) -> None:
+            progress(before * total + done, 2 * total)
+
+        scores.append(
+            token_scores.score(loaded, documents, seq_len, batch_size, seed, progress=report)
+        )
     number_N = scores[0].document_N
     tokens_D = np.bincount(number_N, minlength=len(documents))
     teacher_D, student_D = (
         np.bincount(number_N, -score.best_N.astype(np.float64), len(documents)) for score in scores
     )
+    for loaded, losses_D in ((teacher, teacher_D), (student, student_D)):
+        if not np.isfinite(losses_D).all():
+            raise UserError(f"the loss of {loaded.label} is not finite: the model is broken")
     known = tokens_D > 0
     return Losses(tokens_D[known], teacher_D[known], student_D[known])
 
 
-def training_text(root: Path, limit: int) -> list[str]:
-    """Documents that a working directory was trained on, at most `limit`, spread evenly.
+def training_text(root: Path, number: int, limit: int) -> list[str]:
+    """Documents that a stage of a working directory was trained on, at most `limit`, spread evenly.
 
     Raises:
-      UserError: the text is not there any more.
+      UserError: the text is not there any more, or is a mixture, of which a document is no fair part.
     """
-    _, config = workdir.read_run(root, workdir.existing_stages(root)[0].number)
+    _, config = workdir.read_run(root, number)
     sources = corpus.sources(config.data, config.seed)
-    total = sum(len(source) for source, _ in sources)
-    step = max(1.0, total / limit)
-    return [
-        text
-        for source, _ in sources
-        for i in range(int(np.ceil(len(source) / step)))
-        if (text := source[int(i * step)]).strip()
-    ]
+    if len(sources) > 1:
+        raise UserError(f"it was trained on a weighted mixture, {config.data.text}")
+    return spread(sources[0][0], limit)
+
+
+def spread(documents: Source | Sequence[str], limit: int) -> list[str]:
+    """At most so many documents, evenly spread, without the blank ones."""
+    step = max(1.0, len(documents) / limit)
+    chosen = (documents[int(i * step)] for i in range(min(limit, len(documents))))
+    return [text for text in chosen if text.strip()]

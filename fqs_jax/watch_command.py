@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, watch, workdir
+from fqs_jax import cli, curriculum, watch, workdir
 from fqs_jax.data import text
 from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
@@ -23,9 +23,9 @@ def define_flags() -> None:
     flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string(
-        "reference", "", "Text of training time; default what the teacher's run was trained on."
+        "reference", "", "Text of training time; default what the student was trained on."
     )
-    flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 1)
+    flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 8)
     flags.DEFINE_float("tolerance", 0.01, "A drift of so many nats a token does not matter.", 0.0)
 
 
@@ -37,9 +37,13 @@ def main(fresh_text: str) -> int:
     """
     f = flags.FLAGS
     cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
-    fresh = _spread(text.read_documents(fresh_text), f.documents)
-    then = _reference(f.teacher, f.reference, f.documents)
-    teacher, student = _load(f.teacher), _load(f.student)
+    fresh = watch.spread(text.read_documents(fresh_text), f.documents)
+    watch.check_count("fresh text", len(fresh))
+    teacher, student = _load("teacher", f.teacher), _load("student", f.student)
+    if teacher.thought is None:  # before anything takes long
+        raise UserError(f"--teacher={f.teacher} does not think; name a thinking stage")
+    then = _reference(f.student, f.reference, f.documents)
+    watch.check_count("training-time text", len(then))
 
     def measure(label: str, documents: list[str]) -> watch.Losses:
         with Progress(f"{label}: windows", 0, 0) as bar:
@@ -55,10 +59,15 @@ def main(fresh_text: str) -> int:
     return RETRAIN if result.verdict == "retrain" else 0
 
 
-def _load(name: str) -> Loaded:
+def _load(flag: str, name: str) -> Loaded:
     """WORKDIR:STAGE or a folder."""
     folder, stage = _split(name)
-    return workdir.load(folder, stage, mesh=cli.mesh_from_flags())
+    if stage is None and workdir.existing_stages(Path(folder)):
+        raise UserError(f"--{flag}={name} is a working directory: say which stage, as in {name}:3")
+    try:
+        return workdir.load(folder, stage, mesh=cli.mesh_from_flags())
+    except UserError as error:
+        raise UserError(f"--{flag}={name}: {error}") from error
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -66,24 +75,23 @@ def _split(name: str) -> tuple[str, str | None]:
     return (folder, stage) if colon and not Path(name).is_dir() else (name, None)
 
 
-def _reference(teacher: str, reference: str, limit: int) -> list[str]:
+def _reference(student: str, reference: str, limit: int) -> list[str]:
     """The documents that the gap of training time is measured on."""
     if reference:
-        return _spread(text.read_documents(reference), limit)
-    folder, stage = _split(teacher)
-    if stage is None or not workdir.existing_stages(Path(folder)):
+        return watch.spread(text.read_documents(reference), limit)
+    folder, stage = _split(student)
+    if stage is None or stage == "init":
         raise UserError(
-            f"--reference is missing: {folder} does not say what it was trained on; give text like that"
+            f"--reference is missing: {student} does not say what it was trained on; give text like that"
         )
+    number = curriculum.find(workdir.existing_stages(Path(folder)), stage).number
     try:
-        return watch.training_text(Path(folder), limit)
+        return watch.training_text(Path(folder), number, limit)
     except UserError as error:
-        raise UserError(f"{error} (the text of training; or give --reference=TEXT)") from error
-
-
-def _spread(documents: list[str], limit: int) -> list[str]:
-    step = max(1.0, len(documents) / limit)
-    return [documents[int(i * step)] for i in range(min(limit, len(documents)))]
+        raise UserError(
+            f"the text of --student={student} cannot be used ({error}); give text like it with "
+            "--reference=TEXT"
+        ) from error
 
 
 def _lines(result: watch.Verdict) -> str:

@@ -11,6 +11,8 @@ from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 
+LOSSES = ("nll", "nll_easy", "nll_middle", "nll_hard")
+
 
 @pytest.mark.parametrize("odds, share", [(2.0, 0.6), (0.5, 0.9), (3.0, 0.9)])
 def test_fitted_temperature(odds, share):
@@ -54,7 +56,24 @@ def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows
     temperature = float(scaled.name.removeprefix("base at temperature "))
     # Random weights know nothing: the fit makes seven answers about equally likely.
     assert temperature > 5 and scaled.nll == pytest.approx(math.log(7), abs=0.02)
-    assert dataclasses.replace(scaled, name="base", nll=base.nll) == base
+    # Thirds are those of the base as it is, and so no longer in the order of their losses.
+    assert np.mean([scaled.nll_easy, scaled.nll_middle, scaled.nll_hard]) == pytest.approx(
+        scaled.nll, abs=0.02
+    )
+    losses = {name: getattr(base, name) for name in LOSSES}
+    assert dataclasses.replace(scaled, name="base", **losses) == base
+
+
+def test_difficulty_is_how_likely_the_first_model_finds_an_item():
+    """Its own thirds ascend; another model's losses are averaged over the same items."""
+    row = comparison.Row("0", "a", 0.5, 0.1, 3.5, 1.0, 1)
+    first_N = np.array([5.0, 0.0, 3.0, 1.0, 4.0, 2.0])
+    own = comparison._by_difficulty(row, first_N, first_N)
+    assert (own.nll_easy, own.nll_middle, own.nll_hard) == (0.5, 2.5, 4.5)
+    other = comparison._by_difficulty(row, np.array([1.0, 7.0, 2.0, 9.0, 1.0, 4.0]), first_N)
+    assert (other.nll_easy, other.nll_middle, other.nll_hard) == (8.0, 3.0, 1.0)
+    short = comparison._by_difficulty(row, first_N[:2], first_N[:2])
+    assert (short.nll_easy, short.nll_middle) == (0.0, 5.0) and math.isnan(short.nll_hard)
 
 
 def test_accuracy_is_over_held_out_items(run, monkeypatch):
@@ -84,19 +103,22 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
     assert nll == pytest.approx(np.mean(losses))
 
 
-def test_time_a_token_ignores_the_end_of_the_text(run, monkeypatch):
+def test_time_a_token_is_that_of_the_quietest_round_and_ignores_the_end_of_the_text(
+    run, monkeypatch
+):
     loaded = workdir.load(str(run[0]), "0")
-    seen = []
+    seen, rounds = [], iter((0.001, 0.007, 0.002, 0.005))  # the first compiles: not counted
 
     def emit(model, prompts, max_new_tokens, on_step):
         seen.append(model.tokenizer.eos_id)
+        usual = next(rounds)
         for step in range(max_new_tokens):
-            seconds = 9.0 if step == 0 else 0.002
+            seconds = 9.0 if step in (0, 5) else usual  # the first step reads the prompt
             on_step(generation.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
 
     monkeypatch.setattr(generation, "generate", emit)
     assert comparison.milliseconds_per_token(loaded, "1 +1 =") == pytest.approx(2.0)
-    assert seen == [None, None]
+    assert seen == [None] * 4
 
 
 def test_text_runs_start_from_an_imported_model(tmp_path):
@@ -105,14 +127,18 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     with pytest.raises(UserError, match="give held-out text with --text"):
         comparison.compare(tmp_path / "W", 1)
     texts = sentences(3)
-    rows = comparison.compare(tmp_path / "W", 1, texts)
-    assert [(row.stage, row.name, row.steps) for row in rows] == [
-        ("init", "base", 0),
-        ("0", "base", 6),
-    ]
-    for row in rows:
+    base, scaled, trained = comparison.compare(tmp_path / "W", 1, texts)
+    assert (base.stage, base.name, base.steps) == ("init", "base", 0)
+    assert (trained.stage, trained.name, trained.steps) == ("0", "base", 6)
+    for row in (base, trained):
         expected = scoring.text_nll(workdir.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0)
-        assert row.nll == expected["nll_base"] and math.isnan(row.accuracy)
+        assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
+        assert math.isnan(row.accuracy)
+    assert base.nll_easy < base.nll_middle < base.nll_hard
+    # Random weights are too sure of themselves: warmer fits text it was not fitted on.
+    assert float(scaled.name.removeprefix("base at temperature ")) > 1.2
+    assert math.log(2) < scaled.nll < base.nll
+    assert (scaled.stage, scaled.ms_per_token) == ("init", base.ms_per_token)
 
 
 def test_nothing_to_compare(tmp_path):

@@ -1,5 +1,6 @@
 """Reading documents: what comes back, and what is said when it cannot."""
 
+import gzip
 import json
 
 import pytest
@@ -117,6 +118,11 @@ def test_utf16_is_recognised(tmp_path):
     assert "iconv -f UTF-16 -t UTF-8" in error_of(f"{tmp_path}/a.txt")
 
 
+def test_a_compressed_file_is_recognised(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(b'{"text": "hello"}'))
+    assert "a.jsonl: compressed; unpack it first" in error_of(f"{tmp_path}/a.jsonl")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
@@ -153,7 +159,7 @@ def test_nothing_but_blanks(tmp_path):
 
 def test_a_file_that_cannot_be_opened(tmp_path):
     (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    assert f"{tmp_path}/a.txt: No such file or directory; make it readable" in error_of(
+    assert f"{tmp_path}/a.txt: No such file or directory; check the name" in error_of(
         f"{tmp_path}/*.txt"
     )
 

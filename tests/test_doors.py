@@ -145,8 +145,10 @@ def test_evaluate_all_stages(place, trained):
     done = run("evaluate", *options, "--thought_seeds=1")
     lines = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
     cells = [[cell.strip() for cell in line] for line in lines]
-    assert [row[0] for row in cells] == ["init", "1", "2", "3", "4"]
-    assert all(float(row[4]) < 10 and float(row[5]) > 0 and row[3] == "-" for row in cells)
+    assert [row[0] for row in cells] == ["init", "init", "1", "2", "3", "4"]
+    assert cells[1][1].startswith("base at temperature ")
+    assert all(float(row[4]) < 10 and float(row[8]) > 0 and row[3] == "-" for row in cells)
+    assert (trained / "tradeoff.png").exists()
 
 
 # generate --------------------

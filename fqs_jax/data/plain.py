@@ -17,6 +17,7 @@ from fqs_jax.data.cache import Options, replace_array
 from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
 
+_GZIP = b"\x1f\x8b"  # what such files begin with
 LARGE = 1 << 24  # bytes; where the lines of a larger file are is kept in the cache
 
 
@@ -147,6 +148,8 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
+        if data.startswith(_GZIP) and offset == 0:
+            raise UserError(f'{path}: compressed; unpack it first: gunzip "{path}"') from error
         is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         encoding = "UTF-16" if is_utf16 and offset == 0 else "LATIN1"
         raise UserError(
@@ -157,7 +160,8 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: {error.strerror or error}; make it readable or leave it out")
+    way = "check the name" if isinstance(error, FileNotFoundError) else "make it readable"
+    return UserError(f"{path}: {error.strerror or error}; {way} or leave it out")
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -96,6 +96,10 @@ def _refuse_mistakes() -> None:
         if not f.votes:
             raise UserError("--chains_file is for --votes")
         Path(f.chains_file).open("a", encoding="utf-8").close()  # not found out after hours
+    if f.votes and f.fit_file:
+        raise UserError("--fit_file is not for --votes, which fit no temperature")
+    if f.fit_labels_file and not f.fit_file:
+        raise UserError("--fit_labels_file is for --fit_file")
     if f.fit_file and f.fit_file == f.task_file:
         raise UserError("--fit_file must be another one than --task_file, or leave it out")
 

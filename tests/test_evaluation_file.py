@@ -1,0 +1,48 @@
+"""What the last comparison left behind: read again as it was, and not when it is out of date."""
+
+import json
+import math
+
+import pytest
+
+from fqs_jax import evaluation_file
+from fqs_jax.comparison import Row
+from tests.tiny_runs import clock_config, save_stage
+
+ROWS = [
+    Row("0", "base", 0.5, 0.1, 1.5, 2.0, 6, "base", 4096, 1.0, 1.5, 2.0),
+    Row("1", "think-5-2", math.nan, math.nan, 1.25, 4.0, 6, "thinking", 8192),
+]
+
+
+@pytest.fixture
+def root(tmp_path):
+    save_stage(tmp_path, clock_config(), 0)
+    return tmp_path
+
+
+def test_rows_come_back(root):
+    assert evaluation_file.read(root) is None
+    evaluation_file.write(root, ROWS, "some text")
+    rows, about = evaluation_file.read(root)
+    assert about == "some text" and rows == [evaluation_file.as_json(row) for row in ROWS]
+    assert Row(**rows[0]) == ROWS[0]
+    assert rows[1]["accuracy"] is None and rows[1]["nll_hard"] is None
+    assert "NaN" not in (root / evaluation_file.NAME).read_text()  # which is no JSON
+
+
+def test_a_stage_trained_since_makes_it_out_of_date(root):
+    evaluation_file.write(root, ROWS)
+    save_stage(root, clock_config(), 1)
+    assert evaluation_file.read(root) is None
+
+
+@pytest.mark.parametrize("change", ["{", "[]", "null", "rows: 3", "rows: [1]", "rows: [{}]"])
+def test_a_damaged_file_is_none(root, change):
+    evaluation_file.write(root, ROWS)
+    path = root / evaluation_file.NAME
+    if change.startswith("rows"):
+        content = json.loads(path.read_text())
+        change = json.dumps(content | {"rows": json.loads(change.removeprefix("rows: "))})
+    path.write_text(change)
+    assert evaluation_file.read(root) is None

@@ -1,0 +1,205 @@
+"""The gap of a student to its teacher: measured, resampled, judged; and on models that were trained."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fqs_jax import curriculum, scoring, sharding, token_scores, train, watch, workdir
+from fqs_jax.curriculum import row
+from fqs_jax.errors import UserError
+from fqs_jax.interrupts import Interrupts
+from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.workdir import Loaded
+from tests import tiny_models
+from tests.tiny_runs import clock_config, hf_folder, sentences
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_compile():
+    """Programs run for a moment only: compiling them well is not worth the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def losses(rng, documents, gap, spread=0.1):
+    """Documents of all lengths, each with a gap of its own around the given one."""
+    tokens_D = rng.integers(20, 400, documents)
+    gap_D = rng.normal(gap, spread, documents)
+    return watch.Losses(tokens_D, tokens_D * 2.0, tokens_D * (2.0 + gap_D))
+
+
+def test_a_gap_weighs_documents_by_their_tokens():
+    then = watch.Losses(np.array([1, 3] * 4), np.array([1.0, 6.0] * 4), np.array([2.0, 7.5] * 4))
+    assert then.gap == pytest.approx(2.5 / 4)
+    fresh = dataclasses.replace(then, student_D=then.student_D + 0.5 * then.tokens_D)
+    verdict = watch.judge(fresh, then, 0.01)
+    assert verdict.drift == pytest.approx(0.5) and verdict.gap_then == pytest.approx(0.625)
+    assert (verdict.documents, verdict.documents_then, verdict.tokens) == (8, 8, 16)
+    assert verdict.teacher_nll == pytest.approx(7 / 4)
+    assert verdict.student_nll == pytest.approx(9.5 / 4 + 0.5)
+
+
+@pytest.mark.parametrize(
+    "drift, spread, tolerance, verdict, unsure",
+    [
+        (0.3, 0.1, 0.01, "retrain", False),
+        (0.3, 0.1, 0.5, "keep", False),
+        (0.0, 0.001, 0.01, "keep", False),
+        (0.02, 0.1, 0.01, "keep", True),  # it cannot be told from 0, nor from a lot
+        (-0.3, 0.1, 0.01, "keep", False),  # closer to its teacher than ever
+    ],
+)
+def test_verdicts(drift, spread, tolerance, verdict, unsure):
+    rng = np.random.default_rng(0)
+    then, fresh = losses(rng, 40, 0.05, spread), losses(rng, 40, 0.05 + drift, spread)
+    result = watch.judge(fresh, then, tolerance)
+    assert (result.verdict, result.unsure) == (verdict, unsure)
+    assert result.drift_low < result.drift < result.drift_high
+    assert result == watch.judge(fresh, then, tolerance)  # no luck in it
+
+
+def test_intervals_cover_the_true_drift_as_often_as_they_say():
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(150):
+        result = watch.judge(losses(rng, 25, 0.35), losses(rng, 25, 0.05), 0.01)
+        covered += result.drift_low <= 0.3 <= result.drift_high
+    assert 0.89 < covered / 150 <= 0.99
+
+
+def test_more_documents_narrow_the_interval():
+    rng = np.random.default_rng(0)
+    few, many = (watch.judge(losses(rng, n, 0.3), losses(rng, n, 0), 0.01) for n in (20, 500))
+    ratio = (few.drift_high - few.drift_low) / (many.drift_high - many.drift_low)
+    assert 3 < ratio < 8  # about the root of 25
+
+
+@pytest.mark.parametrize("fresh, then, name", [(7, 9, "fresh text"), (9, 7, "training-time text")])
+def test_too_few_documents(fresh, then, name):
+    rng = np.random.default_rng(0)
+    with pytest.raises(UserError, match=f"the {name} has too few documents .*, 7; give at least 8"):
+        watch.judge(losses(rng, fresh, 0), losses(rng, then, 0), 0.01)
+
+
+def test_spread():
+    texts = [str(i) for i in range(10)]
+    assert watch.spread(texts, 20) == texts
+    assert watch.spread(texts, 4) == ["0", "2", "5", "7"]
+    assert watch.spread(["a", " ", "b"], 3) == ["a", "b"]
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return workdir.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "student")))
+
+
+@pytest.fixture(scope="module")
+def teacher(student) -> Loaded:
+    model = tiny_models.model_config(vocab_size=student.tokenizer.vocab_size, max_seq_len=32)
+    params = tiny_models.random_params(model)
+    thought = ThoughtConfig(n_ahead=4, rationales=1)
+    return Loaded(params, model, student.tokenizer, thought, student.source, "teacher")
+
+
+def test_losses_are_those_of_each_document_alone(teacher, student):
+    documents = ["the cat", "", " ".join(sentences(3)), "a big tree"]
+    told = []
+    measured = watch.measure(teacher, student, documents, progress=lambda *done: told.append(done))
+    assert told == [(3, 6), (6, 6)]
+    kept = [document for document in documents if document]
+    for i, document in enumerate(kept):
+        alone = scoring.text_nll(student, [document], 32, 8, 0)  # the teacher's, shorter, window
+        assert measured.tokens_D[i] == alone["tokens"]
+        assert measured.student_D[i] / alone["tokens"] == pytest.approx(alone["nll_base"], rel=1e-5)
+    scores = token_scores.score(teacher, documents, 32, 8, 0)
+    assert measured.teacher_D.sum() == pytest.approx(-scores.thinking_N.sum(), rel=1e-5)
+    assert measured.teacher_D.sum() != pytest.approx(-scores.plain_N.sum(), rel=1e-3)
+
+
+def test_models_that_cannot_be_compared(teacher, student, tmp_path):
+    with pytest.raises(UserError, match="does not think; name a thinking stage"):
+        watch.measure(student, teacher, ["the cat"])
+    tokenizer = dataclasses.replace(student.tokenizer, add_bos=False)
+    with pytest.raises(UserError, match="different tokenizers"):
+        watch.measure(teacher, dataclasses.replace(student, tokenizer=tokenizer), ["the cat"])
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, student.params)
+    with pytest.raises(UserError, match="the loss of student is not finite"):
+        watch.measure(teacher, dataclasses.replace(student, params=broken), ["the cat"])
+
+
+# --- Trained models ---
+
+
+def here(count, seed=0):
+    """What both models were trained on."""
+    return [" ".join(sentences(4, 1000 * seed + i)) for i in range(count)]
+
+
+def elsewhere(count, seed=0):
+    """What the teacher alone still knows: the same letters, in words that are not the same."""
+    return [document[::-1] for document in here(count, 100 + seed)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A teacher that learned to think on two kinds of text; a student that goes on with one of them."""
+    place = tmp_path_factory.mktemp("watch")
+    for name, documents in {
+        "both.jsonl": here(60) + elsewhere(60),
+        "here.jsonl": here(60),
+    }.items():
+        lines = [json.dumps({"text": text}) for text in documents]
+        (place / name).write_text("\n".join(lines))
+    folder, root = hf_folder(place / "hf"), place / "W"
+    for number, name in ((0, "both"), (1, "both"), (2, "here")):
+        config = clock_config(
+            {
+                "init_from": str(folder),
+                "data.source": "text",
+                "data.text": str(place / f"{name}.jsonl"),
+                "data.seq_len": 32,
+                "batch_size": 8,
+                "log_every": 50,
+                "checkpoint_every": 1000,
+                "thought.rationales": 1,
+                "stage_0.steps": 150,
+                "stage_0.learning_rate": 2e-2,
+                "stage_1.name": "teacher",
+                "stage_1.steps": 5,
+                "stage_1.n_ahead": 4,
+                "stage_1.n_ahead_talk": 1,
+                "stage_1.learning_rate": 1e-4,
+            }
+        )
+        config.stage_2 = row("student", "next_token", start=0, learning_rate=1e-2, steps=100)
+        del config.stage_3
+        model, tokenizer = workdir.prepare(root, config)
+        run = train.Run(
+            root, config, model, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
+        )
+        stages = curriculum.read_stages(config, model)
+        train.run_stage(run, curriculum.find(stages, str(number)))
+    return root
+
+
+def test_the_text_of_training_is_that_of_the_stage(root):
+    assert watch.training_text(root, 2, 500) == here(60)
+    assert watch.training_text(root, 1, 500) == here(60) + elsewhere(60)
+    assert watch.training_text(root, 2, 10) == here(60)[::6]
+
+
+def test_a_student_is_kept_on_text_it_was_trained_for_and_not_on_text_from_elsewhere(root):
+    teacher, student = (workdir.load(str(root), stage) for stage in ("1", "student"))
+    then = watch.measure(teacher, student, watch.training_text(root, 2, 40))
+    known, foreign = (
+        watch.judge(watch.measure(teacher, student, text(40, seed=7)), then, 0.05)
+        for text in (here, elsewhere)
+    )
+    print(known, foreign, sep="\n")
+    assert known.verdict == "keep" and known.drift_high < 0.2
+    assert foreign.verdict == "retrain" and foreign.drift_low > 0.5
+    # It is the student that got worse: its teacher does as well on both.
+    assert foreign.teacher_nll < known.teacher_nll + 1 < foreign.student_nll

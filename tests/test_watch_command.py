@@ -1,0 +1,116 @@
+"""`evaluate --watch` as a program: exit codes, what it prints, what it refuses."""
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+
+from fqs_jax import cli, huggingface, sharding, tokenizers, watch_command, workdir
+from fqs_jax.errors import UserError
+from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
+
+
+def write_lines(path, documents):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Random models: a plain one, 0, and one that thinks, 1, on text; 2 had a mixture."""
+    place = tmp_path_factory.mktemp("watch")
+    text = write_lines(place / "text.jsonl", sentences(30))
+    write_lines(place / "fresh.jsonl", sentences(12, 5))
+    greek = ["".join(chr(0x3B1 + ord(c) % 24) for c in text) for text in sentences(12, 5)]
+    write_lines(place / "elsewhere.jsonl", greek)
+    write_lines(place / "few.jsonl", sentences(7))
+    (place / "one.txt").write_text("\n".join(sentences(30)))
+    (place / "utf16.jsonl").write_bytes((place / "fresh.jsonl").read_text().encode("utf-16"))
+    hf_folder(place / "hf")
+    changes = {"init_from": str(place / "hf"), "data.source": "text", "data.text": text}
+    for number, changed in enumerate(
+        [{}, {}, {"data.text": f"{text}@1,{place / 'fresh.jsonl'}@2"}]
+    ):
+        save_stage(place / "W", clock_config(changes | changed), number, seed=number)
+    changes["data.text"] = str(place / "gone.jsonl")
+    save_stage(place / "gone", clock_config(changes), 0)
+    words = place / "words"
+    tokenizers.train_sentencepiece([text[::-1] for text in sentences(200)], words, 300)
+    loaded = workdir.load(str(place / "hf"))
+    huggingface.export(loaded.params["lm"], loaded.model, place / "other", words)
+    return place
+
+
+def options(place, fresh, **flags):
+    named = {"teacher": f"{place}/W:1", "student": f"{place}/W:0"} | flags
+    return ("--watch", *(f"--{name}={value}" for name, value in named.items()), str(place / fresh))
+
+
+def test_keep(place):
+    done = run("evaluate", *options(place, "text.jsonl", tolerance=0.5))
+    loss, gap, drift, verdict = done.stdout.splitlines()
+    assert loss.startswith("loss on 30 fresh documents (")
+    assert "on 30 documents of training time" in gap
+    assert drift.startswith("drift +0.0000 (95%: -")  # the same text
+    assert verdict == "keep: the drift is not above 0.5"
+
+
+def test_retrain(place):
+    fresh, reference = "elsewhere.jsonl", place / "fresh.jsonl"
+    flags = options(place, fresh, reference=reference, documents=10)
+    result = json.loads(run("evaluate", *flags, "--json", code=3).stdout)
+    assert result["verdict"] == "retrain" and result["drift_low"] > 0.01 == result["tolerance"]
+    assert result["documents"] == result["documents_then"] == 10
+    assert result["drift"] > 0.5
+    assert result["drift"] == pytest.approx(result["gap"] - result["gap_then"])
+
+
+def test_refusal(place):
+    assert "--student is missing" in refusal("evaluate", *options(place, "fresh.jsonl", student=""))
+
+
+@pytest.mark.parametrize(
+    "fresh, flags, reason",
+    [
+        ("", {}, "--text is missing"),
+        ("none.jsonl", {}, "no file matches .*none.jsonl"),
+        ("utf16.jsonl", {}, "utf16.jsonl.* not UTF-8"),
+        ("few.jsonl", {}, "fresh text has too few documents for an interval, 7"),
+        ("one.txt", {}, "a .txt file is one document"),
+        ("fresh.jsonl", {"reference": "PLACE/few.jsonl"}, "training-time text has too few .* 7"),
+        ("fresh.jsonl", {"teacher": "PLACE/W:0"}, "--teacher=.*W:0 does not think"),
+        ("fresh.jsonl", {"teacher": "PLACE/W"}, "say which stage, as in .*/W:3"),
+        ("fresh.jsonl", {"teacher": "PLACE/W:9"}, "--teacher=.*there is no stage '9'; there are 0"),
+        ("fresh.jsonl", {"teacher": "PLACE/no:1"}, "--teacher=.*there is no folder"),
+        ("fresh.jsonl", {"student": "PLACE/hf"}, "--reference is missing: .*hf does not say"),
+        ("fresh.jsonl", {"student": "PLACE/W:init"}, "--reference is missing: .*W:init does not"),
+        ("fresh.jsonl", {"student": "PLACE/W:2"}, "weighted mixture.*give text like it with --ref"),
+        ("fresh.jsonl", {"student": "PLACE/gone:0"}, "gone.jsonl.*give text like it with --ref"),
+        (
+            "fresh.jsonl",
+            {"student": "PLACE/other", "reference": "PLACE/text.jsonl"},
+            "different tokenizers; name models of one run",
+        ),
+    ],
+)
+def test_reasons(place, monkeypatch, fresh, flags, reason):
+    """In this process, since each program takes seconds to start."""
+    values = {"teacher": f"{place}/W:1", "student": f"{place}/W:0", "reference": ""}
+    values |= {name: value.replace("PLACE", str(place)) for name, value in flags.items()}
+    others = {"documents": 200, "tolerance": 0.01, "batch_size": None, "seq_len": None, "seed": 0}
+    given = types.SimpleNamespace(**values, **others, json=False)
+    monkeypatch.setattr(watch_command, "flags", types.SimpleNamespace(FLAGS=given))
+    monkeypatch.setattr(cli, "mesh_from_flags", sharding.single_device)
+    with pytest.raises(UserError, match=reason) as caught:
+        watch_command.main(str(place / fresh) if fresh else "")
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_models(place):
+    (place / "a:b").mkdir(exist_ok=True)
+    assert watch_command._split("W:think-8-2") == ("W", "think-8-2")
+    assert watch_command._split(str(place)) == (str(place), None)
+    assert watch_command._split(f"{place}/a:b") == (f"{place}/a:b", None)
+    assert watch_command._split(f"{place}/a:b:3") == (f"{place}/a:b", "3")
+    assert not Path("hf").is_dir() and watch_command._split("hf") == ("hf", None)
