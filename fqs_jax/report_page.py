@@ -35,7 +35,7 @@ KINDS = {
     "ntp": "trained by thoughts, thinks no more",
     "control": "control: plain training",
 }
-KNOWN = ("stage", "name", "steps", "accuracy", "accuracy_error", "nll", "ms_per_token")
+COST = {"ms_per_token": "ms/token", "flops_per_token": "FLOPs/token", "steps": "steps"}
 LINKS = (
     ("models", "{} against time"),
     ("text", "What the thoughts did"),
@@ -100,9 +100,10 @@ def _summary(report: Report) -> str:
         of_kind = [m for m in report.models if _kind(m, report) == kind and is_number(m[metric])]
         if of_kind:
             chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])
-            time = f"{charts.number(chosen['ms_per_token'])} ms a token"
+            time = chosen["ms_per_token"]
+            spent = f", {charts.number(time)} ms a token" if is_number(time) else ""
             cards.append(
-                (f"{what}: {name}", form.format(chosen[metric]), f"{chosen['name']}, {time}")
+                (f"{what}: {name}", form.format(chosen[metric]), f"{chosen['name']}{spent}")
             )
     if report.reading is not None:
         d = report.reading.diagnostics
@@ -127,6 +128,8 @@ def _models(report: Report) -> str:
         )
         for model in report.models
         if is_number(model[metric]) and is_number(model["ms_per_token"])
+        # With a temperature the base answers the same.
+        if metric != "accuracy" or " at temperature " not in model["name"]
     ]
     drawn = ""
     if marks:
@@ -153,9 +156,8 @@ token for one prompt{", bars are one standard error" if metric == "accuracy" els
 
 
 def _model_table(report: Report) -> str:
-    extra = [key for key in report.models[0] if key not in KNOWN] if report.models else []
     accuracy = ["accuracy"] if _metric(report.models)[0] == "accuracy" else []
-    headers = ["model", *accuracy, "NLL", "ms/token", *_spaced(extra), "steps", "stage"]
+    headers = ["model", *accuracy, "NLL", "easy", "middle", "hard", *COST.values(), "stage"]
     rows = []
     for model in report.models:
         known = is_number(model["accuracy"])
@@ -168,9 +170,11 @@ def _model_table(report: Report) -> str:
             [
                 charts.symbol(_kind(model, report)) + _e(model["name"]),
                 *([right] if accuracy else []),
-                f"{model['nll']:.4f}" if is_number(model["nll"]) else "\u2013",
-                *(_cell(model.get(key)) for key in ("ms_per_token", *extra)),
-                f"{model['steps']:,}",
+                *(
+                    f"{model[key]:.3f}" if is_number(model[key]) else "\u2013"
+                    for key in ("nll", "nll_easy", "nll_middle", "nll_hard")
+                ),
+                *(_cell(model[key]) for key in COST),
                 _e(str(model["stage"])),
             ]
         )
@@ -278,10 +282,6 @@ def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "\u2013"
     return charts.number(value) if isinstance(value, int | float) else _e(str(value))
-
-
-def _spaced(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
 
 
 def _asset(name: str) -> str:

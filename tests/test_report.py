@@ -282,7 +282,7 @@ def test_models_without_accuracy_are_compared_by_loss():
     models = [evaluation_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
     page = Page(report_page.page(a_report(models=models)))
     assert "Loss against time" in page.text and "accuracy" not in page.text
-    assert "1.2500" in page.text and "flops per token" in page.text and "4,096" in page.text
+    assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
 
 
 @pytest.mark.parametrize(
