@@ -45,7 +45,7 @@ def test_demo(tmp_path):
     assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
     # Numbers are those that were just printed: the comparison was not made again.
     kept, _ = evaluation_file.read(root)
-    assert all(f"{row['nll']:.4f}" in page for row in kept)
+    assert all(f"{row['nll']:.3f}" in page for row in kept)
     assert all(f"<h3>{stage}</h3>" in page for stage in stages)
 
 
