@@ -12,7 +12,16 @@ from jax.sharding import Mesh
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from fqs_jax import checkpoints, curriculum, flops, generation, scoring, token_scores, workdir
+from fqs_jax import (
+    checkpoints,
+    curriculum,
+    flops,
+    generation,
+    intervals,
+    scoring,
+    token_scores,
+    workdir,
+)
 from fqs_jax.data import corpus
 from fqs_jax.data.clock import Clock
 from fqs_jax.errors import UserError
@@ -22,7 +31,8 @@ from fqs_jax.workdir import Loaded
 BATCH = 256  # problems in an evaluation batch
 TIMED_TOKENS = 24
 TIMED_ROUNDS = 3
-# That the base is tried at on text; on answers the fit is exact.
+MAX_TEMPERATURE = math.exp(3.0)  # of a fit to answers, which is exact up to it
+# That the base is tried at on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
 
@@ -33,11 +43,12 @@ class Row:
     Attributes:
       accuracy: share of held-out items whose likeliest answer is right, averaged over problem lengths
         and thought seeds; NaN where the run's data has no items.
-      accuracy_error: standard error of it over items.
+      accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
+        interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
       nll: mean -log p(right answer), renormalised over the answers; or nats a token of text.
       ms_per_token: median time of a generated token, one prompt; the least of a few rounds.
       steps: training steps of this model's own stage.
-      kind: "base", "thinking", "ntp" or "control".
+      kind: "base", "thinking", "ntp" or "control". temperature: that logits were divided by.
       flops_per_token: what a generated token costs, thought and head included (flops.py), there.
       nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
         likely and least likely under the first row's model; NaN where unknown.
@@ -50,11 +61,14 @@ class Row:
     nll: float
     ms_per_token: float
     steps: int
-    kind: str = ""
+    kind: str = "base"
     flops_per_token: int = 0
     nll_easy: float = math.nan
     nll_middle: float = math.nan
     nll_hard: float = math.nan
+    accuracy_low: float = math.nan
+    accuracy_high: float = math.nan
+    temperature: float = 1.0
 
 
 def compare(
@@ -63,6 +77,9 @@ def compare(
     text: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None,
+    seed: int = 0,
+    seq_len: int | None = None,
+    batch_size: int | None = None,
 ) -> list[Row]:
     """Rows for all trained stages of a working directory, its initial model if that was imported, and
     its base with a fitted temperature.
@@ -73,14 +90,17 @@ def compare(
       text: held-out documents, for runs on text.
       note: told the name of each model before it is evaluated.
       mesh: where models are loaded; None = one device.
+      seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `token_scores.score`.
 
     Raises:
-      UserError: there is nothing to compare, or a run on text got none.
+      UserError: there is nothing to compare, a run on text got none, or one on problems got some.
     """
     _, config = workdir.read_run(root, existing_stages(root)[0].number)
     task = corpus.clock_task(config.data, config.seed) if config.data.source == "clock" else None
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
+    if task is not None and text:
+        raise UserError("this run has held-out problems of its own; leave --text out")
     thought_seeds = thought_seeds or (1 if task is None else 4)
     rows: list[Row] = []
     first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
@@ -97,11 +117,12 @@ def compare(
             _kind(root, number),
             flops_per_token(loaded, prompt),
         )
-        seeds = thought_seeds if loaded.thought is not None else 1
+        count = thought_seeds if loaded.thought is not None else 1
+        seeds = range(seed * count, (seed + 1) * count)  # of two seeds none is the same
         if task is not None:
             row, scaled, nll_N = _on_answers(loaded, row, task, seeds, first)
         else:
-            row, scaled, nll_N = _on_text(loaded, row, text, seeds, first)
+            row, scaled, nll_N = _on_text(loaded, row, text, seeds, first, seq_len, batch_size or 8)
         rows += [row, scaled] if first is None and scaled is not None else [row]
         first = nll_N if first is None else first
     return rows
@@ -151,38 +172,55 @@ def _kind(root: Path, number: str) -> str:
 
 
 def _on_answers(
-    loaded: Loaded, row: Row, task: Clock, seeds: int, first_N: np.ndarray | None
+    loaded: Loaded, row: Row, task: Clock, seeds: Sequence[int], first_N: np.ndarray | None
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
     answers = [_answers(loaded, task, "test", length, seeds) for length in task.lengths]
     accuracy, error, nll = _accuracy(answers)
     nll_N = _nll_by_item(answers)
-    row = dataclasses.replace(row, accuracy=accuracy, accuracy_error=error, nll=nll)
+    low, high = intervals.wilson(accuracy, len(nll_N))
+    row = dataclasses.replace(
+        row,
+        accuracy=accuracy,
+        accuracy_error=error,
+        accuracy_low=low,
+        accuracy_high=high,
+        nll=nll,
+    )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
-    scaled = _scaled(loaded, row, task, answers) if first_N is None else None
+    fits = first_N is None and loaded.thought is None
+    scaled = _scaled(loaded, row, task, answers) if fits else None
     return row, scaled, nll_N
 
 
 def _on_text(
-    loaded: Loaded, row: Row, text: Sequence[str], seeds: int, first_N: np.ndarray | None
+    loaded: Loaded,
+    row: Row,
+    text: Sequence[str],
+    seeds: Sequence[int],
+    first_N: np.ndarray | None,
+    seq_len: int | None,
+    batch_size: int,
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The same on text, by token."""
-    temperatures = TEMPERATURES if first_N is None else ()
+    temperatures = TEMPERATURES if first_N is None and loaded.thought is None else ()
     with Progress(f"{row.name}: windows", 0, 0) as bar:
         scores = [
             token_scores.score(
                 loaded,
                 text,
-                seed=seed,
-                temperatures=temperatures if seed == 0 else (),
-                progress=bar.advance_to,
+                seq_len,
+                batch_size,
+                seed,
+                temperatures if seed == seeds[0] else (),
+                bar.advance_to,
             )
-            for seed in range(seeds)
+            for seed in seeds
         ]
     nll_N = -np.stack([s.best_N for s in scores]).astype(np.float64).mean(axis=0)
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
-    if first_N is not None or scores[0].window_N[-1] == 0:
+    if not temperatures or scores[0].window_N[-1] == 0:
         return row, None, nll_N  # one window is no two halves
     odd_N = scores[0].window_N % 2 == 1
     scaled_N, chosen = nll_N.copy(), []
@@ -192,8 +230,8 @@ def _on_text(
         best = int(losses_C.argmin())
         scaled_N[half_N] = -scores[0].tempered_CxN[best, half_N]
         chosen.append(TEMPERATURES[best])
-    name = f"base at temperature {math.sqrt(math.prod(chosen)):.2f}"
-    scaled = dataclasses.replace(row, name=name, nll=float(scaled_N.mean()))
+    scaled = _at_temperature(row, math.sqrt(math.prod(chosen)), max(TEMPERATURES))
+    scaled = dataclasses.replace(scaled, nll=float(scaled_N.mean()))
     return row, _by_difficulty(scaled, scaled_N, difficulty_N), nll_N
 
 
@@ -208,7 +246,9 @@ def clock_accuracy(
     loaded: Loaded, task: Clock, seeds: int, split: str = "test"
 ) -> tuple[float, float, float]:
     """Accuracy of direct answers, its standard error over items, and their NLL; lengths weigh alike."""
-    return _accuracy([_answers(loaded, task, split, length, seeds) for length in task.lengths])
+    return _accuracy(
+        [_answers(loaded, task, split, length, range(seeds)) for length in task.lengths]
+    )
 
 
 def _accuracy(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
@@ -228,7 +268,8 @@ def fit_temperature(log_probs_NxC: np.ndarray, right_N: np.ndarray) -> float:
     def nll(log_temperature: float) -> float:
         return _nll_at(log_probs_NxC, right_N, math.exp(log_temperature))
 
-    return math.exp(minimize_scalar(nll, bounds=(-3.0, 3.0), method="bounded").x)
+    most = math.log(MAX_TEMPERATURE)
+    return math.exp(minimize_scalar(nll, bounds=(-most, most), method="bounded").x)
 
 
 def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
@@ -274,14 +315,22 @@ def _scaled(
     base: Loaded, row: Row, task: Clock, tests: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
-    answers = [_answers(base, task, "validation", length, 1) for length in task.lengths]
+    answers = [_answers(base, task, "validation", length, (0,)) for length in task.lengths]
     temperature = fit_temperature(
         np.concatenate([log_probs[0] for log_probs, _ in answers]),
         np.concatenate([right for _, right in answers]),
     )
     nll = float(np.mean([_nll_at(log_probs[0], right, temperature) for log_probs, right in tests]))
-    scaled = dataclasses.replace(row, name=f"base at temperature {temperature:.2f}", nll=nll)
+    scaled = dataclasses.replace(_at_temperature(row, temperature, MAX_TEMPERATURE), nll=nll)
     return _by_difficulty(scaled, _nll_by_item(tests, temperature), _nll_by_item(tests))
+
+
+def _at_temperature(row: Row, temperature: float, most: float) -> Row:
+    """A row for it; of a fit that would have gone on beyond the highest that is tried, it says so."""
+    shown = f"{temperature:.2f}" if temperature < 0.99 * most else f"{most:.0f} or more"
+    return dataclasses.replace(
+        row, name=f"{row.name} at temperature {shown}", temperature=temperature
+    )
 
 
 def _nll_by_item(
@@ -296,16 +345,14 @@ def _nll_by_item(
 
 
 def _answers(
-    loaded: Loaded, task: Clock, split: str, length: int, seeds: int
+    loaded: Loaded, task: Clock, split: str, length: int, seeds: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities [seeds, items, answers] and the right answers [items]."""
     problems = task.problems(split, length)
     choices = task.symbols[: task.modulus]
     prompts = [prompt for prompt, _ in problems]
     right = np.array([choices.index(answer) for _, answer in problems])
-    scores = [
-        scoring.answer_log_probs(loaded, prompts, choices, BATCH, seed) for seed in range(seeds)
-    ]
+    scores = [scoring.answer_log_probs(loaded, prompts, choices, BATCH, seed) for seed in seeds]
     return np.stack(scores), right
 
 

@@ -45,7 +45,7 @@ _SEQ_LEN = flags.DEFINE_integer(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Rows in a batch; default 8 windows, 32 rows of a task.", 1
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.", 0, cli.MAX_SEED)
 _JSON = flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
 cli.define_device_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory, with --all_stages.")
@@ -53,6 +53,7 @@ _ALL_STAGES = flags.DEFINE_bool("all_stages", False, "Compare all stages of --wo
 _THOUGHT_SEEDS = flags.DEFINE_integer(
     "thought_seeds", None, "Sampled thoughts averaged; default 4 for answers, 1 for text.", 1
 )
+_OF_TASKS = ("task_file", "labels_file", "limit", "greedy", "fit_file", "votes", "chains_file")
 task_command.define_flags()
 watch_command.define_flags()
 
@@ -64,11 +65,12 @@ def main(argv: Sequence[str]) -> None:
         return
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")
-    if flags.FLAGS.task_file and not flags.FLAGS.task:
-        raise UserError("--task_file is given but no --task; see --help for the tasks")
     if flags.FLAGS.task:
         task_command.main()
         return
+    for name in _OF_TASKS:
+        if flags.FLAGS[name].value != flags.FLAGS[name].default:
+            raise UserError(f"--{name} is given but no --task; see --help for the tasks")
     if _ALL_STAGES.value:
         _compare_all()
         return
@@ -99,6 +101,10 @@ def main(argv: Sequence[str]) -> None:
 def _compare_all() -> None:
     root = _WORKDIR.value or _CHECKPOINT.value
     cli.require(workdir=root)
+    if _STAGE.value or (_WORKDIR.value and _CHECKPOINT.value):
+        raise UserError(
+            "--all_stages compares all of one --workdir; leave --stage and --checkpoint out"
+        )
     documents = text.read_documents(_TEXT.value) if _TEXT.value else []
     rows = comparison.compare(
         Path(root),
@@ -106,10 +112,15 @@ def _compare_all() -> None:
         documents,
         lambda name: print(f"evaluating {name}", file=sys.stderr),
         cli.mesh_from_flags(),
+        _SEED.value,
+        _SEQ_LEN.value,
+        _BATCH_SIZE.value,
     )
     about = _TEXT.value or "held-out problems"
+    given = {name: flags.FLAGS[name] for name in ("text", "thought_seeds", "seed", "seq_len")}
+    changed = {name: flag.value for name, flag in given.items() if flag.value != flag.default}
     try:
-        evaluation_file.write(Path(root), rows, about)  # for the report
+        evaluation_file.write(Path(root), rows, about, changed)  # for the report
         tradeoff.write(rows, Path(root) / tradeoff.NAME, Path(about).name)
     except OSError as error:
         print(f"note: {error.filename}: {error.strerror}; not kept for the report", file=sys.stderr)

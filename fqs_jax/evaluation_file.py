@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fqs_jax import checkpoints, files, workdir
 from fqs_jax.comparison import Row
@@ -16,20 +16,27 @@ from fqs_jax.errors import UserError
 NAME = "evaluation.json"
 
 
-def write(root: Path, rows: Sequence[Row], about: str = "") -> None:
-    """Keep rows; NaN becomes null.
+class Kept(NamedTuple):
+    """rows have the fields of `Row` and perhaps more, NaN as None; about: what was measured on, for people;
+    flags: of `evaluate`, those that made them, by name."""
 
-    Args:
-      about: what was measured on, for people.
-    """
-    content = {"about": about, "steps": _steps(root), "rows": [as_json(row) for row in rows]}
+    rows: list[dict[str, Any]]
+    about: str
+    flags: dict[str, Any]
+
+
+def write(
+    root: Path, rows: Sequence[Row], about: str = "", flags: dict[str, Any] | None = None
+) -> None:
+    """Keep rows: see `Kept`."""
+    kept = Kept([as_json(row) for row in rows], about, flags or {})
+    content = kept._asdict() | {"steps": _steps(root)}
     data = json.dumps(content, indent=1).encode()
     files.replace(root / NAME, lambda file: file.write(data))
 
 
-def read(root: Path) -> tuple[list[dict[str, Any]], str] | None:
-    """Rows with the fields of `Row` and perhaps more, and what they were measured on; None if there are
-    none, they cannot be read, or a stage was trained since."""
+def read(root: Path) -> Kept | None:
+    """What was kept; None if nothing was, it cannot be read, or a stage was trained since."""
     if not (root / NAME).exists():
         return None
     try:
@@ -42,7 +49,8 @@ def read(root: Path) -> tuple[list[dict[str, Any]], str] | None:
     needed = {field.name for field in dataclasses.fields(Row)}
     if not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
         return None
-    return rows, str(content.get("about", ""))
+    flags = content.get("flags")
+    return Kept(rows, str(content.get("about", "")), flags if isinstance(flags, dict) else {})
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -71,16 +71,19 @@ function move(from, to) {
 for (const [i, token] of tokens.entries()) {
   token.removeAttribute("title"); // the panel says it better
   token.tabIndex = i === 0 ? 0 : -1;
-  token.addEventListener("mouseenter", () => show(token));
+  // Not on "mouseenter", which a page that scrolls below a pointer at rest sends too.
+  token.addEventListener("mousemove", (event) => {
+    if ((event.movementX || event.movementY) && token.getAttribute("aria-selected") !== "true") show(token);
+  });
   token.addEventListener("focus", () => show(token));
   token.addEventListener("click", () => move(document.querySelector('.t[tabindex="0"]') || token, token));
   token.addEventListener("keydown", (event) => {
     const document_ = token.closest(".doc");
     const next = {
-      ArrowRight: () => tokens[i + 1],
-      ArrowLeft: () => tokens[i - 1],
-      ArrowDown: () => tokens.find((other, j) => j > i && other.closest(".doc") !== document_),
-      ArrowUp: () => document_.previousElementSibling?.querySelector(".t[data-thoughts]"),
+      ArrowRight: () => tokens.find((other, j) => j > i && isShown(other)),
+      ArrowLeft: () => tokens.findLast((other, j) => j < i && isShown(other)),
+      ArrowDown: () => tokens.find((other, j) => j > i && isShown(other) && other.closest(".doc") !== document_),
+      ArrowUp: () => tokens.findLast((other, j) => j < i && isShown(other) && other.closest(".doc") !== document_),
       Home: () => tokens[0],
       End: () => tokens.filter(isShown).at(-1),
     }[event.key];

@@ -25,13 +25,15 @@ _TEXT = flags.DEFINE_string(
 _TOKENS = flags.DEFINE_integer("tokens", 600, "Of text to show, about.", 1)
 _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 512, "Of one document; the rest is cut.", 2)
 _SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.", 0, cli.MAX_SEED)
 cli.define_device_flags()
 
 
 def main(argv: Sequence[str]) -> None:
     given = [*argv[1:], *filter(None, [_WORKDIR.value])]
     cli.require(workdir=given)
+    if len(given) > 1:
+        raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
     root = Path(given[0])
     out = Path(_OUT.value) if _OUT.value else root / "report.html"
     report_data.read_training(root)  # refuses before text is read

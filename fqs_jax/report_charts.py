@@ -28,13 +28,14 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a scatter plot. kind: `base`, `think`, `ntp` or `control`; error: half a bar's height."""
+    """A point of a scatter plot. kind: `base`, `thinking`, `ntp` or `control`; low, high: ends of a bar."""
 
     name: str
     kind: str
     x: float
     y: float
-    error: float = 0.0
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +118,8 @@ def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str
 
 def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
     """Points with their names beside them, and bars for errors."""
-    ys = [
-        mark.y + side * max(mark.error, LEAST_SPAN * mark.y) for mark in marks for side in (-1, 1)
-    ]
+    ys = [mark.y * (1 + side * LEAST_SPAN) for mark in marks for side in (-1, 1)]
+    ys += [end for mark in marks for end in (mark.low, mark.high) if end is not None]
     x_ticks = ticks(0, 1.05 * max(mark.x for mark in marks), 6 if width > 500 else 4)
     frame = Frame(
         width, 0.23 * width + 200, x_ticks, ticks(min(ys), max(ys), 5), left=58, top=26, bottom=40
@@ -128,8 +128,8 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css
     for mark in marks:
         x, y = frame.x(mark.x), frame.y(mark.y)
         taken.append((x - 8, y - 8, x + 8, y + 8))
-        if mark.error:
-            ends = f"M{x:.1f} {frame.y(mark.y - mark.error):.1f}V{frame.y(mark.y + mark.error):.1f}"
+        if mark.low is not None and mark.high is not None:
+            ends = f"M{x:.1f} {frame.y(mark.low):.1f}V{frame.y(mark.high):.1f}"
             bars.append(f'<path class="error {mark.kind}" d="{ends}"/>')
         title = f"{mark.name}: {number(mark.y)} at {number(mark.x)}"
         points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{html.escape(title)}</title></g>")
@@ -219,7 +219,7 @@ def _symbol(kind: str, x: float, y: float) -> str:
     """Kinds differ in shape as well as in colour."""
     shapes = {
         "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
-        "think": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
+        "thinking": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
         "ntp": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
         "control": f'<path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"',
     }

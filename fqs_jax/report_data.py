@@ -29,6 +29,7 @@ from fqs_jax import (
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
+from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_thoughts import Diagnostics, Token
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -83,15 +84,14 @@ class Report:
     """Everything on the page.
 
     Attributes:
-      models: rows of the comparison, as `evaluation_file.as_json` has them; about: measured on what.
+      models: the comparison, and how it was made.
       reading: None where no stage thinks.
     """
 
     name: str
     origin: str
     training: list[Training]
-    models: list[dict[str, Any]]
-    about: str
+    models: Kept
     reading: Reading | None
     config: dict[str, str]
     versions: dict[str, str]
@@ -117,17 +117,16 @@ def collect(
     last = training[-1].stage
     _, config = workdir.read_run(root, last.number)
     documents, source, held_out = _documents(config, settings)
-    models, about = _compared(root, documents, source, held_out, note, mesh)
+    models = _compared(root, settings, documents, source, held_out, note, mesh)
     return Report(
         name=root.resolve().name,
         origin=workdir.origin_name(root).strip("`"),
         training=training,
         models=models,
-        about=about,
         reading=_reading(root, training, settings, documents, source, held_out, note, mesh),
         config={key: str(value) for key, value in sorted(lineage.flat(config.to_dict()).items())},
         versions=versions(),
-        commands=_commands(root, settings),
+        commands=_commands(root, settings, models.flags),
     )
 
 
@@ -195,20 +194,27 @@ def _documents(config: Any, settings: Settings) -> tuple[list[str], str, bool]:
 
 def _compared(
     root: Path,
+    settings: Settings,
     documents: Sequence[str],
     source: str,
     held_out: bool,
     note: Callable[[str], None],
     mesh: Mesh | None,
-) -> tuple[list[dict[str, Any]], str]:
+) -> Kept:
     """The comparison: as `evaluate --all_stages` left it, or made now and left for the next time."""
-    if (kept := evaluation_file.read(root)) is not None:
+    kept = evaluation_file.read(root)
+    _, config = workdir.read_run(root, workdir.existing_stages(root)[0].number)
+    on_text = config.data.source == "text"
+    wanted = settings.text if on_text else ""  # problems of its own are what a run is compared on
+    if kept is not None and (not wanted or kept.flags.get("text") == wanted):
         return kept
-    rows = comparison.compare(root, None, documents, lambda name: note(f"evaluating {name}"), mesh)
-    if held_out:
+    texts, source = (documents, source) if on_text else ((), "held-out problems")
+    rows = comparison.compare(root, None, texts, lambda name: note(f"evaluating {name}"), mesh)
+    flags = {"text": wanted} if wanted else {}
+    if held_out or not on_text:
         with contextlib.suppress(OSError):  # the next report measures again
-            evaluation_file.write(root, rows, source)
-    return [evaluation_file.as_json(row) for row in rows], source
+            evaluation_file.write(root, rows, source, flags)
+    return Kept([evaluation_file.as_json(row) for row in rows], source, flags)
 
 
 def _reading(
@@ -246,8 +252,8 @@ def _reading(
     return Reading(str(stage), source, held_out, shown, diagnostics)
 
 
-def _commands(root: Path, settings: Settings) -> list[str]:
-    """What made the run, as far as it was recorded, and this page."""
+def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list[str]:
+    """What made the run, as far as it was recorded, the comparison, and this page."""
     text: dict[str, Any] = {"text": settings.text}
     changed = {
         name: getattr(settings, name)
@@ -256,7 +262,7 @@ def _commands(root: Path, settings: Settings) -> list[str]:
     }
     return [
         *lineage.commands(root),
-        cli.command_line("fqs_jax.evaluate", workdir=root, all_stages=True, **text),
+        cli.command_line("fqs_jax.evaluate", workdir=root, all_stages=True, **evaluated),
         cli.command_line("fqs_jax.report", workdir=root, stage=settings.stage, **text, **changed),
     ]
 

@@ -31,7 +31,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
 )
 KINDS = {
     "base": "before thinking",
-    "think": "thinks",
+    "thinking": "thinks",
     "ntp": "trained by thoughts, thinks no more",
     "control": "control: plain training",
 }
@@ -52,7 +52,7 @@ def page(report: Report) -> str:
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     title = f"{report.name}: what it thinks"
     reading = "" if report.reading is None else report_text.section(report.reading)
-    metric = _metric(report.models)[1].capitalize()
+    metric = _metric(report.models.rows)[1].capitalize()
     links = "".join(
         f'<li><a href="#{anchor}">{_e(name.format(metric))}</a></li>'
         for anchor, name in LINKS
@@ -92,12 +92,12 @@ def page(report: Report) -> str:
 
 def _summary(report: Report) -> str:
     """The answer in a few numbers."""
-    metric, name = _metric(report.models)
+    metric, name = _metric(report.models.rows)
     form = "{:.1%}" if metric == "accuracy" else "{:.4f}"
     better = max if metric == "accuracy" else min
     cards = []
-    for kind, what in (("base", "Base"), ("think", "Best with thoughts"), ("ntp", "NTP")):
-        of_kind = [m for m in report.models if _kind(m, report) == kind and is_number(m[metric])]
+    for kind, what in (("base", "Base"), ("thinking", "Best with thoughts"), ("ntp", "NTP")):
+        of_kind = [m for m in report.models.rows if m["kind"] == kind and is_number(m[metric])]
         if of_kind:
             chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])
             time = chosen["ms_per_token"]
@@ -117,19 +117,19 @@ def _summary(report: Report) -> str:
 
 def _models(report: Report) -> str:
     """The trade-off as a plot and as a table."""
-    metric, name = _metric(report.models)
+    metric, name = _metric(report.models.rows)
     marks = [
         charts.Mark(
             model["name"],
-            _kind(model, report),
+            model["kind"],
             model["ms_per_token"],
             model[metric],
-            model["accuracy_error"] or 0.0 if metric == "accuracy" else 0.0,
+            *((model["accuracy_low"], model["accuracy_high"]) if metric == "accuracy" else ()),
         )
-        for model in report.models
+        for model in report.models.rows
         if is_number(model[metric]) and is_number(model["ms_per_token"])
         # With a temperature the base answers the same.
-        if metric != "accuracy" or " at temperature " not in model["name"]
+        if metric != "accuracy" or model["temperature"] == 1
     ]
     drawn = ""
     if marks:
@@ -149,17 +149,17 @@ def _models(report: Report) -> str:
         )
     return f"""
 <h2 id="models">{name.capitalize()} against time</h2>
-<p>Every model of the run on {_e(report.about or "held-out items")}. Time is the median of one generated
-token for one prompt{", bars are one standard error" if metric == "accuracy" else ""}.</p>
+<p>Every model of the run on {_e(report.models.about or "held-out items")}. Time is the median of
+one generated token for one prompt{", bars are 95% intervals over items" if metric == "accuracy" else ""}.</p>
 {drawn}
 {_model_table(report)}"""
 
 
 def _model_table(report: Report) -> str:
-    accuracy = ["accuracy"] if _metric(report.models)[0] == "accuracy" else []
+    accuracy = ["accuracy"] if _metric(report.models.rows)[0] == "accuracy" else []
     headers = ["model", *accuracy, "NLL", "easy", "middle", "hard", *COST.values(), "stage"]
     rows = []
-    for model in report.models:
+    for model in report.models.rows:
         known = is_number(model["accuracy"])
         right = (
             f"{model['accuracy']:.3f} \u00b1 {model['accuracy_error'] or 0:.3f}"
@@ -168,7 +168,7 @@ def _model_table(report: Report) -> str:
         )
         rows.append(
             [
-                charts.symbol(_kind(model, report)) + _e(model["name"]),
+                charts.symbol(model["kind"]) + _e(model["name"]),
                 *([right] if accuracy else []),
                 *(
                     f"{model[key]:.3f}" if is_number(model[key]) else "\u2013"
@@ -267,15 +267,6 @@ def _metric(models: Sequence[dict[str, Any]]) -> tuple[str, str]:
     if any(is_number(model["accuracy"]) for model in models):
         return "accuracy", "accuracy"
     return "nll", "loss"
-
-
-def _kind(model: dict[str, Any], report: Report) -> str:
-    for entry in report.training:
-        if str(entry.stage.number) == str(model["stage"]):
-            if entry.stage.control:
-                return "control"
-            return {"quiet_star": "think", "ntp": "ntp"}.get(entry.stage.objective, "base")
-    return "base"
 
 
 def _cell(value: Any) -> str:

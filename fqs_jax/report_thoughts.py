@@ -83,7 +83,7 @@ class Diagnostics:
       length: K, tokens sampled.
       gain_of_length: {k: mean gain where each thought ends after k tokens}; k = K is the whole thought.
       length_used: the least k that reaches ENOUGH of the whole gain; None where thoughts do not help.
-      entropy: mean nats of each of the K draws; most: those of a uniform draw.
+      entropy: mean nats of each of the K draws; most_entropy: those of a uniform draw.
       distinct: different thoughts among `count`.
       warnings: signs of collapse, for people.
     """

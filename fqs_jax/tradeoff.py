@@ -27,7 +27,6 @@ _STYLES = {
     "ntp": ("*", "#009E73"),
     "control": ("s", "#777777"),
 }
-_NORMAL_95 = 1.96  # standard errors to either side
 _LOG_FROM = 10.0  # slowest to fastest
 _DISTANCES = (9, 16, 26, 38, 52, 70)  # points from a marker to its name
 _DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -64,7 +63,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     if rows:
         _draw_points(axes, rows, accuracy)
         _set_limits(axes, rows, accuracy)
-        if len({_kind(row) for row in rows}) > 1:
+        if len({row.kind for row in rows}) > 1:
             figure.legend(loc="outside lower center", ncols=len(_STYLES), frameon=False)
         names = [_name(axes, row, accuracy) for row in rows]
         canvas.draw()  # lays out; from here on places are known
@@ -74,15 +73,18 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _is_scaled(row: Row) -> bool:
-    return " at temperature " in row.name
-
-
-def _kind(row: Row) -> str:
-    return row.kind or "base"
+    return row.temperature != 1
 
 
 def _height(row: Row, accuracy: bool) -> float:
     return row.accuracy if accuracy else row.nll
+
+
+def _interval(row: Row, accuracy: bool) -> tuple[float, float]:
+    """Ends of the bar; losses have none."""
+    if accuracy and math.isfinite(row.accuracy_low):
+        return row.accuracy_low, row.accuracy_high
+    return _height(row, accuracy), _height(row, accuracy)
 
 
 def _points(rows: Iterable[Row], accuracy: bool) -> np.ndarray:
@@ -93,12 +95,12 @@ def _points(rows: Iterable[Row], accuracy: bool) -> np.ndarray:
 def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
     """Markers with intervals, a legend entry a kind, and a line through the thinking stages."""
     for kind, (marker, color) in _STYLES.items():
-        members = [row for row in rows if _kind(row) == kind]
+        members = [row for row in rows if row.kind == kind]
         if not members:
             continue
         x, y = _points(members, accuracy).T
         if accuracy:
-            errors = [_NORMAL_95 * row.accuracy_error for row in members]
+            errors = np.abs([_interval(row, True) for row in members] - y[:, None]).T
             axes.errorbar(x, y, errors, fmt="none", ecolor=color, elinewidth=1.2, capsize=3)
         if kind == "thinking":
             axes.plot(x, y, color=color, alpha=0.45, linewidth=1.5, zorder=1.5)
@@ -111,8 +113,8 @@ def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
 
 def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
     points = _points(rows, accuracy)
-    errors = np.array([_NORMAL_95 * row.accuracy_error if accuracy else 0.0 for row in rows])
-    low, high = float((points[:, 1] - errors).min()), float((points[:, 1] + errors).max())
+    ends = [end for row in rows for end in _interval(row, accuracy)]
+    low, high = min(ends), max(ends)
     room = 0.08 * max(high - low, 1e-3)
     if accuracy:
         axes.set_ylim(max(0.0, low - room), min(1.0, high + room))
@@ -145,11 +147,10 @@ def _obstacles(axes: Axes, rows: Sequence[Row], accuracy: bool) -> Iterable[Bbox
     """What names must not lie on: markers, intervals, the line between thinking stages."""
     to_pixels, around = axes.transData.transform, axes.figure.dpi / 72 * 4.5
     for row in rows:
-        error = _NORMAL_95 * row.accuracy_error if accuracy else 0.0
         x, y = row.ms_per_token, _height(row, accuracy)
-        yield Bbox(to_pixels([(x, y - error), (x, y + error)])).padded(around / 2)
+        yield Bbox(to_pixels([(x, end) for end in _interval(row, accuracy)])).padded(around / 2)
         yield Bbox(to_pixels([(x, y), (x, y)])).padded(around)
-    thinking = [row for row in rows if _kind(row) == "thinking"]
+    thinking = [row for row in rows if row.kind == "thinking"]
     for a, b in itertools.pairwise(to_pixels(_points(thinking, accuracy))):
         for share in np.linspace(0, 1, 40):
             yield Bbox([a + share * (b - a)] * 2).padded(1)

@@ -47,21 +47,45 @@ def test_a_row_for_each_stage_and_the_scaled_base(rows):
     assert [(row.stage, row.steps) for row in rows] == [("0", 6), ("0", 6), ("1", 6)]
     assert [row.name.split(" at ")[0] for row in rows] == ["base", "base", "think-5-2"]
     for row in rows:
-        assert 0 <= row.accuracy <= 1 and 0 < row.accuracy_error < 0.5
+        assert 0 <= row.accuracy_low < row.accuracy < row.accuracy_high <= 1
+        assert 0 < row.accuracy_error < 0.5
         assert 0 < row.nll < 20 and row.ms_per_token > 0
 
 
 def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows):
     base, scaled, _ = rows
-    temperature = float(scaled.name.removeprefix("base at temperature "))
     # Random weights know nothing: the fit makes seven answers about equally likely.
-    assert temperature > 5 and scaled.nll == pytest.approx(math.log(7), abs=0.02)
+    assert scaled.temperature > 5 and scaled.nll == pytest.approx(math.log(7), abs=0.02)
     # Thirds are those of the base as it is, and so no longer in the order of their losses.
     assert np.mean([scaled.nll_easy, scaled.nll_middle, scaled.nll_hard]) == pytest.approx(
         scaled.nll, abs=0.02
     )
-    losses = {name: getattr(base, name) for name in LOSSES}
-    assert dataclasses.replace(scaled, name="base", **losses) == base
+    assert scaled.name.startswith("base at temperature ") and base.temperature == 1
+    same = {name: getattr(base, name) for name in (*LOSSES, "name", "temperature")}
+    assert dataclasses.replace(scaled, **same) == base
+
+
+def test_a_fit_that_stops_at_the_highest_temperature_says_so(rows):
+    far = comparison._at_temperature(rows[0], 20.08, comparison.MAX_TEMPERATURE)
+    near = comparison._at_temperature(rows[0], 1.234, comparison.MAX_TEMPERATURE)
+    assert far.name == "base at temperature 20 or more" and near.name == "base at temperature 1.23"
+
+
+def test_only_a_model_without_thoughts_is_the_base(tmp_path):
+    save_stage(tmp_path, clock_config({"data.clock.lengths": (1,)}), 1)
+    assert [row.name for row in comparison.compare(tmp_path, 1)] == ["think-5-2"]
+
+
+def test_a_run_on_problems_takes_no_text(run):
+    with pytest.raises(UserError, match="held-out problems of its own; leave --text out"):
+        comparison.compare(run[0], 1, ["some text"])
+
+
+def test_seeds_are_of_thoughts(run):
+    plain, _, thinking = comparison.compare(run[0], 2, seed=1)
+    again, _, same = comparison.compare(run[0], 2, seed=1)
+    other, _, different = comparison.compare(run[0], 2, seed=0)
+    assert plain.nll == again.nll == other.nll and thinking.nll == same.nll != different.nll
 
 
 def test_difficulty_is_how_likely_the_first_model_finds_an_item():
@@ -136,7 +160,7 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
         assert math.isnan(row.accuracy)
     assert base.nll_easy < base.nll_middle < base.nll_hard
     # Random weights are too sure of themselves: warmer fits text it was not fitted on.
-    assert float(scaled.name.removeprefix("base at temperature ")) > 1.2
+    assert scaled.temperature > 1.2
     assert math.log(2) < scaled.nll < base.nll
     assert (scaled.stage, scaled.ms_per_token) == ("init", base.ms_per_token)
 

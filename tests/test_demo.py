@@ -44,8 +44,8 @@ def test_demo(tmp_path):
     page = (root / "report.html").read_text()
     assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
     # Numbers are those that were just printed: the comparison was not made again.
-    kept, _ = evaluation_file.read(root)
-    assert all(f"{row['nll']:.3f}" in page for row in kept)
+    kept = evaluation_file.read(root)
+    assert all(f"{row['nll']:.3f}" in page for row in kept.rows)
     assert all(f"<h3>{stage}</h3>" in page for stage in stages)
 
 

@@ -10,7 +10,7 @@ from fqs_jax.comparison import Row
 from tests.tiny_runs import clock_config, save_stage
 
 ROWS = [
-    Row("0", "base", 0.5, 0.1, 1.5, 2.0, 6, "base", 4096, 1.0, 1.5, 2.0),
+    Row("0", "base", 0.5, 0.1, 1.5, 2.0, 6, "base", 4096, 1.0, 1.5, 2.0, 0.3, 0.7, 1.5),
     Row("1", "think-5-2", math.nan, math.nan, 1.25, 4.0, 6, "thinking", 8192),
 ]
 
@@ -23,8 +23,9 @@ def root(tmp_path):
 
 def test_rows_come_back(root):
     assert evaluation_file.read(root) is None
-    evaluation_file.write(root, ROWS, "some text")
-    rows, about = evaluation_file.read(root)
+    evaluation_file.write(root, ROWS, "some text", {"text": "a.txt"})
+    rows, about, flags = evaluation_file.read(root)
+    assert flags == {"text": "a.txt"}
     assert about == "some text" and rows == [evaluation_file.as_json(row) for row in ROWS]
     assert Row(**rows[0]) == ROWS[0]
     assert rows[1]["accuracy"] is None and rows[1]["nll_hard"] is None

@@ -29,6 +29,7 @@ from fqs_jax import (
 from fqs_jax.comparison import Row
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
+from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
 from tests.tiny_runs import (
@@ -42,6 +43,7 @@ from tests.tiny_runs import (
 )
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
+ROW = Row("1", NASTY, 0.75, 0.125, 1.5, 2.5, 2, "thinking", accuracy_low=0.5, accuracy_high=0.9)
 ROWS: list[dict[str, Any]] = [
     {"step": 1, "nll_base": 2.5, "nll_mixed": 2.25, "nll_with_minus_without": -0.25, "tokens": 32},
     {"step": 2, "nll_base": 1.875, "nll_mixed": "nan", "tokens": 64, "time": {"step_seconds": 0.5}},
@@ -84,8 +86,7 @@ def a_report(**changes) -> Report:
         "name": NASTY,
         "origin": NASTY,
         "training": [Training(stage, 2, numbers, {})],
-        "models": [evaluation_file.as_json(Row("1", NASTY, 0.75, 0.125, 1.5, 2.5, 2))],
-        "about": NASTY,
+        "models": Kept([evaluation_file.as_json(ROW)], NASTY, {}),
         "reading": Reading(NASTY, NASTY, False, [tokens], diagnostics),
         "config": {NASTY: NASTY},
         "versions": {"fqs_jax": NASTY},
@@ -246,7 +247,7 @@ def test_the_page_is_whole_and_its_numbers_are_those_of_the_files(root, report):
     assert "1.88" in text and "without thoughts from 2.50 to 1.88" in text  # of metrics.jsonl
     assert "gain from 0.250 to 0.250" in text and "1.23e8" in text
     assert "nan" not in page.text.lower().split()
-    for row in report.models:
+    for row in report.models.rows:
         assert html.escape(row["name"]) in text
         assert f"{row['accuracy']:.3f} \u00b1 {row['accuracy_error']:.3f}" in page.text
     tokens = [attrs for tag, attrs in page.tags if "data-thoughts" in attrs]
@@ -280,7 +281,7 @@ def test_a_run_that_never_thinks_has_a_page():
 def test_models_without_accuracy_are_compared_by_loss():
     rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
     models = [evaluation_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
-    page = Page(report_page.page(a_report(models=models)))
+    page = Page(report_page.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
     assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
 
@@ -326,15 +327,15 @@ def test_long_curves_are_thinned_to_means():
 
 def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path):
     assert (root / evaluation_file.NAME).exists()
-    kept, about = evaluation_file.read(root)
-    assert kept == report.models and about == "held-out problems"
+    kept = evaluation_file.read(root)
+    assert kept == report.models and kept.about == "held-out problems"
     row = Row("0", "base", math.nan, math.nan, 1.0, 2.0, 3)
     other = tmp_path / "W"
     config = clock_config()
     save_stage(other, config, 0, step=2)
     assert evaluation_file.read(other) is None
     evaluation_file.write(other, [row], "a text")
-    assert evaluation_file.read(other)[0][0]["accuracy"] is None
+    assert evaluation_file.read(other).rows[0]["accuracy"] is None
     save_stage(other, config, 0, step=6)
     assert evaluation_file.read(other) is None
     (other / evaluation_file.NAME).write_text("{")
@@ -384,6 +385,6 @@ def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):
     assert evaluation_file.read(root) is None  # loss on training text is not kept as an evaluation
     shown = "".join(token.text for token in report.reading.documents[0])
     assert any(sentence.startswith(shown.strip()) for sentence in sentences(30)), shown
-    [base, *_] = report.models
+    [base, *_] = report.models.rows
     assert math.isfinite(base["nll"]) and base["accuracy"] is None
     assert "training text" in Page(report_page.page(report)).text

@@ -42,6 +42,9 @@ def path(tmp_path_factory):
     ]
     tokens[5] = Token("y" * 500, -2.0, tokens[5].thoughts)
     report.reading.documents.append(tokens)
+    for number in range(40):  # more than are shown at once
+        thought = Thought("z", 0.5, 0.25)
+        report.reading.documents.append([Token(f"more{number}", -1.0, (thought,))])
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(report_page.page(report))
     return path
@@ -53,7 +56,10 @@ def opened(request, browser, path):
     size, scheme = request.param
     width, height = SIZES[size]
     context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=size == "phone"
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+        has_touch=size == "phone",
+        reduced_motion="reduce",  # nothing moves on between two actions
     )
     page = context.new_page()
     said: list[str] = []
@@ -97,8 +103,23 @@ def test_thoughts_on_focus_and_hover(opened):
     page.keyboard.press("ArrowDown")
     assert page.evaluate("document.activeElement.dataset.text") == " word0"
     page.keyboard.press("ArrowUp")
-    page.keyboard.press("End")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowUp")
     assert page.evaluate("document.activeElement.dataset.text") == " word89"
+    page.keyboard.press("End")
+    last = page.evaluate("document.activeElement.dataset.text")
+    assert last.startswith("more") and last != "more39"  # which is folded away
+    for key in ("ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+        assert page.evaluate("document.activeElement.dataset.text") == last
+    assert page.locator('.t[tabindex="0"]').first.is_visible()
+    page.locator("details:has(.doc) > summary").click()
+    page.locator(f'.t[data-text="{last}"]').focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.text") != last
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.dataset.text") == "more39"
     page.keyboard.press("Home")
     assert page.locator('.t[aria-selected="true"]').count() == 1
     (tokens.nth(9).tap if size == "phone" else tokens.nth(9).hover)()

@@ -22,6 +22,11 @@ ROWS = [
     Row("5", "same-steps", 0.086, 0.021, 1.968, 0.19, 550, "control"),
     Row("6", "same-flops", 0.154, 0.027, 2.161, 0.40, 10281, "control"),
 ]
+ROWS = [  # other ends above than below, as Wilson's are
+    dataclasses.replace(row, accuracy_low=row.accuracy - 0.05, accuracy_high=row.accuracy + 0.06)
+    for row in ROWS
+]
+ROWS[1] = dataclasses.replace(ROWS[1], temperature=20.08)
 TEXT = [dataclasses.replace(row, accuracy=math.nan, accuracy_error=math.nan) for row in ROWS]
 SLOW = [
     dataclasses.replace(row, ms_per_token=row.ms_per_token * (30 if row.kind == "thinking" else 1))
@@ -67,7 +72,7 @@ def test_bars_are_95_percent_intervals():
     assert "95%" in axes.get_ylabel()
     bars = [bar for bar in axes.containers if isinstance(bar, ErrorbarContainer)]
     low, high = bars[1].lines[2][0].get_segments()[0][:, 1]
-    assert (low, high) == pytest.approx((0.746 - 1.96 * 0.017, 0.746 + 1.96 * 0.017))
+    assert (low, high) == pytest.approx((0.696, 0.806))
     [axes] = tradeoff.draw(TEXT, "title").axes
     assert not axes.containers and "95%" not in axes.get_ylabel()
 
@@ -112,6 +117,6 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
     [axes] = tradeoff.draw([TEXT[0], broken], "title").axes
     assert [text.get_text() for text in axes.texts] == ["base"]
     tradeoff.write([broken], tmp_path / "empty.png", "title")
-    perfect = dataclasses.replace(ROWS[0], accuracy=1.0, accuracy_error=0.0)
+    perfect = dataclasses.replace(ROWS[0], accuracy=1.0, accuracy_low=0.9, accuracy_high=1.0)
     [axes] = tradeoff.draw([perfect], "title").axes
     assert axes.get_ylim()[1] == 1
