@@ -327,7 +327,7 @@ def _scaled(
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:
     """A row for it; of a fit that would have gone on beyond the highest that is tried, it says so."""
-    shown = f"{temperature:.2f}" if temperature < 0.99 * most else f"{most:.0f} or more"
+    shown = f"{temperature:.2f}" if temperature < 0.99 * most else f"\u2265{most:.0f}"
     return dataclasses.replace(
         row, name=f"{row.name} at temperature {shown}", temperature=temperature
     )

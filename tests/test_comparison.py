@@ -68,7 +68,7 @@ def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows
 def test_a_fit_that_stops_at_the_highest_temperature_says_so(rows):
     far = comparison._at_temperature(rows[0], 20.08, comparison.MAX_TEMPERATURE)
     near = comparison._at_temperature(rows[0], 1.234, comparison.MAX_TEMPERATURE)
-    assert far.name == "base at temperature 20 or more" and near.name == "base at temperature 1.23"
+    assert far.name == "base at temperature \u226520" and near.name == "base at temperature 1.23"
 
 
 def test_only_a_model_without_thoughts_is_the_base(tmp_path):
