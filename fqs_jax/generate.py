@@ -22,6 +22,8 @@ from fqs_jax.workdir import Loaded
 
 __all__ = ["Emitted", "Generation", "generate"]
 
+_MOST_LENGTHS = 100  # of what the model was made for
+
 
 def define_flags() -> None:
     """The command line; not at import, since programs import this file for its API."""
@@ -32,7 +34,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 64, "Longest continuation.")
     flags.DEFINE_float("temperature", 0.0, "0 = the likeliest token.")
     flags.DEFINE_float("top_p", 1.0, "Sample from this much of the probability.")
-    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.")
+    # All that a JAX key takes.
+    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.", 0, 2**32 - 1)
     flags.DEFINE_bool("think", True, "--nothink: leave the thoughts out.")
     flags.DEFINE_bool("show_thoughts", False, "Print each thought, dimmed, before its token.")
     cli.define_device_flags()
@@ -47,6 +50,7 @@ def main(_: Sequence[str]) -> None:
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
     loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
     length = _longest(loaded, prompts) + flags.FLAGS.max_new_tokens
+    _refuse_endless(flags.FLAGS.max_new_tokens, loaded.model.max_seq_len)
     if length > loaded.model.max_seq_len:
         print(
             f"note: up to {length} tokens, the model was made for {loaded.model.max_seq_len}; "
@@ -99,6 +103,15 @@ def _longest(loaded: Loaded, prompts: Sequence[str]) -> int:
             f"was made for {room}; shorten it"
         )
     return longest
+
+
+def _refuse_endless(max_new_tokens: int, max_seq_len: int) -> None:
+    """What is surely a slip: memory for all of it would be taken before the first token."""
+    if max_new_tokens > _MOST_LENGTHS * max_seq_len:
+        raise UserError(
+            f"--max_new_tokens={max_new_tokens} is more than {_MOST_LENGTHS} times the {max_seq_len} "
+            "tokens that the model was made for; set it lower"
+        )
 
 
 class _Stream:

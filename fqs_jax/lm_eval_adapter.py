@@ -66,6 +66,8 @@ class FqsJax(LM):
         device: str | None = None,
     ):
         super().__init__()
+        if not 0 <= seed < 2**32:
+            raise UserError(f"seed must be 0 to {2**32 - 1}, not {seed}")
         name = None if stage is None else str(stage)
         loaded = workdir.load(str(checkpoint), name, mesh=sharding.local_mesh(fsdp, tensor))
         if not think:
@@ -180,7 +182,13 @@ class FqsJax(LM):
         if len(ids) <= room:
             return context
         _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
-        return tokenizer.decode(ids[len(ids) - room + len(tokenizer.opening) :])
+        keep = room - len(tokenizer.opening)
+        while True:  # the end of a text may be written in more tokens than it had in the whole
+            text = tokenizer.decode(ids[len(ids) - keep :])
+            excess = len(generation.prompt_ids(self.loaded, text)) - room
+            if excess <= 0:
+                return text
+            keep = max(0, keep - excess)
 
 
 def _count(batch_size: str) -> int:

@@ -2,12 +2,14 @@
 
 The gap is the student's loss less the teacher's, in nats a token, on the same tokens. The models do
 not change, so the gap of training time can be measured at any time, on text like that of training.
-What is watched is the drift: the gap on fresh text less that one (docs/evaluation.md).
+What is watched is the drift: the gap on fresh text less that one; and, since a teacher may know as
+little of a text as its student, how far the student's own loss rose (docs/evaluation.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,73 +35,123 @@ class Losses:
     student_D: np.ndarray
 
     @property
+    def teacher_nll(self) -> float:
+        """Nats a token."""
+        return float(self.teacher_D.sum() / self.tokens_D.sum())
+
+    @property
+    def student_nll(self) -> float:
+        """Nats a token."""
+        return float(self.student_D.sum() / self.tokens_D.sum())
+
+    @property
     def gap(self) -> float:
         """The student's loss less the teacher's, nats a token."""
         return float((self.student_D - self.teacher_D).sum() / self.tokens_D.sum())
 
-    def resampled_gaps(self, rng: np.random.Generator) -> np.ndarray:
-        """The gap of many samples of documents, drawn with replacement, as many as there are."""
+    def resampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Both models' loss, nats a token, teacher first, on many samples of the documents.
+
+        Documents are drawn with replacement, as many as there are.
+        """
         count = len(self.tokens_D)
-        gaps = []
+        sums_3xD = np.stack([self.tokens_D, self.teacher_D, self.student_D])
+        sums = []
         for _ in range(RESAMPLINGS // _AT_ONCE):
             picked = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
-            gaps.append((picked @ (self.student_D - self.teacher_D)) / (picked @ self.tokens_D))
-        return np.concatenate(gaps)
+            sums.append(sums_3xD @ picked.T)
+        tokens, teacher, student = np.concatenate(sums, axis=1)
+        return teacher / tokens, student / tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured; losses and gaps in nats a token, `drift` with its 95% interval.
+    """What was measured, in nats a token; `drift` and `rise`, of the student's loss, with 95% intervals.
 
-    `retrain` if the drift is above the tolerance, even at the low end of the interval. `unsure` if it
-    is not, but may be.
+    `retrain` if one of them is above its tolerance, even at the low end of its interval. `unsure` if
+    none is, but one may be. `reason` says what to retrain: "gap" the student, which alone fell behind;
+    "loss" teacher and student, since both know less of this text; "" nothing.
     """
 
     verdict: str
+    reason: str
     unsure: bool
     drift: float
     drift_low: float
     drift_high: float
     tolerance: float
+    rise: float
+    rise_low: float
+    rise_high: float
+    loss_tolerance: float
     gap: float
     gap_then: float
     teacher_nll: float
+    teacher_nll_then: float
     student_nll: float
+    student_nll_then: float
     documents: int
     documents_then: int
     tokens: int
 
 
-def judge(fresh: Losses, then: Losses, tolerance: float) -> Verdict:
-    """Compare two gaps, with a percentile bootstrap over the documents of both.
+def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float = 0.5) -> Verdict:
+    """Compare two texts, with a percentile bootstrap over the documents of both.
 
     Args:
       tolerance: a drift up to this many nats a token does not matter.
+      loss_tolerance: nor does a rise of the student's loss up to this many. Other text of the same
+        kind is harder or easier, so this one is large.
 
     Raises:
-      UserError: too few documents.
+      UserError: too few documents, or a tolerance that is not finite.
     """
     check_count("fresh text", len(fresh.tokens_D))
     check_count("training-time text", len(then.tokens_D))
+    check_tolerances(tolerance=tolerance, loss_tolerance=loss_tolerance)
     rng = np.random.default_rng(0)  # the same text has the same interval
-    drifts = fresh.resampled_gaps(rng) - then.resampled_gaps(rng)
-    low, high = map(float, np.percentile(drifts, [2.5, 97.5]))
-    tokens = int(fresh.tokens_D.sum())
+    (teacher, student), (teacher_then, student_then) = fresh.resampled(rng), then.resampled(rng)
+    drift_low, drift_high = _interval((student - teacher) - (student_then - teacher_then))
+    rise_low, rise_high = _interval(student - student_then)
+    teacher_rise_low, _ = _interval(teacher - teacher_then)
+    behind, foreign = drift_low > tolerance, rise_low > loss_tolerance
+    # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
+    both = foreign and (not behind or teacher_rise_low > loss_tolerance)
+    reason = "loss" if both else "gap" if behind else ""
     return Verdict(
-        verdict="retrain" if low > tolerance else "keep",
-        unsure=low <= tolerance < high,
+        verdict="retrain" if reason else "keep",
+        reason=reason,
+        unsure=not reason and (drift_high > tolerance or rise_high > loss_tolerance),
         drift=fresh.gap - then.gap,
-        drift_low=low,
-        drift_high=high,
+        drift_low=drift_low,
+        drift_high=drift_high,
         tolerance=tolerance,
+        rise=fresh.student_nll - then.student_nll,
+        rise_low=rise_low,
+        rise_high=rise_high,
+        loss_tolerance=loss_tolerance,
         gap=fresh.gap,
         gap_then=then.gap,
-        teacher_nll=float(fresh.teacher_D.sum() / tokens),
-        student_nll=float(fresh.student_D.sum() / tokens),
+        teacher_nll=fresh.teacher_nll,
+        teacher_nll_then=then.teacher_nll,
+        student_nll=fresh.student_nll,
+        student_nll_then=then.student_nll,
         documents=len(fresh.tokens_D),
         documents_then=len(then.tokens_D),
-        tokens=tokens,
+        tokens=int(fresh.tokens_D.sum()),
     )
+
+
+def _interval(samples: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def check_tolerances(**tolerances: float) -> None:
+    """Raises UserError if one is NaN or infinite: nothing is above those."""
+    for name, value in tolerances.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} must be a finite number of nats a token, not {value}")
 
 
 def check_count(name: str, documents: int) -> None:

@@ -27,16 +27,20 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 8)
     flags.DEFINE_float("tolerance", 0.01, "A drift of so many nats a token does not matter.", 0.0)
+    flags.DEFINE_float(
+        "loss_tolerance", 0.5, "Nor does a rise of the student's loss by so many.", 0.0
+    )
 
 
 def main(fresh_text: str) -> int:
-    """Compare the gaps that the flags name, print them.
+    """Compare the models that the flags name on two texts, print the verdict.
 
     Returns:
       The exit code: 0 keep, 3 retrain.
     """
     f = flags.FLAGS
     cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
+    watch.check_tolerances(**{"--tolerance": f.tolerance, "--loss_tolerance": f.loss_tolerance})
     fresh = watch.spread(text.read_documents(fresh_text), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
@@ -53,7 +57,10 @@ def main(fresh_text: str) -> int:
             )
 
     result = watch.judge(
-        measure("fresh text", fresh), measure("training-time text", then), f.tolerance
+        measure("fresh text", fresh),
+        measure("training-time text", then),
+        f.tolerance,
+        f.loss_tolerance,
     )
     print(json.dumps(dataclasses.asdict(result)) if f.json else _lines(result))
     return RETRAIN if result.verdict == "retrain" else 0
@@ -95,13 +102,29 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
 
 
 def _lines(result: watch.Verdict) -> str:
-    unsure = ", as far as can be told; with more documents it may be" if result.unsure else ""
-    above = "above" if result.verdict == "retrain" else "not above"
     return (
         f"loss on {result.documents} fresh documents ({result.tokens:,} tokens), nats a token: "
         f"student {result.student_nll:.4f}, teacher {result.teacher_nll:.4f}\n"
-        f"gap {result.gap:+.4f}, on {result.documents_then} documents of training time "
-        f"{result.gap_then:+.4f}\n"
+        f"on {result.documents_then} documents of training time: "
+        f"student {result.student_nll_then:.4f}, teacher {result.teacher_nll_then:.4f}\n"
+        f"gap {result.gap:+.4f}, at training time {result.gap_then:+.4f}\n"
         f"drift {result.drift:+.4f} (95%: {result.drift_low:+.4f} to {result.drift_high:+.4f})\n"
-        f"{result.verdict}: the drift is {above} {result.tolerance:g}{unsure}"
+        f"rise of the student's loss {result.rise:+.4f} "
+        f"(95%: {result.rise_low:+.4f} to {result.rise_high:+.4f})\n"
+        f"{result.verdict}: {_why(result)}"
+    )
+
+
+def _why(result: watch.Verdict) -> str:
+    if result.reason == "gap":
+        return f"the drift is above {result.tolerance:g}; retrain the student"
+    if result.reason == "loss":
+        return (
+            f"the student's loss rose by more than {result.loss_tolerance:g}, and not the student's "
+            "alone: both models are foreign to this text; retrain teacher and student"
+        )
+    unsure = ", as far as can be told; with more documents one may be" if result.unsure else ""
+    return (
+        f"the drift is not above {result.tolerance:g}, nor the rise above "
+        f"{result.loss_tolerance:g}{unsure}"
     )

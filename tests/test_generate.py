@@ -9,7 +9,7 @@ import pytest
 
 from fqs_jax import generate, generation, workdir
 from fqs_jax.errors import UserError
-from tests.tiny_runs import clock_config, save_stage
+from tests.tiny_runs import clock_config, refusal, save_stage
 
 THINKS = "1"
 
@@ -107,6 +107,17 @@ def test_a_prompt_longer_than_the_model_reads_is_refused(model):
     assert generate._longest(model, ["0 +1", fits]) == longest
     with pytest.raises(UserError, match="prompt 2 of 2 has 65 tokens, the model was made for 64"):
         generate._longest(model, ["0 +1", f"{fits} 0"])
+
+
+def test_what_never_ends_is_refused(model):
+    generate._refuse_endless(6400, model.model.max_seq_len)
+    with pytest.raises(UserError, match="=6401 is more than 100 times the 64 tokens"):
+        generate._refuse_endless(6401, model.model.max_seq_len)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**20])
+def test_seeds_that_are_none(seed):
+    assert f"--seed={seed}" in refusal("generate", f"--seed={seed}")
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,27 @@ from fqs_jax.tasks.answers import final_number, published_number
         ("the answer is 4. No, the answer is 1,000,000 hats and 2 dogs", 1000000, 2),
         ("is 1,234, which is much", 1234, 1234),
         ("half: .5", Decimal("0.5"), 5),
+        # What is announced ends with its sentence, or the part of it.
+        ("The answer is 18. Let me check: 20 - 2 = 17.", 18, 17),
+        ("The answer is 18, as 20 - 2 = 17", 18, 17),
+        ("The answer is **18.** Check: x = 17", 18, 17),
+        ("The answer is 18.Check: x = 17", 18, 17),
+        ("The answer is 12.50. So x = 3", Decimal("12.50"), 3),
+        ("The answer is, in total, 3 + 4 = 7. So x = 3", 7, 3),
+        ("We get \\boxed{42} and x = 17", 42, 17),
+        ("The answer is No. 5.", 5, 5),
+        ("The answer is No. 5. So x = 7", 5, 7),
+        ("The answer is:\n42 hats for 3", 42, 3),
+        # A colon announces too, if a number follows.
+        ("Answer: 42. That took 3 days.", 42, 3),
+        ("The final answer: 42 apples for 3 people", 42, 3),
+        ("**Answer:** 7 (out of 9)", 7, 9),
+        ("**Answer**: -$7 of 9", -7, 9),
+        ("Answer (in dollars): $7 of 9", 7, 9),
+        ("Answer:\n7 of 9", 7, 9),
+        ("Answer: 10 - 3 = 7. It took 2", 7, 2),
+        ("Answer: He has 3 hats and 4 more. So 7", 7, 7),
+        ("Answer: 3. No, the answer is 4 of 5", 4, 5),
     ],
 )
 def test_answers(text, right, published):
@@ -51,6 +72,11 @@ def test_every_way_to_write_a_number(number):
             f"2 and 3 make {written}",
             f"#### {written}\n",
             f"3 and more. The answer is {written}. So 5 it is not",
+            *(
+                f"{cue} {written}{rest}"
+                for cue in ("the answer is", "Answer:", "**Final answer:**", "the answer: x =")
+                for rest in (". So 9 - 2 = 7.", "! x = 7", "; x = 7", ", for 9 - 2 = 7", "\nx = 7")
+            ),
         ):
             assert final_number(text) == number
         assert published_number(f"so it is {written}.") == number
@@ -59,6 +85,7 @@ def test_every_way_to_write_a_number(number):
 @given(st.decimals(0, 10**6, places=2))
 def test_decimals_are_kept(number):
     assert final_number(f"The answer is {number:,}.") == number
+    assert final_number(f"Answer: {number:,}. So x = 3") == number
     assert published_number(f"so {number}") == int(number * 100)
 
 

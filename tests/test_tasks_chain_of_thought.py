@@ -1,5 +1,6 @@
 """Votes among chains of thought, with both parsers."""
 
+import dataclasses
 from decimal import Decimal
 
 import pytest
@@ -56,6 +57,20 @@ def test_sampling(loaded):
     assert len({chain.text for own in chains.values() for chain in own}) > 3
     assert told == [(2, 2)]
     assert sample(loaded, ITEMS, SHORT) == chains
+
+
+def test_seeds_share_no_noise(loaded, monkeypatch):
+    """Neither two batches of a seed, nor batches at other places of two seeds."""
+    seeds = []
+
+    def generate(loaded, prompts, count, *, seed, **settings):
+        seeds.append(seed)
+        return [chain_of_thought.generation.Generation("", [], [], [])] * len(prompts)
+
+    monkeypatch.setattr(chain_of_thought.generation, "generate", generate)
+    for seed in (0, 1, 2, 2**32 - 1):
+        sample(loaded, ITEMS * 3, dataclasses.replace(SHORT, batch_size=3, seed=seed))
+    assert len(seeds) == len(set(seeds)) == 24 and 0 <= min(seeds) <= max(seeds) < 2**32
 
 
 def test_what_does_not_fit_is_counted(loaded):

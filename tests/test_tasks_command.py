@@ -1,9 +1,11 @@
 """The benchmark part of the evaluate program."""
 
 import json
+import math
 
 import pytest
 
+from fqs_jax.tasks import command
 from tests import benchmark_files
 from tests.benchmark_files import write_lines
 from tests.tiny_runs import clock_config, refusal, run, save_stage
@@ -21,6 +23,7 @@ def place(tmp_path_factory):
     benchmark_files.write_all(place)
     write_lines(place / "own.jsonl", CHOICES)
     write_lines(place / "other.jsonl", CHOICES[5:])
+    write_lines(place / "copy.jsonl", benchmark_files.GSM8K)
     config = clock_config()
     for number in (0, 1):
         save_stage(place / "W", config, number, seed=number)
@@ -52,10 +55,23 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
         assert part in done.stdout
 
 
+def test_what_is_unknown_is_a_dash():
+    assert command._at(math.nan, ()) == "-" and command._at(0.5, (2.0, 0.5)) == "0.5000 @ 1.00"
+
+
 @pytest.mark.parametrize(
     "options, reason",
     [
-        ("--task=gsm8k --task_file=PLACE/gsm8k.jsonl --fit_file=PLACE/gsm8k.jsonl", "be another"),
+        (
+            "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --limit=2 --fit_file=PLACE/copy.jsonl",
+            "2 of the first 3 items of --fit_file are in --task_file too",
+        ),
+        ("--task=csqa --task_file=PLACE/csqa.jsonl --text=x", "--text is for"),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --workdir=PLACE/W",
+            "--workdir is for --all_stages; add it, or give --checkpoint=",
+        ),
+        ("--task=gsm8k --task_file=PLACE/gsm8k.jsonl --votes=2 --greedy", "not for --votes"),
         (
             "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --votes=2 --chains_file=PLACE/none/x",
             "none/x: No such file or directory",

@@ -65,7 +65,7 @@ def next_log_probs(loaded, context, key):
 @pytest.mark.parametrize("seed", [None, 3])
 @pytest.mark.parametrize("name", ["csqa", "gsm8k"])
 def test_the_walk_after_thoughts(thinking, asked, name, seed):
-    """The thought at a place depends on seed, item, row of the item and place."""
+    """The thought at a place depends on seed, item and place."""
     item, number = asked[name][1], 1
     settings = Settings(thought_seeds=2, seed=seed or 0, greedy=seed is None)
     result = evaluate(thinking, asked[name], settings)
@@ -78,8 +78,8 @@ def test_the_walk_after_thoughts(thinking, asked, name, seed):
     for t in range(start, len(ids)):
         if ids[t] in allowed:
             key = seed
-            if seed is not None:  # the walk is read off the item's first, its longest row
-                key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), number), 0)
+            if seed is not None:
+                key = jax.random.fold_in(jax.random.key(seed), number)
             log_probs = next_log_probs(thinking, ids[:t], key)
             expected += log_probs[ids[t]] - np.logaddexp.reduce(log_probs[allowed])
     assert result.thinking is not None
@@ -110,6 +110,25 @@ def test_choices_of_text_after_thoughts(thinking):
             totals.append(sum(parts))
         found = result.thinking.choices.log_probs_NxRxDxA[n, 0, 0, : len(totals)]
         np.testing.assert_allclose(found - found[0], np.array(totals) - totals[0], atol=2e-4)
+
+
+def test_another_choice_moves_no_other_score(thinking):
+    """Longer or shorter than the others, so that it is read before or after them."""
+    settings, few = Settings(thought_seeds=2, seed=4), TEXTS[1]
+    before = evaluate(thinking, [TEXTS[0], few], settings).thinking
+    assert before is not None
+    expected = before.choices.log_probs_NxRxDxA[1, :, 0, : len(few.choices)]
+    for added in (" his hat", " her friend and one old king and a small dog"):
+        more = dataclasses.replace(few, choices=(*few.choices, added))
+        after = evaluate(thinking, [TEXTS[0], more], settings).thinking
+        assert after is not None
+        found = after.choices.log_probs_NxRxDxA[1, :, 0, : len(few.choices)]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    other = evaluate(thinking, [few, few], settings).thinking
+    assert other is not None  # a different item: different thoughts
+    first, second = other.choices.log_probs_NxRxDxA[:, :, 0, : len(few.choices)]
+    np.testing.assert_allclose(second, expected, atol=1e-4)
+    assert np.abs(first - second).max() > 1e-3
 
 
 # How it is computed changes nothing --------------------

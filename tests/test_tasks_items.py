@@ -179,6 +179,12 @@ def test_malformed_files(tmp_path):
     assert "neither one of the choices" in with_line(choices.TASK, own | {"answer": True})
     assert "not empty" in with_line(choices.TASK, own | {"choices": ["a", ""]})
     assert "all different" in with_line(choices.TASK, own | {"choices": ["a", "a"]})
+    half = {**benchmark_files.GSM8K[0], "question": "a \ud83d"}
+    assert "bad.jsonl:1: half a surrogate pair at character 2 of 'question'" in with_line(
+        gsm8k.TASK, half
+    )
+    half = own | {"choices": ["a", "\udc00"], "answer": 0}
+    assert "half a surrogate pair at character 0 of 'choices'" in with_line(choices.TASK, half)
     assert "piqa" not in with_line(piqa.TASK, benchmark_files.SIQA[0])
     assert "give --labels_file" in with_line(piqa.TASK, benchmark_files.PIQA[0])
 

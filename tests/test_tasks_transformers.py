@@ -7,6 +7,7 @@ fields, and each item's tokens are walked one by one.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ FILES = {
     "siqa": (social_iqa.task(), "siqa_dev", 1954),
     "gsm8k": (gsm8k.TASK, "gsm8k_test", 1319),
 }
+ALL = "FQS_ALL_ITEMS"  # set to compare every item of the files
 BLANK = "\u2581"  # SentencePiece's blank
 Ids = tuple[int, ...]
 Table = dict[int, np.ndarray]  # log-probabilities [V] of what follows a position
@@ -190,5 +192,5 @@ def test_metrics_are_those_of_transformers(shared, family, name, count):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_all_over_the_files(shared, name):
-    """Every fourth item, so that it is seconds; slice(None) is all of a file, in minutes."""
-    check(shared, "llama", name, slice(None, None, 4))
+    """Every fourth item, so that it is seconds; with FQS_ALL_ITEMS=1 all of them, in minutes."""
+    check(shared, "llama", name, slice(None, None, None if os.environ.get(ALL) else 4))

@@ -41,6 +41,9 @@ def test_a_gap_weighs_documents_by_their_tokens():
     assert (verdict.documents, verdict.documents_then, verdict.tokens) == (8, 8, 16)
     assert verdict.teacher_nll == pytest.approx(7 / 4)
     assert verdict.student_nll == pytest.approx(9.5 / 4 + 0.5)
+    assert verdict.teacher_nll_then == pytest.approx(7 / 4)
+    assert verdict.student_nll_then == pytest.approx(9.5 / 4)
+    assert verdict.rise == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +61,42 @@ def test_verdicts(drift, spread, tolerance, verdict, unsure):
     then, fresh = losses(rng, 40, 0.05, spread), losses(rng, 40, 0.05 + drift, spread)
     result = watch.judge(fresh, then, tolerance)
     assert (result.verdict, result.unsure) == (verdict, unsure)
+    assert result.reason == ("gap" if verdict == "retrain" else "")
     assert result.drift_low < result.drift < result.drift_high
     assert result == watch.judge(fresh, then, tolerance)  # no luck in it
+
+
+@pytest.mark.parametrize(
+    "teacher_rise, student_rise, verdict, reason, unsure",
+    [
+        (2.0, 2.0, "retrain", "loss", False),  # no gap between two that know nothing
+        (2.0, 1.5, "retrain", "loss", False),
+        (1.5, 2.0, "retrain", "loss", False),  # a teacher like this one is of no help
+        (0.0, 2.0, "retrain", "gap", False),
+        (2.0, 0.0, "keep", "", False),  # the student is as good as ever
+        (0.3, 0.3, "keep", "", False),  # harder text of the same kind
+        (0.5, 0.5, "keep", "", True),
+    ],
+)
+def test_a_loss_that_rises(teacher_rise, student_rise, verdict, reason, unsure):
+    rng = np.random.default_rng(0)
+    then, fresh = losses(rng, 40, 0.05, 0.001), losses(rng, 40, 0.05, 0.001)
+    rises = {"teacher_D": teacher_rise, "student_D": student_rise}
+    rises_D = rng.normal(0, 0.1, 40) * fresh.tokens_D  # what makes documents hard, for both
+    changed = {n: getattr(fresh, n) + r * fresh.tokens_D + rises_D for n, r in rises.items()}
+    result = watch.judge(dataclasses.replace(fresh, **changed), then, 0.01)
+    assert (result.verdict, result.reason, result.unsure) == (verdict, reason, unsure)
+    assert result.rise == pytest.approx(student_rise, abs=0.1)
+    assert result.rise_low < result.rise < result.rise_high
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_tolerances_are_finite(value):
+    then = losses(np.random.default_rng(0), 9, 0)
+    with pytest.raises(UserError, match="^tolerance must be a finite number"):
+        watch.judge(then, then, value)
+    with pytest.raises(UserError, match="loss_tolerance must be a finite number"):
+        watch.judge(then, then, 0.01, value)
 
 
 def test_intervals_cover_the_true_drift_as_often_as_they_say():
@@ -143,6 +180,12 @@ def elsewhere(count, seed=0):
     return [document[::-1] for document in here(count, 100 + seed)]
 
 
+def nowhere(count, seed=0):
+    """What neither knows: the same letters in no order."""
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.permutation(list(document))) for document in here(count, 200 + seed)]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """A teacher that learned to think on two kinds of text; a student that goes on with one of them."""
@@ -194,12 +237,21 @@ def test_the_text_of_training_is_that_of_the_stage(root):
 def test_a_student_is_kept_on_text_it_was_trained_for_and_not_on_text_from_elsewhere(root):
     teacher, student = (workdir.load(str(root), stage) for stage in ("1", "student"))
     then = watch.measure(teacher, student, watch.training_text(root, 2, 40))
-    known, foreign = (
+    known, foreign, foreign_to_both = (
         watch.judge(watch.measure(teacher, student, text(40, seed=7)), then, 0.05)
-        for text in (here, elsewhere)
+        for text in (here, elsewhere, nowhere)
     )
-    print(known, foreign, sep="\n")
-    assert known.verdict == "keep" and known.drift_high < 0.2
-    assert foreign.verdict == "retrain" and foreign.drift_low > 0.5
+    print(known, foreign, foreign_to_both, sep="\n")
+    assert known.verdict == "keep" and known.drift_high < 0.2 and known.rise_high < 0.5
+    assert (foreign.verdict, foreign.reason) == ("retrain", "gap") and foreign.drift_low > 0.5
     # It is the student that got worse: its teacher does as well on both.
     assert foreign.teacher_nll < known.teacher_nll + 1 < foreign.student_nll
+    assert (foreign_to_both.verdict, foreign_to_both.reason) == ("retrain", "loss")
+    assert foreign_to_both.teacher_nll > known.teacher_nll + 1
+    # And so it is where the gap says nothing: a student as good as this teacher.
+    fresh, same = (
+        dataclasses.replace(measured, student_D=measured.teacher_D)
+        for measured in (watch.measure(teacher, student, nowhere(40, seed=7)), then)
+    )
+    no_gap = watch.judge(fresh, same, 0.05)
+    assert (no_gap.verdict, no_gap.reason, no_gap.drift) == ("retrain", "loss", 0)

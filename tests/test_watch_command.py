@@ -1,12 +1,14 @@
 """`evaluate --watch` as a program: exit codes, what it prints, what it refuses."""
 
 import json
+import re
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fqs_jax import cli, huggingface, sharding, tokenizers, watch_command, workdir
+from fqs_jax import cli, huggingface, sharding, tokenizers, watch, watch_command, workdir
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
 
@@ -22,6 +24,8 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("watch")
     text = write_lines(place / "text.jsonl", sentences(30))
     write_lines(place / "fresh.jsonl", sentences(12, 5))
+    held_out = [text for text in sentences(160, 6) if text not in sentences(30)]
+    write_lines(place / "held_out.jsonl", held_out)
     greek = ["".join(chr(0x3B1 + ord(c) % 24) for c in text) for text in sentences(12, 5)]
     write_lines(place / "elsewhere.jsonl", greek)
     write_lines(place / "few.jsonl", sentences(7))
@@ -47,20 +51,58 @@ def options(place, fresh, **flags):
     return ("--watch", *(f"--{name}={value}" for name, value in named.items()), str(place / fresh))
 
 
+def in_process(place, monkeypatch, **changed):
+    """Flags for `main` in this process, since each program takes seconds to start."""
+    values = {"teacher": "PLACE/W:1", "student": "PLACE/W:0", "reference": "", "documents": 200}
+    values |= {"tolerance": 0.01, "loss_tolerance": 0.5, "batch_size": None, "seq_len": None}
+    values |= {"seed": 0, "json": False} | changed
+    for name, value in values.items():
+        values[name] = value.replace("PLACE", str(place)) if isinstance(value, str) else value
+    given = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values))
+    monkeypatch.setattr(watch_command, "flags", given)
+    monkeypatch.setattr(cli, "mesh_from_flags", sharding.single_device)
+
+
 def test_keep(place):
-    done = run("evaluate", *options(place, "text.jsonl", tolerance=0.5))
-    loss, gap, drift, verdict = done.stdout.splitlines()
-    assert loss.startswith("loss on 30 fresh documents (")
-    assert "on 30 documents of training time" in gap
-    assert drift.startswith("drift +0.0000 (95%: -")  # the same text
-    assert verdict == "keep: the drift is not above 0.5"
+    done = run("evaluate", *options(place, "held_out.jsonl", documents=100))
+    loss, then, gap, drift, rise, verdict = done.stdout.splitlines()
+    assert loss.startswith("loss on 100 fresh documents (")
+    assert then.startswith("on 30 documents of training time: student ")
+    assert gap.startswith("gap ") and ", at training time " in gap
+    assert drift.startswith("drift ") and drift.split()[1] != "+0.0000"  # other text
+    assert rise.startswith("rise of the student's loss ")
+    assert verdict.startswith("keep: the drift is not above 0.01, nor the rise above 0.5")
+
+
+@pytest.mark.parametrize(
+    "loss_tolerance, code, verdict",
+    [
+        (0.5, 3, "retrain: .*loss rose by more than 0.5.* alone: both models are foreign to this"),
+        (1.5, 0, "keep: the drift is not above 0.01, nor the rise above 1.5$"),
+        (1, 0, "keep: .* nor the rise above 1, as far as can be told; with more documents one may"),
+    ],
+)
+def test_a_loss_that_rises_by_1(place, monkeypatch, capsys, loss_tolerance, code, verdict):
+    """What models that were trained do is in test_watch.py."""
+    tokens_D = np.arange(10, 30)
+    nll_D = np.linspace(1.9, 2.1, 20) * tokens_D
+    measured = iter(
+        [watch.Losses(tokens_D, loss_D, loss_D) for loss_D in (nll_D + tokens_D, nll_D)]
+    )
+    monkeypatch.setattr(watch, "measure", lambda *_: next(measured))
+    in_process(place, monkeypatch, loss_tolerance=loss_tolerance)
+    assert watch_command.main(str(place / "fresh.jsonl")) == code
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("rise of the student's loss +1.0000 (95%: +0.9")
+    assert re.match(verdict, lines[-1])
 
 
 def test_retrain(place):
     fresh, reference = "elsewhere.jsonl", place / "fresh.jsonl"
     flags = options(place, fresh, reference=reference, documents=10)
     result = json.loads(run("evaluate", *flags, "--json", code=3).stdout)
-    assert result["verdict"] == "retrain" and result["drift_low"] > 0.01 == result["tolerance"]
+    assert result["verdict"] == "retrain" and result["reason"] == "gap"
+    assert result["drift_low"] > 0.01 == result["tolerance"]
     assert result["documents"] == result["documents_then"] == 10
     assert result["drift"] > 0.5
     assert result["drift"] == pytest.approx(result["gap"] - result["gap_then"])
@@ -92,16 +134,12 @@ def test_refusal(place):
             {"student": "PLACE/other", "reference": "PLACE/text.jsonl"},
             "different tokenizers; name models of one run",
         ),
+        ("fresh.jsonl", {"tolerance": float("nan")}, "^--tolerance must be a finite .*, not nan"),
+        ("fresh.jsonl", {"loss_tolerance": float("inf")}, "^--loss_tolerance must be .*, not inf"),
     ],
 )
 def test_reasons(place, monkeypatch, fresh, flags, reason):
-    """In this process, since each program takes seconds to start."""
-    values = {"teacher": f"{place}/W:1", "student": f"{place}/W:0", "reference": ""}
-    values |= {name: value.replace("PLACE", str(place)) for name, value in flags.items()}
-    others = {"documents": 200, "tolerance": 0.01, "batch_size": None, "seq_len": None, "seed": 0}
-    given = types.SimpleNamespace(**values, **others, json=False)
-    monkeypatch.setattr(watch_command, "flags", types.SimpleNamespace(FLAGS=given))
-    monkeypatch.setattr(cli, "mesh_from_flags", sharding.single_device)
+    in_process(place, monkeypatch, **flags)
     with pytest.raises(UserError, match=reason) as caught:
         watch_command.main(str(place / fresh) if fresh else "")
     assert "\n" not in str(caught.value)

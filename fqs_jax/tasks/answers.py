@@ -10,26 +10,34 @@ _AMOUNT = r"(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?|\.\d+"
 _NUMBER = re.compile(
     rf"((?<![\w)\].])[-\u2212])?[$\u20ac\u00a3]?\s?((?<=[$\u20ac\u00a3])-)?({_AMOUNT})", re.ASCII
 )
-# What announces the final number; the last of them counts.
-_CUES = re.compile(r"####|\\boxed\s*\{|\banswer\b[^.\n]*?(?:\bis\b|=)", re.IGNORECASE)
+# What announces the final number; the last of them counts. A colon does so only right before it, since
+# a worked answer may begin with "Answer:" too.
+_CUES = re.compile(
+    r"####|\\boxed\s*\{|\banswer(?:\s*\([^)\n]*\))?[\s*_]*:(?=[\s*_]*[-\u2212$\u20ac\u00a3.]*\d)"
+    r"|\banswer\b[^.\n]*?(?:\bis\b|=)",
+    re.IGNORECASE,
+)
+# Where what was announced ends: no decimal point or comma between digits.
+_PART_ENDS = re.compile(r"[.!?;,](?=[)\]\"'*_]*(?:\s|$))|(?<=\d)\.(?=[A-Z])|\}")
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Q:|Question\b|The question is:)")
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number that the last "answer is", "####" or "\\boxed{" announces, else the last number.
+    """The number that the last "answer is", "answer:", "####" or "\\boxed{" announces, else the last.
 
-    Of the announced line it is the first number, or the one after its last "=". Reads "1,234", "$5",
-    "-3", "12.50" and "50%" as the numbers that they are, and nothing behind another question.
+    Of the announced line the first sentence, or part of one, with a number counts: its first number,
+    or the one after its last "=". Reads "1,234", "$5", "-3", "12.50" and "50%" as the numbers that
+    they are, and nothing behind another question.
 
     Returns:
       None if there is no number.
     """
     text = _NEXT_QUESTION.split(text, maxsplit=1)[0]
     for cue in reversed(list(_CUES.finditer(text))):
-        line = text[cue.end() :].lstrip().partition("\n")[0]
-        result = line.rpartition("=")[2]
-        if found := _NUMBER.search(result) or _NUMBER.search(line):
-            return _value(found)
+        line = text[cue.end() :].lstrip(": \t\r\n*_").partition("\n")[0]
+        for part in _PART_ENDS.split(line):
+            if found := _NUMBER.search(part.rpartition("=")[2]) or _NUMBER.search(part):
+                return _value(found)
     numbers = list(_NUMBER.finditer(text))
     return _value(numbers[-1]) if numbers else None
 

@@ -85,6 +85,8 @@ def sample(
 ) -> dict[int, list[Chain]]:
     """Chains for each item that fits with room for all new tokens, by the item's number.
 
+    They depend on the seed, and on which questions share a batch in which row, so on the batch size.
+
     Raises:
       UserError: the prompt has no place for the question, or no item fits.
     """
@@ -111,13 +113,18 @@ def sample(
             settings.max_new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            seed=settings.seed + start,
+            seed=_seed(settings.seed, start),
         )
         for i, n in enumerate(chosen):
             part = results[i * settings.votes : (i + 1) * settings.votes]
             chains[n] = [Chain(r.text, len(r.tokens) < settings.max_new_tokens) for r in part]
         progress(min(start + together, len(fitting)), len(fitting))
     return chains
+
+
+def _seed(seed: int, start: int) -> int:
+    """Of the batch that begins at a question: hashed, so that other seeds' batches have other noise."""
+    return int(np.random.SeedSequence([seed % 2**32, start]).generate_state(1)[0])
 
 
 def count(

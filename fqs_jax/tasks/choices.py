@@ -18,6 +18,7 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
     choices, answer = fields.get("choices"), fields.get("answer")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
         raise UserError(f"{where}: 'choices' must be a list of texts that are not empty")
+    choices = [records.whole(where, choice, "choices") for choice in choices]
     if len(choices) < 2 or len(set(choices)) < len(choices):
         raise UserError(f"{where}: 'choices' must be two or more, all different")
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):

@@ -79,6 +79,7 @@ def main() -> None:
     fit: list[Item] = []
     if f.fit_file:
         fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
+        _refuse_leak(asked, fit)
     found: list[metrics.Row] = []
     base: Answers | None = None  # the first model's, which the others are compared with
     for stage, name, loaded in _models(cli.mesh_from_flags()):
@@ -100,8 +101,23 @@ def _refuse_mistakes() -> None:
         raise UserError("--fit_file is not for --votes, which fit no temperature")
     if f.fit_labels_file and not f.fit_file:
         raise UserError("--fit_labels_file is for --fit_file")
-    if f.fit_file and f.fit_file == f.task_file:
-        raise UserError("--fit_file must be another one than --task_file, or leave it out")
+    if f.text:
+        raise UserError("--text is for evaluating without --task; leave out one of the two")
+    if f.workdir and not f.all_stages:
+        raise UserError(
+            f"--workdir is for --all_stages; add it, or give --checkpoint={f.workdir} --stage=N"
+        )
+    if f.votes and f.greedy:
+        raise UserError("--greedy is not for --votes, whose thoughts are sampled")
+
+
+def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
+    """Temperatures must not be fitted on what they are measured on, whatever the file is called."""
+    if both := len(set(asked) & set(fit)):
+        raise UserError(
+            f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
+            "items, or leave it out"
+        )
 
 
 def _task(name: str) -> Task:
@@ -219,6 +235,8 @@ def _table(rows: Sequence[metrics.Row]) -> Table:
 
 def _at(value: float, temperatures: Sequence[float]) -> str:
     """A number, and at which temperature (of two halves, the geometric mean)."""
+    if math.isnan(value):
+        return "-"  # a single item has no two halves
     return f"{value:.4f} @ {math.prod(temperatures) ** (1 / max(1, len(temperatures))):.2f}"
 
 

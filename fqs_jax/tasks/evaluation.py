@@ -77,7 +77,8 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model all items.
 
-    Thoughts depend on the seed, the item and the place alone, not on batches.
+    Thoughts depend on the seed, the item and the place alone, not on batches. So the choices of an
+    item are compared under common random numbers, and adding one moves no other's score.
 
     Args:
       progress: told (rows done, rows in all).
@@ -96,13 +97,13 @@ def evaluate(
     thought = _thought(loaded, settings)
     rows = [row for question in questions for row in question.rows]
     # Numbered by item, so that leaving one out changes no other's thoughts.
-    names = [
-        (number, part)
+    owners = [
+        number
         for number, question in enumerate(asked)
         if question.length <= seq_len
-        for part in range(len(question.rows))
+        for _ in question.rows
     ]
-    plain, thinking = _read(loaded, thought, rows, names, settings, progress)
+    plain, thinking = _read(loaded, thought, rows, owners, settings, progress)
     first = np.cumsum([0, *(len(question.rows) for question in questions)])
     return Evaluation(
         _answers(questions, first, rows, plain),
@@ -138,9 +139,7 @@ def _log_probs(
         logits_BxPxV = model_lib.head_logits(params["lm"], hidden)
         thinking = jnp.zeros((*ids_BxPxA.shape[:2], 0, ids_BxPxA.shape[2]))
     else:
-        name_Bx2 = batch["name"]
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, name_Bx2[:, 0])
-        keys_B = jax.vmap(jax.random.fold_in)(keys_B, name_Bx2[:, 1])
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["owner"])
         row_keys = functools.partial(rollout.thought_keys, rationales=thought.rationales)
         keys_BxPxR = jax.vmap(lambda k, index: row_keys(k, index[None])[0])(keys_B, index_BxP)
         mixed, logits_BxPxV, _, _ = thoughts.think(
@@ -155,7 +154,7 @@ def _read(
     loaded: Loaded,
     thought: ThoughtConfig | None,
     rows: Sequence[Row],
-    names: Sequence[tuple[int, int]],
+    owners: Sequence[int],
     settings: Settings,
     progress: Advance,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +165,7 @@ def _read(
     plain_NxPxA = np.full((len(rows), P, A), -np.inf)
     thinking_NxPxRxA = np.full((len(rows), P, seeds, A), -np.inf)
     key, done = jax.random.key(settings.seed), 0
-    for chosen, batch in _batches(rows, names, settings.batch_size, max(1, seeds), A):
+    for chosen, batch in _batches(rows, owners, settings.batch_size, max(1, seeds), A):
         where = {
             name: jax.device_put(value, sharding.rows(value.shape, loaded.mesh))
             for name, value in batch.items()
@@ -184,7 +183,7 @@ def _read(
 
 def _batches(
     rows: Sequence[Row],
-    names: Sequence[tuple[int, int]],
+    owners: Sequence[int],
     batch_size: int,
     seeds: int,
     num_ids: int,
@@ -199,13 +198,13 @@ def _batches(
             batch = windows.pad_rows(tokens + [tokens[0][:1]] * (count - len(chosen)), length, 0)
             index_BxP = np.zeros((count, places), np.int32)
             ids_BxPxA = np.zeros((count, places, num_ids), np.int32)
-            name_Bx2 = np.zeros((count, 2), np.int32)
+            owner_B = np.zeros(count, np.int32)
             for b, n in enumerate(chosen):
-                name_Bx2[b] = names[n]
+                owner_B[b] = owners[n]
                 for p, (position, ids) in enumerate(rows[n].reads.items()):
                     index_BxP[b, p] = position
                     ids_BxPxA[b, p, : len(ids)] = ids
-            yield chosen, batch | {"index": index_BxP, "ids": ids_BxPxA, "name": name_Bx2}
+            yield chosen, batch | {"index": index_BxP, "ids": ids_BxPxA, "owner": owner_B}
 
 
 def _groups(rows: Sequence[Row]) -> list[tuple[int, int, list[int]]]:

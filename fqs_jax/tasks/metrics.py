@@ -23,12 +23,13 @@ class Row:
     Attributes:
       thoughts: "none", "greedy", or how many were sampled.
       items, too_long: counted, and left out since they do not fit.
-      expected_prob: the published metric; with its standard error over items, and the standard
-        deviation of the mean over thought seeds (0 with one).
+      expected_prob: the published metric; with its standard error over items (`_error`), and how much
+        it differs from one thought seed to another (`_spread`): the standard deviation of the seeds'
+        own values, which is no standard error of their mean; 0 with one seed.
       calibrated, sharpened: the same at the temperature at which the allowed answers' likelihood, or
         the metric itself, is highest on other items; with the temperatures.
       accuracy: share of items whose right answer is the likeliest, with its 95% Wilson interval over
-        items, and its standard deviation over thought seeds.
+        items, and its standard deviation between thought seeds.
       gain: accuracy less that of the model it is compared with, on the same items, with the 95%
         interval of a bootstrap over items; NaN for that model itself.
       nll: mean -log p(right answer) among the answers, nats.
