@@ -12,7 +12,7 @@ from fqs_jax import continuations, generation, huggingface, workdir
 from fqs_jax.errors import UserError
 from fqs_jax.rollout import thought_keys
 from fqs_jax.thoughts import think
-from tests.tiny_runs import clock_config, save_stage
+from tests.tiny_runs import clock_config, hf_folder, save_stage
 
 pytest.importorskip(
     "lm_eval",
@@ -206,12 +206,28 @@ def test_options(place):
     assert FqsJax(root, THINKS, thought_temperature=0).loaded.thought.temperature == 0
 
 
+def test_a_cropped_context_fits(place, tmp_path):
+    """Pieces that stood inside a word are written in more tokens at a text's beginning."""
+    from fqs_jax.lm_eval_adapter import FqsJax
+
+    words = FqsJax(str(hf_folder(tmp_path / "model")))
+    longest = words.loaded.model.max_seq_len
+    context = "afraidofseventreesnobody" * 9
+    for room in range(1, 30):
+        fitted = words._fitted(context, longest - room)
+        assert context.endswith(fitted)
+        assert len(generation.prompt_ids(words.loaded, fitted)) <= room
+    assert fitted
+
+
 def test_what_cannot_be_is_refused(place):
     from fqs_jax.lm_eval_adapter import FqsJax
 
     root = str(place / "W")
     with pytest.raises(UserError, match="500 new tokens leave no room"):
         FqsJax(root, NTP)._fitted("0 +1", 500)
+    with pytest.raises(UserError, match="seed must be 0 to 4294967295"):
+        FqsJax(root, NTP, seed=10**20)
     with pytest.raises(UserError, match="not nan"):
         FqsJax(root, THINKS, thought_temperature="nan")
     for batch_size in (0, "-1", "many"):
