@@ -18,7 +18,7 @@ from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted
 
 CACHE = cache.DEFAULT / "jax"
-MAX_SEED = 2**32 - 1  # of flags
+MAX_SEED = 2**32 - 1  # all that a JAX key takes
 
 
 def run(

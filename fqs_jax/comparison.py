@@ -189,7 +189,7 @@ def _on_answers(
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
     fits = first_N is None and loaded.thought is None
-    scaled = _scaled(loaded, row, task, answers) if fits else None
+    scaled = _scaled(loaded, row, task, answers, nll_N) if fits else None
     return row, scaled, nll_N
 
 
@@ -312,7 +312,11 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
 
 
 def _scaled(
-    base: Loaded, row: Row, task: Clock, tests: Sequence[tuple[np.ndarray, np.ndarray]]
+    base: Loaded,
+    row: Row,
+    task: Clock,
+    tests: Sequence[tuple[np.ndarray, np.ndarray]],
+    nll_N: np.ndarray,
 ) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
     answers = [_answers(base, task, "validation", length, (0,)) for length in task.lengths]
@@ -322,7 +326,7 @@ def _scaled(
     )
     nll = float(np.mean([_nll_at(log_probs[0], right, temperature) for log_probs, right in tests]))
     scaled = dataclasses.replace(_at_temperature(row, temperature, MAX_TEMPERATURE), nll=nll)
-    return _by_difficulty(scaled, _nll_by_item(tests, temperature), _nll_by_item(tests))
+    return _by_difficulty(scaled, _nll_by_item(tests, temperature), nll_N)
 
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:

@@ -24,7 +24,6 @@ from fqs_jax import (
     distributed,
     evaluation_file,
     scoring,
-    tradeoff,
     watch_command,
     workdir,
 )
@@ -116,7 +115,9 @@ def _compare_all() -> None:
         _SEQ_LEN.value,
         _BATCH_SIZE.value,
     )
-    about = _TEXT.value or "held-out problems"
+    from fqs_jax import tradeoff  # matplotlib takes most of a second to import
+
+    about = _TEXT.value or evaluation_file.PROBLEMS
     given = {name: flags.FLAGS[name] for name in ("text", "thought_seeds", "seed", "seq_len")}
     changed = {name: flag.value for name, flag in given.items() if flag.value != flag.default}
     try:

@@ -14,6 +14,7 @@ from fqs_jax.comparison import Row
 from fqs_jax.errors import UserError
 
 NAME = "evaluation.json"
+PROBLEMS = "held-out problems"  # what runs on a built-in task are measured on
 
 
 class Kept(NamedTuple):

@@ -34,8 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 64, "Longest continuation.")
     flags.DEFINE_float("temperature", 0.0, "0 = the likeliest token.")
     flags.DEFINE_float("top_p", 1.0, "Sample from this much of the probability.")
-    # All that a JAX key takes.
-    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.", 0, 2**32 - 1)
+    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.", 0, cli.MAX_SEED)
     flags.DEFINE_bool("think", True, "--nothink: leave the thoughts out.")
     flags.DEFINE_bool("show_thoughts", False, "Print each thought, dimmed, before its token.")
     cli.define_device_flags()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax import continuations, generation, sharding, workdir
+from fqs_jax import cli, continuations, generation, sharding, workdir
 from fqs_jax.errors import UserError
 from fqs_jax.generation import Emitted
 from fqs_jax.metrics import Progress
@@ -66,8 +66,8 @@ class FqsJax(LM):
         device: str | None = None,
     ):
         super().__init__()
-        if not 0 <= seed < 2**32:
-            raise UserError(f"seed must be 0 to {2**32 - 1}, not {seed}")
+        if not 0 <= seed <= cli.MAX_SEED:
+            raise UserError(f"seed must be 0 to {cli.MAX_SEED}, not {seed}")
         name = None if stage is None else str(stage)
         loaded = workdir.load(str(checkpoint), name, mesh=sharding.local_mesh(fsdp, tensor))
         if not think:

@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -68,9 +68,17 @@ class Training:
     start: dict[str, Any]
 
 
+class Documents(NamedTuple):
+    """Text to read. source: what it is, for people; held_out: whether it was kept from training."""
+
+    texts: list[str]
+    source: str
+    held_out: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Text with what was thought before each token of it."""
+    """Text with what was thought before each token of it; source, held_out: of `Documents`."""
 
     stage: str
     source: str
@@ -116,14 +124,15 @@ def collect(
     training = read_training(root)
     last = training[-1].stage
     _, config = workdir.read_run(root, last.number)
-    documents, source, held_out = _documents(config, settings)
-    models = _compared(root, settings, documents, source, held_out, note, mesh)
+    documents = _documents(config, settings)
+    on_text = config.data.source == "text"
+    models = _compared(root, settings, documents, on_text, note, mesh)
     return Report(
         name=root.resolve().name,
         origin=workdir.origin_name(root).strip("`"),
         training=training,
         models=models,
-        reading=_reading(root, training, settings, documents, source, held_out, note, mesh),
+        reading=_reading(root, training, settings, documents, note, mesh),
         config={key: str(value) for key, value in sorted(lineage.flat(config.to_dict()).items())},
         versions=versions(),
         commands=_commands(root, settings, models.flags),
@@ -176,42 +185,41 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _documents(config: Any, settings: Settings) -> tuple[list[str], str, bool]:
-    """Text to read, what it is, and whether it was held out from training."""
+def _documents(config: Any, settings: Settings) -> Documents:
     if settings.documents:
-        return list(settings.documents), settings.text or "held-out text", True
+        return Documents(list(settings.documents), settings.text or "held-out text", True)
     if config.data.source == "clock":
         problems = corpus.clock_task(config.data, config.seed).problems("test")
-        return [f"{prompt} {answer}" for prompt, answer in problems], "held-out problems", True
+        texts = [f"{prompt} {answer}" for prompt, answer in problems]
+        return Documents(texts, evaluation_file.PROBLEMS, True)
     try:
         source = corpus.sources(config.data, config.seed)[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
-    texts = (source[i] for i in range(len(source)))
-    some = itertools.islice((text for text in texts if text.strip()), SOME_DOCUMENTS)
-    return [text[:SOME_CHARACTERS] for text in some], "training text", False
+    every = (source[i] for i in range(len(source)))
+    some = itertools.islice((text for text in every if text.strip()), SOME_DOCUMENTS)
+    return Documents([text[:SOME_CHARACTERS] for text in some], "training text", False)
 
 
 def _compared(
     root: Path,
     settings: Settings,
-    documents: Sequence[str],
-    source: str,
-    held_out: bool,
+    documents: Documents,
+    on_text: bool,
     note: Callable[[str], None],
     mesh: Mesh | None,
 ) -> Kept:
     """The comparison: as `evaluate --all_stages` left it, or made now and left for the next time."""
     kept = evaluation_file.read(root)
-    _, config = workdir.read_run(root, workdir.existing_stages(root)[0].number)
-    on_text = config.data.source == "text"
     wanted = settings.text if on_text else ""  # problems of its own are what a run is compared on
     if kept is not None and (not wanted or kept.flags.get("text") == wanted):
         return kept
-    texts, source = (documents, source) if on_text else ((), "held-out problems")
+    texts, source = (
+        (documents.texts, documents.source) if on_text else ([], evaluation_file.PROBLEMS)
+    )
     rows = comparison.compare(root, None, texts, lambda name: note(f"evaluating {name}"), mesh)
     flags = {"text": wanted} if wanted else {}
-    if held_out or not on_text:
+    if documents.held_out or not on_text:
         with contextlib.suppress(OSError):  # the next report measures again
             evaluation_file.write(root, rows, source, flags)
     return Kept([evaluation_file.as_json(row) for row in rows], source, flags)
@@ -221,9 +229,7 @@ def _reading(
     root: Path,
     training: Sequence[Training],
     settings: Settings,
-    documents: Sequence[str],
-    source: str,
-    held_out: bool,
+    documents: Documents,
     note: Callable[[str], None],
     mesh: Mesh | None,
 ) -> Reading | None:
@@ -240,7 +246,7 @@ def _reading(
     chosen: list[str] = []
     room = settings.tokens
     limit = min(settings.max_tokens, loaded.model.max_seq_len)
-    for document in documents:
+    for document in documents.texts:
         size = len(loaded.tokenizer.encode(document))
         if chosen and size > room:
             break
@@ -249,7 +255,7 @@ def _reading(
     shown, diagnostics = report_thoughts.examine(
         loaded, chosen, settings.samples, limit, settings.seed
     )
-    return Reading(str(stage), source, held_out, shown, diagnostics)
+    return Reading(str(stage), documents.source, documents.held_out, shown, diagnostics)
 
 
 def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list[str]:

@@ -66,7 +66,7 @@ def text_nll(
       nll_base, nll_thought (thinking models: one sampled thought a position), tokens (scored),
       tokens_left_out, windows, seq_len.
     """
-    seq_len = seq_len or min(loaded.model.max_seq_len, DEFAULT_WINDOW)
+    seq_len = seq_len or window(loaded)
     rows, left_out = evaluation_rows(loaded, documents, seq_len)
     totals: dict[str, float] = {}
     key = jax.random.key(seed)
@@ -84,6 +84,11 @@ def text_nll(
     means = {name: total / max(1, num_tokens) for name, total in totals.items()}
     counts = {"tokens": num_tokens, "tokens_left_out": left_out, "windows": len(rows["tokens"])}
     return means | counts | {"seq_len": seq_len}
+
+
+def window(loaded: Loaded) -> int:
+    """Tokens of a window where nothing else is said: what the model was made for, within reason."""
+    return min(loaded.model.max_seq_len, DEFAULT_WINDOW)
 
 
 def evaluation_rows(
@@ -122,14 +127,11 @@ def _answer_log_probs(
 ) -> jax.Array:
     tokens, mask = batch["tokens"], batch["mask"]
     last_Bx1 = jnp.sum(mask, axis=1, keepdims=True) - 1
-    if thought is None:
-        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
-        last_BxD = jnp.take_along_axis(hidden, last_Bx1[..., None], axis=1)[:, 0]
-        log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], last_BxD))
-    else:
+    keys = None
+    if thought is not None:
         keys = rollout.thought_keys(key, last_Bx1, thought.rationales, row_B)
-        mixed, _, _, _ = thoughts.think(params, tokens, keys, model, thought, mask, last_Bx1)
-        log_probs = mixed[:, 0, 0]
+    plain, mixed = thoughts.predict_at(params, tokens, last_Bx1, keys, model, thought, mask)
+    log_probs = plain[:, 0] if mixed is None else mixed[:, 0, 0]
     return log_probs[:, answer_ids]
 
 

@@ -171,6 +171,34 @@ def think(
     return mixed, model_lib.head_logits(params["lm"], base_BxPxD), tokens, weight
 
 
+def predict_at(
+    params: Params,
+    tokens_BxT: jax.Array,
+    index_BxP: jax.Array,
+    keys_BxPxR: jax.Array | None,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+    segment_BxT: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """Log-probabilities of the next token at few text positions, float32: plain, and after thoughts.
+
+    Args:
+      keys_BxPxR: `thought_keys`; None without thoughts.
+
+    Returns:
+      [B, P, V], and [B, P, R, V] or None where the model does not think.
+    """
+    if thought is None:
+        hidden_BxTxD, _ = model_lib.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
+        hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
+        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], hidden_BxPxD)), None
+    assert keys_BxPxR is not None
+    mixed, logits_BxPxV, _, _ = think(
+        params, tokens_BxT, keys_BxPxR, model, thought, segment_BxT, index_BxP
+    )
+    return jax.nn.log_softmax(logits_BxPxV), mixed
+
+
 class Thinking(NamedTuple):
     """Rows of a batch, their text pass, and the thoughts sampled behind it.
 

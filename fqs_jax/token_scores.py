@@ -37,11 +37,6 @@ class TokenScores(NamedTuple):
         return self.plain_N if self.thinking_N is None else self.thinking_N
 
 
-def window(loaded: Loaded) -> int:
-    """Tokens of a window where nothing else is said: what the model was made for, within reason."""
-    return min(loaded.model.max_seq_len, scoring.DEFAULT_WINDOW)
-
-
 def score(
     loaded: Loaded,
     documents: Sequence[str],
@@ -56,7 +51,7 @@ def score(
     Raises:
       UserError: there is nothing to predict.
     """
-    seq_len = seq_len or window(loaded)
+    seq_len = seq_len or scoring.window(loaded)
     rows, _ = scoring.evaluation_rows(loaded, documents, seq_len)
     key, scales = jax.random.key(seed), jnp.asarray(temperatures, jnp.float32)
     count = len(rows["tokens"])
@@ -101,18 +96,21 @@ def _log_probs(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log p(x_{t+1}): plain [1, B, T-1], after a thought [1 or 0, B, T-1], tempered [C, B, T-1]."""
     tokens, mask = batch["tokens"], batch["mask"]
-    thinking = jnp.zeros((0, tokens.shape[0], tokens.shape[1] - 1))
-    hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
+    none = jnp.zeros((0, tokens.shape[0], tokens.shape[1] - 1))
+    tempered, thinking = none, none
+    if thought is None or len(temperatures_C):
+        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
+    if len(temperatures_C):
 
-    def at(temperature: jax.Array) -> jax.Array:
-        scaled = (hidden / temperature).astype(hidden.dtype)  # the head is linear
-        return objectives.label_log_probs(params["lm"], scaled, tokens, model)
+        def at(temperature: jax.Array) -> jax.Array:
+            scaled = (hidden / temperature).astype(hidden.dtype)  # the head is linear
+            return objectives.label_log_probs(params["lm"], scaled, tokens, model)
 
-    tempered = jax.lax.map(at, temperatures_C)
-    if thought is not None:
+        tempered = jax.lax.map(at, temperatures_C)
+    if thought is None:
+        plain = objectives.label_log_probs(params["lm"], hidden, tokens, model)
+    else:
         scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
         thinking = scores.talk_BxPxRxA[None, :, :-1, 0, 0]
         plain = scores.base_BxT[:, :-1]
-    else:
-        plain = objectives.label_log_probs(params["lm"], hidden, tokens, model)
     return plain[None], thinking, tempered

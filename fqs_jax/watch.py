@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax import token_scores, workdir
+from fqs_jax import intervals, scoring, token_scores, workdir
 from fqs_jax.data import corpus
 from fqs_jax.data.sources import Source
 from fqs_jax.errors import UserError
@@ -111,9 +111,11 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     check_tolerances(tolerance=tolerance, loss_tolerance=loss_tolerance)
     rng = np.random.default_rng(0)  # the same text has the same interval
     (teacher, student), (teacher_then, student_then) = fresh.resampled(rng), then.resampled(rng)
-    drift_low, drift_high = _interval((student - teacher) - (student_then - teacher_then))
-    rise_low, rise_high = _interval(student - student_then)
-    teacher_rise_low, _ = _interval(teacher - teacher_then)
+    drift_low, drift_high = intervals.percentile(
+        (student - teacher) - (student_then - teacher_then)
+    )
+    rise_low, rise_high = intervals.percentile(student - student_then)
+    teacher_rise_low, _ = intervals.percentile(teacher - teacher_then)
     behind, foreign = drift_low > tolerance, rise_low > loss_tolerance
     # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
     both = foreign and (not behind or teacher_rise_low > loss_tolerance)
@@ -140,11 +142,6 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
         documents_then=len(then.tokens_D),
         tokens=int(fresh.tokens_D.sum()),
     )
-
-
-def _interval(samples: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def check_tolerances(**tolerances: float) -> None:
@@ -186,9 +183,7 @@ def measure(
     ids = [[m.tokenizer.opening, *m.tokenizer.encode_batch(documents)] for m in (teacher, student)]
     if ids[0] != ids[1]:
         raise UserError("teacher and student have different tokenizers; name models of one run")
-    seq_len = seq_len or min(
-        token_scores.window(teacher), token_scores.window(student)
-    )  # the same windows
+    seq_len = seq_len or min(scoring.window(teacher), scoring.window(student))  # the same windows
     scores = []
     for before, loaded in enumerate((teacher, student)):
 

@@ -1,7 +1,6 @@
 """Whole evaluations, against the slow rollout. With real files and models: test_tasks_transformers.py."""
 
 import dataclasses
-import types
 
 import jax
 import numpy as np
@@ -153,13 +152,13 @@ def test_batches_and_mesh_change_nothing(thinking, asked):
 
 def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, monkeypatch):
     """Behind the colon and behind the letter: places of the compiled program, against its length."""
-    shapes = []
+    shapes, real = [], thoughts.think
 
     def think(params, tokens, keys_BxPxR, *rest):
         shapes.append((tokens.shape[1], *keys_BxPxR.shape[1:]))
-        return thoughts.think(params, tokens, keys_BxPxR, *rest)
+        return real(params, tokens, keys_BxPxR, *rest)
 
-    monkeypatch.setattr(evaluation, "thoughts", types.SimpleNamespace(think=think))
+    monkeypatch.setattr(thoughts, "think", think)
     evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
     assert [(places, seeds) for _, places, seeds in shapes] == [(2, 2)]
     assert shapes[0][0] > 50

@@ -105,9 +105,9 @@ def test_means_are_those_of_the_text(kind, request):
 
 
 def test_window(plain):
-    assert token_scores.window(plain) == plain.model.max_seq_len == 64
+    assert scoring.window(plain) == plain.model.max_seq_len == 64
     model = dataclasses.replace(plain.model, max_seq_len=1 << 20)
-    assert token_scores.window(dataclasses.replace(plain, model=model)) == 1024
+    assert scoring.window(dataclasses.replace(plain, model=model)) == 1024
 
 
 def test_nothing_to_predict(plain):

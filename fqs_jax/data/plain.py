@@ -133,9 +133,14 @@ def text_of(line: str, key: str, where: str) -> str:
     text = record[key]
     if not isinstance(text, str):
         raise UserError(f"{where}: {key!r} holds {_kind(text)}; it must hold a string")
+    return whole(text, key, where)
+
+
+def whole(text: str, key: str, where: str) -> str:
+    """A text without half surrogate pairs: "\\ud83d" alone is JSON, but no tokenizer takes it."""
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # "\ud83d" alone is JSON, but no tokenizer takes it
+    except UnicodeEncodeError as error:
         raise UserError(
             f"{where}: half a surrogate pair at character {error.start} of {key!r}; "
             "repair or remove the line"

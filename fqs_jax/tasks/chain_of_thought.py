@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqs_jax import generation
+from fqs_jax import generation, intervals
 from fqs_jax.errors import UserError
 from fqs_jax.tasks import answers, gsm8k
 from fqs_jax.tasks.items import Item
-from fqs_jax.tasks.metrics import wilson
 from fqs_jax.workdir import Loaded
 
 PROMPT = (
@@ -136,7 +135,7 @@ def count(
     published = [[chain.published() for chain in own] for own in chains.values()]
     votes = len(parsed[0])
     majority = float(np.mean([vote(own) == true for own, true in zip(parsed, right, strict=True)]))
-    low, high = wilson(majority, len(right))
+    low, high = intervals.wilson(majority, len(right))
     return Row(
         stage=stage,
         model=model,

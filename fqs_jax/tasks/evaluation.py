@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import model as model_lib
 from fqs_jax import rollout, sharding, thoughts
 from fqs_jax.data import windows
 from fqs_jax.errors import UserError
@@ -133,21 +132,16 @@ def _log_probs(
     """Log-probabilities of the wanted ids, without thoughts [B, P, A] and with [B, P, R, A]."""
     tokens, mask = batch["tokens"], batch["mask"]
     index_BxP, ids_BxPxA = batch["index"], batch["ids"]
-    if thought is None:
-        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
-        hidden = jnp.take_along_axis(hidden, index_BxP[..., None], axis=1)
-        logits_BxPxV = model_lib.head_logits(params["lm"], hidden)
-        thinking = jnp.zeros((*ids_BxPxA.shape[:2], 0, ids_BxPxA.shape[2]))
-    else:
+    keys_BxPxR = None
+    if thought is not None:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["owner"])
         row_keys = functools.partial(rollout.thought_keys, rationales=thought.rationales)
         keys_BxPxR = jax.vmap(lambda k, index: row_keys(k, index[None])[0])(keys_B, index_BxP)
-        mixed, logits_BxPxV, _, _ = thoughts.think(
-            params, tokens, keys_BxPxR, model, thought, mask, index_BxP
-        )
-        thinking = jnp.take_along_axis(mixed, ids_BxPxA[:, :, None], axis=-1)
-    plain = jnp.take_along_axis(jax.nn.log_softmax(logits_BxPxV), ids_BxPxA, axis=-1)
-    return plain, thinking
+    plain, mixed = thoughts.predict_at(params, tokens, index_BxP, keys_BxPxR, model, thought, mask)
+    plain = jnp.take_along_axis(plain, ids_BxPxA, axis=-1)
+    if mixed is None:
+        return plain, jnp.zeros((*ids_BxPxA.shape[:2], 0, ids_BxPxA.shape[2]))
+    return plain, jnp.take_along_axis(mixed, ids_BxPxA[:, :, None], axis=-1)
 
 
 def _read(

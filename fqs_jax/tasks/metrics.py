@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fqs_jax import comparison
+from fqs_jax import comparison, intervals
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.evaluation import Answers
 
 _TEMPERATURES = np.exp(np.linspace(-3.0, 3.0, 121))
-_WILSON_Z = 1.959964  # of a 95% interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +78,7 @@ def row(
     prob_NxR = np.exp(answers.published.right_log_prob())
     correct_NxR = answers.choices.all_right()
     accuracy = float(correct_NxR.mean())
-    low, high = wilson(accuracy, len(correct_NxR))
+    low, high = intervals.wilson(accuracy, len(correct_NxR))
     gain, gain_low, gain_high = math.nan, math.nan, math.nan
     if base is not None:
         gain, gain_low, gain_high = difference(correct_NxR, base.choices.all_right())
@@ -115,17 +114,6 @@ def expected_prob(decisions: Decisions, temperature: float = 1.0) -> float:
     return float(np.exp(decisions.right_log_prob(temperature)).mean())
 
 
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The 95% interval of Wilson (1927) for a share of `count` items.
-
-    With several seeds averaged it errs on the wide side: averages vary less than single answers.
-    """
-    z2 = _WILSON_Z**2 / count
-    middle = share + z2 / 2
-    half = math.sqrt(max(0.0, z2 * share * (1 - share) + z2**2 / 4))
-    return max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
-
-
 def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, float, float]:
     """Mean of first - second, item by item, and its 95% percentile interval over 2,000 resamplings.
 
@@ -133,8 +121,8 @@ def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, fl
     """
     change_N = first_NxR.mean(axis=1) - second_NxR.mean(axis=1)
     picked = np.random.default_rng(0).integers(len(change_N), size=(2000, len(change_N)))
-    low, high = np.percentile(change_N[picked].mean(axis=1), [2.5, 97.5])
-    return float(change_N.mean()), float(low), float(high)
+    low, high = intervals.percentile(change_N[picked].mean(axis=1))
+    return float(change_N.mean()), low, high
 
 
 def scaled(

@@ -67,19 +67,7 @@ def text(where: str, fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         seen = ", ".join(map(repr, fields)) or "none"
         raise UserError(f"{where}: no text {name!r} (seen: {seen}); is this the right --task?")
-    return whole(where, value, name)
-
-
-def whole(where: str, value: str, name: str) -> str:
-    """A text, which must not hold half a surrogate pair: "\\ud83d" alone is JSON, but no text."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: half a surrogate pair at character {error.start} of {name!r}; "
-            "repair or remove the line"
-        ) from error
-    return value
+    return plain.whole(value, name, where)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
