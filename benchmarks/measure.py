@@ -18,7 +18,7 @@ from configs import common
 from fqs_jax import flops, model, objectives, optimizer, quiet_star, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.model import ModelConfig
-from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 Shape = tuple[tuple[int, ...], int, int]

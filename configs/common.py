@@ -98,6 +98,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.thought = ml_collections.ConfigDict()
     c.thought.rationales = 2  # thoughts sampled at every position (released)
+    # sampled (released) | random | pause: one learned embedding; these two are controls, and need
+    # quiet_star.policy_weight=0.
+    c.thought.tokens = "sampled"
     c.thought.mixing = "linear"  # linear (released) | sigmoid | probability
     c.thought.mixing_bias = 0.0  # before the sigmoid of the other two
     c.thought.embedding_scale = 100.0  # marks are used times this (released)
@@ -120,6 +123,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.quiet_star.base_weight = 0.5  # share of the plain next-token loss (released)
     c.quiet_star.policy_weight = 1e6  # of the REINFORCE loss (released)
     c.quiet_star.advantage = "clipped"  # clipped (released) | leave_one_out
+    c.quiet_star.reward = "mixed"  # mixed (released) | post_thought: what the thought does alone
+    c.quiet_star.post_thought_weight = 0.0  # of the loss of that prediction alone (released: none)
 
     c.ntp = ml_collections.ConfigDict()
     c.ntp.action = "sampled"  # sampled (released) | expected | label

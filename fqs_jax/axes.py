@@ -28,6 +28,7 @@ PARAMETERS = {
     "lm/head/kernel": "D V",
     "thought/start": "D",
     "thought/end": "D",
+    "thought/pause": "D",
     "thought/talk_head/hidden_1/kernel": ". D",
     "thought/talk_head/hidden_1/bias": "D",
     "thought/talk_head/hidden_2/kernel": "D .",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from fqs_jax import attention, attention_backends, mixing, vocab
 from fqs_jax import model as model_lib
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.rollout import marks
+from fqs_jax.rollout import mark
 
 if TYPE_CHECKING:
     from fqs_jax.thoughts import ThoughtConfig
@@ -39,11 +39,13 @@ class BlockScores(NamedTuple):
     thought_BxPxRxK: of the sampled tokens, at the REINFORCE temperature.
     talk_BxPxRxA: of x_{t+1+s} under the mixed prediction, s = 0..A-1; wrapped around at the row's end.
     mixing_weight_BxPxRxA: weight of the thought.
+    alone_BxPxRxA: as `talk`, under the prediction that the thought makes alone; None where not asked for.
     """
 
     thought_BxPxRxK: jax.Array
     talk_BxPxRxA: jax.Array
     mixing_weight_BxPxRxA: jax.Array
+    alone_BxPxRxA: jax.Array | None = None
 
 
 def read_text(
@@ -69,12 +71,14 @@ def score_blocks(
     segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
     spans: int = 1,
+    alone: bool = False,
 ) -> BlockScores:
     """The blocks' part of phase two: one differentiable pass over thought blocks behind a text.
 
     Args:
       index_BxP: text positions of the blocks; None = all.
       spans: see `attention.indexed_text`.
+      alone: whether the thought's own prediction is asked for.
     """
     lm, c = params["lm"], model
     B, T = tokens_BxT.shape
@@ -123,18 +127,22 @@ def score_blocks(
     score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
     weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
     target_BxPxRxA = jnp.broadcast_to(ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A))
+
+    def read(hidden_BxPxRxAxD: jax.Array) -> jax.Array:
+        return vocab.log_probs(hidden_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk)
+
+    alone_BxPxRxA = None
+    if alone or thought.mixing == "probability":
+        alone_BxPxRxA = read(after_BxPxRxAxD)
     if thought.mixing == "probability":
-        after_log_probs = vocab.log_probs(
-            after_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
-        )
         base_BxPx1xA = ahead(text.log_prob_BxT, where_BxP, A)[:, :, None]
-        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, after_log_probs, score_BxPxRxA)
+        assert alone_BxPxRxA is not None
+        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, alone_BxPxRxA, score_BxPxRxA)
     else:
-        mixed_BxPxRxAxD = mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
-        talk_BxPxRxA = vocab.log_probs(
-            mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=c.vocab_chunk
-        )
-    return BlockScores(thought_log_probs, talk_BxPxRxA, weight_BxPxRxA)
+        talk_BxPxRxA = read(mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA))
+    return BlockScores(
+        thought_log_probs, talk_BxPxRxA, weight_BxPxRxA, alone_BxPxRxA if alone else None
+    )
 
 
 def mixed_log_probs(
@@ -177,7 +185,9 @@ def _block_embeddings(
     # One look-up for all, so that the table has one gradient.
     ids = jnp.concatenate([thought_BxPxRxK.reshape(B, -1), forced_BxPxA.reshape(B, -1)], axis=1)
     drawn, forced = jnp.split(model_lib.embed(params["lm"], ids, model), [P * R * K], axis=1)
-    start_D, end_D = marks(params, model, thought)
+    start_D, end_D = (mark(params, name, model, thought) for name in ("start", "end"))
+    if thought.tokens == "pause":
+        drawn = jnp.broadcast_to(mark(params, "pause", model, thought), drawn.shape)
     blocks = [
         jnp.broadcast_to(start_D, (B, P, R, 1, D)),
         drawn.reshape(B, P, R, K, D),

@@ -19,6 +19,7 @@ from fqs_jax import flops, objectives, quiet_star, targets, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
+from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 OBJECTIVES = ("next_token", "quiet_star", "ntp")
@@ -141,14 +142,15 @@ def thought_config(
         "temperature": t.temperature,
         "reinforce_temperature": t.reinforce_temperature,
         "masked_ids": tuple(t.masked_ids),
+        "tokens": t.tokens,
     }
     return ThoughtConfig(**fields | changes)
 
 
-def quiet_star_config(config: ml_collections.ConfigDict) -> quiet_star.QuietStarConfig:
+def quiet_star_config(config: ml_collections.ConfigDict) -> QuietStarConfig:
     """How thoughts are trained."""
     where = {name: config.thought[name] for name in ("position_fraction", "positions")}
-    return quiet_star.QuietStarConfig(**config.quiet_star.to_dict(), **where)
+    return QuietStarConfig(**config.quiet_star.to_dict(), **where)
 
 
 Loss = Callable[..., tuple[Any, targets.Metrics]]
@@ -234,6 +236,11 @@ def _check(
         raise UserError(
             f"data.seq_len is {config.data.seq_len}; {where} needs at least n_ahead_talk + 2 = "
             f"{stage.n_ahead_talk + 2}, or no position has a reward"
+        )
+    if stage.thinks and config.thought.tokens != "sampled" and config.quiet_star.policy_weight:
+        raise UserError(
+            f"thoughts of {config.thought.tokens} tokens are not the model's to improve: "
+            "set quiet_star.policy_weight to 0"
         )
     if not all(0 <= i < model.vocab_size for i in config.thought.masked_ids):
         raise UserError(

@@ -74,7 +74,8 @@ def quiet_star_step(
       choosing: whether they are chosen by the plain prediction's entropy, which reads the head.
     """
     positions = length if positions is None else positions
-    sample = sampling(model, thought, length, positions, thought.num_tokens)
+    steps = thought.num_tokens if thought.tokens == "sampled" else 0  # others need no network
+    sample = sampling(model, thought, length, positions, steps)
     sample += choosing * length * vocabulary(model) - text_forward(model, length)
     return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length, positions))
 

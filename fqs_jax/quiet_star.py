@@ -1,21 +1,15 @@
-"""The thinking objective: think, score the thoughts, and add up what they gained.
-
-Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
-computes them; where code and paper differ the code is followed and the difference is a config field.
-"""
+"""The thinking objective: think, score the thoughts, and add up what they gained (thought_losses.py)."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from fqs_jax import accumulation, positions, sharding, thoughts, vocab
 from fqs_jax import model as model_lib
-from fqs_jax.blocks import BlockScores, Text, ahead, score_blocks
-from fqs_jax.errors import UserError
+from fqs_jax.blocks import Text, score_blocks
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.positions import Positions
 from fqs_jax.targets import (
@@ -26,48 +20,19 @@ from fqs_jax.targets import (
     reward_metrics,
     segments,
     talk_targets,
-    target_counts,
 )
-from fqs_jax.thoughts import Choose, Scores, Thinking, ThoughtConfig
+from fqs_jax.thought_losses import (
+    QuietStarConfig,
+    ThoughtLosses,
+    base_loss,
+    block_losses,
+    blocks_loss,
+    targets_at,
+)
+from fqs_jax.thoughts import Choose, Thinking, ThoughtConfig
 
-ADVANTAGES = ("clipped", "leave_one_out")
 MAX_SPANS = 8  # programs of attention over text, of keys up to 1/8, 2/8, ... of it
 _POSITIONS = 2**32 - 2  # in the place of a row's number, for the key that positions are chosen with
-
-
-@dataclasses.dataclass(frozen=True)
-class QuietStarConfig:
-    """Weights of the thinking objective; defaults are the published ones.
-
-    Attributes:
-      base_weight: share of the plain next-token loss; the rest is the mixed prediction's.
-      policy_weight: multiplies the REINFORCE loss (published: 1e6, followed by gradient clipping).
-      advantage: `clipped` max(0, reward - mean over rationales) (published), or `leave_one_out`,
-        reward minus the mean of the other rationales, both signs.
-      position_fraction: share of a row's positions at which is thought, chosen anew at every step; the
-        loss is then an estimate of the whole one, right on average. 1 = all (published).
-      positions: `uniform`, or `high_entropy`, more often where the plain prediction is less sure.
-    """
-
-    base_weight: float = 0.5
-    policy_weight: float = 1e6
-    advantage: str = "clipped"
-    position_fraction: float = 1.0
-    positions: str = "uniform"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.position_fraction <= 1:
-            raise UserError(
-                f"position_fraction is {self.position_fraction}; set above 0, at most 1"
-            )
-        if self.positions not in positions.KINDS:
-            raise UserError(f"positions {self.positions!r} is none of {', '.join(positions.KINDS)}")
-        if self.advantage not in ADVANTAGES:
-            raise UserError(f"advantage {self.advantage!r} is none of {', '.join(ADVANTAGES)}")
-
-    def num_positions(self, length: int) -> int:
-        """P of a row of this many tokens."""
-        return max(1, round(self.position_fraction * length))
 
 
 def quiet_star_loss(
@@ -122,7 +87,7 @@ def _metrics(
     counts_A: jax.Array,
 ) -> Metrics:
     R, weight_Bx1xP = losses.reward.shape[1], where.weight_BxP[:, None]
-    target_BxAxP = _targets_at(target_BxAxT, where.index_BxP)
+    target_BxAxP = targets_at(target_BxAxT, where.index_BxP)
     # Positions whose next token is predicted; padding has no reward and would dilute the means.
     rewarded_Bx1xP = losses.rewarded_BxP[:, None] * target_BxAxP[:, :1] * weight_Bx1xP
     seen_BxP = jnp.take_along_axis(mask_BxT, where.index_BxP, axis=1) * where.weight_BxP
@@ -174,129 +139,6 @@ def _chooser(
     return choose
 
 
-class BlockLosses(NamedTuple):
-    """What thoughts at P positions add to ThoughtLosses, by the same names."""
-
-    talk: jax.Array
-    policy: jax.Array
-    reward: jax.Array
-    advantage: jax.Array
-    rewarded_BxP: jax.Array
-    gain_BxRxP: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ThoughtLosses:
-    """Parts of the thinking objective.
-
-    base: mean of the plain next-token loss. talk: mean over s = 0..A-1 of the mean mixed-prediction loss
-    at step s. policy: REINFORCE loss, before its weight. reward, advantage: [B, R, P], without gradient;
-    rewarded_BxP: whether a position has them. gain_BxRxP: how much likelier the thought made the next
-    token, nats.
-    """
-
-    base: jax.Array
-    talk: jax.Array
-    policy: jax.Array
-    reward: jax.Array
-    advantage: jax.Array
-    rewarded_BxP: jax.Array
-    gain_BxRxP: jax.Array
-
-    def nll(self, config: QuietStarConfig) -> jax.Array:
-        return config.base_weight * self.base + (1 - config.base_weight) * self.talk
-
-    def total(self, config: QuietStarConfig) -> jax.Array:
-        return self.nll(config) + config.policy_weight * self.policy
-
-
-def thought_losses(
-    scores: Scores,
-    target_BxAxT: jax.Array,
-    config: QuietStarConfig,
-    counts_A: jax.Array | None = None,
-    where: Positions | None = None,
-) -> ThoughtLosses:
-    r"""Losses of thoughts, at every text position or at some.
-
-    With l(t) = -log p(x_{t+1}) of the plain prediction at t, and l_s(t, r) = -log p(x_{t+1+s}) of the
-    mixed prediction after thought r:
-
-        nll    = base_weight * mean l + (1 - base_weight) * (1/A) sum_s mean l_s
-        R(t,r) = sum_s [ l(t + s) - l_s(t, r) ],   t < T - 1 - A
-        A(t,r) = max(0, R(t,r) - mean_r R(t,r)),   no gradient         (`clipped`)
-        policy = -(1/K) sum_k mean_{rows, r, t} A(t,r) log pi_k(t,r)
-        loss   = nll + policy_weight * policy
-
-    Means of l and l_s are over real targets; the mean of the policy loss counts padding as zeros, as
-    published. Means over rows weigh all rationales of a sequence alike.
-
-    Args:
-      target_BxAxT: `talk_targets`.
-      counts_A: how many targets the means are over; None = those that are here.
-      where: of the P positions that were thought at, with what each counts in the sums; None = all T.
-    """
-    counts_A = target_counts(target_BxAxT) if counts_A is None else counts_A
-    where = where or positions.everywhere(*scores.base_BxT.shape)
-    blocks = BlockScores(*scores[1:])
-    return ThoughtLosses(
-        _base_loss(scores.base_BxT, target_BxAxT, counts_A),
-        *_block_losses(blocks, scores.base_BxT, target_BxAxT, counts_A, where, config.advantage),
-    )
-
-
-def _base_loss(base_BxT: jax.Array, target_BxAxT: jax.Array, counts_A: jax.Array) -> jax.Array:
-    return -masked_mean(base_BxT[:, :-1], target_BxAxT[:, 0], counts_A[0])
-
-
-def _block_losses(
-    scores: BlockScores,
-    base_BxT: jax.Array,
-    target_BxAxT: jax.Array,
-    counts_A: jax.Array,
-    where: Positions,
-    advantage_kind: str,
-) -> BlockLosses:
-    """The part of `thought_losses` that thoughts at some positions add."""
-    T = base_BxT.shape[1]
-    B, _, R, A = scores.talk_BxPxRxA.shape
-    weight_Bx1xP = where.weight_BxP[:, None]
-    target_BxAxP = _targets_at(target_BxAxT, where.index_BxP)
-    talk_nll = -jnp.moveaxis(scores.talk_BxPxRxA, 1, -1)  # [B, R, A, P]
-    talk = jnp.mean(
-        jnp.stack(
-            [
-                masked_mean(
-                    talk_nll[:, :, s], target_BxAxP[:, s, None] * weight_Bx1xP, R * counts_A[s]
-                )
-                for s in range(A)
-            ]
-        )
-    )
-
-    base_at_target = -jnp.moveaxis(ahead(base_BxT, where.index_BxP, A), 1, 2)  # [B, A, P]
-    gain = (base_at_target[:, None] - talk_nll) * target_BxAxP[:, None]
-    rewarded_BxP = where.index_BxP < T - 1 - A
-    reward = jax.lax.stop_gradient(jnp.sum(gain, axis=2)) * rewarded_BxP[:, None]  # [B, R, P]
-    centred = reward - jnp.mean(reward, axis=1, keepdims=True)
-    if advantage_kind == "clipped":
-        # A single rationale has no baseline but the plain prediction, already in the reward.
-        advantage = jnp.maximum(centred if R > 1 else reward, 0.0)
-    else:
-        advantage = centred * (R / (R - 1)) if R > 1 else reward
-    log_pi = jnp.moveaxis(scores.thought_BxPxRxK, 1, 2)  # [B, R, P, K]
-    places = B * R * (T - 1 - A) * log_pi.shape[-1]
-    policy = -jnp.sum((advantage * weight_Bx1xP)[..., None] * log_pi) / places
-    return BlockLosses(talk, policy, reward, advantage, rewarded_BxP, gain[:, :, 0])
-
-
-def _targets_at(target_BxAxT: jax.Array, index_BxP: jax.Array) -> jax.Array:
-    """`talk_targets` of chosen positions, bool [B, A, P]; nothing is predicted at the last one."""
-    padded = jnp.pad(target_BxAxT, ((0, 0), (0, 0), (0, 1)))
-    return jnp.take_along_axis(padded, index_BxP[:, None], axis=2)
-
-
 def _score(
     params: Params,
     thinking: Thinking,
@@ -331,11 +173,20 @@ def _score(
             )
         where, index, drawn = by_position
         scores = score_blocks(
-            params, text, tokens, drawn, model, thought, segment, index, min(chunks, MAX_SPANS)
+            params,
+            text,
+            tokens,
+            drawn,
+            model,
+            thought,
+            segment,
+            index,
+            min(chunks, MAX_SPANS),
+            config.reads_alone,
         )
-        scores = BlockScores(*(thoughts.together(x, thought.rationales) for x in scores))
-        parts = _block_losses(scores, base_BxT, target_BxAxT, counts_A, where, config.advantage)
-        loss = (1 - config.base_weight) * parts.talk + config.policy_weight * parts.policy
+        scores = jax.tree.map(lambda x: thoughts.together(x, thought.rationales), scores)
+        parts = block_losses(scores, base_BxT, target_BxAxT, counts_A, where, config)
+        loss = blocks_loss(parts, config)
         weights_BxRxAxP = jnp.moveaxis(scores.mixing_weight_BxPxRxA, 1, -1)
         return loss, jax.lax.stop_gradient((parts, weights_BxRxAxP))
 
@@ -357,7 +208,7 @@ def _score(
         )
         parts, weights_BxRxAxP = jax.tree.map(lambda x: _joined(x, P), found)
     return (
-        ThoughtLosses(_base_loss(base_BxT, target_BxAxT, counts_A), *parts),
+        ThoughtLosses(base_loss(base_BxT, target_BxAxT, counts_A), *parts),
         weights_BxRxAxP,
         loss,
     )

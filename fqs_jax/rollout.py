@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fqs_jax import attention, sharding, vocab
 from fqs_jax import model as model_lib
@@ -50,9 +51,13 @@ def rollout(
     L, B, T, G, H = text.key_LxBxTxGxH.shape
     P = T if index_BxP is None else index_BxP.shape[1]
     K, R = thought.num_tokens, thought.rationales
-    start_D, end_D = marks(params, model, thought)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T)) if index_BxP is None else index_BxP
     keys_BxPxR = thought_keys(key, where_BxP, R) if key.ndim == 0 else key
+    if thought.tokens != "sampled" and not finish:  # nothing of the network is needed
+        slots_K = jnp.arange(K)
+        keys = _fold_in_all(keys_BxPxR[..., None], slots_K)
+        tokens, entropy = _unsampled(keys, thought, c.vocab_size)
+        return tokens, entropy, None
     empty = jnp.zeros((L, B, P, R, G, K + 2 * finish, H), c.dtype)
     own = (sharding.constrain(empty, "L B P R G . H"),) * 2
 
@@ -94,31 +99,48 @@ def rollout(
     def sampling_step(carry: Any, slot: jax.Array) -> tuple[Any, Any]:
         embedding_BxPxRxD, own = carry
         hidden_BxPxRxD, own = run_slot(embedding_BxPxRxD, slot, own)
-        token_BxPxR, entropy_BxPxR = vocab.sample(
-            hidden_BxPxRxD,
-            kernel_DxV,
-            _fold_in_all(keys_BxPxR, slot),
-            chunk=c.vocab_chunk,
-            temperature=thought.temperature,
-            masked_ids=thought.masked_ids,
-        )
-        return (model_lib.look_up(table_VxD, token_BxPxR), own), (token_BxPxR, entropy_BxPxR)
+        slot_keys_BxPxR = _fold_in_all(keys_BxPxR, slot)
+        if thought.tokens == "sampled":
+            drawn = vocab.sample(
+                hidden_BxPxRxD,
+                kernel_DxV,
+                slot_keys_BxPxR,
+                chunk=c.vocab_chunk,
+                temperature=thought.temperature,
+                masked_ids=thought.masked_ids,
+            )
+        else:
+            drawn = _unsampled(slot_keys_BxPxR, thought, c.vocab_size)
+        if thought.tokens == "pause":
+            pause_D = mark(params, "pause", model, thought)
+            return (jnp.broadcast_to(pause_D, embedding_BxPxRxD.shape), own), drawn
+        return (model_lib.look_up(table_VxD, drawn[0]), own), drawn
 
-    first = jnp.broadcast_to(start_D, (B, P, R, c.width))
+    first = jnp.broadcast_to(mark(params, "start", model, thought), (B, P, R, c.width))
     (embedding, own), (tokens, entropy) = jax.lax.scan(sampling_step, (first, own), jnp.arange(K))
     after = None
     if finish:
         _, own = run_slot(embedding, jnp.array(K), own)
+        end_D = mark(params, "end", model, thought)
         after, _ = run_slot(jnp.broadcast_to(end_D, first.shape), jnp.array(K + 1), own)
     return jnp.moveaxis(tokens, 0, -1), jnp.moveaxis(entropy, 0, -1), after
 
 
-def marks(
-    params: Params, model: ModelConfig, thought: ThoughtConfig
+def mark(params: Params, name: str, model: ModelConfig, thought: ThoughtConfig) -> jax.Array:
+    """The "start", "end" or "pause" embedding [D] as the network sees it, in the compute dtype."""
+    return (params["thought"][name] * thought.embedding_scale).astype(model.dtype)
+
+
+def _unsampled(
+    keys: jax.Array, thought: ThoughtConfig, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Start and end embeddings [D] as the network sees them, in the compute dtype."""
-    scaled = [params["thought"][name] * thought.embedding_scale for name in ("start", "end")]
-    return scaled[0].astype(model.dtype), scaled[1].astype(model.dtype)
+    """Thought tokens that the model has no say in, one a key, and their entropies (nats)."""
+    if thought.tokens == "pause":
+        return jnp.zeros(keys.shape, jnp.int32), jnp.zeros(keys.shape)
+    allowed = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), thought.masked_ids)
+    place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(allowed)))(keys.reshape(-1))
+    tokens = jnp.asarray(allowed)[place].reshape(keys.shape)
+    return tokens, jnp.full(keys.shape, np.log(len(allowed)), jnp.float32)
 
 
 def thought_keys(

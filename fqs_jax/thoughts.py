@@ -28,6 +28,8 @@ from fqs_jax.model import ModelConfig, Params
 from fqs_jax.positions import Positions
 from fqs_jax.rollout import TextCache, rollout, thought_keys
 
+TOKENS = ("sampled", "random", "pause")
+
 
 @dataclasses.dataclass(frozen=True)
 class ThoughtConfig:
@@ -46,6 +48,9 @@ class ThoughtConfig:
       temperature: of sampling thought tokens; 0 takes the likeliest.
       reinforce_temperature: at which their log-probabilities are scored.
       masked_ids: vocabulary ids that are never drawn as thought tokens.
+      tokens: what stands between the marks: tokens `sampled` from the model (published), or one of
+        two controls: `random` ones, drawn uniformly; or one learned `pause` embedding, K times
+        (Goyal et al., arXiv 2310.02226), shown as id 0.
     """
 
     n_ahead: int
@@ -57,6 +62,7 @@ class ThoughtConfig:
     temperature: float = 1.0
     reinforce_temperature: float = 3.0
     masked_ids: tuple[int, ...] = ()
+    tokens: str = "sampled"
 
     def __post_init__(self) -> None:
         if self.n_ahead < 4:
@@ -67,6 +73,8 @@ class ThoughtConfig:
             raise UserError("n_ahead_talk and rationales must be at least 1")
         if self.mixing not in mixing.KINDS:
             raise UserError(f"mixing {self.mixing!r} is none of {', '.join(mixing.KINDS)}")
+        if self.tokens not in TOKENS:
+            raise UserError(f"tokens {self.tokens!r} is none of {', '.join(TOKENS)}")
 
     @property
     def num_tokens(self) -> int:
@@ -90,6 +98,7 @@ class Scores(NamedTuple):
     thought_BxPxRxK: jax.Array
     talk_BxPxRxA: jax.Array
     mixing_weight_BxPxRxA: jax.Array
+    alone_BxPxRxA: jax.Array | None = None
 
 
 def init(
@@ -104,7 +113,7 @@ def init(
 
     The marks begin as the embeddings of two vocabulary ids (published: the first sub-token of "---"
     for both) divided by `embedding_scale`; the talk head's last layer is zero, so a `linear`
-    thought has no influence at first.
+    thought has no influence at first. A learned pause begins as the start mark does.
     """
     embedding_VxD = lm["embed"]["embedding"].astype(jnp.float32)
     params = {
@@ -112,6 +121,8 @@ def init(
         "end": embedding_VxD[end_id] / thought.embedding_scale,
         "talk_head": mixing.init(model.width, key),
     }
+    if thought.tokens == "pause":
+        params["pause"] = params["start"]
     return jax.tree.map(lambda x: x.astype(model.param_dtype), params)
 
 
@@ -305,7 +316,7 @@ def sample_and_score(
         thinking.index_BxP,
     )
     base_BxT = thinking.text.log_prob_BxT.reshape(B, -1, T)[:, 0]
-    scores = Scores(base_BxT, *(together(x, R) for x in blocks))
+    scores = Scores(base_BxT, *jax.tree.map(lambda x: together(x, R), blocks))
     return scores, together(thinking.entropy_BxPxRxK, R), where
 
 

@@ -221,9 +221,9 @@ def starting_params(run: Run, stage: Stage) -> Params:
         fresh = thoughts.init(run.model, settings, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
-        kept = dict(old)
+        kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
         if config.thought.reset_marks_on_load:
-            kept |= {"start": fresh["start"], "end": fresh["end"]}
+            kept |= {name: fresh[name] for name in fresh if name != "talk_head"}
         if config.thought.reset_talk_head_on_load:
             kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
         return kept

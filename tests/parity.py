@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, quiet_star, targets, thoughts
+from fqs_jax import objectives, targets, thoughts
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
 from fqs_jax.objectives import NTPConfig
-from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
 from fqs_jax.thoughts import ThoughtConfig
 from tests import published
 from tests.published import Arrays, Fixture
@@ -134,7 +134,7 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     beta = float(data["policy_loss_beta"])
     total = dataclasses.replace(config, policy_weight=beta)
     result.loss("loss", ours.total(total), data["loss_total"])
-    result.loss("nll", ours.nll(config), data["loss_nll"])
+    result.loss("nll", ours.total(dataclasses.replace(config, policy_weight=0.0)), data["loss_nll"])
     result.loss("base loss", ours.base, data["loss_base"])
     result.loss("talk loss", ours.talk, np.mean(data["loss_talk"]))
     result.loss("policy loss", ours.policy, data["loss_policy"])
@@ -167,15 +167,15 @@ def thinking_step(
     model: ModelConfig,
     thought: ThoughtConfig,
     config: QuietStarConfig,
-) -> tuple[quiet_star.ThoughtLosses, thoughts.Scores, Any, Any]:
+) -> tuple[ThoughtLosses, thoughts.Scores, Any, Any]:
     """Losses and scores, and the gradients of the NLL and of the policy loss apart."""
 
-    def losses(params: Any) -> tuple[quiet_star.ThoughtLosses, thoughts.Scores]:
+    def losses(params: Any) -> tuple[ThoughtLosses, thoughts.Scores]:
         scores = thoughts.score_thoughts(
             params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
         )
         target_BxAxT = targets.talk_targets(batch, thought.n_ahead_talk)
-        return quiet_star.thought_losses(scores, target_BxAxT, config), scores
+        return thought_losses(scores, target_BxAxT, config), scores
 
     (ours, scores), pull = jax.vjp(losses, params)
     zero = jax.tree.map(jnp.zeros_like, (ours, scores))

@@ -20,7 +20,7 @@ from fqs_jax import (
     topologies,
 )
 from fqs_jax.errors import UserError
-from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests import tiny_models
 

@@ -16,7 +16,7 @@ import pytest
 from fqs_jax import attention, decoding, flops, objectives, quiet_star, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.objectives import NTPConfig
-from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts

@@ -12,7 +12,7 @@ import pytest
 from fqs_jax import model as model_lib
 from fqs_jax import objectives, quiet_star, targets, thoughts
 from fqs_jax.objectives import NTPConfig
-from fqs_jax.quiet_star import QuietStarConfig
+from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import VOCAB, model_config, random_params
 

@@ -12,7 +12,7 @@ import pytest
 from fqs_jax import attention, mixing, thoughts
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.rollout import marks
+from fqs_jax.rollout import mark
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.tiny_models import (
@@ -245,10 +245,10 @@ def test_fresh_marks_and_talk_head() -> None:
     fresh = thoughts.init(model, thought, lm, jax.random.key(0), start_id=3, end_id=8)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fresh))
     embedding = np.asarray(lm["embed"]["embedding"], np.float32)
-    used = marks({"lm": lm, "thought": fresh}, model, thought)
-    for mark, token in zip(used, (3, 8), strict=True):
-        assert mark.dtype == jnp.float32  # the compute dtype
-        np.testing.assert_allclose(mark, embedding[token], rtol=1e-2)
+    for name, token in (("start", 3), ("end", 8)):
+        used = mark({"lm": lm, "thought": fresh}, name, model, thought)
+        assert used.dtype == jnp.float32  # the compute dtype
+        np.testing.assert_allclose(used, embedding[token], rtol=1e-2)
     head = fresh["talk_head"]
     assert not head["out"]["kernel"].any() and head["out"]["kernel"].shape == (12, 1)
     for name, shape in (("hidden_1", (24, 12)), ("hidden_2", (12, 12))):

@@ -63,7 +63,8 @@ def weighted_scores(
     """Gradient of a linear function of all scores, and the scores."""
     del query_chunk  # only so that another one is compiled anew
     scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
-    return sum(jnp.sum(w * s) for w, s in zip(weights, scores, strict=True)), scores
+    read = jax.tree.leaves(scores)  # not what was not asked for
+    return sum(jnp.sum(w * s) for w, s in zip(weights, read, strict=True)), scores
 
 
 def gradient_inputs(case: Case) -> dict[str, Any]:
