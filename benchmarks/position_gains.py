@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import tiny
-from fqs_jax import comparison, curriculum, optimizer, thoughts, workdir
+from fqs_jax import curriculum, optimizer, problem_scores, thoughts, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -223,11 +223,12 @@ def _train(
 
 
 def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
-    """Held-out problems answered at once, after a thought: `comparison.clock_accuracy`."""
+    """Held-out problems answered at once, after a thought: `problem_scores.task_accuracy`."""
     thought = curriculum.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
     thought = dataclasses.replace(thought, temperature=setting.config.thought.eval_temperature)
     loaded = workdir.Loaded(
         params, setting.model, setting.tokenizer, thought, Path("."), setting.stage.name
     )
-    task = corpus.clock_task(setting.config.data, setting.config.seed)
-    return comparison.clock_accuracy(loaded, task, _THOUGHT_SEEDS)
+    task = corpus.built_in_task(setting.config.data, setting.config.seed)
+    assert task is not None  # configs/tiny.py has one
+    return problem_scores.task_accuracy(loaded, task, _THOUGHT_SEEDS)

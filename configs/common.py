@@ -24,6 +24,20 @@ def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
     return c
 
 
+def built_in() -> ml_collections.ConfigDict:
+    """What all built-in tasks have in their section: fields of fqs_jax.data.built_in.Task."""
+    c = ml_collections.ConfigDict()
+    c.worked = 0.7  # share of documents that show the work
+    c.direct = 0.2  # share that answer at once
+    c.chatter = 0.1  # share with noise in place of the work
+    c.unanswered = 0.0  # share that end in "="
+    c.true_after_chatter = True  # False: chatter ends in a random answer
+    c.label_noise = 0.0  # share of the direct documents whose answer is drawn at random
+    c.validation_share = 0.1  # of the problems of each length
+    c.test_share = 0.2
+    return c
+
+
 def get_config() -> ml_collections.ConfigDict:
     """The published recipe without a model: configs name one, and may change the rows."""
     c = ml_collections.ConfigDict()
@@ -60,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.compute.attention = "auto"
 
     c.data = ml_collections.ConfigDict()
-    c.data.source = "text"  # text | clock (built in)
+    c.data.source = "text"  # text | clock | chain (the last two built in: docs/data.md)
     # Files, globs, saved datasets, tfds:NAME, hub:OWNER/NAME; comma-separated, each with an optional
     # #KEY and @WEIGHT (docs/data.md).
     c.data.text = ""
@@ -75,13 +89,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.download = False  # whether tfds: and hub: may fetch what is not here
     c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from
     c.data.num_documents = 0  # documents made by a built-in source
-    c.data.clock = ml_collections.ConfigDict()  # fields of fqs_jax.data.clock.Clock
+    c.data.clock = built_in()  # fields of fqs_jax.data.clock.Clock
     c.data.clock.modulus = 7
     c.data.clock.operations = ("+1", "+3", "*2", "*3", "-2")
     c.data.clock.lengths = (2, 3)  # operations in a problem
-    c.data.clock.worked = 0.7  # share of documents that show the work
-    c.data.clock.direct = 0.2  # share that answer at once
-    c.data.clock.chatter = 0.1  # share with noise in place of the work
+    c.data.chain = built_in()  # fields of fqs_jax.data.chain.Chain
+    c.data.chain.size = 7  # symbols that are looked up
+    c.data.chain.functions = 5  # tables
+    c.data.chain.permutations = True  # False: random functions
+    c.data.chain.lengths = (2, 3)  # look-ups in a problem
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.beta1 = 0.9

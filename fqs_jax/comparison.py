@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from fqs_jax import (
     checkpoints,
@@ -18,20 +16,19 @@ from fqs_jax import (
     flops,
     generation,
     intervals,
-    scoring,
+    problem_scores,
     token_scores,
     workdir,
 )
 from fqs_jax.data import corpus
-from fqs_jax.data.clock import Clock
+from fqs_jax.data.built_in import Task
 from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
+from fqs_jax.problem_scores import Answers
 from fqs_jax.workdir import Loaded
 
-BATCH = 256  # problems in an evaluation batch
 TIMED_TOKENS = 24
 TIMED_ROUNDS = 3
-MAX_TEMPERATURE = math.exp(3.0)  # of a fit to answers, which is exact up to it
 # That the base is tried at on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
@@ -41,11 +38,11 @@ class Row:
     """One model.
 
     Attributes:
-      accuracy: share of held-out items whose likeliest answer is right, averaged over problem lengths
-        and thought seeds; NaN where the run's data has no items.
+      accuracy: share of held-out items answered right, each symbol of the answer likeliest given those
+        before it, averaged over problem lengths and thought seeds; NaN where the run's data has no items.
       accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
         interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
-      nll: mean -log p(right answer), renormalised over the answers; or nats a token of text.
+      nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
       ms_per_token: median time of a generated token, one prompt; the least of a few rounds.
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "ntp" or "control". temperature: that logits were divided by.
@@ -96,7 +93,7 @@ def compare(
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
     """
     _, config = workdir.read_run(root, existing_stages(root)[0].number)
-    task = corpus.clock_task(config.data, config.seed) if config.data.source == "clock" else None
+    task = corpus.built_in_task(config.data, config.seed)
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
     if task is not None and text:
@@ -172,12 +169,12 @@ def _kind(root: Path, number: str) -> str:
 
 
 def _on_answers(
-    loaded: Loaded, row: Row, task: Clock, seeds: Sequence[int], first_N: np.ndarray | None
+    loaded: Loaded, row: Row, task: Task, seeds: Sequence[int], first_N: np.ndarray | None
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
-    answers = [_answers(loaded, task, "test", length, seeds) for length in task.lengths]
-    accuracy, error, nll = _accuracy(answers)
-    nll_N = _nll_by_item(answers)
+    answers = problem_scores.read(loaded, task, "test", seeds)
+    accuracy, error, nll = problem_scores.accuracy(answers)
+    nll_N = problem_scores.nll_by_item(answers)
     low, high = intervals.wilson(accuracy, len(nll_N))
     row = dataclasses.replace(
         row,
@@ -242,36 +239,6 @@ def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row
     return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)
 
 
-def clock_accuracy(
-    loaded: Loaded, task: Clock, seeds: int, split: str = "test"
-) -> tuple[float, float, float]:
-    """Accuracy of direct answers, its standard error over items, and their NLL; lengths weigh alike."""
-    return _accuracy(
-        [_answers(loaded, task, split, length, range(seeds)) for length in task.lengths]
-    )
-
-
-def _accuracy(answers: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float, float]:
-    accuracies, variances, nlls = [], [], []
-    for log_probs, right in answers:
-        correct = (log_probs.argmax(-1) == right).mean(axis=0)  # over seeds, one an item
-        accuracies.append(correct.mean())
-        variances.append(correct.var() / len(correct))
-        nlls.append(-np.take_along_axis(log_probs, right[None, :, None], -1).mean())
-    error = math.sqrt(sum(variances)) / len(variances)
-    return float(np.mean(accuracies)), error, float(np.mean(nlls))
-
-
-def fit_temperature(log_probs_NxC: np.ndarray, right_N: np.ndarray) -> float:
-    """The temperature at which these answers' mean NLL is least."""
-
-    def nll(log_temperature: float) -> float:
-        return _nll_at(log_probs_NxC, right_N, math.exp(log_temperature))
-
-    most = math.log(MAX_TEMPERATURE)
-    return math.exp(minimize_scalar(nll, bounds=(-most, most), method="bounded").x)
-
-
 def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
     """Median time of one generated token for one prompt, compilation left out.
 
@@ -311,22 +278,14 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
     return passes + heads * flops.vocabulary(model) + talk_head
 
 
-def _scaled(
-    base: Loaded,
-    row: Row,
-    task: Clock,
-    tests: Sequence[tuple[np.ndarray, np.ndarray]],
-    nll_N: np.ndarray,
-) -> Row:
+def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
-    answers = [_answers(base, task, "validation", length, (0,)) for length in task.lengths]
-    temperature = fit_temperature(
-        np.concatenate([log_probs[0] for log_probs, _ in answers]),
-        np.concatenate([right for _, right in answers]),
+    temperature = problem_scores.fit_to_answers(problem_scores.read(base, task, "validation", (0,)))
+    nll = float(np.mean([answers.nll_SxN(temperature).mean() for answers in tests]))
+    scaled = dataclasses.replace(
+        _at_temperature(row, temperature, problem_scores.MAX_TEMPERATURE), nll=nll
     )
-    nll = float(np.mean([_nll_at(log_probs[0], right, temperature) for log_probs, right in tests]))
-    scaled = dataclasses.replace(_at_temperature(row, temperature, MAX_TEMPERATURE), nll=nll)
-    return _by_difficulty(scaled, _nll_by_item(tests, temperature), nll_N)
+    return _by_difficulty(scaled, problem_scores.nll_by_item(tests, temperature), nll_N)
 
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:
@@ -335,30 +294,3 @@ def _at_temperature(row: Row, temperature: float, most: float) -> Row:
     return dataclasses.replace(
         row, name=f"{row.name} at temperature {shown}", temperature=temperature
     )
-
-
-def _nll_by_item(
-    answers: Sequence[tuple[np.ndarray, np.ndarray]], temperature: float = 1.0
-) -> np.ndarray:
-    """-log p(right answer) of every item, mean over thought seeds; lengths one after the other."""
-    parts = []
-    for log_probs_SxNxC, right_N in answers:
-        log_p = log_softmax(log_probs_SxNxC / temperature, axis=-1)
-        parts.append(-np.take_along_axis(log_p, right_N[None, :, None], -1)[..., 0].mean(axis=0))
-    return np.concatenate(parts)
-
-
-def _answers(
-    loaded: Loaded, task: Clock, split: str, length: int, seeds: Sequence[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-probabilities [seeds, items, answers] and the right answers [items]."""
-    problems = task.problems(split, length)
-    choices = task.symbols[: task.modulus]
-    prompts = [prompt for prompt, _ in problems]
-    right = np.array([choices.index(answer) for _, answer in problems])
-    scores = [scoring.answer_log_probs(loaded, prompts, choices, BATCH, seed) for seed in seeds]
-    return np.stack(scores), right
-
-
-def _nll_at(log_probs_NxC: np.ndarray, right_N: np.ndarray, temperature: float) -> float:
-    return float(_nll_by_item([(log_probs_NxC[None], right_N)], temperature).mean())

@@ -188,9 +188,8 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 def _documents(config: Any, settings: Settings) -> Documents:
     if settings.documents:
         return Documents(list(settings.documents), settings.text or "held-out text", True)
-    if config.data.source == "clock":
-        problems = corpus.clock_task(config.data, config.seed).problems("test")
-        texts = [f"{prompt} {answer}" for prompt, answer in problems]
+    if (task := corpus.built_in_task(config.data, config.seed)) is not None:
+        texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, evaluation_file.PROBLEMS, True)
     try:
         source = corpus.sources(config.data, config.seed)[0][0]

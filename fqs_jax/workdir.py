@@ -380,7 +380,8 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """All that the initial model and the tokenizer depend on."""
     if config.init_from:
         return {"init_from": str(Path(config.init_from).resolve())}
-    fields = ("source", "text", "text_key", "tokenizer_pieces", "num_documents", "clock")
+    # The section of a built-in task is named as its source is.
+    fields = ("source", "text", "text_key", "tokenizer_pieces", "num_documents", config.data.source)
     data = {name: value for name, value in config.data.to_dict().items() if name in fields}
     origin = {"init_from": "", "seed": config.seed, "model": config.model.to_dict(), "data": data}
     return json.loads(json.dumps(origin))

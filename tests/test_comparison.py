@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import comparison, generation, scoring, workdir
+from fqs_jax import comparison, generation, problem_scores, scoring, workdir
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
@@ -22,7 +22,7 @@ def test_fitted_temperature(odds, share):
     expected = math.log(odds) / math.log(share / (1 - share))
     if expected < 0:  # no temperature swaps the answers: the flattest is best
         expected = math.exp(3)
-    fitted = comparison.fit_temperature(log_probs, right)
+    fitted = problem_scores.fit_temperature(log_probs, right)
     assert fitted == pytest.approx(expected, rel=1e-3)
 
 
@@ -66,8 +66,8 @@ def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows
 
 
 def test_a_fit_that_stops_at_the_highest_temperature_says_so(rows):
-    far = comparison._at_temperature(rows[0], 20.08, comparison.MAX_TEMPERATURE)
-    near = comparison._at_temperature(rows[0], 1.234, comparison.MAX_TEMPERATURE)
+    far = comparison._at_temperature(rows[0], 20.08, problem_scores.MAX_TEMPERATURE)
+    near = comparison._at_temperature(rows[0], 1.234, problem_scores.MAX_TEMPERATURE)
     assert far.name == "base at temperature \u226520" and near.name == "base at temperature 1.23"
 
 
@@ -103,7 +103,7 @@ def test_difficulty_is_how_likely_the_first_model_finds_an_item():
 def test_accuracy_is_over_held_out_items(run, monkeypatch):
     """A predictor that is right on every n-th test item, checked against hand counts."""
     root, config = run
-    task, loaded = corpus.clock_task(config.data, config.seed), workdir.load(str(root), "0")
+    task, loaded = corpus.built_in_task(config.data, config.seed), workdir.load(str(root), "0")
     answers = dict(task.problems("test"))
     assert len(answers) > 20
 
@@ -116,7 +116,7 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
         return scores
 
     monkeypatch.setattr(scoring, "answer_log_probs", answer)
-    accuracy, error, nll = comparison.clock_accuracy(loaded, task, seeds=2)
+    accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=2)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
     assert accuracy == pytest.approx(np.mean(shares))

@@ -27,7 +27,7 @@ def clock(tmp_path_factory):
 
 def test_clock_symbols_are_one_token_each(clock):
     data, tokenizer = clock
-    task = corpus.clock_task(data, 0)
+    task = corpus.built_in_task(data, 0)
     assert tokenizer.vocab_size == len(task.symbols) + 3
     ids = tokenizer.encode(" ".join(task.symbols))
     assert len(ids) == len(set(ids)) == len(task.symbols)
@@ -47,7 +47,7 @@ def test_a_clock_config_read_from_json_is_the_same_task(clock):
     copy = clock_config().data
     copy.unlock()
     copy.clock = type(copy)(json.loads(json.dumps(data.clock.to_dict())))  # tuples are lists now
-    assert corpus.clock_task(copy, 0) == corpus.clock_task(data, 0)
+    assert corpus.built_in_task(copy, 0) == corpus.built_in_task(data, 0)
 
 
 def test_text_files_and_a_tokenizer_for_them(tmp_path):

@@ -154,7 +154,9 @@ def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
 
 def test_text_is_held_out_problems_whole(root, report):
     _, config = workdir.read_run(root, 0)
-    expected = [f"{p} {a}" for p, a in corpus.clock_task(config.data, config.seed).problems("test")]
+    expected = [
+        f"{p} {a}" for p, a in corpus.built_in_task(config.data, config.seed).problems("test")
+    ]
     shown = ["".join(token.text for token in document) for document in report.reading.documents]
     assert shown == expected[: len(shown)] and len(shown) > 5
     assert sum(map(len, report.reading.documents)) <= 60

@@ -8,23 +8,36 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from fqs_jax.data import cache, clock, order, tokens
+from fqs_jax.data import cache, order, tokens
+from fqs_jax.data.built_in import Task
+from fqs_jax.data.chain import Chain
+from fqs_jax.data.clock import Clock
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
 from fqs_jax.errors import UserError
 from fqs_jax.tokenizers import Tokenizer, train_sentencepiece
 
-SOURCES = ("text", "clock")
+TASKS: dict[str, type[Task]] = {"clock": Clock, "chain": Chain}
 ROWS = ("pack", "crop")
 _TOKENIZER_DOCUMENTS = 100_000  # that a tokenizer is trained on at most, spread over the text
 _MAX_BLANK = 1000  # blank documents in a row that a crop steps over
 
 
-def clock_task(data: ml_collections.ConfigDict, seed: int) -> clock.Clock:
-    """The built-in task as the config sets it."""
-    fields = data.clock.to_dict()
-    for name in ("lengths", "operations"):  # tuples come back from JSON as lists
-        fields[name] = tuple(fields[name])
-    return clock.Clock(seed=seed, **fields)
+def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
+    """The built-in task that data.source names, as the config sets it; None for text.
+
+    Raises:
+      UserError: there is no such source, or the task cannot be as it is set.
+    """
+    if data.source == "text":
+        return None
+    if data.source not in TASKS:
+        raise UserError(
+            f"data.source is {data.source!r}; choose from {', '.join(('text', *TASKS))}"
+        )
+    fields = data[data.source].to_dict()
+    for name, value in fields.items():
+        fields[name] = tuple(value) if isinstance(value, list) else value  # as JSON has tuples
+    return TASKS[data.source](seed=seed, **fields)
 
 
 def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, int]]:
@@ -33,10 +46,8 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
     Raises:
       UserError: no text is configured, or it cannot be read.
     """
-    if data.source == "clock":
-        return [(Documents(clock_task(data, seed).documents(data.num_documents)), 1)]
-    if data.source != "text":
-        raise UserError(f"data.source is {data.source!r}; choose from {', '.join(SOURCES)}")
+    if (task := built_in_task(data, seed)) is not None:
+        return [(Documents(task.documents(data.num_documents)), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md says what it can be)")
     return open_sources(data.text, options(data))
@@ -51,8 +62,8 @@ def options(data: ml_collections.ConfigDict) -> cache.Options:
 def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) -> Tokenizer:
     """A SentencePiece model for the corpus, for models trained from scratch."""
     texts = [source for source, _ in sources(data, seed)]
-    if data.source == "clock":
-        pieces = clock_task(data, seed).pieces
+    if (task := built_in_task(data, seed)) is not None:
+        pieces = task.pieces
         special = 3  # unknown, BOS, EOS
         return train_sentencepiece(
             _sample(texts),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fqs_jax import comparison, intervals
+from fqs_jax import intervals, problem_scores
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.evaluation import Answers
 
@@ -151,7 +151,7 @@ def scaled(
 
 def least_nll_temperature(decisions: Decisions) -> float:
     """The temperature at which the right ids are likeliest; all decisions count alike."""
-    return comparison.fit_temperature(*decisions.single())
+    return problem_scores.fit_temperature(*decisions.single())
 
 
 def highest_temperature(decisions: Decisions) -> float:

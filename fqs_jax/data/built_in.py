@@ -1,0 +1,200 @@
+"""What all built-in tasks share: problems, splits without overlap, documents in a few forms.
+
+    5 +1 *3 = : 6 4 = 4         worked: the work is shown after a marker
+    5 +1 *3 = 4                 direct: the answer at once
+    5 +1 *3 = : 2 0 = 4         chatter: the marker, but noise in place of the work
+    5 +1 *3 =                   unanswered: nothing is said that a label could be
+
+Text is symbols separated by spaces. To make each symbol one token, train a SentencePiece model of
+type `bpe` with `pieces` as its user-defined symbols: a piece takes in the space before it, so
+nothing stands between two symbols, and decoding gives the text back, spaces and all.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from fqs_jax.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+MAX_PROBLEMS = 10_000_000  # of one length
+WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space
+
+
+class Problem(NamedTuple):
+    """A prompt that ends in "=", the symbols of the work, and the answer, maybe of several symbols."""
+
+    prompt: str
+    work: tuple[str, ...]
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(abc.ABC):
+    """Problems of some lengths, and documents about them.
+
+    The problems of each length are dealt out to the splits by a permutation drawn from the seed: no
+    problem is in two splits, and the splits of one length do not depend on which other lengths are
+    in use. Everything is a pure function of these fields and an index.
+
+    A kind of task has its own fields, `answers`, `symbols`, `num_problems` and `problem`. All answers
+    of one length must have equally many symbols.
+
+    Attributes:
+      seed: decides the splits and the documents.
+      lengths: how long problems are; all equally frequent in documents.
+      worked, direct, chatter, unanswered: relative frequencies of the four forms of documents.
+      true_after_chatter: whether chatter ends in the true answer or in a random one.
+      label_noise: probability that a direct document states a random answer, uniform over all
+        answers, the true one included. Shown work, chatter and `problems` are never noisy.
+      validation_share, test_share: parts of the problems of each length; training has the rest.
+    """
+
+    seed: int = 0
+    lengths: tuple[int, ...] = (2, 3)
+    worked: float = 0.7
+    direct: float = 0.2
+    chatter: float = 0.1
+    unanswered: float = 0.0
+    true_after_chatter: bool = True
+    label_noise: float = 0.0
+    validation_share: float = 0.1
+    test_share: float = 0.2
+
+    marker: ClassVar[str] = ":"  # announces the work
+    equals: ClassVar[str] = "="  # announces the answer
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; set 0 or more")
+        if not self.lengths or min(self.lengths) < 1:
+            raise UserError(f"lengths are {self.lengths}; give at least one, each 1 or more")
+        check_distinct("lengths", self.lengths)
+        frequencies = (self.worked, self.direct, self.chatter, self.unanswered)
+        if min(frequencies) < 0 or sum(frequencies) == 0:
+            raise UserError(
+                f"worked, direct, chatter, unanswered are {frequencies}; "
+                "set none below 0 and not all to 0"
+            )
+        if not 0 <= self.label_noise <= 1:
+            raise UserError(f"label_noise is {self.label_noise}; set a probability from 0 to 1")
+        for length in self.lengths:
+            self._check_splits(length)
+
+    @property
+    @abc.abstractmethod
+    def answers(self) -> tuple[str, ...]:
+        """The possible answers; where an answer has several symbols, what those can be."""
+
+    @property
+    @abc.abstractmethod
+    def symbols(self) -> tuple[str, ...]:
+        """All symbols of the texts, `answers` first."""
+
+    @abc.abstractmethod
+    def num_problems(self, length: int) -> int:
+        """How many problems of a length there are."""
+
+    @abc.abstractmethod
+    def problem(self, length: int, number: int) -> Problem:
+        """The problem of that number, from 0 to `num_problems` - 1; no two are the same."""
+
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        """The symbols as a SentencePiece model is to know them, each with the space before it."""
+        return tuple(WORD_BOUNDARY + symbol for symbol in self.symbols)
+
+    def document(self, index: int, split: str = "train") -> str:
+        """A problem of the split in one of the four forms."""
+        rng = np.random.default_rng((self.seed, SPLITS.index(_known(split)), index))
+        length = self.lengths[rng.integers(len(self.lengths))]
+        places = self._places(split, length)
+        prompt, work, answer = self._problem_at(length, places[rng.integers(len(places))])
+
+        answered, silent = self.worked + self.direct, self.worked + self.direct + self.unanswered
+        draw = rng.random() * (self.worked + self.direct + self.chatter + self.unanswered)
+        if draw < self.worked:
+            return " ".join([prompt, self.marker, *work, self.equals, answer])
+        if draw < answered:
+            noisy = rng.random() < self.label_noise
+            return f"{prompt} {' '.join(self._noise(rng, answer.split())) if noisy else answer}"
+        if draw < silent:
+            return prompt
+        noise = self._noise(rng, [*work, *answer.split()])
+        if not self.true_after_chatter:
+            answer = " ".join(noise[len(work) :])
+        return " ".join([prompt, self.marker, *noise[: len(work)], self.equals, answer])
+
+    def documents(self, count: int, split: str = "train") -> list[str]:
+        """The first `count` documents. Problems repeat among them."""
+        return [self.document(index, split) for index in range(count)]
+
+    def problems(self, split: str, length: int | None = None) -> list[tuple[str, str]]:
+        """All problems of a split, or those of one length: (prompt that ends in "=", answer)."""
+        found = []
+        for n in self.lengths if length is None else (length,):
+            for place in self._places(split, n):
+                prompt, _, answer = self._problem_at(n, place)
+                found.append((prompt, answer))
+        return found
+
+    def _problem_at(self, length: int, place: int) -> Problem:
+        """The problem at a place of the permutation."""
+        order = _permutation(self.num_problems(length), self.seed)
+        return self.problem(length, int(order[place]))
+
+    def _noise(self, rng: np.random.Generator, symbols: Sequence[str]) -> list[str]:
+        """The same symbols, with random ones in place of all that an answer may consist of."""
+        possible = self.answers
+        drawn = rng.integers(len(possible), size=len(symbols))
+        return [
+            possible[number] if symbol in possible else symbol
+            for symbol, number in zip(symbols, drawn, strict=True)
+        ]
+
+    def _places(self, split: str, length: int) -> range:
+        """Where the problems of the split are in the permutation of all of this length."""
+        size = self.num_problems(length)
+        test_end = round(self.test_share * size)
+        validation_end = test_end + round(self.validation_share * size)
+        return {
+            "test": range(test_end),
+            "validation": range(test_end, validation_end),
+            "train": range(validation_end, size),
+        }[_known(split)]
+
+    def _check_splits(self, length: int) -> None:
+        size = self.num_problems(length)
+        if size > MAX_PROBLEMS:
+            raise UserError(
+                f"length {length} has {size} problems, more than the {MAX_PROBLEMS} that are "
+                "kept in memory; use shorter ones, or fewer operations or symbols"
+            )
+        if not all(len(self._places(split, length)) for split in SPLITS):
+            raise UserError(
+                f"a split of the {size} problems of length {length} is empty; "
+                "change validation_share and test_share"
+            )
+
+
+def check_distinct(name: str, values: Sequence[object]) -> None:
+    """Raise a UserError if a field names something twice."""
+    if len(set(values)) < len(values):
+        raise UserError(f"{name} are {values}; name each once")
+
+
+def _known(split: str) -> str:
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+    return split
+
+
+@functools.lru_cache(maxsize=16)
+def _permutation(size: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(size)
