@@ -148,6 +148,20 @@ def get_config() -> ml_collections.ConfigDict:
     c.ntp.policy_weight = 1e6  # (released)
     c.ntp.clip = True  # rewards below 0 count as 0 (released)
 
+    # Distillation: a plain model learns the prediction that its teacher makes with thoughts.
+    c.distill = ml_collections.ConfigDict()
+    # forward_kl: KL(teacher || student) | reverse_kl: KL(student || teacher) | policy: the latter by
+    # REINFORCE | hinge: catch up with the teacher on the true next token, no more.
+    c.distill.form = "forward_kl"
+    c.distill.label_weight = 0.0  # share of the plain next-token loss; distillation has the rest
+    # all | shift: positions count by how far the teacher's thoughts move its prediction.
+    c.distill.weighting = "all"
+    c.distill.teacher_thoughts = 4  # over which the teacher's prediction is averaged
+    # Likeliest tokens of it that are stored at a position, 8 bytes each, and what is left over is one;
+    # 0 = the whole vocabulary.
+    c.distill.top_k = 0
+    c.distill.group = 4  # tokens drawn at a position, at least 2 (policy)
+
     c.log_every = 1  # steps between rows of metrics.jsonl
     c.checkpoint_every = 10  # steps (released)
     c.checkpoint_minutes = 0.0  # and whenever the last one is older than this; 0 = by steps alone

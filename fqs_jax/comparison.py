@@ -165,7 +165,8 @@ def _kind(root: Path, number: str) -> str:
     stage, _ = workdir.read_run(root, int(number))
     if stage.control:
         return "control"
-    return {"quiet_star": "thinking", "ntp": "ntp"}.get(stage.objective, "base")
+    kinds = {"quiet_star": "thinking", "ntp": "ntp", "distill": "ntp"}
+    return kinds.get(stage.objective, "base")
 
 
 def _on_answers(

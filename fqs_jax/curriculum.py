@@ -14,15 +14,17 @@ from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
-from fqs_jax import flops, objectives, quiet_star, targets, thoughts
+from fqs_jax import distillation, flops, objectives, quiet_star, targets, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
-OBJECTIVES = ("next_token", "quiet_star", "ntp")
+OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
+TAUGHT = ("ntp", "distill")  # those with a teacher
 # The least value of whole numbers in a config.
 LEAST = {
     "seed": 0,
@@ -43,9 +45,10 @@ class Stage:
     Attributes:
       number: N of `stage_N`.
       name: for people and tables.
-      objective: `next_token`, `quiet_star` (thinks) or `ntp` (fine-tunes without thoughts).
+      objective: `next_token`, `quiet_star` (thinks), or `ntp` and `distill` (learn from a thinking
+        stage to do without thoughts).
       start: number of the stage whose result it starts from; None = the initial model.
-      teacher: for `ntp`, number of the thinking stage that scores the text.
+      teacher: for `ntp` and `distill`, number of the thinking stage that scores the text.
       n_ahead, n_ahead_talk: length of a thought and of what is predicted after it (quiet_star).
       learning_rate: peak, after warm-up.
       steps: optimiser steps.
@@ -110,7 +113,11 @@ def read_stages(
         stage = Stage(number=number, **fields)
         _check(stage, stages, config, model)
         steps = _steps(stage, stages, config, model)
-        stages[number] = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
+        stage = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
+        if stage.objective == "distill":
+            rows = stage.steps * config.batch_size
+            distillation.check_size(teacher_arrays(config, stage, model), rows, str(stage))
+        stages[number] = stage
     return list(stages.values())
 
 
@@ -179,7 +186,28 @@ def loss_function(
         return functools.partial(
             objectives.ntp_loss, model=model, config=objectives.NTPConfig(**config.ntp.to_dict())
         )
+    if stage.objective == "distill":
+        return functools.partial(
+            distillation.distill_loss, model=model, config=distill_config(config)
+        )
     return functools.partial(objectives.next_token_loss, model=model)
+
+
+def distill_config(config: ml_collections.ConfigDict) -> distillation.DistillConfig:
+    """How a plain model is taught."""
+    return distillation.DistillConfig(**config.distill.to_dict())
+
+
+def teacher_arrays(
+    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig
+) -> distillation.Arrays:
+    """What a stage's batches have from its teacher: shapes of one row, and types. Empty without one."""
+    length = config.data.seq_len
+    if stage.objective == "ntp":
+        return {"teacher_log_prob": ((length - 1,), np.float32)}
+    if stage.objective == "distill":
+        return distillation.teacher_arrays(distill_config(config), length, model.vocab_size)
+    return {}
 
 
 def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Params:
@@ -230,7 +258,7 @@ def _check(
     for number in (*named, *stage.same_steps_as, *stage.same_flops_as):
         if number not in earlier:
             raise UserError(f"{where} refers to stage {number}, which is not a row before it")
-    if stage.objective == "ntp" and (stage.teacher is None or not earlier[stage.teacher].thinks):
+    if stage.objective in TAUGHT and (stage.teacher is None or not earlier[stage.teacher].thinks):
         raise UserError(f"{where}.teacher must be the number of a thinking stage before it")
     if stage.thinks and config.data.seq_len < stage.n_ahead_talk + 2:
         raise UserError(

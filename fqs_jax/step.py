@@ -78,7 +78,8 @@ def program(
     state = State(*(sharding.placed(tree, mesh) for tree in state))
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
-    return Program(jitted, state, abstract_batch(config, stage, mesh, extra_keys), row_groups)
+    batch = abstract_batch(config, stage, model, mesh, extra_keys)
+    return Program(jitted, state, batch, row_groups)
 
 
 def stage_key(config: ml_collections.ConfigDict, stage: Stage) -> jax.Array:
@@ -87,18 +88,22 @@ def stage_key(config: ml_collections.ConfigDict, stage: Stage) -> jax.Array:
 
 
 def abstract_batch(
-    config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, extra_keys: tuple[str, ...] = ()
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    model: ModelConfig,
+    mesh: Mesh,
+    extra_keys: tuple[str, ...] = (),
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and placement of a stage's batches."""
     B, T = config.batch_size, config.data.seq_len
-    shapes: dict[str, tuple[tuple[int, int], type]] = {
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
         "tokens": ((B, T), np.int32),
         "mask": ((B, T), bool),
     }
     if "segment" in extra_keys:
         shapes["segment"] = ((B, T), np.int32)
-    if stage.objective == "ntp":
-        shapes["teacher_log_prob"] = ((B, T - 1), np.float32)
+    for name, (shape, dtype) in curriculum.teacher_arrays(config, stage, model).items():
+        shapes[name] = ((B, *shape), dtype)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(shape, mesh))
         for name, (shape, dtype) in shapes.items()
@@ -197,17 +202,19 @@ def _accumulate(
     """
     rows = batch["tokens"].shape[0]
     counts = targets.target_counts(targets.talk_targets(batch, talk_steps)) / parts
+    weight = jnp.sum(targets.position_weights(batch)) / parts
+    whole = {"counts": counts, "weight": weight}
     batch = batch | {"row": jnp.arange(rows)}
 
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
-        (loss, metrics), grads = gradient(params, part | {"counts": counts}, key)
+        (loss, metrics), grads = gradient(params, part | whole, key)
         grads = sharding.constrain_parameters(grads)
         values = jax.tree.map(lambda x: x.astype(jnp.float32) / parts, ((loss, metrics), grads))
         values, grads = jax.tree.map(jnp.add, total, values)
         return (values, sharding.constrain_parameters(grads)), None
 
     xs = in_parts(batch, parts)
-    part = jax.tree.map(lambda x: x[0], xs) | {"counts": counts}
+    part = jax.tree.map(lambda x: x[0], xs) | whole
     shapes = jax.eval_shape(gradient, params, part, key)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     (values, grads), _ = jax.lax.scan(add, zeros, xs)

@@ -6,10 +6,12 @@ to and nobody predicts. More keys it may have:
     segment           int32 [B, T]: documents of the row by number, 0 at padding; nobody attends to or
                       predicts a token of another document
     target            bool [B, T]: which tokens are predicted, instead of the mask
-    teacher_log_prob  float32 [B, T - 1], for NTP: the teacher's log p(x_{t+1}) at position t
+    teacher_log_prob  float32 [B, T - 1], for NTP and distillation: the teacher's log p(x_{t+1}) at t
+    teacher_...       more that the teacher said, for distillation (distillation.py)
     row, counts       of a part of a batch (step.py): the number of each row in the whole, int32 [B], and
                       the whole's `target_counts` over the number of parts; means over all parts are then
                       means over the whole
+    weight            of a part likewise, for distillation: the whole's sum of `position_weights`
 """
 
 from __future__ import annotations
@@ -51,6 +53,18 @@ def target_counts(target_BxAxT: jax.Array) -> jax.Array:
 def counts(batch: Batch, target_BxAxT: jax.Array) -> jax.Array:
     """What means over targets are divided by: the batch's own counts, or those it is given."""
     return batch["counts"] if "counts" in batch else target_counts(target_BxAxT)
+
+
+def position_weights(batch: Batch) -> jax.Array:
+    """How much each position counts in distillation before division by their sum, float32 [B, T].
+
+    A teacher's distribution is learned at every real position, also at the last of a document; a
+    teacher's score of the next token only where there is one. `teacher_shift`, if there, weights them.
+    """
+    where_BxT = batch["mask"]
+    if "teacher_log_probs" not in batch:
+        where_BxT = jnp.pad(talk_targets(batch, 1)[:, 0], ((0, 0), (0, 1)))
+    return where_BxT * batch.get("teacher_shift", jnp.float32(1))
 
 
 def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:

@@ -235,15 +235,19 @@ def starting_params(run: Run, stage: Stage) -> Params:
 
 
 def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.ndarray | None:
-    """For an NTP stage, its teacher's scores of all its rows, made now or before; else None.
+    """For a taught stage, what its teacher says of all its rows, made now or before; else None.
+
+    The result has one record a row (`teacher.score_rows`).
 
     Args:
       lineage: identifies all that the scores depend on (`workdir.write_run`).
     """
-    if stage.objective != "ntp":
+    config = run.config
+    arrays = curriculum.teacher_arrays(config, stage, run.model)
+    if not arrays:
         return None
     assert stage.teacher is not None  # checked when the row was read
-    config = run.config
+    distill = stage.objective == "distill"
     params, row = workdir.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
@@ -253,7 +257,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.nd
     thought = curriculum.thought_config(
         teacher_config,
         row,
-        rationales=1,
+        rationales=config.distill.teacher_thoughts if distill else 1,
         n_ahead_talk=1,
         temperature=config.thought.eval_temperature,
     )
@@ -270,6 +274,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.nd
             params,
             run.model,
             thought,
+            arrays,
             data,
             stage.steps,
             config.seed,
@@ -284,9 +289,11 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.nd
 def _with_scores(
     batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
 ) -> Batches:
-    """Batches from step `first` on with the teacher's scores of their rows."""
+    """Batches from step `first` on with what the teacher says of their rows."""
+    assert scores.dtype.names is not None  # records
     for step, batch in zip(itertools.count(first), batches):
-        yield {**batch, "teacher_log_prob": scores[step * size + rows]}
+        records = scores[step * size + rows]
+        yield {**batch, **{name: records[name] for name in scores.dtype.names}}
 
 
 def _check_finite(

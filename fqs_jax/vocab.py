@@ -1,9 +1,9 @@
 """Log-probabilities and samples over the vocabulary, a chunk of tokens at a time.
 
 Logits of all tokens together are the largest array of a training step by far, and none of it is
-needed for longer than a moment: only the log-probability of one id a token, or one sampled id,
-leaves these functions. Chunks run along the token axes, never along the leading batch axis, so that
-rows may be sharded.
+needed for longer than a moment: only the log-probability of one id a token, or one sampled id, or
+what else little is read off them, leaves these functions. Chunks run along the token axes, never
+along the leading batch axis, so that rows may be sharded.
 """
 
 from __future__ import annotations
@@ -52,7 +52,29 @@ def log_probs(
         is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
         return jnp.sum(jnp.where(is_target, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
 
-    return _by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, ids_BxX)
+    return by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, ids_BxX)
+
+
+def read(
+    function: Callable[..., Any],
+    hidden_BxXxD: jax.Array,
+    kernel_DxV: jax.Array,
+    *others_BxXx: Any,
+    chunk: int,
+) -> Any:
+    """`function` of the logits, for what no other function here reads off them; differentiable.
+
+    Args:
+      function: (logits float32 [B, c, V], others [B, c, ...]) -> pytree of [B, c, ...].
+      others_BxXx: arrays [B, ..., and more], cut like the hidden states [B, ..., D].
+      chunk: as of `log_probs`.
+    """
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
+
+    def apply(hidden: jax.Array, others: tuple[Any, ...]) -> Any:
+        return function(_logits(hidden, kernel_DxV, ()), *others)
+
+    return by_chunks(_recomputed(apply, chunk), chunk, hidden_BxXxD, others_BxXx)
 
 
 def expected_log_probs(
@@ -68,7 +90,7 @@ def expected_log_probs(
         return jnp.sum(probs * jax.nn.log_softmax(logits / temperature), -1)
 
     unused = jnp.zeros(hidden_BxXxD.shape[:-1], jnp.int32)
-    return _by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, unused)
+    return by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, unused)
 
 
 def entropies(hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int) -> jax.Array:
@@ -79,7 +101,7 @@ def entropies(hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int) -> 
         return -jnp.sum(jnp.exp(log_p) * log_p, -1)
 
     unused = jnp.zeros(hidden_BxXxD.shape[:-1], jnp.int32)
-    return jax.lax.stop_gradient(_by_chunks(read, chunk, hidden_BxXxD, unused))
+    return jax.lax.stop_gradient(by_chunks(read, chunk, hidden_BxXxD, unused))
 
 
 def sample(
@@ -114,7 +136,7 @@ def sample(
             logits = logits + jax.vmap(jax.vmap(noise))(keys)
         return _argmax(logits), entropy
 
-    return jax.lax.stop_gradient(_by_chunks(draw, chunk, hidden_BxXxD, keys_BxX))
+    return jax.lax.stop_gradient(by_chunks(draw, chunk, hidden_BxXxD, keys_BxX))
 
 
 def _argmax(x: jax.Array) -> jax.Array:
@@ -146,18 +168,27 @@ def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:
     return jax.checkpoint(function, prevent_cse=False) if chunk else function
 
 
-def _by_chunks(
-    function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array, other_BxX: jax.Array
+def by_chunks(
+    function: Callable[..., Any], chunk: int, hidden_BxXxD: jax.Array, others_BxXx: Any
 ) -> Any:
-    """Apply `function` ([B, c, D], [B, c]) -> pytree of [B, c] to pieces of the flattened token axes."""
+    """Apply `function` ([B, c, D], [B, c, ...]) -> pytree of [B, c, ...] to pieces of the token axes.
+
+    Args:
+      chunk: about how many tokens a device takes at once; 0 = all.
+      others_BxXx: a pytree of arrays that have the token axes of `hidden_BxXxD` and any more.
+
+    Returns:
+      What `function` returns, with the token axes in place of c.
+    """
     batch, *token_axes, width = hidden_BxXxD.shape
+    ndim = 1 + len(token_axes)
     hidden = hidden_BxXxD.reshape(batch, -1, width)
-    other = other_BxX.reshape(batch, -1)
+    others = jax.tree.map(lambda x: x.reshape(batch, -1, *x.shape[ndim:]), others_BxXx)
     num_tokens = hidden.shape[1]
     rows = batch // sharding.groups_of_rows(batch)  # of one device
     per_row = max(1, chunk // rows) if chunk else num_tokens
     if per_row >= num_tokens:
-        result = function(hidden, other)
+        result = function(hidden, others)
     else:
         num_chunks = -(-num_tokens // per_row)
         per_row = -(-num_tokens // num_chunks)  # even pieces: less padding
@@ -172,8 +203,9 @@ def _by_chunks(
             )
             return jnp.moveaxis(x.reshape(batch, num_chunks, per_row, *x.shape[2:]), 1, 0)
 
-        result = jax.lax.map(lambda xs: function(*xs), (split(hidden), split(other)))
+        pieces = jax.tree.map(split, (hidden, others))
+        result = jax.lax.map(lambda xs: function(*xs), pieces)
         result = jax.tree.map(
-            lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, -1)[:, :num_tokens], result
+            lambda y: jnp.moveaxis(y, 0, 1).reshape(batch, -1, *y.shape[3:])[:, :num_tokens], result
         )
-    return jax.tree.map(lambda y: y.reshape(batch, *token_axes), result)
+    return jax.tree.map(lambda y: y.reshape(batch, *token_axes, *y.shape[2:]), result)

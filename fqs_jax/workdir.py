@@ -7,7 +7,7 @@ W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config it was started with
 W/stage_N/checkpoints/STEP/
 W/stage_N/metrics.jsonl
-W/stage_N/teacher/   the teacher's log-probabilities, for an NTP stage
+W/stage_N/teacher/   what the teacher says of its rows, for an NTP or distillation stage
 """
 
 from __future__ import annotations

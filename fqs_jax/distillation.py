@@ -1,0 +1,237 @@
+r"""Distillation: a plain model learns the next-token prediction that its teacher makes with thoughts.
+
+At position t let p be the teacher's prediction after thoughts, averaged over several, and q the
+student's plain one. The terms, of which the loss is a weighted mean over positions:
+
+    forward_kl   KL(p || q): cover all that the teacher expects; its gradient in the logits is q - p
+    reverse_kl   KL(q || p): expect nothing that the teacher does not
+    policy       REINFORCE for the latter: draw tokens a from q, reward log p(a) - log q(a), baseline the
+                 mean reward of the others drawn there; in expectation the gradient of reverse_kl
+    hinge        max(0, log p(x_{t+1}) - log q(x_{t+1})): catch up with the teacher on the true token
+
+The first three count at every real position, also at the last of a document, where no token follows
+and the teacher's prediction is the only label. (Sequence-level and on-policy relatives: Hinton et al.,
+arXiv 1503.02531; Gu et al., MiniLLM, arXiv 2306.08543.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fqs_jax import model as model_lib
+from fqs_jax import rollout, vocab
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig, Params
+from fqs_jax.targets import (
+    Batch,
+    Metrics,
+    counts,
+    masked_mean,
+    position_weights,
+    segments,
+    talk_targets,
+)
+
+FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
+WEIGHTINGS = ("all", "shift")
+MOST_BYTES = 4 << 30  # of what a teacher says of a stage's rows: held in memory, and kept on disk
+_LEAST_REST = 1e-7  # of probability; what float32 leaves of 1 less a sum near 1
+
+# What a teacher says of a row, by its key in batches: shape and type.
+Arrays = dict[str, tuple[tuple[int, ...], type]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """How a plain model is taught.
+
+    Attributes:
+      form: `forward_kl`, `reverse_kl`, `policy` or `hinge`, as above.
+      label_weight: share of the plain next-token loss in the whole; the term above has the rest.
+      weighting: `all` positions alike; or by the `shift` that thoughts make: the total variation
+        distance between the teacher's predictions with and without them.
+      teacher_thoughts: thoughts over which the teacher's prediction is averaged.
+      top_k: how many of the teacher's likeliest tokens are kept at a position. All others are then one
+        outcome, for the student too. 0 = the whole vocabulary.
+      group: tokens that `policy` draws at a position.
+    """
+
+    form: str = "forward_kl"
+    label_weight: float = 0.0
+    weighting: str = "all"
+    teacher_thoughts: int = 4
+    top_k: int = 0
+    group: int = 4
+
+    def __post_init__(self) -> None:
+        for name, known in (("form", FORMS), ("weighting", WEIGHTINGS)):
+            if (value := getattr(self, name)) not in known:
+                raise UserError(f"distill.{name} {value!r} is none of {', '.join(known)}")
+        if not 0 <= self.label_weight <= 1:
+            raise UserError(f"distill.label_weight is {self.label_weight}; set 0 to 1")
+        for name, least in (("teacher_thoughts", 1), ("top_k", 0), ("group", 2)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"distill.{name} is {value}; set at least {least}")
+
+
+def teacher_arrays(config: DistillConfig, length: int, vocab_size: int) -> Arrays:
+    """What the teacher must say of a row of `length` T, by name:
+
+    teacher_log_prob   [T - 1]  log p(x_{t+1})
+    teacher_log_probs  [T, k]   the likeliest tokens' log p, likeliest first; with top_k 0 all V, by id
+    teacher_ids        [T, k]   which tokens those are; not with top_k 0
+    teacher_shift      [T]      how far thoughts move its prediction; for that weighting
+
+    Raises:
+      UserError: more tokens are to be kept than there are.
+    """
+    if config.top_k > vocab_size:
+        raise UserError(
+            f"distill.top_k is {config.top_k}; the vocabulary has {vocab_size}, set 0 for all"
+        )
+    arrays: Arrays = {"teacher_log_prob": ((length - 1,), np.float32)}
+    if config.form != "hinge":
+        arrays["teacher_log_probs"] = ((length, config.top_k or vocab_size), np.float32)
+        if config.top_k:
+            arrays["teacher_ids"] = ((length, config.top_k), np.int32)
+    if config.weighting == "shift":
+        arrays["teacher_shift"] = ((length,), np.float32)
+    return arrays
+
+
+def check_size(arrays: Arrays, rows: int, where: str) -> None:
+    """Refuse what cannot be held.
+
+    Raises:
+      UserError: what the teacher says of these rows is larger than MOST_BYTES.
+    """
+    size = rows * sum(
+        math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()
+    )
+    if size > MOST_BYTES:
+        raise UserError(
+            f"{where} would keep {size / 2**30:,.1f} GiB of its teacher's predictions, more than "
+            f"{MOST_BYTES >> 30} GiB; set distill.top_k, such as 16, or lower it"
+        )
+
+
+def distill_loss(
+    params: Params, batch: Batch, key: jax.Array, model: ModelConfig, config: DistillConfig
+) -> tuple[jax.Array, Metrics]:
+    """label_weight * next-token loss + (1 - label_weight) * mean of the term over positions.
+
+    Args:
+      batch: with `teacher_arrays`.
+      key: of the tokens that `policy` draws.
+    """
+    lm, tokens_BxT = params["lm"], batch["tokens"]
+    hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, segments(batch))
+    others: dict[str, Any] = {"next": jnp.roll(tokens_BxT, -1, axis=1)}
+    if config.form != "hinge":
+        others["teacher"] = batch["teacher_log_probs"]
+        if config.top_k:
+            others["ids"] = batch["teacher_ids"]
+    if config.form == "policy":
+        where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
+        others["key"] = rollout.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+
+    def read(logits: jax.Array, others: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        log_q = jax.nn.log_softmax(logits)
+        is_next = jnp.arange(log_q.shape[-1]) == others["next"][..., None]
+        found = {"label": jnp.sum(jnp.where(is_next, log_q, 0.0), -1)}
+        if "teacher" in others:
+            p, q = outcomes(others["teacher"], log_q, others.get("ids"))
+            found |= {"forward_kl": forward_kl(p, q), "reverse_kl": reverse_kl(p, q)}
+            if "key" in others:
+                found["policy"] = policy(p, q, others["key"], config.group)
+        return found
+
+    kernel_DxV = model_lib.head_kernel(lm)
+    found = vocab.read(read, hidden_BxTxD, kernel_DxV, others, chunk=model.vocab_chunk)
+    label_BxT = found.pop("label")[:, :-1]
+    behind_BxT = batch["teacher_log_prob"] - label_BxT
+    found["hinge"] = jnp.pad(jnp.maximum(behind_BxT, 0.0), ((0, 0), (0, 1)))
+
+    target_BxAxT = talk_targets(batch, 1)
+    target_BxT, count = target_BxAxT[:, 0], counts(batch, target_BxAxT)[0]
+    nll = -masked_mean(label_BxT, target_BxT, count)
+    weight_BxT = position_weights(batch)
+    total = batch.get("weight", jnp.sum(weight_BxT))
+    terms = {name: masked_mean(term, weight_BxT, total) for name, term in found.items()}
+    loss = config.label_weight * nll + (1 - config.label_weight) * terms[config.form]
+    shown = [name for name in terms if name == config.form or name.endswith("_kl")]
+    metrics = {
+        "nll_base": nll,
+        "nll_teacher_minus_student": -masked_mean(behind_BxT, target_BxT, count),
+        **{f"distill/{name}": terms[name] for name in shown},
+    }
+    return loss, metrics
+
+
+def outcomes(
+    teacher: jax.Array, log_q: jax.Array, ids: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities of teacher and student on the same outcomes, [..., n].
+
+    Args:
+      teacher: [..., k], of the tokens `ids` [..., k]; None = of all V.
+      log_q: [..., V].
+
+    Returns:
+      With fewer ids than V, the k tokens and, last, all others together.
+    """
+    if ids is None:
+        return teacher, log_q
+    kept = jnp.take_along_axis(log_q, ids, axis=-1)
+    if ids.shape[-1] == log_q.shape[-1]:
+        return teacher, kept
+    rest_p = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(teacher, -1)), _LEAST_REST))
+    # The student's is a sum over the others themselves: 1 less the sum of the kept would round to 0.
+    others = jnp.put_along_axis(log_q, ids, -jnp.inf, axis=-1, inplace=False)
+    rest_q = jax.nn.logsumexp(others, -1)
+    return (
+        jnp.concatenate([teacher, rest_p[..., None]], -1),
+        jnp.concatenate([kept, rest_q[..., None]], -1),
+    )
+
+
+def forward_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(p || q) of log-probabilities [..., n]."""
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1)
+
+
+def reverse_kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """KL(q || p) of log-probabilities [..., n]."""
+    return forward_kl(log_q, log_p)
+
+
+def policy(log_p: jax.Array, log_q: jax.Array, keys: jax.Array, group: int) -> jax.Array:
+    """REINFORCE's surrogate for KL(q || p), with `group` outcomes drawn from q by each key [...]."""
+
+    def draw(key: jax.Array, log_q: jax.Array) -> jax.Array:
+        return jax.random.categorical(key, log_q, shape=(group,))
+
+    flat = log_q.reshape(-1, log_q.shape[-1])
+    drawn = jax.vmap(draw)(keys.reshape(-1), jax.lax.stop_gradient(flat))
+    return surrogate(log_p, log_q, drawn.reshape(*keys.shape, group))
+
+
+def surrogate(log_p: jax.Array, log_q: jax.Array, drawn: jax.Array) -> jax.Array:
+    """-mean over draws of advantage * log q(draw), [...].
+
+    The advantage of a draw is its reward log p - log q less the mean reward of the others.
+
+    Args:
+      log_p, log_q: [..., n]. drawn: int [..., group].
+    """
+    group = drawn.shape[-1]
+    p, q = (jnp.take_along_axis(x, drawn, axis=-1) for x in (log_p, log_q))
+    reward = jax.lax.stop_gradient(p - q)
+    others = (jnp.sum(reward, -1, keepdims=True) - reward) / (group - 1)
+    return -jnp.mean((reward - others) * q, -1)
