@@ -109,11 +109,11 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         lines = str(error).strip().splitlines()
         _stop(" ".join(dict.fromkeys((lines[0], lines[-1]))), 2)  # between them, a traceback
     except Exception as error:  # a config is a program: anything can go wrong in it
-        _stop(_config_problem(error), 2)
+        _stop(config_problem(error), 2)
     raise AssertionError("unreachable")
 
 
-def _config_problem(error: Exception) -> str:
+def config_problem(error: Exception) -> str:
     """One line about what reading a config or overriding its fields raised."""
     text = str(error)
     if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):

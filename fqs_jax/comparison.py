@@ -43,7 +43,8 @@ class Row:
       accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
         interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
       nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
-      ms_per_token: median time of a generated token, one prompt; the least of a few rounds.
+      ms_per_token: median time of a generated token, one prompt; the least of a few rounds; NaN where
+        it was not timed.
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "ntp" or "control". temperature: that logits were divided by.
       flops_per_token: what a generated token costs, thought and head included (flops.py), there.
@@ -77,6 +78,7 @@ def compare(
     seed: int = 0,
     seq_len: int | None = None,
     batch_size: int | None = None,
+    timed: bool = True,
 ) -> list[Row]:
     """Rows for all trained stages of a working directory, its initial model if that was imported, and
     its base with a fitted temperature.
@@ -88,6 +90,7 @@ def compare(
       note: told the name of each model before it is evaluated.
       mesh: where models are loaded; None = one device.
       seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `token_scores.score`.
+      timed: whether tokens are timed, which takes seconds a model; without it ms_per_token is NaN.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -109,7 +112,7 @@ def compare(
             math.nan,
             math.nan,
             math.nan,
-            milliseconds_per_token(loaded, prompt),
+            milliseconds_per_token(loaded, prompt) if timed else math.nan,
             step,
             _kind(root, number),
             flops_per_token(loaded, prompt),

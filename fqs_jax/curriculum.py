@@ -103,22 +103,33 @@ def read_stages(
     for name, least in LEAST.items():
         if config[name] < least:
             raise UserError(f"{name} is {config[name]}; set at least {least}")
-    numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
-    if not numbers:
-        raise UserError("the config has no stage_N rows; see configs/common.py")
     stages: dict[int, Stage] = {}
-    for number in numbers:
-        fields = config[f"stage_{number}"].to_dict()
-        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-        stage = Stage(number=number, **fields)
+    for stage in rows(config):
         _check(stage, stages, config, model)
         steps = _steps(stage, stages, config, model)
         stage = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
         if stage.objective == "distill":
-            rows = stage.steps * config.batch_size
-            distillation.check_size(teacher_arrays(config, stage, model), rows, str(stage))
-        stages[number] = stage
+            num_rows = stage.steps * config.batch_size
+            distillation.check_size(teacher_arrays(config, stage, model), num_rows, str(stage))
+        stages[stage.number] = stage
     return list(stages.values())
+
+
+def rows(config: ml_collections.ConfigDict) -> list[Stage]:
+    """The rows as they stand, in order of their number: unchecked, controls' steps not worked out.
+
+    Raises:
+      UserError: there is none.
+    """
+    numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
+    if not numbers:
+        raise UserError("the config has no stage_N rows; see configs/common.py")
+    stages = []
+    for number in numbers:
+        fields = config[f"stage_{number}"].to_dict()
+        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        stages.append(Stage(number=number, **fields))
+    return stages
 
 
 def find(stages: list[Stage], which: str) -> Stage:
@@ -132,6 +143,18 @@ def find(stages: list[Stage], which: str) -> Stage:
             return stage
     known = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
     raise UserError(f"there is no stage {which!r}; there are {known}")
+
+
+def select(stages: list[Stage], which: str) -> list[Stage]:
+    """Stages of a comma-separated list of numbers or names, or `all`; in the order of the config.
+
+    Raises:
+      UserError: one of them does not exist.
+    """
+    if which == "all":
+        return stages
+    wanted = [find(stages, part.strip()) for part in which.split(",")]
+    return [stage for stage in stages if stage in wanted]
 
 
 def thought_config(

@@ -1,7 +1,7 @@
 """Train: `python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=W`.
 
-Runs one stage from the stage before it in W, or all of them in order. Stopped runs go on with the
-same command. Any field of the config can be overridden: `--config.batch_size=4`.
+Runs one stage from the stage before it in W, several (`--stage=0,2`), or all of them in order.
+Stopped runs go on with the same command. Any field of the config can be overridden: `--config.batch_size=4`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
 from fqs_jax.model import ModelConfig
 
-_STAGE = flags.DEFINE_string("stage", "all", "Number or name of a stage, or all.")
+_STAGE = flags.DEFINE_string(
+    "stage", "all", "Number or name of a stage, several with commas, or all."
+)
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
 _INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
 _TEXT = flags.DEFINE_string(
@@ -69,7 +71,7 @@ def main(_: Sequence[str]) -> None:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         model, tokenizer = workdir.prepare(place, config, everyone=_DRY_RUN.value)
     stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
-    todo = stages if _STAGE.value == "all" else [curriculum.find(stages, _STAGE.value)]
+    todo = curriculum.select(stages, _STAGE.value)
     agreement.check_same(str([stage.number for stage in todo]), "stages to train")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_model(model, mesh)
@@ -90,7 +92,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _command(stage: str) -> str:
-    """The command line that makes a stage, or all, of this working directory."""
+    """The command line that makes a stage, several, or all, of this working directory."""
     overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
     command = cli.command_line(
         "fqs_jax.launch",

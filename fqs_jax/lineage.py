@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def commands(root: Path) -> list[str]:
     """The commands that trained the stages of a working directory, in order, as far as recorded."""
     path = root / _COMMANDS
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def commit() -> str:
+    """The commit of this program, with "-changed" if files differ from it; empty where git has none."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not another project's environment
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=10", "HEAD") + "-changed" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:

@@ -1,0 +1,131 @@
+"""Sweep: `python -m fqs_jax.sweep --config=configs/sweeps/thinking.py --workdir=W`.
+
+Trains and evaluates every cell (a variant with a seed) that is not done, then writes W/results.md, .json and
+.png. The same command goes on; `--cell=N` does one cell, for many machines that share W (docs/sweeps.md).
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+
+from fqs_jax import children, cli, distributed, sweep_cells, sweep_results
+from fqs_jax.errors import UserError
+from fqs_jax.sweep_cells import Cell
+
+_WORKDIR = flags.DEFINE_string("workdir", "", "Where cells and the table go.")
+_LIST = flags.DEFINE_bool("list", False, "Print the cells, a line each, and stop.")
+_CELL = flags.DEFINE_integer("cell", None, "Do this one only, and write no table.", 0)
+_TABLE = flags.DEFINE_bool("table", False, "Train nothing: write the table of what is done.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "Cells at once on this machine.", 1)
+LOG = "log.txt"  # in a cell's folder
+
+
+def define_flags() -> None:
+    """The config's, which reads file and command line at once."""
+    default = "configs/sweeps/thinking.py"
+    config_flags.DEFINE_config_file("config", default, "Sweep.", lock_config=True)
+
+
+def main(_: Sequence[str]) -> None:
+    cli.require(workdir=_WORKDIR.value)
+    if sum((_LIST.value, _TABLE.value, _CELL.value is not None)) > 1:
+        raise UserError("--list, --cell and --table exclude one another; give one")
+    root = Path(_WORKDIR.value)
+    cells = sweep_cells.read(flags.FLAGS.config, root)
+    if _LIST.value:
+        for cell in cells:
+            print(f"{cell.number} {cell.command}")
+    elif _CELL.value is not None:
+        if _CELL.value >= len(cells):
+            raise UserError(f"there is no cell {_CELL.value}; they go from 0 to {len(cells) - 1}")
+        _do(cells[_CELL.value])
+    elif _TABLE.value:
+        _write_table(root, cells)
+    else:
+        failed = _do_all(cells)
+        if len(failed) < len(cells):
+            _write_table(root, cells)
+        for line in failed:
+            _note(line)
+        if failed:
+            raise UserError(
+                f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
+            )
+
+
+def _do(cell: Cell) -> None:
+    """Train and evaluate one cell, unless that is done."""
+    if sweep_results.is_stale(cell):
+        _note(f"{cell} was made by another command; its stages go on from what they were")
+    elif sweep_results.read(cell):
+        _note(f"{cell} is done: {cell.folder / sweep_results.RESULT}")
+        return
+    [end] = children.run([[sys.executable, *cell.arguments]])
+    if end.code:
+        if end.code < 0:
+            _note(f"error: {cell}: signal {-end.code} ended the program")
+        distributed.leave(end.code if end.code > 0 else 128 - end.code)
+    sweep_results.evaluate(cell)
+
+
+def _do_all(cells: Sequence[Cell]) -> list[str]:
+    """Every cell that is not done, each a program of its own; a line for each that failed."""
+    todo = [cell for cell in cells if not sweep_results.read(cell)]
+    if len(todo) < len(cells):
+        _note(f"{len(cells) - len(todo)} of {len(cells)} cells are done")
+    commands, logs = [], []
+    for cell in todo:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        commands.append([sys.executable, "-m", "fqs_jax.sweep", *_own(), f"--cell={cell.number}"])
+        logs.append(cell.folder / LOG)
+    failed: list[str] = []
+
+    def begun(i: int) -> None:
+        _note(f"{todo[i]} begins: {logs[i]}")
+
+    def ended(i: int, end: children.End) -> None:
+        if not end.code:
+            _note(f"{todo[i]} is done, {end.seconds:.0f} s")
+            return
+        failed.append(f"{todo[i]} failed, code {end.code}: {end.last_line} ({logs[i]})")
+        _note(failed[-1])
+
+    children.run(commands, logs, _JOBS.value, begun, ended)
+    return failed
+
+
+def _write_table(root: Path, cells: Sequence[Cell]) -> None:
+    from fqs_jax import sweep_table  # matplotlib takes most of a second to import
+
+    results = [sweep_results.read(cell) for cell in cells]
+    if not any(results):
+        raise UserError(f"no cell of this sweep is done in {root}; leave --table out to begin")
+    table = sweep_results.lines(cells, results, flags.FLAGS.config.get("show_once", ()))
+    command = shlex.join(["python", "-m", "fqs_jax.sweep", *_own()])
+    sweep_results.write(root, table, cells, results, command)
+    Console(width=160).print(sweep_table.screen(table, str(root)))
+    for note in sweep_results.about(cells, results, command):
+        print(note)
+    print(root / f"{sweep_results.TABLE}.md")
+
+
+def _own() -> list[str]:
+    """The flags that say which sweep this is."""
+    changes = [a for a in sys.argv[1:] if a.startswith("--config.")]
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return [f"--config={file}", *changes, f"--workdir={_WORKDIR.value}"]
+
+
+def _note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, define_flags)

@@ -1,0 +1,225 @@
+"""A sweep's config, read into cells: variants x seeds, each one command of `fqs_jax.launch`.
+
+Nothing here runs or writes anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from fqs_jax import cli, curriculum
+from fqs_jax.curriculum import Stage
+from fqs_jax.errors import UserError
+from fqs_jax.model import ModelConfig
+
+REQUIRED = ("config", "seeds", "variants")
+OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}
+
+_ANY_VOCABULARY = 2**20  # the real one is known when the tokenizer is
+
+Variant = tuple[str, tuple[str, ...], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One variant with one seed.
+
+    Attributes:
+      number: its place among all cells, from 0.
+      folder: its working directory, of `fqs_jax.launch`.
+      config: file of the experiment. overrides: "field=value" as after --config. ; the seed is one.
+      stages: as for launch --stage.
+      stage_numbers: the rows of the experiment that these are.
+    """
+
+    number: int
+    variant: str
+    seed: int
+    folder: Path
+    config: str
+    overrides: tuple[str, ...]
+    stages: str
+    stage_numbers: tuple[int, ...]
+
+    @property
+    def flags(self) -> list[str]:
+        """Flags of `fqs_jax.launch`, without the working directory: what the result depends on."""
+        changes = [f"--config.{override}" for override in self.overrides]
+        return [f"--config={self.config}", *changes, f"--stage={self.stages}"]
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `python`, as a list."""
+        return ["-m", "fqs_jax.launch", *self.flags, f"--workdir={self.folder}"]
+
+    @property
+    def command(self) -> str:
+        """The same as a user would type it."""
+        return shlex.join(["python", *self.arguments])
+
+    def __str__(self) -> str:
+        return f"cell {self.number} ({self.variant}, seed {self.seed})"
+
+
+def variant(name: str, *overrides: str, stages: str = "all") -> Variant:
+    """A variant for a sweep's config.
+
+    Args:
+      overrides: "field=value" of the experiment's config.
+      stages: numbers or names with commas between them, or all.
+    """
+    return name, overrides, stages
+
+
+def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
+    """All cells of a sweep, seeds of a variant one after the other, everything checked.
+
+    Args:
+      root: the sweep's working directory.
+
+    Raises:
+      UserError: a field is unknown or missing, a name is taken twice or cannot be a folder's, an
+        override is of a field that the experiment lacks, a stage does not exist or one that it is
+        made from is left out.
+    """
+    sweep = _fields(config)
+    cells: list[Cell] = []
+    for name, own, stages in map(_variant, sweep["variants"]):
+        try:
+            common = (*sweep["overrides"], *own)
+            experiment = experiment_config(sweep["config"], common)
+            rows = _stages(experiment)
+            todo = curriculum.select(rows, stages)
+            _check_complete(todo)
+            if missing := set(sweep["show_once"]) - {stage.number for stage in rows}:
+                raise UserError(f"there is no stage {min(missing)}, named in show_once")
+        except UserError as error:
+            raise UserError(f"variant {name}: {error}") from error
+        for seed in sweep["seeds"]:
+            cells.append(
+                Cell(
+                    number=len(cells),
+                    variant=name,
+                    seed=seed,
+                    folder=root / "cells" / name / f"seed_{seed}",
+                    config=sweep["config"],
+                    overrides=(f"seed={seed}", *common),
+                    stages=stages,
+                    stage_numbers=tuple(stage.number for stage in todo),
+                )
+            )
+    _check_unique([cell.variant for cell in cells if cell.seed == sweep["seeds"][0]])
+    return cells
+
+
+def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.ConfigDict:
+    """An experiment's config with overrides, read as `launch` reads its command line.
+
+    Raises:
+      UserError: the file cannot be read, it lacks a field, or a value is of another type.
+    """
+    for override in overrides:
+        if not re.fullmatch(r"[\w.]+=.*", override, re.DOTALL):
+            raise UserError(f"override {override!r} is not of the form field=value")
+        if override.split("=")[0] == "seed":
+            raise UserError(f"override {override!r}: seeds are the sweep's own, in c.seeds")
+    values = flags.FlagValues()
+    line = ["sweep", f"--config={path}", *(f"--config.{override}" for override in overrides)]
+    try:
+        holder = config_flags.DEFINE_config_file(
+            "config", flag_values=values, lock_config=True, sys_argv=line
+        )
+        values(line)
+        holder.value.get("seed")  # a file that is missing shows itself at the first use
+        return holder.value
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise UserError(cli.config_problem(error)) from error
+
+
+def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    known = (*REQUIRED, *OPTIONAL)
+    for key in config:
+        if key not in known:
+            raise UserError(f"the sweep has an unknown field {key!r}; it may have {_list(known)}")
+    for key in REQUIRED:
+        if key not in config:
+            raise UserError(f"the sweep has no field {key!r}; it needs {_list(REQUIRED)}")
+    sweep = OPTIONAL | {key: config[key] for key in config}
+    for key in known[1:]:
+        if not isinstance(sweep[key], tuple | list):
+            raise UserError(f"the sweep's {key} is {sweep[key]!r}; give a tuple, as in (0, 1)")
+    for key in ("seeds", "variants"):
+        if not sweep[key]:
+            raise UserError(f"the sweep's {key} are empty; give at least one")
+    for seed in sweep["seeds"]:
+        if not isinstance(seed, int) or not 0 <= seed <= cli.MAX_SEED:
+            raise UserError(f"the sweep's seed {seed!r} is no whole number of 0 to {cli.MAX_SEED}")
+    if twice := _twice(sweep["seeds"]):
+        raise UserError(f"the sweep's seed {twice[0]} is there twice")
+    return sweep
+
+
+def _variant(given: Any) -> Variant:
+    try:
+        name, overrides, stages = given
+        valid = all(isinstance(text, str) for text in (name, *overrides, stages))
+    except (TypeError, ValueError):
+        valid = False
+    if not valid or isinstance(overrides, str):
+        raise UserError(
+            f"a variant of the sweep is {given!r}; make it with "
+            'variant("name", "field=value", stages="0,1") of fqs_jax.sweep_cells'
+        )
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+        raise UserError(
+            f"variant {name!r} cannot name a folder; use letters, digits and any of _ . + -"
+        )
+    return name, tuple(overrides), stages
+
+
+def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
+    """All rows, checked as `launch` does before it trains."""
+    if experiment.data.source == "text":
+        raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
+    try:
+        model = ModelConfig(vocab_size=_ANY_VOCABULARY, **experiment.model.to_dict())
+    except TypeError as error:
+        raise UserError(f"config.model describes no model ({error})") from error
+    return curriculum.read_stages(experiment, model)
+
+
+def _check_complete(todo: list[Stage]) -> None:
+    """No stage is left out that another one is made from."""
+    numbers = {stage.number for stage in todo}
+    for stage in todo:
+        for needed in (stage.start, stage.teacher):
+            if needed is not None and needed not in numbers:
+                raise UserError(
+                    f"{stage} is made from stage {needed}, which is not among its stages "
+                    f"{', '.join(map(str, sorted(numbers)))}"
+                )
+
+
+def _check_unique(names: list[str]) -> None:
+    folded = [name.lower() for name in names]  # some file systems take a and A for the same
+    if twice := _twice(folded):
+        raise UserError(f"two variants of the sweep are named {twice[0]!r}; rename one")
+
+
+def _twice(values: Any) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
+
+
+def _list(names: Any) -> str:
+    return ", ".join(names)

@@ -1,0 +1,227 @@
+"""What the cells of a sweep came to: a result each, and one table over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fqs_jax import comparison, curriculum, evaluation_file, files, lineage, workdir
+from fqs_jax.sweep_cells import Cell
+
+RESULT = "result.json"  # of a cell, in its folder
+TABLE = "results"  # .json, .md and .png, in the sweep's
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A model of a variant over seeds; lists have one value a seed, in the order of `seeds`.
+
+    Attributes:
+      planned: how many seeds there will be.
+      tokens: of text trained on, from random parameters to this model. flops: of that training.
+      own_flops: of it, what came after the base.
+      chance: accuracy of a guess.
+    """
+
+    variant: str
+    stage: str
+    model: str
+    kind: str
+    planned: int
+    seeds: tuple[int, ...] = ()
+    accuracy: tuple[float, ...] = ()
+    nll: tuple[float, ...] = ()
+    tokens: int = 0
+    flops: int = 0
+    own_flops: int = 0
+    chance: float = math.nan
+
+
+def evaluate(cell: Cell) -> dict[str, Any]:
+    """Measure the trained stages of a cell, and keep that as its result.json.
+
+    Raises:
+      UserError: a stage was not trained.
+    """
+    rows = [
+        evaluation_file.as_json(row)
+        for row in comparison.compare(cell.folder, timed=False)
+        if int(row.stage) in cell.stage_numbers
+    ]
+    _, config = workdir.read_run(cell.folder, cell.stage_numbers[0])
+    result = {
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "flags": cell.flags,
+        "command": cell.command,
+        "commit": lineage.commit(),
+        "chance": 1 / config.data.clock.modulus,
+        "rows": rows,
+        "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
+    }
+    write_json(cell.folder / RESULT, result)
+    return result
+
+
+def training_cost(cell: Cell, number: int) -> dict[str, int]:
+    """Tokens and FLOPs of training a stage and of all that it starts from.
+
+    `own_*` is of this stage alone, `after_base_*` of the chain of starts without its plain first
+    stage, and `tokens`, `flops` of the whole chain. What a teacher costs is not in it.
+    """
+    chain: list[tuple[bool, int, int]] = []  # is the base, tokens, FLOPs
+    at: int | None = number
+    while at is not None:
+        stage, config = workdir.read_run(cell.folder, at)
+        model = workdir.read_model(workdir.source_folder(cell.folder), config)
+        tokens = stage.steps * config.batch_size * config.data.seq_len
+        flops = stage.steps * curriculum.step_flops(config, stage, model)
+        base = stage.start is None and stage.objective == "next_token"
+        chain.append((base, tokens, flops))
+        at = stage.start
+    return {
+        "own_tokens": chain[0][1],
+        "own_flops": chain[0][2],
+        "after_base_tokens": sum(tokens for base, tokens, _ in chain if not base),
+        "after_base_flops": sum(flops for base, _, flops in chain if not base),
+        "tokens": sum(tokens for _, tokens, _ in chain),
+        "flops": sum(flops for *_, flops in chain),
+    }
+
+
+def read(cell: Cell) -> dict[str, Any] | None:
+    """A cell's result; None if there is none, or another command made it (`is_stale`)."""
+    path = cell.folder / RESULT
+    if not path.exists() or is_stale(cell):
+        return None
+    return files.read_json(path)
+
+
+def is_stale(cell: Cell) -> bool:
+    """Whether there is a result, of another command."""
+    path = cell.folder / RESULT
+    return path.exists() and files.read_json(path).get("flags") != cell.flags
+
+
+def lines(
+    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], show_once: Sequence[int] = ()
+) -> list[Line]:
+    """The table: a line for each variant and model, in the order of the sweep.
+
+    Args:
+      results: of each cell; None = not done.
+      show_once: stages that only the first variant which has them shows.
+    """
+    table: list[Line] = []
+    shown: set[int] = set()
+    for variant in dict.fromkeys(cell.variant for cell in cells):
+        mine = [(c, r) for c, r in zip(cells, results, strict=True) if c.variant == variant]
+        hidden = shown & set(show_once)
+        done = [result for _, result in mine if result is not None]
+        if not done:
+            table.append(Line(variant, "", "", "", len(mine)))
+            continue
+        for stage, name in dict.fromkeys(_key(row) for result in done for row in result["rows"]):
+            if int(stage) not in hidden:
+                shown.add(int(stage))
+                table.append(_line(variant, stage, name, len(mine), done))
+    return table
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str]:
+    """What rows of several seeds have in common: a fitted temperature they do not."""
+    name = row["name"]
+    if row["temperature"] != 1:
+        name = f"{name.rsplit(' at temperature ', 1)[0]} at its best temperature"
+    return row["stage"], name
+
+
+def _line(
+    variant: str, stage: str, name: str, planned: int, done: Sequence[dict[str, Any]]
+) -> Line:
+    found = [(r, row) for r in done for row in r["rows"] if _key(row) == (stage, name)]
+    result, first = found[0]
+    training = result["training"][stage]
+    return Line(
+        variant=variant,
+        stage=stage,
+        model=name,
+        kind=first["kind"],
+        planned=planned,
+        seeds=tuple(result["seed"] for result, _ in found),
+        accuracy=tuple(_number(row["accuracy"]) for _, row in found),
+        nll=tuple(_number(row["nll"]) for _, row in found),
+        tokens=training["tokens"],
+        flops=training["flops"],
+        own_flops=training["after_base_flops"],
+        chance=result["chance"],
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean over seeds; NaN for less than two."""
+    if len(values) < 2:
+        return math.nan
+    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def as_json(line: Line) -> dict[str, Any]:
+    """A line with its statistics; NaN, which JSON lacks, as None."""
+    fields = dataclasses.asdict(line)
+    for name in ("accuracy", "nll"):
+        values = getattr(line, name)
+        fields[f"{name}_mean"] = mean(values)
+        fields[f"{name}_standard_error"] = standard_error(values)
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    data = json.dumps(value, indent=1).encode()
+    files.replace(path, lambda file: file.write(data))
+
+
+def write(
+    root: Path,
+    table: Sequence[Line],
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any] | None],
+    command: str,
+) -> None:
+    """W/results.json, .md and .png."""
+    from fqs_jax import sweep_table  # matplotlib takes most of a second to import
+
+    notes = about(cells, results, command)
+    content = {"command": command, "notes": notes, "lines": [as_json(line) for line in table]}
+    missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
+    write_json(root / f"{TABLE}.json", content | {"missing_cells": missing})
+    text = sweep_table.markdown(table, notes).encode()
+    files.replace(root / f"{TABLE}.md", lambda file: file.write(text))
+    figure = sweep_table.draw(table)
+    files.replace(root / f"{TABLE}.png", functools.partial(figure.savefig, format="png"))
+
+
+def about(
+    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], command: str
+) -> list[str]:
+    """What stands below the table: where it comes from, and what is missing."""
+    commits = sorted({r["commit"] or "unknown" for r in results if r is not None})
+    notes = [f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; made by: {command}"]
+    missing = [str(c) for c, r in zip(cells, results, strict=True) if r is None]
+    if missing:
+        notes.append(f"Not done, {len(missing)} of {len(cells)}: {', '.join(missing)}")
+    return notes

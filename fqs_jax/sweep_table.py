@@ -1,0 +1,131 @@
+"""The table of a sweep on the screen, in Markdown and as a picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from fqs_jax.sweep_results import Line, mean, standard_error
+
+COLUMNS = (
+    "variant",
+    "model",
+    "seeds",
+    "accuracy",
+    "least..most",
+    "NLL",
+    "tokens",
+    "FLOPs",
+    "after the base",
+)
+_LEFT = 2  # columns of text
+# Colours of Okabe and Ito, as in tradeoff.py.
+_COLORS = {"base": "#0072B2", "thinking": "#D55E00", "ntp": "#009E73", "control": "#777777"}
+
+
+def texts(line: Line) -> list[str]:
+    """The cells of a line, one a column."""
+    done = len(line.seeds)
+    seeds = str(done) if done == line.planned else f"{done} of {line.planned}"
+    if not done:
+        return [line.variant, "not done yet", seeds, *["-"] * (len(COLUMNS) - 3)]
+    return [
+        line.variant,
+        line.model,
+        seeds,
+        _with_error(line.accuracy),
+        f"{min(line.accuracy):.3f}..{max(line.accuracy):.3f}",
+        _with_error(line.nll),
+        f"{line.tokens:,}",
+        f"{line.flops:.2e}",
+        f"{line.own_flops:.2e}" if line.own_flops else "0",
+    ]
+
+
+def _with_error(values: Sequence[float]) -> str:
+    error = standard_error(values)
+    return f"{mean(values):.3f}" + ("" if math.isnan(error) else f" \u00b1 {error:.3f}")
+
+
+def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
+    """A Markdown table, and the notes below it."""
+    rows = [
+        COLUMNS,
+        ["---" if i < _LEFT else "---:" for i in range(len(COLUMNS))],
+        *map(texts, table),
+    ]
+    written = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*written, "", LEGEND, *(f"\n{note}" for note in notes), ""])
+
+
+LEGEND = (
+    "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are of training, from random "
+    "parameters to the model; after the base, without the plain first stage."
+)
+
+
+def screen(table: Sequence[Line], title: str) -> Table:
+    """The same for a terminal."""
+    shown = Table(title=title)
+    for i, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="left" if i < _LEFT else "right")
+    for line in table:
+        shown.add_row(*texts(line))
+    return shown
+
+
+def draw(table: Sequence[Line]) -> Figure:
+    """Accuracy: a row a line, a dot a seed, the mean with a bar of one standard error to either side.
+
+    A base at its best temperature answers as the base does, and is left out.
+    """
+    table = [
+        line for line in table if line.seeds and not line.model.endswith("at its best temperature")
+    ]
+    figure = Figure(figsize=(8, 1.3 + 0.34 * max(1, len(table))), dpi=160, layout="constrained")
+    axes = figure.add_subplot()
+    for y, line in enumerate(table):
+        color = _COLORS.get(line.kind, "#000000")
+        spread = np.linspace(-0.18, 0.18, len(line.accuracy)) if len(line.accuracy) > 1 else [0.0]
+        axes.scatter(line.accuracy, y + np.array(spread), 14, color, alpha=0.45, linewidths=0)
+        error = standard_error(line.accuracy)
+        axes.errorbar(
+            mean(line.accuracy),
+            y,
+            xerr=None if math.isnan(error) else error,
+            fmt="|",
+            color=color,
+            markersize=13,
+            markeredgewidth=2,
+            elinewidth=2,
+            capsize=0,
+        )
+    axes.set_yticks(range(len(table)), [f"{line.variant}: {line.model}" for line in table])
+    axes.set_ylim(len(table) - 0.5, -0.5)
+    chances = {line.chance for line in table if not math.isnan(line.chance)}
+    if len(chances) == 1:
+        chance = chances.pop()
+        axes.axvline(chance, color="#999999", linewidth=1, linestyle=":", zorder=0)
+        axes.annotate(
+            "chance",
+            (chance, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontsize=8,
+            color="#777777",
+        )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("accuracy (dots: seeds; line: mean; bar: \u00b1 1 standard error over seeds)")
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    for y in range(1, len(table)):
+        if table[y].variant != table[y - 1].variant:
+            axes.axhline(y - 0.5, color="#cccccc", linewidth=0.8)
+    return figure
