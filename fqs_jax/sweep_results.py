@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fqs_jax import comparison, curriculum, evaluation_file, files, lineage, workdir
+from fqs_jax.data import corpus
 from fqs_jax.sweep_cells import Cell
 
 RESULT = "result.json"  # of a cell, in its folder
@@ -56,13 +57,16 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         if int(row.stage) in cell.stage_numbers
     ]
     _, config = workdir.read_run(cell.folder, cell.stage_numbers[0])
+    task = corpus.built_in_task(config.data, cell.seed)
+    assert task is not None  # checked when the sweep was read
+    answers = task.answers
     result = {
         "variant": cell.variant,
         "seed": cell.seed,
         "flags": cell.flags,
         "command": cell.command,
         "commit": lineage.commit(),
-        "chance": 1 / config.data.clock.modulus,
+        "chance": 1 / len(answers),
         "rows": rows,
         "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
     }

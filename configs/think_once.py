@@ -1,0 +1,33 @@
+"""One thinking stage on the tiny default's task, with its controls: what sweeps vary.
+
+python -m fqs_jax.launch --config=configs/think_once.py --workdir=W --stage=all
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import tiny
+from fqs_jax.curriculum import row
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Thoughts of four tokens for three steps of work; about 2 minutes on 2 CPU cores.
+
+    `--config.data.source=chain` asks for look-ups in random tables in place of arithmetic.
+    """
+    c = tiny.get_config()
+    for name in [name for name in c if name.startswith("stage_")]:
+        del c[name]
+    c.data.chain.lengths = (3,)
+    c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1000)
+    c.stage_1 = row(
+        "think", "quiet_star", start=0, n_ahead=7, n_ahead_talk=2, learning_rate=1e-3, steps=250
+    )
+    c.stage_2 = row(
+        "same-steps", "next_token", start=0, control=True, same_steps_as=(1,), learning_rate=1e-3
+    )
+    c.stage_3 = row(
+        "same-flops", "next_token", start=0, control=True, same_flops_as=(1,), learning_rate=1e-3
+    )
+    return c
