@@ -74,7 +74,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.compute.attention = "auto"
 
     c.data = ml_collections.ConfigDict()
-    c.data.source = "text"  # text | clock | chain (the last two built in: docs/data.md)
+    # text, or built in (docs/data.md): clock | chain | parity | multiplication | word_problems
+    c.data.source = "text"
     # Files, globs, saved datasets, tfds:NAME, hub:OWNER/NAME; comma-separated, each with an optional
     # #KEY and @WEIGHT (docs/data.md).
     c.data.text = ""
@@ -98,6 +99,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.chain.functions = 5  # tables
     c.data.chain.permutations = True  # False: random functions
     c.data.chain.lengths = (2, 3)  # look-ups in a problem
+    c.data.parity = built_in()
+    c.data.parity.lengths = (6, 8)  # bits
+    c.data.multiplication = built_in()
+    c.data.multiplication.lengths = (2,)  # digits of both factors
+    c.data.word_problems = built_in()
+    c.data.word_problems.lengths = (2, 3, 4)  # steps in a problem
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.beta1 = 0.9

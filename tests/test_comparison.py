@@ -8,6 +8,7 @@ import pytest
 
 from fqs_jax import comparison, generation, problem_scores, scoring, workdir
 from fqs_jax.data import corpus
+from fqs_jax.data.multiplication import Multiplication
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 
@@ -125,6 +126,55 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
     assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
     losses = [-p * math.log(0.9) - (1 - p) * math.log(0.1 / 6) for p in shares]
     assert nll == pytest.approx(np.mean(losses))
+
+
+def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_true_ones(
+    run, monkeypatch
+):
+    """A predictor that knows products to a certain place, checked against hand counts."""
+    task = Multiplication(lengths=(1, 2))
+    products = dict(task.problems("test"))
+
+    def answer(_, prompts, choices, batch_size, seed):
+        scores = np.full((len(prompts), len(choices)), math.log(0.2 / 9))
+        for i, text in enumerate(prompts):
+            prompt, before = text.split(" =")
+            digits = products[f"{prompt} ="].split()
+            assert before.split() == digits[: len(before.split())]
+            right = choices.index(digits[len(before.split())])
+            # Even items are known to the end, odd ones but for their last digit.
+            known = i % 2 == 0 or len(before.split()) < len(digits) - 1
+            scores[i, right if known else (right + 1) % 10] = math.log(0.8)
+        return scores
+
+    monkeypatch.setattr(scoring, "answer_log_probs", answer)
+    loaded = workdir.load(str(run[0]), "0")
+    accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=3)
+    sizes = [len(task.problems("test", n)) for n in task.lengths]
+    shares = [math.ceil(n / 2) / n for n in sizes]
+    assert accuracy == pytest.approx(np.mean(shares))
+    variances = [p * (1 - p) / n for p, n in zip(shares, sizes, strict=True)]
+    assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
+    sure, off = -math.log(0.8), -math.log(0.2 / 9)
+    losses = [2 * n * sure + (1 - p) * (off - sure) for n, p in zip((1, 2), shares, strict=True)]
+    assert nll == pytest.approx(np.mean(losses))
+
+
+def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "milliseconds_per_token", lambda *_: 1.0)
+    config = clock_config(
+        {
+            "data.source": "multiplication",
+            "data.multiplication.lengths": (1,),
+            "data.num_documents": 20,
+        }
+    )
+    for number in (0, 1):
+        save_stage(tmp_path, config, number, seed=number)
+    base, scaled, thinking = comparison.compare(tmp_path, 1)
+    assert (base.kind, thinking.kind) == ("base", "thinking") and 0 < thinking.nll < math.inf
+    # Nothing is known: the fit makes all digits about equally likely, at both places.
+    assert scaled.nll == pytest.approx(2 * math.log(10), rel=0.05) and scaled.nll < base.nll
 
 
 def test_time_a_token_is_that_of_the_quietest_round_and_ignores_the_end_of_the_text(

@@ -12,11 +12,20 @@ from fqs_jax.data import cache, order, tokens
 from fqs_jax.data.built_in import Task
 from fqs_jax.data.chain import Chain
 from fqs_jax.data.clock import Clock
+from fqs_jax.data.multiplication import Multiplication
+from fqs_jax.data.parity import Parity
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
+from fqs_jax.data.word_problems import WordProblems
 from fqs_jax.errors import UserError
 from fqs_jax.tokenizers import Tokenizer, train_sentencepiece
 
-TASKS: dict[str, type[Task]] = {"clock": Clock, "chain": Chain}
+TASKS: dict[str, type[Task]] = {
+    "clock": Clock,
+    "chain": Chain,
+    "parity": Parity,
+    "multiplication": Multiplication,
+    "word_problems": WordProblems,
+}
 ROWS = ("pack", "crop")
 _TOKENIZER_DOCUMENTS = 100_000  # that a tokenizer is trained on at most, spread over the text
 _MAX_BLANK = 1000  # blank documents in a row that a crop steps over
