@@ -107,11 +107,13 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
     results = [sweep_results.read(cell) for cell in cells]
     if not any(results):
         raise UserError(f"no cell of this sweep is done in {root}; leave --table out to begin")
-    table = sweep_results.lines(cells, results, flags.FLAGS.config.get("show_once", ()))
+    show_once = tuple(flags.FLAGS.config.get("show_once", ()))
+    table = sweep_results.lines(cells, results, show_once)
     command = shlex.join(["python", "-m", "fqs_jax.sweep", *_own()])
-    sweep_results.write(root, table, cells, results, command)
+    notes = sweep_results.about(cells, results, show_once, command)
+    sweep_results.write(root, table, cells, results, notes, command)
     Console(width=160).print(sweep_table.screen(table, str(root)))
-    for note in sweep_results.about(cells, results, command):
+    for note in notes:
         print(note)
     print(root / f"{sweep_results.TABLE}.md")
 

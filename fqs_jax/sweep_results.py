@@ -139,6 +139,26 @@ def lines(
     return table
 
 
+def unlike(
+    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], show_once: Sequence[int]
+) -> list[str]:
+    """A sentence for each variant and seed whose hidden rows are not those that are shown."""
+    shown: dict[tuple[str, int], tuple[str, Any]] = {}
+    found: list[str] = []
+    for cell, result in zip(cells, results, strict=True):
+        for row in (result or {}).get("rows", ()):
+            stage, name = _key(row)
+            if int(stage) in show_once and row["temperature"] == 1:
+                value = (row["accuracy"], row["nll"])
+                variant, other = shown.setdefault((name, cell.seed), (cell.variant, value))
+                if value != other:
+                    found.append(
+                        f"{name} of {cell.variant}, seed {cell.seed}, is not that of {variant}, which is "
+                        f"shown: NLL {value[1]:.3f} and {other[1]:.3f}"
+                    )
+    return found
+
+
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """What rows of several seeds have in common: a fitted temperature they do not."""
     name = row["name"]
@@ -204,13 +224,13 @@ def write(
     table: Sequence[Line],
     cells: Sequence[Cell],
     results: Sequence[dict[str, Any] | None],
+    notes: Sequence[str],
     command: str,
 ) -> None:
     """W/results.json, .md and .png."""
     from fqs_jax import sweep_table  # matplotlib takes most of a second to import
 
-    notes = about(cells, results, command)
-    content = {"command": command, "notes": notes, "lines": [as_json(line) for line in table]}
+    content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
     missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
     write_json(root / f"{TABLE}.json", content | {"missing_cells": missing})
     text = sweep_table.markdown(table, notes).encode()
@@ -220,7 +240,10 @@ def write(
 
 
 def about(
-    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], command: str
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any] | None],
+    show_once: Sequence[int],
+    command: str,
 ) -> list[str]:
     """What stands below the table: where it comes from, and what is missing."""
     commits = sorted({r["commit"] or "unknown" for r in results if r is not None})
@@ -228,4 +251,4 @@ def about(
     missing = [str(c) for c, r in zip(cells, results, strict=True) if r is None]
     if missing:
         notes.append(f"Not done, {len(missing)} of {len(cells)}: {', '.join(missing)}")
-    return notes
+    return notes + unlike(cells, results, show_once)

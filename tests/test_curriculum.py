@@ -195,3 +195,17 @@ def test_thought_config_follows_the_row_and_the_config():
     assert (thought.n_ahead, thought.n_ahead_talk, thought.rationales) == (5, 2, 2)
     assert (thought.mixing, thought.masked_ids) == ("sigmoid", (3, 5))
     assert curriculum.thought_config(config, stage, rationales=1).rationales == 1
+
+
+def test_several_stages_in_the_order_of_the_config():
+    stages = stages_of({})
+    for which, numbers in (
+        ("all", [0, 1, 2, 3]),
+        ("2,0,think-5-2", [0, 1, 2]),
+        ("ntp, 3", [3]),
+        ("1", [1]),
+    ):
+        assert [stage.number for stage in curriculum.select(stages, which)] == numbers
+    for which, missing in (("0,7", "7"), ("", ""), ("0,", ""), ("0,all", "all")):
+        with pytest.raises(UserError, match=f"no stage '{missing}'; there are 0 .base."):
+            curriculum.select(stages, which)

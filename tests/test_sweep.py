@@ -1,0 +1,308 @@
+"""Sweeps: cells, what is refused, the table's sums, and the program as a user runs it."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+import pytest
+
+from configs.sweeps import thinking
+from fqs_jax import curriculum, sweep_cells, sweep_results, sweep_table, workdir
+from fqs_jax.errors import UserError
+from fqs_jax.sweep_cells import Cell, variant
+from tests.tiny_runs import clock_config, refusal, run, save_stage
+
+
+def sweep(**changes: Any) -> ml_collections.ConfigDict:
+    fields = {
+        "config": "configs/tiny.py",
+        "seeds": (0, 3),
+        "overrides": ("data.num_documents=500",),
+        "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="think-8-2,0")),
+        "show_once": (0,),
+    }
+    config = ml_collections.ConfigDict(fields | changes)
+    for key in [key for key in config if config[key] is None]:
+        del config[key]
+    return config
+
+
+# cells --------------------
+
+
+def test_cells_are_variants_times_seeds():
+    cells = sweep_cells.read(sweep(), Path("W"))
+    assert [(c.number, c.variant, c.seed, c.stage_numbers) for c in cells] == [
+        (0, "plain", 0, tuple(range(7))),
+        (1, "plain", 3, tuple(range(7))),
+        (2, "short", 0, (0, 1)),
+        (3, "short", 3, (0, 1)),
+    ]
+    assert cells[3].command == (
+        "python -m fqs_jax.launch --config=configs/tiny.py --config.seed=3 "
+        "--config.data.num_documents=500 --config.stage_1.n_ahead=6 --stage=think-8-2,0 "
+        "--workdir=W/cells/short/seed_3"
+    )
+
+
+def test_the_example_can_be_read():
+    cells = sweep_cells.read(thinking.get_config(), Path("W"))
+    assert len({cell.folder for cell in cells}) == len(cells) >= 10
+
+
+def test_fields_that_may_be_left_out():
+    cells = sweep_cells.read(sweep(overrides=None, show_once=None), Path("W"))
+    assert cells[0].overrides == ("seed=0",)
+
+
+@pytest.mark.parametrize(
+    "changes, complaint",
+    [
+        ({"seed": (0,)}, "unknown field 'seed'; it may have config, seeds"),
+        ({"seeds": None}, "no field 'seeds'"),
+        ({"seeds": ()}, "seeds are empty"),
+        ({"seeds": 5}, r"seeds is 5; give a tuple"),
+        ({"seeds": (0, -1)}, "seed -1 is no whole number"),
+        ({"seeds": (1, 1)}, "seed 1 is there twice"),
+        ({"variants": ()}, "variants are empty"),
+        ({"variants": (variant("a"), variant("A"))}, "two variants of the sweep are named 'a'"),
+        ({"variants": (variant("a/b"),)}, "variant 'a/b' cannot name a folder"),
+        ({"variants": (variant(".."),)}, "variant '..' cannot name a folder"),
+        ({"variants": (("a", "seed=1", "all"),)}, "make it with variant"),
+        ({"variants": (("a", ()),)}, "make it with variant"),
+        ({"variants": (variant("a", "thought.mixin=linear"),)}, "variant a: .* no field 'mixin'"),
+        ({"variants": (variant("a", "thought.mixing=no"),)}, "variant a: .*'no'"),
+        ({"variants": (variant("a", "stage_0.steps=x"),)}, "variant a: .*stage_0.steps=x"),
+        ({"variants": (variant("a", "mixing"),)}, "variant a: .*not of the form field=value"),
+        ({"variants": (variant("a", "seed=1"),)}, "variant a: .*seeds are the sweep's own"),
+        ({"variants": (variant("a", stages="0,9"),)}, "variant a: there is no stage '9'"),
+        ({"variants": (variant("a", stages="0,2"),)}, "variant a: stage 2 .* made from stage 1"),
+        ({"variants": (variant("a", stages="0,4"),)}, "variant a: stage 4 .* made from stage 3"),
+        ({"show_once": (8,)}, "variant plain: there is no stage 8, named in show_once"),
+        ({"config": "configs/none.py"}, "variant plain: cannot read the config: No such file"),
+        ({"config": "configs/small_hf.py"}, "variant plain: data.source is 'text'"),
+    ],
+)
+def test_refusals(changes, complaint):
+    with pytest.raises(UserError, match=complaint) as error:
+        sweep_cells.read(sweep(**changes), Path("W"))
+    assert "\n" not in str(error.value)
+
+
+# results --------------------
+
+
+def write_result(cell: Cell, rows: list[dict[str, Any]], **changes: Any) -> None:
+    """By hand, with costs that are easy to tell apart."""
+    training = {
+        str(n): {"tokens": 100 + n, "flops": 1000 + n, "after_base_flops": n}
+        for n in cell.stage_numbers
+    }
+    fields = {"seed": cell.seed, "flags": cell.flags, "commit": "abc", "chance": 1 / 7}
+    cell.folder.mkdir(parents=True)
+    content = fields | {"training": training, "rows": rows} | changes
+    (cell.folder / "result.json").write_text(json.dumps(content))
+
+
+def row(stage: str, name: str, accuracy: float, nll: float, **changes: Any) -> dict[str, Any]:
+    fields = {"stage": stage, "name": name, "accuracy": accuracy, "nll": nll, "temperature": 1.0}
+    return fields | {"kind": "base" if stage == "0" else "thinking"} | changes
+
+
+ACCURACIES = np.random.default_rng(0).uniform(size=(2, 3, 2))  # variants, seeds, stages
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Two variants and three seeds of which the last one is not done."""
+    config = sweep(
+        seeds=(0, 1, 5), variants=(variant("a", stages="0,1"), variant("b", stages="0,1"))
+    )
+    cells = sweep_cells.read(config, tmp_path)
+    for cell in cells[:-1]:
+        base, thinking_ = ACCURACIES["ab".index(cell.variant), (0, 1, 5).index(cell.seed)]
+        rows = [
+            row("0", "base", base, 2.0 + cell.seed),
+            row(
+                "0",
+                f"base at temperature {2 + cell.seed}.00",
+                base,
+                1.9,
+                temperature=2.0 + cell.seed,
+            ),
+            row("1", "think-8-2", thinking_, 1.0 + cell.seed),
+        ]
+        write_result(cell, rows)
+    return cells
+
+
+def test_lines_are_means_and_standard_errors_over_seeds(measured):
+    results = [sweep_results.read(cell) for cell in measured]
+    table = sweep_results.lines(measured, results)
+    names = ["base", "base at its best temperature", "think-8-2"]
+    assert [(line.variant, line.model) for line in table] == [(v, n) for v in "ab" for n in names]
+    last = table[-1]
+    values = ACCURACIES[1, :2, 1]  # seed 5 is not done
+    written = sweep_results.as_json(last)
+    assert written["accuracy_mean"] == pytest.approx(values.mean())
+    # Two values: the standard error of their mean is half their distance.
+    assert written["accuracy_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
+    assert (written["nll_mean"], written["nll_standard_error"]) == (1.5, pytest.approx(0.5))
+    assert last.seeds == (0, 1) and last.planned == 3
+    assert (last.tokens, last.flops, last.own_flops) == (101, 1001, 1)
+    three = ACCURACIES[0, :, 1]
+    expected = math.sqrt(sum((three - three.mean()) ** 2) / 2 / 3)
+    assert sweep_results.standard_error(table[2].accuracy) == pytest.approx(expected)
+    assert math.isnan(sweep_results.standard_error([0.5]))
+
+
+def test_a_stage_is_shown_once(measured):
+    results = [sweep_results.read(cell) for cell in measured]
+    table = sweep_results.lines(measured, results, (0,))
+    assert [(line.variant, line.stage) for line in table] == [
+        ("a", "0"),
+        ("a", "0"),
+        ("a", "1"),
+        ("b", "1"),
+    ]
+    # These bases are not the same, which is said.
+    notes = sweep_results.unlike(measured, results, (0,))
+    assert [re.findall(r"of b, seed (\d)", note) for note in notes] == [["0"], ["1"]]
+    only_a = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
+    assert not sweep_results.unlike(measured, only_a, (0,))
+
+
+def test_what_is_missing_is_marked(measured):
+    results = [sweep_results.read(cell) for cell in measured]
+    nothing_of_b = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
+    table = sweep_results.lines(measured, nothing_of_b)
+    assert sweep_table.texts(table[-1])[:3] == ["b", "not done yet", "0 of 3"]
+    notes = sweep_results.about(measured, results, (), "COMMAND")
+    assert notes == [
+        "Commit abc; made by: COMMAND",
+        "Not done, 1 of 6: cell 5 (b, seed 5)",
+    ]
+
+
+def test_a_result_of_another_command_does_not_count(measured):
+    changed = dataclasses.replace(measured[0], overrides=("seed=0", "data.num_documents=600"))
+    assert sweep_results.read(changed) is None and sweep_results.is_stale(changed)
+    moved = dataclasses.replace(measured[0], stages="0,1")  # elsewhere, but the same
+    assert sweep_results.read(moved) and not sweep_results.is_stale(moved)
+    assert not sweep_results.is_stale(measured[-1])
+
+
+def test_files_of_the_table(measured, tmp_path):
+    results = [sweep_results.read(cell) for cell in measured]
+    table = sweep_results.lines(measured, results)
+    sweep_results.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert len(written["lines"]) == 6 and written["missing_cells"] == [5]
+    text = (tmp_path / "results.md").read_text().splitlines()
+    assert len({line.count("|") for line in text[:8]}) == 1 and text[-1] == "a note"
+    mean = ACCURACIES[0, :, 1].mean()
+    assert f"| a | think-8-2 | 3 | {mean:.3f} \u00b1 " in text[4]
+    assert "| 2 of 3 |" in text[7]
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_has_every_seed(measured):
+    table = sweep_results.lines(measured, [sweep_results.read(cell) for cell in measured])
+    [axes] = sweep_table.draw(table).axes
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["a: base", "a: think-8-2", "b: base", "b: think-8-2"]
+    dots = [c.get_offsets()[:, 0] for c in axes.collections if len(c.get_offsets()) > 1]
+    drawn = [ACCURACIES[0, :, 0], ACCURACIES[0, :, 1], ACCURACIES[1, :2, 0], ACCURACIES[1, :2, 1]]
+    assert len(dots) == 4 and all(map(np.allclose, dots, drawn))
+
+
+def test_a_cell_is_evaluated(tmp_path):
+    """Rows of its stages alone, untimed; what training cost against sums by hand."""
+    config = clock_config({"data.clock.lengths": (1,)})
+    cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,1,2", (0, 1, 2))
+    for number in range(4):
+        save_stage(cell.folder, config, number, seed=number)
+    result = sweep_results.evaluate(cell)
+    assert result == json.loads((cell.folder / "result.json").read_text())
+    assert [r["stage"] for r in result["rows"]] == ["0", "0", "1", "2"]
+    assert all(r["ms_per_token"] is None and 0 <= r["accuracy"] <= 1 for r in result["rows"])
+    assert result["chance"] == 1 / 7 and re.fullmatch(
+        r"([0-9a-f]{10}(-changed)?)?", result["commit"]
+    )
+    model = workdir.read_model(workdir.source_folder(cell.folder), config)
+    flops = [6 * curriculum.step_flops(config, s, model) for s in curriculum.rows(config)[:3]]
+    tokens = 6 * 2 * 16  # steps, rows, tokens of a row
+    assert result["training"]["0"] == {
+        "own_tokens": tokens,
+        "own_flops": flops[0],
+        "after_base_tokens": 0,
+        "after_base_flops": 0,
+        "tokens": tokens,
+        "flops": flops[0],
+    }
+    assert result["training"]["2"] == {
+        "own_tokens": tokens,
+        "own_flops": flops[2],
+        "after_base_tokens": 2 * tokens,
+        "after_base_flops": flops[1] + flops[2],
+        "tokens": 3 * tokens,
+        "flops": sum(flops),
+    }
+
+
+# the program --------------------
+
+EXPERIMENT = "from tests.tiny_runs import clock_config as get_config\n"
+SWEEP = """
+import ml_collections
+from fqs_jax.sweep_cells import variant
+
+def get_config():
+    variants = (variant("good", stages="1,0"), variant("bad", "microbatches=3", stages="0"))
+    fields = {"config": EXPERIMENT, "seeds": (1,), "variants": variants, "show_once": (0,)}
+    return ml_collections.ConfigDict(fields)
+"""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Flags of a sweep of two cells, of which the second one fails when it begins to train."""
+    place = tmp_path_factory.mktemp("sweep")
+    (place / "experiment.py").write_text(EXPERIMENT)
+    (place / "sweep.py").write_text(SWEEP.replace("EXPERIMENT", repr(str(place / "experiment.py"))))
+    return f"--config={place / 'sweep.py'}", f"--workdir={place / 'W'}"
+
+
+def test_flags(given):
+    listed = run("sweep", *given, "--list").stdout.splitlines()
+    assert [line.split(" ", 2)[:2] for line in listed] == [["0", "python"], ["1", "python"]]
+    assert "there is no cell 2; they go from 0 to 1" in refusal("sweep", *given, "--cell=2")
+    assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
+    assert not Path(given[1].split("=")[1]).exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_from_start_to_table(given):
+    root = Path(given[1].split("=")[1])
+    done = run("sweep", *given, "--jobs=2", code=2)
+    *_, cause, error = done.stderr.splitlines()
+    assert error == "error: 1 of 2 cells failed; the same command tries them again"
+    assert (
+        cause.startswith("cell 1 (bad, seed 1) failed, code 2: error: ") and "microbatches" in cause
+    )
+    assert "cell 0 (good, seed 1) is done" in done.stderr and "Not done, 1 of 2" in done.stdout
+    result = json.loads((root / "cells/good/seed_1/result.json").read_text())
+    assert [r["steps"] for r in result["rows"]] == [6, 6, 6]
+    assert "| bad | not done yet | 0 of 1 |" in (root / "results.md").read_text()
+    # Done is done: the good one is not touched again.
+    (root / "cells/good/seed_1/log.txt").unlink()
+    again = run("sweep", *given, "--cell=0")
+    assert "cell 0 (good, seed 1) is done" in again.stderr
+    again = run("sweep", *given, code=2)
+    assert "1 of 2 cells are done" in again.stderr
+    assert not (root / "cells/good/seed_1/log.txt").exists()
