@@ -1,0 +1,20 @@
+"""Does the curriculum beat training at the short length at once? Do thoughts shortened to none leave
+anything behind?
+
+python -m fqs_jax.sweep --config=configs/sweeps/curriculum.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.sweep_cells import variant
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Five cells of about 10 minutes on one CPU core each."""
+    c = ml_collections.ConfigDict()
+    c.config = "configs/shorten.py"
+    c.seeds = (0, 1, 2, 3, 4)
+    c.variants = (variant("shorten"),)
+    return c
