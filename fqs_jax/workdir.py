@@ -172,7 +172,11 @@ def write_run(
     path = folder / "run.json"
     step = saved_step(root, stage.number)
     parents = {str(n): _origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
-    run = {"stage": dataclasses.asdict(stage), "config": _relevant(config), "data": data_digest}
+    run = {
+        "stage": dataclasses.asdict(stage),
+        "config": _relevant(config, stage),
+        "data": data_digest,
+    }
     run = json.loads(json.dumps(run | {"made_from": parents}))
     agreement.check_same(json.dumps(run, sort_keys=True), "flags or other text")
     if step is not None and path.exists():
@@ -402,9 +406,15 @@ def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
 
 
-def _relevant(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config without the rows of stages; the stage's own is saved beside it."""
-    return {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
+def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
+    """The config without the rows of stages; the stage's own is saved beside it.
+
+    How a student is taught is of no concern to the stages before, which may so have many students.
+    """
+    kept = {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
+    if stage.objective != "distill":
+        kept.pop("distill", None)
+    return kept
 
 
 def _names(stages: list[Stage]) -> str:

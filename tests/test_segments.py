@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fqs_jax import distillation, objectives, quiet_star, targets, thoughts
 from fqs_jax import model as model_lib
-from fqs_jax import objectives, quiet_star, targets, thoughts
+from fqs_jax.distillation import DistillConfig
 from fqs_jax.objectives import NTPConfig
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
@@ -85,7 +86,7 @@ def test_what_is_predicted_of_packed_documents() -> None:
     ]
 
 
-@pytest.mark.parametrize("objective", ["next_token", "ntp"])
+@pytest.mark.parametrize("objective", ["next_token", "ntp", "distill"])
 def test_losses_of_packed_documents(objective: str) -> None:
     """The same targets, so the same means. (The policy part of NTP counts places, and has fewer.)"""
     model = model_config()
@@ -95,6 +96,11 @@ def test_losses_of_packed_documents(objective: str) -> None:
         if objective == "next_token":
             return objectives.next_token_loss(params, batch, key, model)[1]
         batch = batch | {"teacher_log_prob": jnp.full(batch["tokens"][:, 1:].shape, -3.0)}
+        if objective == "distill":  # every token of every document counts, also the last ones
+            log_p = jax.nn.log_softmax(jnp.arange(model.vocab_size) / 5)
+            same = jnp.broadcast_to(log_p, (*batch["tokens"].shape, model.vocab_size))
+            batch |= {"teacher_log_probs": same}
+            return distillation.distill_loss(params, batch, key, model, DistillConfig())[1]
         config = NTPConfig("expected", clip=False)
         metrics = objectives.ntp_loss(params, batch, key, model, config)[1]
         places = batch["tokens"][:, 1:].size

@@ -32,7 +32,7 @@ MODEL = ModelConfig(
     vocab_chunk=24,
     qkv_bias=True,
 )
-STAGES = {"quiet_star": 1, "ntp": 4, "next_token": 5}
+STAGES = {"quiet_star": 1, "ntp": 4, "next_token": 5, "distill": 6}
 Sizes = tuple[int, int, int]
 
 
@@ -57,6 +57,9 @@ def make_config(batch_size: int = 8, **changes: Any) -> ml_collections.ConfigDic
     c.thought.mixing = "probability"
     c.stage_1.n_ahead, c.stage_1.n_ahead_talk = 5, 2
     c.stage_5 = curriculum.row("plain", "next_token", steps=3)
+    c.stage_6 = curriculum.row("taught", "distill", teacher=1, steps=3)
+    c.distill.form, c.distill.top_k, c.distill.weighting = "policy", 3, "shift"
+    c.distill.label_weight = 0.2
     c.update_from_flattened_dict(changes)
     return c
 
@@ -89,6 +92,9 @@ def random_batch(config: ml_collections.ConfigDict, teacher: bool) -> dict[str, 
     }
     if teacher:
         batch["teacher_log_prob"] = rng.normal(-3, 1, (B, T - 1)).astype(np.float32)
+        batch["teacher_log_probs"] = np.log(rng.dirichlet(np.ones(4), (B, T))[..., :3], dtype="f4")
+        batch["teacher_ids"] = (rng.integers(0, 10, (B, T, 3)) + [0, 10, 20]).astype(np.int32)
+        batch["teacher_shift"] = rng.uniform(0, 1, (B, T)).astype(np.float32)
     return batch
 
 
@@ -101,7 +107,7 @@ def take_step(
     stage = curriculum.find(stages, str(STAGES[objective]))
     program = step_lib.program(config, stage, MODEL, mesh, ("segment",))
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
-    batch = random_batch(config, stage.objective == "ntp")
+    batch = random_batch(config, stage.objective in curriculum.TAUGHT)
     with jax.set_mesh(mesh):
         placed = {
             name: jax.device_put(batch[name], leaf.sharding) for name, leaf in program.batch.items()

@@ -142,7 +142,8 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
     shutil.rmtree(root / "stage_2")  # which was made from stage 1 as it is
     harmless = {"stage_1.steps": 9, "log_every": 3, "checkpoint_every": 7, "max_bad_steps": 2}
     harmless |= {"mesh.fsdp": 2, "microbatches": 2, "compute.remat": "full", "data.workers": 1}
-    config = clock_config(harmless | {"stage_2.learning_rate": 1.0})
+    others = {"stage_2.learning_rate": 1.0, "distill.form": "hinge"}  # this stage is no student
+    config = clock_config(harmless | others)
     workdir.write_run(root, config, stage_of(root, config, 1))
     stage, kept = workdir.read_run(root, 1)
     assert stage == stage_of(root, config, 1) and stage.steps == 9

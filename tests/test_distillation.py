@@ -1,0 +1,342 @@
+"""Distillation against numpy in float64, against the slow rollout, and as a stage of a run."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fqs_jax import checkpoints, curriculum, distillation, objectives, teacher, workdir
+from fqs_jax.curriculum import row
+from fqs_jax.distillation import FORMS, DistillConfig
+from fqs_jax.errors import UserError
+from fqs_jax.interrupts import Interrupted
+from fqs_jax.targets import Batch
+from fqs_jax.thoughts import ThoughtConfig
+from tests import reference
+from tests.test_objectives import student_logits
+from tests.test_train import BEFORE, SignalAt, assert_same_stage, train_stage
+from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params, texts
+from tests.tiny_runs import clock_config, save_stage
+
+MODEL = model_config()
+KEY = jax.random.key(4)
+LENGTHS = (7, 4)
+
+
+def random_log_probs(*shape: int, seed: int = 0) -> np.ndarray:
+    """Distributions over the last axis, none of them flat."""
+    return reference.log_softmax(np.random.default_rng(seed).normal(0, 2, shape))
+
+
+def batch(top_k: int = 0, shift: bool = False, hinge: bool = False) -> Batch:
+    """Padded rows; a token that is seen is nobody's target; and a made-up teacher."""
+    tokens, mask = texts(LENGTHS, max(LENGTHS), seed=5)
+    log_p = random_log_probs(*tokens.shape, VOCAB, seed=3)
+    label = np.take_along_axis(log_p[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[..., 0]
+    made = {
+        "tokens": tokens,
+        "mask": mask,
+        "target": mask.at[:, 2].set(False),
+        "teacher_log_prob": label,
+    }
+    if not hinge:
+        ids = np.argsort(-log_p, axis=-1)[..., :top_k] if top_k else np.arange(VOCAB)
+        ids = np.broadcast_to(ids, (*tokens.shape, ids.shape[-1]))
+        made["teacher_log_probs"] = np.take_along_axis(log_p, ids, -1)
+        if top_k:
+            made["teacher_ids"] = ids.astype(np.int32)
+    if shift:
+        made["teacher_shift"] = np.random.default_rng(6).uniform(0, 1, tokens.shape)
+    return {
+        name: jnp.asarray(x, jnp.float32 if np.asarray(x).dtype == np.float64 else None)
+        for name, x in made.items()
+    }
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def distill_loss(params: Any, data: Any, key: Any, config: DistillConfig) -> Any:
+    return distillation.distill_loss(params, data, key, MODEL, config)
+
+
+def slow_outcomes(data: Batch, log_q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of teacher and student; what is left over is one outcome."""
+    p, q = np.exp(np.asarray(data["teacher_log_probs"], np.float64)), np.exp(log_q)
+    if "teacher_ids" in data:
+        q = np.take_along_axis(q, np.asarray(data["teacher_ids"]), -1)
+        p, q = (np.concatenate([x, 1 - x.sum(-1, keepdims=True)], -1) for x in (p, q))
+    return p, q
+
+
+# The loss --------------------
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("top_k", [0, 5])
+@pytest.mark.parametrize("form", ["forward_kl", "reverse_kl", "hinge"])
+def test_the_loss_is_its_formula(form: str, top_k: int, shift: bool) -> None:
+    """Every real position counts, also the last of a row: 11 of 14; the hinge has the 7 targets."""
+    data, params = batch(top_k, shift, form == "hinge"), random_params(MODEL)
+    weighting = "shift" if shift else "all"
+    config = DistillConfig(form, 0.3, weighting, top_k=top_k)
+    loss, metrics = distill_loss(params, data, KEY, config)
+
+    log_q = reference.log_softmax(student_logits(params, data))
+    tokens, mask, target = (np.asarray(data[name]) for name in ("tokens", "mask", "target"))
+    label = np.take_along_axis(log_q[:, :-1], tokens[:, 1:, None], -1)[..., 0]
+    weight = np.asarray(data["teacher_shift"], np.float64) if shift else np.ones(mask.shape)
+    if form == "hinge":
+        assert target[:, 1:].sum() == 7
+        weight = weight[:, :-1] * target[:, 1:]
+        term = np.maximum(0, np.asarray(data["teacher_log_prob"], np.float64) - label)
+    else:
+        assert mask.sum() == 11 and mask[0, -1]
+        weight = weight * mask
+        p, q = slow_outcomes(data, log_q)
+        p, q = (p, q) if form == "forward_kl" else (q, p)
+        term = np.sum(p * np.log(p / q), -1)
+    expected = np.sum(term * weight) / np.sum(weight)
+    nll = -np.mean(label[target[:, 1:]])
+    behind = np.mean((np.asarray(data["teacher_log_prob"]) - label)[target[:, 1:]])
+    np.testing.assert_allclose(metrics[f"distill/{form}"], expected, rtol=1e-4)
+    np.testing.assert_allclose(metrics["nll_base"], nll, rtol=1e-5)
+    np.testing.assert_allclose(metrics["nll_teacher_minus_student"], -behind, rtol=1e-4)
+    np.testing.assert_allclose(loss, 0.3 * nll + 0.7 * expected, rtol=1e-4)
+
+
+def test_the_whole_vocabulary_as_tokens_and_fewer_as_a_lower_bound() -> None:
+    params = random_params(MODEL)
+
+    def kl(top_k: int, form: str) -> float:
+        config = DistillConfig(form, top_k=top_k)
+        return float(distill_loss(params, batch(top_k), KEY, config)[0])
+
+    for form in ("forward_kl", "reverse_kl"):
+        whole = kl(0, form)
+        assert kl(VOCAB, form) == pytest.approx(whole, rel=1e-5)
+        bounds = [kl(top_k, form) for top_k in (1, 4, 12)]
+        assert bounds == sorted(bounds) and 0 < bounds[0] and bounds[-1] < whole
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_labels_alone_are_next_token_training(form: str) -> None:
+    params, data = random_params(MODEL), batch(hinge=form == "hinge")
+    config = DistillConfig(form, label_weight=1.0)
+    ours = jax.value_and_grad(lambda p: distill_loss(p, data, KEY, config)[0])(params)
+    plain = jax.value_and_grad(lambda p: objectives.next_token_loss(p, data, KEY, MODEL)[0])(params)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_last_position_teaches_though_no_token_follows() -> None:
+    """Where the teacher is changed, the loss changes; at padding it does not."""
+    params, data = random_params(MODEL), batch()
+    before = distill_loss(params, data, KEY, DistillConfig())[0]
+    other = jnp.asarray(random_log_probs(VOCAB, seed=9), jnp.float32)
+    for place, counts in {(0, 6): True, (1, 3): True, (1, 4): False}.items():
+        changed = data | {"teacher_log_probs": data["teacher_log_probs"].at[place].set(other)}
+        after = distill_loss(params, changed, KEY, DistillConfig())[0]
+        assert (abs(after - before) > 1e-3) == counts
+
+
+def test_who_is_ahead_of_the_teacher_learns_nothing_from_the_hinge() -> None:
+    params, data = random_params(MODEL), batch(hinge=True)
+    data |= {"teacher_log_prob": jnp.full_like(data["teacher_log_prob"], -1e3)}
+    gradient = jax.grad(lambda p: distill_loss(p, data, KEY, DistillConfig("hinge"))[0])(params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_in_chunks(form: str) -> None:
+    """Of 5 tokens a row and one; keys of draws are cut like the tokens."""
+    params, data = random_params(MODEL), batch(5, shift=True, hinge=form == "hinge")
+    config = DistillConfig(form, 0.2, "shift", top_k=5)
+
+    def of(chunk: int) -> Any:
+        model = model_config(vocab_chunk=chunk)
+        return jax.jit(
+            jax.value_and_grad(lambda p: distillation.distill_loss(p, data, KEY, model, config)[0])
+        )(params)
+
+    for chunk in (1, 5):
+        for a, b in zip(jax.tree.leaves(of(chunk)), jax.tree.leaves(of(0)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# Gradients in the logits --------------------
+
+
+def in_logits(term: Any, log_p: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    p = jnp.asarray(log_p, jnp.float32)
+    return np.asarray(jax.grad(lambda z: term(p, jax.nn.log_softmax(z)))(jnp.float32(logits)))
+
+
+def test_gradients_are_those_of_the_formulas() -> None:
+    """q - p; and q (log q - log p - KL)."""
+    log_p, logits = random_log_probs(6), 2 * random_log_probs(6, seed=1)
+    log_q = reference.log_softmax(logits)
+    p, q = np.exp(log_p), np.exp(log_q)
+    forward = in_logits(distillation.forward_kl, log_p, logits)
+    np.testing.assert_allclose(forward, q - p, atol=1e-6)
+    ratio = log_q - log_p
+    reverse = in_logits(distillation.reverse_kl, log_p, logits)
+    np.testing.assert_allclose(reverse, q * (ratio - np.sum(q * ratio)), atol=1e-6)
+
+
+@pytest.mark.parametrize("group", [2, 3])
+def test_the_policy_gradient_is_that_of_reverse_kl_on_average(group: int) -> None:
+    """Over all draws there are, each as often as it comes."""
+    log_p, logits = random_log_probs(4), random_log_probs(4, seed=1)
+    q = np.exp(reference.log_softmax(logits))
+    expected = np.zeros(4)
+    for drawn in itertools.product(range(4), repeat=group):
+        term = functools.partial(distillation.surrogate, drawn=jnp.array(drawn))
+        expected += np.prod(q[list(drawn)]) * in_logits(term, log_p, logits)
+    reverse = in_logits(distillation.reverse_kl, log_p, logits)
+    np.testing.assert_allclose(expected, reverse, atol=1e-6)
+
+
+def test_what_is_drawn_comes_from_the_student() -> None:
+    """The mean gradient of 4,000 keys, within 5 standard errors."""
+    log_p, logits = random_log_probs(4), random_log_probs(4, seed=1)
+    p = jnp.asarray(log_p, jnp.float32)
+
+    def term(z: jax.Array, key: jax.Array) -> jax.Array:
+        log_q = jax.nn.log_softmax(z)
+        return distillation.policy(p[None], log_q[None], key[None], 4)[0]
+
+    keys = jax.random.split(KEY, 4000)
+    drawn = jax.jit(jax.vmap(jax.grad(term), (None, 0)))(jnp.float32(logits), keys)
+    error = np.std(drawn, axis=0) / np.sqrt(len(drawn))
+    reverse = in_logits(distillation.reverse_kl, log_p, logits)
+    assert np.all(np.abs(np.mean(drawn, axis=0) - reverse) < 5 * error)
+
+
+def test_tails_keep_their_numbers() -> None:
+    """What is left over may be far less than float32 keeps of 1: values and gradients are finite."""
+    log_p = jnp.log(jnp.array([1.0, 1e-12]))
+    logits = jnp.array([40.0, 2.0, 0.0, -1.0])
+    ids = jnp.array([0, 2])
+
+    def term(logits: jax.Array, kl: Any) -> jax.Array:
+        return kl(*distillation.outcomes(log_p, jax.nn.log_softmax(logits), ids))
+
+    for kl in (distillation.forward_kl, distillation.reverse_kl):
+        value, gradient = jax.value_and_grad(term)(logits, kl)
+        assert abs(value) < 1e-5 and np.all(np.isfinite(gradient))
+    _, log_q = distillation.outcomes(log_p, jax.nn.log_softmax(logits), ids)
+    assert log_q[-1] == pytest.approx(np.log(np.exp(2.0) + np.exp(-1.0)) - 40, rel=1e-5)
+
+
+# The teacher --------------------
+
+
+@pytest.mark.parametrize("mixing", ["linear", "probability"])
+def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
+    """The mean of the distributions after 2 thoughts at every position, and what is read off it."""
+    params = random_params(MODEL)
+    thought = ThoughtConfig(
+        n_ahead=4, rationales=2, mixing=mixing, mixing_bias=-0.5, masked_ids=MASKED_IDS
+    )
+    tokens, mask = texts((5, 3), 5, seed=5)
+    data = {"tokens": tokens, "mask": mask, "row": jnp.arange(2)}
+
+    def say(model: Any, **config: Any) -> dict[str, np.ndarray]:
+        arrays = distillation.teacher_arrays(DistillConfig(**config), 5, VOCAB)
+        hinge = list(arrays) == ["teacher_log_prob"]
+        how = teacher.label_log_probs if hinge else teacher.predictions
+        said = jax.jit(lambda p: how(p, data, KEY, model, thought, arrays))(params)
+        assert {name: (x.shape[1:], x.dtype) for name, x in said.items()} == arrays
+        return {name: np.asarray(x) for name, x in said.items()}
+
+    drawn = reference.sample(params, MODEL, tokens, mask, KEY, 1, 2, 1.0, masked_ids=MASKED_IDS)
+    p, plain = np.zeros((2, 2, 5, VOCAB))
+    floats = reference.float64(params)
+    for b, t in np.ndindex(2, 5):
+        given = (floats, MODEL, np.asarray(tokens[b]), np.asarray(mask[b]))
+        for thought_K in drawn[b, t]:
+            bias = 0.0 if mixing == "linear" else -0.5
+            out = reference.rollout(*given, t, thought_K, 1, mixing, bias, masked_ids=MASKED_IDS)
+            p[b, t] += np.exp(reference.log_softmax(out.mixed_logits_AxV[0])) / 2
+        hidden = reference.text_hidden(floats["lm"], *given[1:])
+        plain[b, t] = np.exp(reference.log_softmax(reference.logits(floats["lm"], hidden[t])))
+    real = np.asarray(mask)
+    label = np.take_along_axis(np.log(p)[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[..., 0]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4)
+
+    whole = say(MODEL, weighting="shift")
+    close(np.exp(whole["teacher_log_probs"][real]), p[real])
+    close(whole["teacher_shift"][real], np.abs(p - plain).sum(-1)[real] / 2)
+    close(whole["teacher_log_prob"][real[:, 1:]], label[real[:, 1:]])
+    few = say(model_config(vocab_chunk=4), top_k=3)  # one position at a time
+    ids = np.argsort(-p, -1)[..., :3]
+    np.testing.assert_array_equal(few["teacher_ids"][real], ids[real])
+    close(np.exp(few["teacher_log_probs"])[real], np.take_along_axis(p, ids, -1)[real])
+    close(say(MODEL, form="hinge")["teacher_log_prob"][real[:, 1:]], label[real[:, 1:]])
+
+
+# The stage --------------------
+
+
+def stage_config(**changes: Any) -> Any:
+    c = clock_config()
+    c.stage_4 = row("taught", "distill", start=2, teacher=2, learning_rate=1e-2, steps=4)
+    c.checkpoint_every = 2
+    c.update_from_flattened_dict({"distill.teacher_thoughts": 2, "stage_2.steps": 4} | changes)
+    return c
+
+
+def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) -> None:
+    """Stopped between pieces of the teacher's, and between steps; it starts from its teacher."""
+    monkeypatch.setattr(teacher, "PIECE", 2)
+    config = stage_config(
+        **{"distill.form": "policy", "distill.top_k": 5, "distill.weighting": "shift"}
+    )
+    root, whole = tmp_path / "W", tmp_path / "whole"
+    save_stage(root, config, 2)
+    shutil.copytree(root, whole)
+    train_stage(whole, config, 4)
+    with pytest.raises(Interrupted, match="teacher scores saved up to batch 2 of 4"):
+        train_stage(root, config, 4, SignalAt(1))
+    with pytest.raises(Interrupted, match="saved at step 3 of 4"):
+        train_stage(root, config, 4, SignalAt(1 + BEFORE + 3))
+    train_stage(root, config, 4)
+    assert_same_stage(root, whole, config, 4)
+    piece = np.load(root / "stage_4" / "teacher" / "batches_0000002_0000004.npy")
+    assert piece.shape == (2 * 2,) and piece["teacher_ids"].shape == (4, 16, 5)
+    # Another number of thoughts is another teacher.
+    shutil.rmtree(root / "stage_4" / "checkpoints")
+    config.distill.teacher_thoughts = 3
+    train_stage(root, config, 4)
+    again = np.load(root / "stage_4" / "teacher" / "batches_0000002_0000004.npy")
+    assert not np.array_equal(again["teacher_log_probs"], piece["teacher_log_probs"])
+    assert checkpoints.latest_step(workdir.stage_folder(root, 4) / "checkpoints") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"distill.form": "kl"}, "distill.form 'kl' is none of forward_kl, reverse_kl, policy"),
+        ({"distill.weighting": "some"}, "distill.weighting 'some' is none of all, shift"),
+        ({"distill.label_weight": 1.5}, "distill.label_weight is 1.5; set 0 to 1"),
+        ({"distill.teacher_thoughts": 0}, "distill.teacher_thoughts is 0; set at least 1"),
+        ({"distill.group": 1}, "distill.group is 1; set at least 2"),
+        ({"distill.top_k": 33}, "distill.top_k is 33; the vocabulary has 32, set 0 for all"),
+        ({"stage_4.teacher": 0}, "stage_4.teacher must be the number of a thinking stage"),
+        (
+            {"stage_4.steps": 4_000_000},
+            "would keep 15.7 GiB .* than 4 GiB; set distill.top_k",
+        ),
+    ],
+)
+def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
+    model = model_config(vocab_size=32)
+    with pytest.raises(UserError, match=message) as refused:
+        curriculum.read_stages(stage_config(**changes), model)
+    assert "\n" not in str(refused.value)
