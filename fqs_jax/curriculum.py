@@ -6,6 +6,7 @@ starts. `--stage=2` looks a row up; `--stage=all` runs them in order. Controls a
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import functools
 import re
@@ -16,13 +17,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax import distillation, flops, objectives, quiet_star, targets, thoughts
+from fqs_jax import distillation, flops, lineage, objectives, quiet_star, targets, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
+OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
+SECTIONS = ("data", "quiet_star", "ntp", "distill")  # that a row may have its own settings of
 OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
 TAUGHT = ("ntp", "distill")  # those with a teacher
 # The least value of whole numbers in a config.
@@ -55,6 +58,10 @@ class Stage:
       same_steps_as, same_flops_as: controls run as long as these stages together (instead of `steps`),
         counted in steps (= tokens of text) or in FLOPs.
       control: whether the row is a control, not part of the curriculum.
+      rows_of: number of a stage whose training rows it reads, in the same order; None = its own. Students
+        of one teacher on the same rows share what it says of them.
+      settings: "field=value" in place of the config's, of fields of quiet_star, ntp, distill, and of
+        data.text and the built-in tasks' own, such as data.clock.direct.
     """
 
     number: int
@@ -69,6 +76,13 @@ class Stage:
     same_steps_as: tuple[int, ...] = ()
     same_flops_as: tuple[int, ...] = ()
     control: bool = False
+    rows_of: int | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def stream(self) -> int:
+        """The number that tells its training rows from those of others."""
+        return self.number if self.rows_of is None else self.rows_of
 
     @property
     def thinks(self) -> bool:
@@ -82,7 +96,7 @@ def row(name: str, objective: str, **fields: Any) -> ml_collections.ConfigDict:
     """A config row with every field of `Stage`, so that overrides on the command line are checked."""
     known = {f.name: f.default for f in dataclasses.fields(Stage)[1:]}
     values = known | {"name": name, "objective": objective} | fields
-    optional = {key: ml_collections.config_dict.placeholder(int) for key in ("start", "teacher")}
+    optional = {key: ml_collections.config_dict.placeholder(int) for key in OPTIONAL}
     config = ml_collections.ConfigDict(optional)
     with config.unlocked():
         config.update({key: value for key, value in values.items() if value is not None})
@@ -177,10 +191,53 @@ def thought_config(
     return ThoughtConfig(**fields | changes)
 
 
-def quiet_star_config(config: ml_collections.ConfigDict) -> QuietStarConfig:
+def quiet_star_config(config: ml_collections.ConfigDict, stage: Stage) -> QuietStarConfig:
     """How thoughts are trained."""
     where = {name: config.thought[name] for name in ("position_fraction", "positions")}
-    return QuietStarConfig(**config.quiet_star.to_dict(), **where)
+    return QuietStarConfig(**_sections(config, stage).quiet_star, **where)
+
+
+def ntp_config(config: ml_collections.ConfigDict, stage: Stage) -> objectives.NTPConfig:
+    """How a plain model is fine-tuned as published."""
+    return objectives.NTPConfig(**_sections(config, stage).ntp)
+
+
+def distill_config(config: ml_collections.ConfigDict, stage: Stage) -> distillation.DistillConfig:
+    """How a plain model is taught."""
+    return distillation.DistillConfig(**_sections(config, stage).distill)
+
+
+def data_config(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
+    """What a stage reads."""
+    return _sections(config, stage).data
+
+
+def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
+    """The sections that a stage may have its own settings of, with them.
+
+    Raises:
+      UserError: a setting is of another field, or its value of another type.
+    """
+    sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in SECTIONS})
+    known = lineage.flat(sections.to_dict())
+    for setting in stage.settings:
+        field, _, text = setting.partition("=")
+        try:
+            if field.startswith("data.") and (field.count(".") < 2 and field != "data.text"):
+                raise KeyError(field)
+            old = known[field]
+            value = text if isinstance(old, str) else ast.literal_eval(text)
+            if isinstance(old, float) and isinstance(value, int):
+                value = float(value)
+            if type(value) is not type(old):
+                raise TypeError(value)
+        except (KeyError, ValueError, SyntaxError, TypeError) as error:
+            raise UserError(
+                f"stage_{stage.number}.settings has {setting!r}; write field=value with a field of "
+                "quiet_star, ntp, distill, or of data text and the built-in tasks' own"
+            ) from error
+        sections.update_from_flattened_dict({field: value})
+    return sections
 
 
 Loss = Callable[..., tuple[Any, targets.Metrics]]
@@ -202,23 +259,16 @@ def loss_function(
             quiet_star.quiet_star_loss,
             model=model,
             thought=thought_config(config, stage),
-            config=quiet_star_config(config),
+            config=quiet_star_config(config, stage),
             split_rationales=split_rationales,
         )
     if stage.objective == "ntp":
-        return functools.partial(
-            objectives.ntp_loss, model=model, config=objectives.NTPConfig(**config.ntp.to_dict())
-        )
+        return functools.partial(objectives.ntp_loss, model=model, config=ntp_config(config, stage))
     if stage.objective == "distill":
         return functools.partial(
-            distillation.distill_loss, model=model, config=distill_config(config)
+            distillation.distill_loss, model=model, config=distill_config(config, stage)
         )
     return functools.partial(objectives.next_token_loss, model=model)
-
-
-def distill_config(config: ml_collections.ConfigDict) -> distillation.DistillConfig:
-    """How a plain model is taught."""
-    return distillation.DistillConfig(**config.distill.to_dict())
 
 
 def teacher_arrays(
@@ -229,7 +279,7 @@ def teacher_arrays(
     if stage.objective == "ntp":
         return {"teacher_log_prob": ((length - 1,), np.float32)}
     if stage.objective == "distill":
-        return distillation.teacher_arrays(distill_config(config), length, model.vocab_size)
+        return distillation.teacher_arrays(distill_config(config, stage), length, model.vocab_size)
     return {}
 
 
@@ -251,7 +301,7 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
     """Model FLOPs of one training step of the stage (flops.py)."""
     batch, length = config.batch_size, config.data.seq_len
     if stage.thinks:
-        settings = quiet_star_config(config)
+        settings = quiet_star_config(config, stage)
         return flops.quiet_star_step(
             model,
             thought_config(config, stage),
@@ -261,7 +311,8 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
             choosing=settings.position_fraction < 1 and settings.positions == "high_entropy",
         )
     if stage.objective == "ntp":
-        return flops.ntp_step(model, batch, length, sampled=config.ntp.action == "sampled")
+        sampled = ntp_config(config, stage).action == "sampled"
+        return flops.ntp_step(model, batch, length, sampled)
     return flops.next_token_step(model, batch, length)
 
 
@@ -277,7 +328,7 @@ def _check(
         raise UserError(
             f"{where}: n_ahead must be at least 4 (one sampled token) and n_ahead_talk 1"
         )
-    named = [n for n in (stage.start, stage.teacher) if n is not None]
+    named = [n for n in (stage.start, stage.teacher, stage.rows_of) if n is not None]
     for number in (*named, *stage.same_steps_as, *stage.same_flops_as):
         if number not in earlier:
             raise UserError(f"{where} refers to stage {number}, which is not a row before it")
@@ -288,7 +339,8 @@ def _check(
             f"data.seq_len is {config.data.seq_len}; {where} needs at least n_ahead_talk + 2 = "
             f"{stage.n_ahead_talk + 2}, or no position has a reward"
         )
-    if stage.thinks and config.thought.tokens != "sampled" and config.quiet_star.policy_weight:
+    policy_weight = quiet_star_config(config, stage).policy_weight
+    if stage.thinks and config.thought.tokens != "sampled" and policy_weight:
         raise UserError(
             f"thoughts of {config.thought.tokens} tokens are not the model's to improve: "
             "set quiet_star.policy_weight to 0"

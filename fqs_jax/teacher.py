@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,12 +178,21 @@ def _mean_probability(log_probs: jax.Array, axis: int) -> jax.Array:
 
 
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
-    """A piece that was kept; None if there is none, or it is damaged and must be made again."""
+    """What is needed of a piece that was kept; None if there is none, or it lacks some or is damaged."""
     try:
         piece: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return piece if piece.shape == (size,) and piece.dtype == record else None
+    kept: Any = piece.dtype.fields or {}
+    assert record.fields is not None
+    if piece.shape != (size,) or any(
+        kept.get(n, ())[:1] != f[:1] for n, f in record.fields.items()
+    ):
+        return None
+    needed = np.empty(size, record)
+    for name in record.fields:
+        needed[name] = piece[name]
+    return needed
 
 
 def _check_identity(folder: Path, identity: str) -> None:

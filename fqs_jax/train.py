@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from fqs_jax import (
     checkpoints,
     curriculum,
     distributed,
+    lineage,
     optimizer,
     sharding,
     teacher,
@@ -82,8 +84,14 @@ def run_stage(run: Run, stage: Stage) -> None:
         for number in (stage.start, stage.teacher):
             if number is not None:
                 workdir.check_stage(run.root, number, run.command(number))
-    data = corpus.dataset(config.data, run.tokenizer, config.batch_size, config.seed, stage.number)
-    lineage = workdir.write_run(run.root, config, stage, data.digest())
+    data = corpus.dataset(
+        curriculum.data_config(config, stage),
+        run.tokenizer,
+        config.batch_size,
+        config.seed,
+        stage.stream,
+    )
+    workdir.write_run(run.root, config, stage, data.digest())
     if (workdir.saved_step(run.root, stage.number) or 0) >= stage.steps:
         return
     with (
@@ -92,7 +100,7 @@ def run_stage(run: Run, stage: Stage) -> None:
     ):
         keys = corpus.extra_keys(config.data)
         program = step_lib.program(config, stage, run.model, run.mesh, keys)
-        scores = teacher_scores(run, stage, data, lineage)  # before the state: both need memory
+        scores = teacher_scores(run, stage, data)  # before the state: both need memory
         restored = saved.newest(*program.state)
         if restored is None:
             first, state = 0, starting_state(run, stage, program)
@@ -234,33 +242,39 @@ def starting_params(run: Run, stage: Stage) -> Params:
     return {**params, "thought": made}
 
 
-def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.ndarray | None:
+def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     """For a taught stage, what its teacher says of all its rows, made now or before; else None.
 
-    The result has one record a row (`teacher.score_rows`).
-
-    Args:
-      lineage: identifies all that the scores depend on (`workdir.write_run`).
+    The result has one record a row (`teacher.score_rows`). Stages that read the same rows share it.
     """
     config = run.config
     arrays = curriculum.teacher_arrays(config, stage, run.model)
     if not arrays:
         return None
     assert stage.teacher is not None  # checked when the row was read
-    distill = stage.objective == "distill"
     params, row = workdir.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
     if config.thought.reset_marks_at_eval:
         params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
     _, teacher_config = workdir.read_run(run.root, stage.teacher)
+    teacher_thoughts = 1
+    if stage.objective == "distill":
+        teacher_thoughts = curriculum.distill_config(config, stage).teacher_thoughts
     thought = curriculum.thought_config(
         teacher_config,
         row,
-        rationales=config.distill.teacher_thoughts if distill else 1,
+        rationales=teacher_thoughts,
         n_ahead_talk=1,
         temperature=config.thought.eval_temperature,
     )
+    said_by = {
+        "teacher": workdir.origin_of(run.root, stage.teacher),
+        "thought": dataclasses.asdict(thought),
+        "marks": config.thought.reset_marks_at_eval,
+        "rows": [data.digest(), config.batch_size],
+        "seed": config.seed,
+    }
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:
@@ -278,8 +292,8 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset, lineage: str) -> np.nd
             data,
             stage.steps,
             config.seed,
-            run.folder(stage) / "teacher",
-            lineage,
+            workdir.stage_folder(run.root, stage.stream) / "teacher",
+            lineage.digest(json.loads(json.dumps(said_by))),
             progress,
             run.mesh,
             config.microbatches,

@@ -171,7 +171,7 @@ def write_run(
     folder = stage_folder(root, stage.number)
     path = folder / "run.json"
     step = saved_step(root, stage.number)
-    parents = {str(n): _origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
+    parents = {str(n): origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
     run = {
         "stage": dataclasses.asdict(stage),
         "config": _relevant(config, stage),
@@ -214,7 +214,7 @@ def _made_from(root: Path, number: int, step: int) -> int | None:
     return None
 
 
-def _origin_of(root: Path, number: int) -> dict[str, Any]:
+def origin_of(root: Path, number: int) -> dict[str, Any]:
     """Which checkpoint of a stage there is now, and what it was made from."""
     folder = stage_folder(root, number)
     run = folder / "run.json"

@@ -1,0 +1,32 @@
+"""The first claim of RESULTS.md, end to end and small: thinking beats plain training by far."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.tiny_runs import run
+
+SWEEP = """
+import ml_collections
+from fqs_jax.sweep_cells import variant
+
+def get_config():
+    c = ml_collections.ConfigDict()
+    c.config = "configs/think_once.py"
+    c.seeds = (0,)
+    c.overrides = ("stage_1.steps=120",)
+    c.variants = (variant("cell", stages="base,think,same-steps"),)
+    return c
+"""
+
+
+@pytest.mark.slow
+def test_thinking_beats_the_same_number_of_plain_steps(tmp_path):
+    (tmp_path / "cell.py").write_text(SWEEP)
+    run("sweep", f"--config={tmp_path / 'cell.py'}", f"--workdir={tmp_path / 'W'}")
+    lines = json.loads((tmp_path / "W" / "results.json").read_text())["lines"]
+    accuracy = {line["model"]: line["accuracy_mean"] for line in lines}
+    assert accuracy["base"] < 0.3  # the task is not solved at once
+    assert accuracy["think"] > accuracy["same-steps"] + 0.3
