@@ -221,9 +221,9 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
     sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in SECTIONS})
     known = lineage.flat(sections.to_dict())
     for setting in stage.settings:
-        field, _, text = setting.partition("=")
+        field, equals, text = setting.partition("=")
         try:
-            if field.startswith("data.") and (field.count(".") < 2 and field != "data.text"):
+            if not equals or re.fullmatch(r"data\.(?!text$)\w+", field):
                 raise KeyError(field)
             old = known[field]
             value = text if isinstance(old, str) else ast.literal_eval(text)

@@ -161,6 +161,43 @@ def test_inconsistent_rows_and_settings(changes, message):
     assert "\n" not in str(refused.value)
 
 
+def test_settings_of_a_row_are_its_own():
+    own = ("quiet_star.policy_weight=3", "quiet_star.advantage=clipped", "data.clock.lengths=(3,)")
+    config = clock_config({"stage_1.settings": own, "quiet_star.advantage": "leave_one_out"})
+    base, think, again, _ = curriculum.read_stages(config, MODEL)
+    settings = curriculum.quiet_star_config(config, think)
+    assert (settings.policy_weight, settings.advantage) == (3.0, "clipped")
+    assert curriculum.quiet_star_config(config, again).advantage == "leave_one_out"
+    assert tuple(curriculum.data_config(config, think).clock.lengths) == (3,)
+    assert curriculum.data_config(config, base) == config.data
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "ntp.action",
+        "ntp.actoin=label",
+        "action=label",
+        "thought.mixing=linear",
+        "ntp.clip=perhaps",
+        "ntp.clip=1",
+        "ntp.temperature='hot'",
+        "data.seq_len=8",
+        "data.clock=1",
+    ],
+)
+def test_settings_that_a_row_cannot_have(setting):
+    with pytest.raises(UserError, match="stage_1.settings has .*; write field=value"):
+        stages_of({"stage_1.settings": (setting,)})
+
+
+def test_rows_of_another_stage():
+    *_, ntp = stages_of({"stage_3.rows_of": 1})
+    assert ntp.stream == 1 and stages_of({})[-1].stream == 3
+    with pytest.raises(UserError, match="stage_1 refers to stage 2"):
+        stages_of({"stage_1.rows_of": 2})
+
+
 def test_no_rows():
     config = clock_config()
     for number in range(4):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import itertools
 import shutil
 from typing import Any
@@ -317,6 +318,34 @@ def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) ->
     again = np.load(root / "stage_4" / "teacher" / "batches_0000002_0000004.npy")
     assert not np.array_equal(again["teacher_log_probs"], piece["teacher_log_probs"])
     assert checkpoints.latest_step(workdir.stage_folder(root, 4) / "checkpoints") == 4
+
+
+def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
+    config = stage_config()
+    taught = {"teacher": 2, "learning_rate": 1e-2, "rows_of": 4}
+    config.stage_5 = row("short", "distill", start=0, steps=2, **taught)
+    own = ("distill.weighting=shift", "distill.form=reverse_kl")
+    config.stage_6 = row("more", "distill", steps=4, settings=own, **taught)
+    config.stage_7 = row("released", "ntp", steps=4, **taught | {"teacher": 2})
+    config.distill.teacher_thoughts = 1
+    root = tmp_path / "W"
+    save_stage(root, config, 0)
+    save_stage(root, config, 2)
+    pieces = lambda: {p.name: p.read_bytes() for p in (root / "stage_4/teacher").glob("*.npy")}  # noqa: E731
+    train_stage(root, config, 4)
+    first = pieces()
+    train_stage(root, config, 5)
+    assert first.items() <= pieces().items()
+    train_stage(root, config, 6)  # needs more said, of the same thoughts
+    more = np.load(root / "stage_4" / "teacher" / "batches_0000000_0000004.npy")
+    before = np.load(io.BytesIO(first["batches_0000000_0000004.npy"]))
+    assert set(more.dtype.names) == {*before.dtype.names, "teacher_shift"}
+    np.testing.assert_array_equal(more["teacher_log_probs"], before["teacher_log_probs"])
+    kept = pieces()
+    train_stage(root, config, 7)
+    train_stage(root, config, 4)
+    assert pieces() == kept
+    assert not any((root / f"stage_{n}" / "teacher").exists() for n in (5, 6, 7))
 
 
 @pytest.mark.parametrize(
