@@ -1,0 +1,19 @@
+"""Can a model do without its thoughts? Ways to teach a plain student, beside every control.
+
+python -m fqs_jax.sweep --config=configs/sweeps/internalize.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.sweep_cells import variant
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Five cells of about 10 minutes on one CPU core each."""
+    c = ml_collections.ConfigDict()
+    c.config = "configs/internalize.py"
+    c.seeds = (0, 1, 2, 3, 4)
+    c.variants = (variant("scarce"),)
+    return c
