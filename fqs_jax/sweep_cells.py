@@ -18,13 +18,12 @@ from ml_collections import config_flags
 
 from fqs_jax import cli, curriculum
 from fqs_jax.curriculum import Stage
+from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
 
 REQUIRED = ("config", "seeds", "variants")
 OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}
-
-_ANY_VOCABULARY = 2**20  # the real one is known when the tokenizer is
 
 Variant = tuple[str, tuple[str, ...], str]
 
@@ -190,10 +189,11 @@ def _variant(given: Any) -> Variant:
 
 def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
     """All rows, checked as `launch` does before it trains."""
-    if experiment.data.source == "text":
+    task = corpus.built_in_task(experiment.data, experiment.seed)
+    if task is None:
         raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
     try:
-        model = ModelConfig(vocab_size=_ANY_VOCABULARY, **experiment.model.to_dict())
+        model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
     except TypeError as error:
         raise UserError(f"config.model describes no model ({error})") from error
     return curriculum.read_stages(experiment, model)

@@ -68,17 +68,20 @@ def options(data: ml_collections.ConfigDict) -> cache.Options:
     return cache.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 
+def vocab_size(task: Task) -> int:
+    """Of a built-in task's tokenizer: its pieces, and those for unknown text, BOS and EOS."""
+    return len(task.pieces) + 3
+
+
 def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) -> Tokenizer:
     """A SentencePiece model for the corpus, for models trained from scratch."""
     texts = [source for source, _ in sources(data, seed)]
     if (task := built_in_task(data, seed)) is not None:
-        pieces = task.pieces
-        special = 3  # unknown, BOS, EOS
         return train_sentencepiece(
             _sample(texts),
             folder,
-            len(pieces) + special,
-            user_defined_symbols=pieces,
+            vocab_size(task),
+            user_defined_symbols=task.pieces,
             byte_fallback=False,
         )
     if data.tokenizer_pieces < 1:
