@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from configs import tiny
+from configs import shorten
 from fqs_jax import curriculum, optimizer, problem_scores, thoughts, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
@@ -44,8 +44,8 @@ class Setting(NamedTuple):
 
 
 def prepare() -> Setting:
-    """Train the base of configs/tiny.py."""
-    config = tiny.get_config()
+    """Train the base of configs/shorten.py."""
+    config = shorten.get_config()
     config.optimizer.decay_steps = (
         100_000  # as good as constant: a run of any length is a part of it
     )
@@ -230,5 +230,5 @@ def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
         params, setting.model, setting.tokenizer, thought, Path("."), setting.stage.name
     )
     task = corpus.built_in_task(setting.config.data, setting.config.seed)
-    assert task is not None  # configs/tiny.py has one
+    assert task is not None  # configs/shorten.py has one
     return problem_scores.task_accuracy(loaded, task, _THOUGHT_SEEDS)

@@ -3,7 +3,7 @@
 Prints JSON lines, then tables. One thread, CPU, float32. Parts (`--part`):
 
     cost      CPU seconds and model FLOPs of a 16/8 step on shape A (benchmarks/train_step.py)
-    variance  of the gradient of configs/tiny.py's first thinking stage, shortly after its start
+    variance  of the gradient of configs/shorten.py's first thinking stage, shortly after its start
     learning  that stage trained from one base: held-out answers at equal steps and at equal FLOPs
 
 Keys of a line of `variance`, about estimates of one gradient from `draws` keys; all variances are

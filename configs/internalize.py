@@ -10,10 +10,9 @@ from typing import Any
 import ml_collections
 
 from configs import tiny
+from configs.tiny import QUESTIONS
 from fqs_jax.curriculum import row
 
-# The text after the base: questions, of which few are answered and some worked out.
-QUESTIONS = ("data.clock.worked=0.1", "data.clock.direct=0.02", "data.clock.unanswered=0.88")
 STEPS = 2000  # of a student
 
 
@@ -25,20 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
     the model has one. All students read the same rows in the same order, and share one asking of the
     teacher. About 10 minutes on 2 CPU cores.
     """
-    c = tiny.get_config()
-    for name in [name for name in c if name.startswith("stage_")]:
-        del c[name]
-    c.data.clock.modulus = 19
-    c.data.clock.operations = ("+1", "+2", "+3", "+4", "+5", "+6")
-    c.data.clock.lengths = (2,)
-    c.data.clock.worked = 0.98
-    c.data.clock.direct = 0.02
-    c.data.clock.chatter = 0.0
-    c.data.seq_len = 12
-    c.distill.teacher_thoughts = 1  # rows come again, each time with another thought
-    c.distill.weighting = "shift"
-    c.checkpoint_every = 1000
-
+    c = tiny.without_rows()
+    tiny.scarce_answers(c)
     think: dict[str, Any] = {"n_ahead_talk": 2, "learning_rate": 1e-3, "settings": QUESTIONS}
     taught: dict[str, Any] = {"start": 0, "teacher": 1, "rows_of": 2, "steps": STEPS}
 

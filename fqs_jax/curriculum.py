@@ -56,7 +56,7 @@ class Stage:
       learning_rate: peak, after warm-up.
       steps: optimiser steps.
       same_steps_as, same_flops_as: controls run as long as these stages together (instead of `steps`),
-        counted in steps (= tokens of text) or in FLOPs.
+        counted in steps (= tokens of text) or in FLOPs, of which asking a teacher is a part.
       control: whether the row is a control, not part of the curriculum.
       rows_of: number of a stage whose training rows it reads, in the same order; None = its own. Students
         of one teacher on the same rows share what it says of them.
@@ -189,6 +189,27 @@ def thought_config(
         "tokens": t.tokens,
     }
     return ThoughtConfig(**fields | changes)
+
+
+def teacher_thought(
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    teacher_config: ml_collections.ConfigDict,
+    teacher: Stage,
+) -> ThoughtConfig:
+    """How the teacher of a stage thinks when it is asked.
+
+    Args:
+      teacher_config: that the teacher was trained with.
+    """
+    distills = stage.objective == "distill"
+    return thought_config(
+        teacher_config,
+        teacher,
+        rationales=distill_config(config, stage).teacher_thoughts if distills else 1,
+        n_ahead_talk=1,
+        temperature=config.thought.eval_temperature,
+    )
 
 
 def quiet_star_config(config: ml_collections.ConfigDict, stage: Stage) -> QuietStarConfig:
@@ -355,11 +376,18 @@ def _check(
 def _steps(
     stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict, model: ModelConfig
 ) -> int:
+    def asking(stage: Stage) -> int:
+        if stage.teacher is None:
+            return 0
+        thought = teacher_thought(config, stage, config, earlier[stage.teacher])
+        return flops.asking(model, thought, config.batch_size, config.data.seq_len)
+
     if stage.same_steps_as:
         return sum(earlier[n].steps for n in stage.same_steps_as)
     if stage.same_flops_as:
         budget = sum(
-            earlier[n].steps * step_flops(config, earlier[n], model) for n in stage.same_flops_as
+            earlier[n].steps * (step_flops(config, earlier[n], model) + asking(earlier[n]))
+            for n in stage.same_flops_as
         )
         return max(1, round(budget / step_flops(config, stage, model)))
     if stage.steps < 1:

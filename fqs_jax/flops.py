@@ -91,6 +91,13 @@ def ntp_step(model: ModelConfig, batch: int, length: int, sampled: bool) -> int:
     return (TRAIN + sampled * FORWARD) * forward
 
 
+def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
+    """A thinking teacher asked at every position of a batch, no gradient: the start mark, K tokens and
+    the end mark go through the network. Reading the head at each, as counted here, is within a few
+    per cent of what distillation and NTP read."""
+    return batch * FORWARD * sampling(model, thought, length, length, thought.num_tokens + 2)
+
+
 def decode(model: ModelConfig, context: int, passes: int = 1) -> int:
     """One generated token behind `context` tokens: `passes` cached steps, the head at all of them."""
     return passes * (dense(model) + attend(model, context) + vocabulary(model))

@@ -258,16 +258,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     if config.thought.reset_marks_at_eval:
         params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
     _, teacher_config = workdir.read_run(run.root, stage.teacher)
-    teacher_thoughts = 1
-    if stage.objective == "distill":
-        teacher_thoughts = curriculum.distill_config(config, stage).teacher_thoughts
-    thought = curriculum.thought_config(
-        teacher_config,
-        row,
-        rationales=teacher_thoughts,
-        n_ahead_talk=1,
-        temperature=config.thought.eval_temperature,
-    )
+    thought = curriculum.teacher_thought(config, stage, teacher_config, row)
     said_by = {
         "teacher": workdir.origin_of(run.root, stage.teacher),
         "thought": dataclasses.asdict(thought),

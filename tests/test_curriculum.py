@@ -30,7 +30,8 @@ def test_every_config_has_consistent_rows(name):
     assert all(stage.steps > 0 for stage in stages)
     if name in EXPERIMENTS:
         return
-    assert [s.objective for s in stages if not s.control][-4:] == ["quiet_star"] * 3 + ["ntp"]
+    *thinking, last = [stage for stage in stages if not stage.control][-4:]
+    assert all(stage.thinks for stage in thinking) and last.objective in curriculum.TAUGHT
     lengths = [stage.n_ahead for stage in stages if stage.thinks]
     assert lengths == sorted(lengths, reverse=True)
 
@@ -113,6 +114,18 @@ def test_controls_run_as_long_as_the_stages_they_control():
     assert abs(stages[5].steps * own - spent) <= own / 2 and stages[5].steps > 3 * 11
     capped = curriculum.read_stages(config, MODEL, max_steps=5)
     assert [stage.steps for stage in capped] == [5, 5, 4, 5, 5, 5]
+
+
+def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
+    config = clock_config({"stage_3.steps": 5})
+    config.stage_7 = row("flops", "next_token", same_flops_as=(3,))
+    *_, ntp, control = curriculum.read_stages(config, MODEL)
+    step, own = (curriculum.step_flops(config, stage, MODEL) for stage in (ntp, control))
+    asked = curriculum.read_stages(config, MODEL)[ntp.teacher]
+    thought = curriculum.teacher_thought(config, ntp, config, asked)
+    assert thought.num_tokens == asked.n_ahead - 3 and thought.rationales == 1
+    spent = 5 * (step + flops.asking(MODEL, thought, 2, 16))
+    assert control.steps == round(spent / own) > 2 * 5
 
 
 def test_step_flops_are_those_of_the_objective():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import attention, decoding, flops, objectives, quiet_star, thoughts
+from fqs_jax import attention, decoding, flops, objectives, quiet_star, teacher, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.objectives import NTPConfig
 from fqs_jax.thought_losses import QuietStarConfig
@@ -147,6 +147,21 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
     choosing = positions == "high_entropy"
     counted = flops.quiet_star_step(model, thought, B, T, P, choosing)
     assert traced == counted + B * in_vain
+
+
+@models
+@kinds
+def test_asking_a_teacher(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+    """As distillation asks; of the traced program without what it computes in vain."""
+    said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
+    arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}
+    batch = BATCH | {"row": jnp.arange(B)}
+    traced = matmul_flops(
+        lambda p: teacher.predictions(p, batch, KEY, model, thought, arrays), random_params(model)
+    )
+    slots = thought.num_tokens + 2
+    traced -= B * T * thought.rationales * slots * masked_slots(model, slots)
+    assert traced == pytest.approx(flops.asking(model, thought, B, T), rel=0.15)
 
 
 @models
