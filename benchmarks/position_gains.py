@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import curriculum, optimizer, problem_scores, thoughts, workdir
+from fqs_jax import curriculum, optimizer, problem_scores, settings, thoughts, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -181,7 +181,7 @@ def _with_positions(config: ml_collections.ConfigDict, kind: Kind) -> ml_collect
 
 def _beginning(setting: Setting, seed: int) -> Params:
     """The base with a fresh talk head and marks."""
-    thought = curriculum.thought_config(setting.config, setting.stage)
+    thought = settings.thought_config(setting.config, setting.stage)
     lm = setting.base["lm"]
     key = jax.random.key(seed)
     return {"lm": lm, "thought": thoughts.init(setting.model, thought, lm, key, *setting.marks)}
@@ -224,7 +224,7 @@ def _train(
 
 def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
     """Held-out problems answered at once, after a thought: `problem_scores.task_accuracy`."""
-    thought = curriculum.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
+    thought = settings.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
     thought = dataclasses.replace(thought, temperature=setting.config.thought.eval_temperature)
     loaded = workdir.Loaded(
         params, setting.model, setting.tokenizer, thought, Path("."), setting.stage.name

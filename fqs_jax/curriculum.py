@@ -6,7 +6,6 @@ starts. `--stage=2` looks a row up; `--stage=all` runs them in order. Controls a
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import re
@@ -17,15 +16,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax import distillation, flops, lineage, objectives, quiet_star, targets, thoughts
+from fqs_jax import distillation, flops, objectives, quiet_star, settings, targets, thoughts
 from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
-from fqs_jax.thought_losses import QuietStarConfig
-from fqs_jax.thoughts import ThoughtConfig
 
 OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
-SECTIONS = ("data", "quiet_star", "ntp", "distill")  # that a row may have its own settings of
 OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
 TAUGHT = ("ntp", "distill")  # those with a teacher
 # The least value of whole numbers in a config.
@@ -171,96 +167,6 @@ def select(stages: list[Stage], which: str) -> list[Stage]:
     return [stage for stage in stages if stage in wanted]
 
 
-def thought_config(
-    config: ml_collections.ConfigDict, stage: Stage, **changes: Any
-) -> ThoughtConfig:
-    """What a thought is in a thinking stage."""
-    t = config.thought
-    fields: dict[str, Any] = {
-        "n_ahead": stage.n_ahead,
-        "n_ahead_talk": stage.n_ahead_talk,
-        "rationales": t.rationales,
-        "mixing": t.mixing,
-        "mixing_bias": t.mixing_bias,
-        "embedding_scale": t.embedding_scale,
-        "temperature": t.temperature,
-        "reinforce_temperature": t.reinforce_temperature,
-        "masked_ids": tuple(t.masked_ids),
-        "tokens": t.tokens,
-    }
-    return ThoughtConfig(**fields | changes)
-
-
-def teacher_thought(
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    teacher_config: ml_collections.ConfigDict,
-    teacher: Stage,
-) -> ThoughtConfig:
-    """How the teacher of a stage thinks when it is asked.
-
-    Args:
-      teacher_config: that the teacher was trained with.
-    """
-    distills = stage.objective == "distill"
-    return thought_config(
-        teacher_config,
-        teacher,
-        rationales=distill_config(config, stage).teacher_thoughts if distills else 1,
-        n_ahead_talk=1,
-        temperature=config.thought.eval_temperature,
-    )
-
-
-def quiet_star_config(config: ml_collections.ConfigDict, stage: Stage) -> QuietStarConfig:
-    """How thoughts are trained."""
-    where = {name: config.thought[name] for name in ("position_fraction", "positions")}
-    return QuietStarConfig(**_sections(config, stage).quiet_star, **where)
-
-
-def ntp_config(config: ml_collections.ConfigDict, stage: Stage) -> objectives.NTPConfig:
-    """How a plain model is fine-tuned as published."""
-    return objectives.NTPConfig(**_sections(config, stage).ntp)
-
-
-def distill_config(config: ml_collections.ConfigDict, stage: Stage) -> distillation.DistillConfig:
-    """How a plain model is taught."""
-    return distillation.DistillConfig(**_sections(config, stage).distill)
-
-
-def data_config(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
-    """What a stage reads."""
-    return _sections(config, stage).data
-
-
-def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
-    """The sections that a stage may have its own settings of, with them.
-
-    Raises:
-      UserError: a setting is of another field, or its value of another type.
-    """
-    sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in SECTIONS})
-    known = lineage.flat(sections.to_dict())
-    for setting in stage.settings:
-        field, equals, text = setting.partition("=")
-        try:
-            if not equals or re.fullmatch(r"data\.(?!text$)\w+", field):
-                raise KeyError(field)
-            old = known[field]
-            value = text if isinstance(old, str) else ast.literal_eval(text)
-            if isinstance(old, float) and isinstance(value, int):
-                value = float(value)
-            if type(value) is not type(old):
-                raise TypeError(value)
-        except (KeyError, ValueError, SyntaxError, TypeError) as error:
-            raise UserError(
-                f"stage_{stage.number}.settings has {setting!r}; write field=value with a field of "
-                "quiet_star, ntp, distill, or of data text and the built-in tasks' own"
-            ) from error
-        sections.update_from_flattened_dict({field: value})
-    return sections
-
-
 Loss = Callable[..., tuple[Any, targets.Metrics]]
 
 
@@ -279,15 +185,17 @@ def loss_function(
         return functools.partial(
             quiet_star.quiet_star_loss,
             model=model,
-            thought=thought_config(config, stage),
-            config=quiet_star_config(config, stage),
+            thought=settings.thought_config(config, stage),
+            config=settings.quiet_star_config(config, stage),
             split_rationales=split_rationales,
         )
     if stage.objective == "ntp":
-        return functools.partial(objectives.ntp_loss, model=model, config=ntp_config(config, stage))
+        return functools.partial(
+            objectives.ntp_loss, model=model, config=settings.ntp_config(config, stage)
+        )
     if stage.objective == "distill":
         return functools.partial(
-            distillation.distill_loss, model=model, config=distill_config(config, stage)
+            distillation.distill_loss, model=model, config=settings.distill_config(config, stage)
         )
     return functools.partial(objectives.next_token_loss, model=model)
 
@@ -300,7 +208,9 @@ def teacher_arrays(
     if stage.objective == "ntp":
         return {"teacher_log_prob": ((length - 1,), np.float32)}
     if stage.objective == "distill":
-        return distillation.teacher_arrays(distill_config(config, stage), length, model.vocab_size)
+        return distillation.teacher_arrays(
+            settings.distill_config(config, stage), length, model.vocab_size
+        )
     return {}
 
 
@@ -311,7 +221,7 @@ def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: Mode
         key = jax.random.key(0)
         params: Params = {"lm": model_lib.init(model, key)}
         if stage.thinks:
-            thought = thought_config(config, stage)
+            thought = settings.thought_config(config, stage)
             params["thought"] = thoughts.init(model, thought, params["lm"], key, 0, 0)
         return params
 
@@ -322,17 +232,17 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
     """Model FLOPs of one training step of the stage (flops.py)."""
     batch, length = config.batch_size, config.data.seq_len
     if stage.thinks:
-        settings = quiet_star_config(config, stage)
+        weights = settings.quiet_star_config(config, stage)
         return flops.quiet_star_step(
             model,
-            thought_config(config, stage),
+            settings.thought_config(config, stage),
             batch,
             length,
-            settings.num_positions(length),
-            choosing=settings.position_fraction < 1 and settings.positions == "high_entropy",
+            weights.num_positions(length),
+            choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
         )
     if stage.objective == "ntp":
-        sampled = ntp_config(config, stage).action == "sampled"
+        sampled = settings.ntp_config(config, stage).action == "sampled"
         return flops.ntp_step(model, batch, length, sampled)
     return flops.next_token_step(model, batch, length)
 
@@ -360,7 +270,7 @@ def _check(
             f"data.seq_len is {config.data.seq_len}; {where} needs at least n_ahead_talk + 2 = "
             f"{stage.n_ahead_talk + 2}, or no position has a reward"
         )
-    policy_weight = quiet_star_config(config, stage).policy_weight
+    policy_weight = settings.quiet_star_config(config, stage).policy_weight
     if stage.thinks and config.thought.tokens != "sampled" and policy_weight:
         raise UserError(
             f"thoughts of {config.thought.tokens} tokens are not the model's to improve: "
@@ -379,7 +289,7 @@ def _steps(
     def asking(stage: Stage) -> int:
         if stage.teacher is None:
             return 0
-        thought = teacher_thought(config, stage, config, earlier[stage.teacher])
+        thought = settings.teacher_thought(config, stage, config, earlier[stage.teacher])
         return flops.asking(model, thought, config.batch_size, config.data.seq_len)
 
     if stage.same_steps_as:

@@ -27,6 +27,7 @@ from fqs_jax import (
     distributed,
     lineage,
     optimizer,
+    settings,
     sharding,
     teacher,
     thoughts,
@@ -85,7 +86,7 @@ def run_stage(run: Run, stage: Stage) -> None:
             if number is not None:
                 workdir.check_stage(run.root, number, run.command(number))
     data = corpus.dataset(
-        curriculum.data_config(config, stage),
+        settings.data_config(config, stage),
         run.tokenizer,
         config.batch_size,
         config.seed,
@@ -221,12 +222,12 @@ def starting_params(run: Run, stage: Stage) -> Params:
         )
     if not stage.thinks:
         return {"lm": params["lm"]}
-    settings = curriculum.thought_config(config, stage)
+    how = settings.thought_config(config, stage)
     marks = workdir.mark_ids(config, run.tokenizer)
     key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
 
     def thought(embed: Params, old: Params | None) -> Params:
-        fresh = thoughts.init(run.model, settings, {"embed": embed}, key, *marks)
+        fresh = thoughts.init(run.model, how, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
         kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
@@ -258,7 +259,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     if config.thought.reset_marks_at_eval:
         params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
     _, teacher_config = workdir.read_run(run.root, stage.teacher)
-    thought = curriculum.teacher_thought(config, stage, teacher_config, row)
+    thought = settings.teacher_thought(config, stage, teacher_config, row)
     said_by = {
         "teacher": workdir.origin_of(run.root, stage.teacher),
         "thought": dataclasses.asdict(thought),

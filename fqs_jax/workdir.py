@@ -29,6 +29,7 @@ from fqs_jax import (
     files,
     huggingface,
     lineage,
+    settings,
     sharding,
     thoughts,
     tokenizers,
@@ -322,7 +323,7 @@ def load(
     thought = None
     if row.thinks:
         temperature = config.thought.eval_temperature
-        thought = curriculum.thought_config(
+        thought = settings.thought_config(
             config, row, rationales=1, n_ahead_talk=1, temperature=temperature
         )
     tokenizer = tokenizers.load(source)

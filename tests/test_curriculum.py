@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from configs import common, mistral_7b
-from fqs_jax import curriculum, flops
+from fqs_jax import curriculum, flops, settings
 from fqs_jax.curriculum import Stage, row
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig
@@ -53,7 +53,7 @@ def test_published_rows():
         (1e-6, 150, False),
         (1e-6, 300, False),
     ]
-    assert [curriculum.thought_config(config, s).num_tokens for s in stages[:3]] == [13, 9, 5]
+    assert [settings.thought_config(config, s).num_tokens for s in stages[:3]] == [13, 9, 5]
 
 
 PUBLISHED = {
@@ -122,7 +122,7 @@ def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
     *_, ntp, control = curriculum.read_stages(config, MODEL)
     step, own = (curriculum.step_flops(config, stage, MODEL) for stage in (ntp, control))
     asked = curriculum.read_stages(config, MODEL)[ntp.teacher]
-    thought = curriculum.teacher_thought(config, ntp, config, asked)
+    thought = settings.teacher_thought(config, ntp, config, asked)
     assert thought.num_tokens == asked.n_ahead - 3 and thought.rationales == 1
     spent = 5 * (step + flops.asking(MODEL, thought, 2, 16))
     assert control.steps == round(spent / own) > 2 * 5
@@ -132,7 +132,7 @@ def test_step_flops_are_those_of_the_objective():
     config = clock_config()
     base, think, _, ntp = curriculum.read_stages(config, MODEL)
     assert curriculum.step_flops(config, base, MODEL) == flops.next_token_step(MODEL, 2, 16)
-    thought = curriculum.thought_config(config, think)
+    thought = settings.thought_config(config, think)
     assert curriculum.step_flops(config, think, MODEL) == flops.quiet_star_step(
         MODEL, thought, 2, 16
     )
@@ -178,11 +178,11 @@ def test_settings_of_a_row_are_its_own():
     own = ("quiet_star.policy_weight=3", "quiet_star.advantage=clipped", "data.clock.lengths=(3,)")
     config = clock_config({"stage_1.settings": own, "quiet_star.advantage": "leave_one_out"})
     base, think, again, _ = curriculum.read_stages(config, MODEL)
-    settings = curriculum.quiet_star_config(config, think)
-    assert (settings.policy_weight, settings.advantage) == (3.0, "clipped")
-    assert curriculum.quiet_star_config(config, again).advantage == "leave_one_out"
-    assert tuple(curriculum.data_config(config, think).clock.lengths) == (3,)
-    assert curriculum.data_config(config, base) == config.data
+    weights = settings.quiet_star_config(config, think)
+    assert (weights.policy_weight, weights.advantage) == (3.0, "clipped")
+    assert settings.quiet_star_config(config, again).advantage == "leave_one_out"
+    assert tuple(settings.data_config(config, think).clock.lengths) == (3,)
+    assert settings.data_config(config, base) == config.data
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def test_rows_know_every_field_and_no_other():
 def test_thought_config_follows_the_row_and_the_config():
     config = clock_config({"thought.masked_ids": (3, 5), "thought.mixing": "sigmoid"})
     stage = curriculum.read_stages(config, MODEL)[1]
-    thought = curriculum.thought_config(config, stage)
+    thought = settings.thought_config(config, stage)
     assert (thought.n_ahead, thought.n_ahead_talk, thought.rationales) == (5, 2, 2)
     assert (thought.mixing, thought.masked_ids) == ("sigmoid", (3, 5))
-    assert curriculum.thought_config(config, stage, rationales=1).rationales == 1
+    assert settings.thought_config(config, stage, rationales=1).rationales == 1
 
 
 def test_several_stages_in_the_order_of_the_config():
