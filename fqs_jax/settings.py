@@ -87,7 +87,9 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
     Raises:
       UserError: a setting is of another field, or its value of another type.
     """
-    sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in SECTIONS})
+    # A record of a stage lacks the sections that are of no concern to it.
+    present = [name for name in SECTIONS if name in config]
+    sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
     known = lineage.flat(sections.to_dict())
     for setting in stage.settings:
         field, equals, text = setting.partition("=")
