@@ -1,0 +1,19 @@
+"""The tiny default, which `make demo` trains with one seed, over five.
+
+python -m fqs_jax.sweep --config=configs/sweeps/default.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.sweep_cells import variant
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Five cells of about 5 minutes on one CPU core each."""
+    c = ml_collections.ConfigDict()
+    c.config = "configs/tiny.py"
+    c.seeds = (0, 1, 2, 3, 4)
+    c.variants = (variant("default"),)
+    return c
