@@ -15,7 +15,12 @@ from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 
 MODEL = ModelConfig(32, 16, 2, 2, 1, 8, 24)
-EXPERIMENTS = ("internalize", "shorten", "think_once")  # other rows than the published ones
+EXPERIMENTS = (
+    "internalize",
+    "shorten",
+    "think_on_text",
+    "think_once",
+)  # other rows than the published ones
 CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
 
 
