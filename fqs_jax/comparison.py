@@ -46,7 +46,8 @@ class Row:
       ms_per_token: median time of a generated token, one prompt; the least of a few rounds; NaN where
         it was not timed.
       steps: training steps of this model's own stage.
-      kind: "base", "thinking", "ntp" or "control". temperature: that logits were divided by.
+      kind: "base", "thinking", "student" (taught by thoughts, has none) or "control".
+      temperature: that logits were divided by.
       flops_per_token: what a generated token costs, thought and head included (flops.py), there.
       nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
         likely and least likely under the first row's model; NaN where unknown.
@@ -168,7 +169,7 @@ def _kind(root: Path, number: str) -> str:
     stage, _ = workdir.read_run(root, int(number))
     if stage.control:
         return "control"
-    kinds = {"quiet_star": "thinking", "ntp": "ntp", "distill": "ntp"}
+    kinds = {"quiet_star": "thinking", "ntp": "student", "distill": "student"}
     return kinds.get(stage.objective, "base")
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from fqs_jax import distillation, flops, objectives, quiet_star, settings, targets, thoughts
 from fqs_jax import model as model_lib
+from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
 
@@ -57,7 +58,7 @@ class Stage:
       rows_of: number of a stage whose training rows it reads, in the same order; None = its own. Students
         of one teacher on the same rows share what it says of them.
       settings: "field=value" in place of the config's, of fields of quiet_star, ntp, distill, and of
-        data.text and the built-in tasks' own, such as data.clock.direct.
+        data.text, and the shares of documents of the built-in task, such as data.clock.direct.
     """
 
     number: int
@@ -265,6 +266,9 @@ def _check(
             raise UserError(f"{where} refers to stage {number}, which is not a row before it")
     if stage.objective in TAUGHT and (stage.teacher is None or not earlier[stage.teacher].thinks):
         raise UserError(f"{where}.teacher must be the number of a thinking stage before it")
+    if stage.teacher is not None and stage.objective not in TAUGHT:
+        raise UserError(f"{where} has a teacher; only {' and '.join(TAUGHT)} are taught")
+    _check_rows(stage, earlier, config)
     if stage.thinks and config.data.seq_len < stage.n_ahead_talk + 2:
         raise UserError(
             f"data.seq_len is {config.data.seq_len}; {where} needs at least n_ahead_talk + 2 = "
@@ -281,6 +285,26 @@ def _check(
             f"thought.masked_ids go from 0 to {model.vocab_size - 1}, the vocabulary's last"
         )
     loss_function(config, stage, model)  # refuses bad settings now and not hours later
+
+
+def _check_rows(stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict) -> None:
+    """What the stage reads."""
+    where = f"stage_{stage.number}"
+    data = settings.data_config(config, stage)
+    try:
+        corpus.built_in_task(data, config.seed)
+    except UserError as error:
+        raise UserError(f"{where}.settings: {error}" if stage.settings else str(error)) from error
+    if stage.rows_of is None:
+        return
+    other = earlier[stage.rows_of]
+    if other.rows_of is not None or settings.data_config(config, other) != data:
+        raise UserError(
+            f"{where}.rows_of is {other.number}, which reads other rows than this stage's settings "
+            "say; name a stage with rows of its own and the same data settings"
+        )
+    if None not in (stage.teacher, other.teacher) and stage.teacher != other.teacher:
+        raise UserError(f"{where} has another teacher than {other}, whose rows_of it reads")
 
 
 def _steps(

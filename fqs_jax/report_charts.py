@@ -220,7 +220,7 @@ def _symbol(kind: str, x: float, y: float) -> str:
     shapes = {
         "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
         "thinking": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
-        "ntp": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
+        "student": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
         "control": f'<path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"',
     }
     return f'{shapes[kind]} class="mark {kind}"/>'

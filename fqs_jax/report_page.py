@@ -32,7 +32,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
 KINDS = {
     "base": "before thinking",
     "thinking": "thinks",
-    "ntp": "trained by thoughts, thinks no more",
+    "student": "trained by thoughts, thinks no more",
     "control": "control: plain training",
 }
 COST = {"ms_per_token": "ms/token", "flops_per_token": "FLOPs/token", "steps": "steps"}
@@ -96,7 +96,11 @@ def _summary(report: Report) -> str:
     form = "{:.1%}" if metric == "accuracy" else "{:.4f}"
     better = max if metric == "accuracy" else min
     cards = []
-    for kind, what in (("base", "Base"), ("thinking", "Best with thoughts"), ("ntp", "NTP")):
+    for kind, what in (
+        ("base", "Base"),
+        ("thinking", "Best with thoughts"),
+        ("student", "Student"),
+    ):
         of_kind = [m for m in report.models.rows if m["kind"] == kind and is_number(m[metric])]
         if of_kind:
             chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])

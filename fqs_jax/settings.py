@@ -16,6 +16,8 @@ from fqs_jax.thoughts import ThoughtConfig
 if TYPE_CHECKING:
     from fqs_jax.curriculum import Stage
 
+# Of a built-in task: which documents are read, not which problems there are.
+OF_TASKS = "worked|direct|chatter|unanswered|true_after_chatter|label_noise|lengths"
 SECTIONS = ("data", "quiet_star", "ntp", "distill")  # that a row may have its own settings of
 
 
@@ -91,12 +93,16 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
     present = [name for name in SECTIONS if name in config]
     sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
     known = lineage.flat(sections.to_dict())
+    data = "text" if config.data.source == "text" else rf"{config.data.source}\.({OF_TASKS})"
     for setting in stage.settings:
         field, equals, text = setting.partition("=")
+        section = field.split(".")[0]
+        if section in SECTIONS and section not in present:
+            continue
         try:
-            if not equals or re.fullmatch(r"data\.(?!text$)\w+", field):
+            if not equals or section == "data" and not re.fullmatch(rf"data\.({data})", field):
                 raise KeyError(field)
-            old = known[field]
+            old = tuple(known[field]) if isinstance(known[field], list) else known[field]
             value = text if isinstance(old, str) else ast.literal_eval(text)
             if isinstance(old, float) and isinstance(value, int):
                 value = float(value)
@@ -104,8 +110,9 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
                 raise TypeError(value)
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise UserError(
-                f"stage_{stage.number}.settings has {setting!r}; write field=value with a field of "
-                "quiet_star, ntp, distill, or of data text and the built-in tasks' own"
+                f"stage_{stage.number}.settings has {setting!r}; write field=value, as in Python, with "
+                "a field of quiet_star, ntp, distill, with data.text, or the shares of documents of "
+                "the built-in task that is read"
             ) from error
         sections.update_from_flattened_dict({field: value})
     return sections

@@ -24,7 +24,7 @@ COLUMNS = (
 )
 _LEFT = 2  # columns of text
 # Colours of Okabe and Ito, as in tradeoff.py.
-_COLORS = {"base": "#0072B2", "thinking": "#D55E00", "ntp": "#009E73", "control": "#777777"}
+_COLORS = {"base": "#0072B2", "thinking": "#D55E00", "student": "#009E73", "control": "#777777"}
 
 
 def texts(line: Line) -> list[str]:

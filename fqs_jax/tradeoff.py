@@ -24,7 +24,7 @@ NAME = "tradeoff.png"
 _STYLES = {
     "base": ("o", "#0072B2"),
     "thinking": ("^", "#D55E00"),
-    "ntp": ("*", "#009E73"),
+    "student": ("*", "#009E73"),
     "control": ("s", "#777777"),
 }
 _LOG_FROM = 10.0  # slowest to fastest

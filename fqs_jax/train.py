@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -256,14 +255,16 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     params, row = workdir.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
-    if config.thought.reset_marks_at_eval:
+    renewed = config.thought.reset_marks_at_eval
+    if renewed:
         params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
     _, teacher_config = workdir.read_run(run.root, stage.teacher)
     thought = settings.teacher_thought(config, stage, teacher_config, row)
     said_by = {
         "teacher": workdir.origin_of(run.root, stage.teacher),
+        "model": dataclasses.asdict(run.model),
         "thought": dataclasses.asdict(thought),
-        "marks": config.thought.reset_marks_at_eval,
+        "marks": renewed and [config.thought.start_text, config.thought.end_text],
         "rows": [data.digest(), config.batch_size],
         "seed": config.seed,
     }
@@ -285,7 +286,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
             stage.steps,
             config.seed,
             workdir.stage_folder(run.root, stage.stream) / "teacher",
-            lineage.digest(json.loads(json.dumps(said_by))),
+            lineage.digest(said_by),
             progress,
             run.mesh,
             config.microbatches,

@@ -1,9 +1,11 @@
 """Stages: the published rows, rows that depend on others, and what is refused."""
 
 import importlib
+import json
 import operator
 from typing import Any
 
+import ml_collections
 import pytest
 
 from configs import common, mistral_7b
@@ -15,12 +17,8 @@ from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 
 MODEL = ModelConfig(32, 16, 2, 2, 1, 8, 24)
-EXPERIMENTS = (
-    "internalize",
-    "shorten",
-    "think_on_text",
-    "think_once",
-)  # other rows than the published ones
+# Of other rows than the published ones.
+EXPERIMENTS = ("internalize", "shorten", "think_on_text", "think_once")
 CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
 
 
@@ -160,6 +158,11 @@ def test_step_flops_are_those_of_the_objective():
         ({"stage_3.teacher": 0}, "stage_3.teacher must be the number of a thinking stage"),
         ({"stage_1.objective": "ntp"}, "stage_1.teacher must be the number of a thinking stage"),
         ({"stage_2.steps": 0}, "stage_2.steps is 0; set at least 1"),
+        ({"stage_2.teacher": 1}, "stage_2 has a teacher; only ntp and distill are taught"),
+        (
+            {"stage_1.settings": ("data.clock.direct=-1",)},
+            "stage_1.settings: worked, direct, chatter",
+        ),
         ({"data.seq_len": 3}, "data.seq_len is 3; stage_1 needs at least n_ahead_talk . 2 = 4"),
         ({"thought.mixing": "half"}, "mixing 'half' is none of linear, sigmoid, probability"),
         ({"thought.rationales": 0}, "rationales must be at least 1"),
@@ -202,6 +205,9 @@ def test_settings_of_a_row_are_its_own():
         "ntp.temperature='hot'",
         "data.seq_len=8",
         "data.clock=1",
+        "data.clock.modulus=5",
+        "data.chain.direct=1.0",
+        "data.text=FILE",
     ],
 )
 def test_settings_that_a_row_cannot_have(setting):
@@ -214,6 +220,20 @@ def test_rows_of_another_stage():
     assert ntp.stream == 1 and stages_of({})[-1].stream == 3
     with pytest.raises(UserError, match="stage_1 refers to stage 2"):
         stages_of({"stage_1.rows_of": 2})
+    with pytest.raises(UserError, match="stage_3.rows_of is 1, which reads other rows"):
+        stages_of({"stage_3.rows_of": 1, "stage_1.settings": ("data.clock.direct=0.5",)})
+    with pytest.raises(UserError, match="stage_3.rows_of is 2, which reads other rows"):
+        stages_of({"stage_3.rows_of": 2, "stage_2.rows_of": 1})
+
+
+def test_settings_are_read_back_from_a_record():
+    own = ("data.clock.lengths=(2,)", "distill.form=hinge", "ntp.clip=False")
+    config = clock_config({"stage_3.settings": own})
+    config = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
+    del config.distill  # a record leaves out what other objectives are set to
+    ntp = curriculum.rows(config)[3]
+    assert not settings.ntp_config(config, ntp).clip
+    assert tuple(settings.data_config(config, ntp).clock.lengths) == (2,)
 
 
 def test_no_rows():

@@ -18,7 +18,7 @@ ROWS = [
     Row("1", "think-8-2", 0.746, 0.017, 1.217, 0.50, 250, "thinking"),
     Row("2", "think-7-2", 0.831, 0.015, 1.031, 0.61, 150, "thinking"),
     Row("3", "think-6-2", 0.807, 0.016, 1.061, 0.30, 150, "thinking"),
-    Row("4", "ntp", 0.114, 0.024, 1.948, 0.23, 300, "ntp"),
+    Row("4", "ntp", 0.114, 0.024, 1.948, 0.23, 300, "student"),
     Row("5", "same-steps", 0.086, 0.021, 1.968, 0.19, 550, "control"),
     Row("6", "same-flops", 0.154, 0.027, 2.161, 0.40, 10281, "control"),
 ]
@@ -34,7 +34,7 @@ SLOW = [
 ]
 ALIKE = [  # as after no training at all, timed at the same speed
     Row(str(i), f"stage-{i}", 0.0857, 0.0212, 1.96, 0.25, 30, kind)
-    for i, kind in enumerate(["base", *["thinking"] * 3, "ntp", "control", "control"])
+    for i, kind in enumerate(["base", *["thinking"] * 3, "student", "control", "control"])
 ]
 
 
@@ -56,7 +56,7 @@ def test_points_are_the_numbers(rows, value):
     if value == "accuracy":  # a temperature changes no answer: there it is the base again
         rows = [row for row in rows if "temperature" not in row.name]
     points = drawn(axes)
-    for kind in ("base", "thinking", "ntp", "control"):
+    for kind in ("base", "thinking", "student", "control"):
         members = [row for row in rows if row.kind == kind]
         expected = [(row.ms_per_token, getattr(row, value)) for row in members]
         np.testing.assert_allclose(points[kind], expected)
