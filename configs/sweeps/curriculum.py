@@ -1,5 +1,4 @@
-"""Does the curriculum beat training at the short length at once? Do thoughts shortened to none leave
-anything behind?
+"""Does the curriculum beat training at the short length at once?
 
 python -m fqs_jax.sweep --config=configs/sweeps/curriculum.py --workdir=W
 """
@@ -12,9 +11,9 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Five cells of about 10 minutes on one CPU core each."""
+    """Five cells of about 5 minutes on one CPU core each."""
     c = ml_collections.ConfigDict()
     c.config = "configs/shorten.py"
     c.seeds = (0, 1, 2, 3, 4)
-    c.variants = (variant("shorten"),)
+    c.variants = (variant("shorten", stages="0,1,2,3,4,5"),)
     return c

@@ -13,14 +13,12 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Twenty-five cells of about a minute on one CPU core each."""
+    """Fifteen cells of about a minute on one CPU core each."""
     c = thinking.get_config()
     c.overrides = ("data.source=chain",)
     c.variants = (
         variant("default", stages="0,1,2"),
         variant("published-form", *PUBLISHED, stages="0,1"),
         variant("no-policy", NO_POLICY, stages="0,1"),
-        variant("random-tokens", NO_POLICY, "thought.tokens=random", stages="0,1"),
-        variant("pause-tokens", NO_POLICY, "thought.tokens=pause", stages="0,1"),
     )
     return c
