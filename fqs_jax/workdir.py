@@ -373,11 +373,11 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
     thought = None
     saved = huggingface.load_thought(folder)
     if saved is not None:
-        settings = huggingface.load_thought_settings(folder)
-        settings["masked_ids"] = tuple(settings["masked_ids"])
+        fields = huggingface.load_thought_settings(folder)
+        fields["masked_ids"] = tuple(fields["masked_ids"])
         where = sharding.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, where)
-        thought = thoughts.ThoughtConfig(**settings)
+        thought = thoughts.ThoughtConfig(**fields)
     return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name, mesh)
 
 
