@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fqs_jax import mixing, rollout, sharding
 from fqs_jax import model as model_lib
-from fqs_jax import rollout, sharding
 from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.errors import UserError
 from fqs_jax.model import ModelConfig, Params
@@ -176,7 +175,7 @@ def _read(
             )
             assert after is not None  # finished
             mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after, thought)
-            log_probs = jax.nn.logsumexp(mixed, axis=2) - math.log(thought.rationales)
+            log_probs = mixing.mean_log_probs(mixed, axis=2)
         target_log_prob = jnp.take_along_axis(log_probs, target_BxP[..., None], axis=-1)[..., 0]
         return target_log_prob, jnp.argmax(log_probs, -1) == target_BxP
 

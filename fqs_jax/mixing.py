@@ -8,6 +8,7 @@ distributions by the squashed score.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -58,6 +59,11 @@ def mix_log_probs(base: jax.Array, after: jax.Array, score: jax.Array) -> jax.Ar
     """log((1 - w) exp(base) + w exp(after)) for w = sigmoid(score); its gradient is finite even
     where w rounds to 0 or 1."""
     return jnp.logaddexp(jax.nn.log_sigmoid(-score) + base, jax.nn.log_sigmoid(score) + after)
+
+
+def mean_log_probs(log_probs: jax.Array, axis: int) -> jax.Array:
+    """The log of the mean of exp(log_probs) along an axis: probability averaged over thoughts."""
+    return jax.nn.logsumexp(log_probs, axis) - math.log(log_probs.shape[axis])
 
 
 def _dense(key: jax.Array, fan_in: int, width: int) -> dict[str, jax.Array]:

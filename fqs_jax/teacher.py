@@ -18,7 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import agreement, distributed, files, rollout, sharding, targets, thoughts, vocab
+from fqs_jax import (
+    agreement,
+    distributed,
+    files,
+    mixing,
+    rollout,
+    sharding,
+    targets,
+    thoughts,
+    vocab,
+)
 from fqs_jax import model as model_lib
 from fqs_jax import step as step_lib
 from fqs_jax.blocks import mixed_log_probs
@@ -126,7 +136,7 @@ def label_log_probs(
         batch["row"],
     )
     log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
-    return {"teacher_log_prob": _mean_probability(log_prob_BxTxR, axis=-1)}
+    return {"teacher_log_prob": mixing.mean_log_probs(log_prob_BxTxR, axis=-1)}
 
 
 def predictions(
@@ -155,7 +165,7 @@ def predictions(
     def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         after, following = others
         mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
-        log_p = _mean_probability(mixed, axis=2)
+        log_p = mixing.mean_log_probs(mixed, axis=2)
         plain = jax.nn.softmax(model_lib.head_logits(lm, base))
         said = {
             "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
@@ -170,11 +180,6 @@ def predictions(
     others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
     said = vocab.by_chunks(read, chunk, base_BxTxD, others)
     return said | {"teacher_log_prob": said["teacher_log_prob"][:, :-1]}
-
-
-def _mean_probability(log_probs: jax.Array, axis: int) -> jax.Array:
-    """The log of the mean probability along an axis."""
-    return jax.nn.logsumexp(log_probs, axis) - jnp.log(log_probs.shape[axis])
 
 
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
