@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,9 +29,7 @@ def write(
 ) -> None:
     """Keep rows: see `Kept`."""
     kept = Kept([as_json(row) for row in rows], about, flags or {})
-    content = kept._asdict() | {"steps": _steps(root)}
-    data = json.dumps(content, indent=1).encode()
-    files.replace(root / NAME, lambda file: file.write(data))
+    files.write_json(root / NAME, kept._asdict() | {"steps": _steps(root)})
 
 
 def read(root: Path) -> Kept | None:
@@ -56,8 +52,7 @@ def read(root: Path) -> Kept | None:
 
 def as_json(row: Row) -> dict[str, Any]:
     """A row's fields; NaN, which JSON lacks, as None."""
-    fields = dataclasses.asdict(row)
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+    return files.nan_as_none(dataclasses.asdict(row))
 
 
 def _steps(root: Path) -> dict[str, int | None]:

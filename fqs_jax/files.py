@@ -1,9 +1,10 @@
-"""Reading JSON with readable errors, and folders that appear complete or not at all."""
+"""JSON with readable errors, and files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +29,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} should hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears complete or not at all."""
+    data = json.dumps(value, indent=1).encode()
+    replace(path, lambda file: file.write(data))
+
+
+def nan_as_none(value: Any) -> Any:
+    """The same value with None for every NaN, which JSON lacks, also inside lists and dicts."""
+    if isinstance(value, dict):
+        return {key: nan_as_none(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [nan_as_none(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 @contextlib.contextmanager

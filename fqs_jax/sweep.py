@@ -111,11 +111,11 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
     table = sweep_results.lines(cells, results, show_once)
     command = shlex.join(["python", "-m", "fqs_jax.sweep", *_own()])
     notes = sweep_results.about(cells, results, show_once, command)
-    sweep_results.write(root, table, cells, results, notes, command)
+    sweep_table.write(root, table, cells, results, notes, command)
     Console(width=160).print(sweep_table.screen(table, str(root)))
     for note in notes:
         print(note)
-    print(root / f"{sweep_results.TABLE}.md")
+    print(root / f"{sweep_table.NAME}.md")
 
 
 def _own() -> list[str]:

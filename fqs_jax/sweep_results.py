@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,6 @@ from fqs_jax.data import corpus
 from fqs_jax.sweep_cells import Cell
 
 RESULT = "result.json"  # of a cell, in its folder
-TABLE = "results"  # .json, .md and .png, in the sweep's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +23,7 @@ class Line:
     Attributes:
       planned: how many seeds there will be.
       tokens: of text trained on, from random parameters to this model. flops: of that training.
-      own_flops: of it, what came after the base.
+      after_base_flops: of it, what came after the base.
       chance: accuracy of a guess.
     """
 
@@ -41,7 +37,7 @@ class Line:
     nll: tuple[float, ...] = ()
     tokens: int = 0
     flops: int = 0
-    own_flops: int = 0
+    after_base_flops: int = 0
     chance: float = math.nan
 
 
@@ -70,7 +66,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "rows": rows,
         "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
     }
-    write_json(cell.folder / RESULT, result)
+    files.write_json(cell.folder / RESULT, result)
     return result
 
 
@@ -184,7 +180,7 @@ def _line(
         nll=tuple(_number(row["nll"]) for _, row in found),
         tokens=training["tokens"],
         flops=training["flops"],
-        own_flops=training["after_base_flops"],
+        after_base_flops=training["after_base_flops"],
         chance=result["chance"],
     )
 
@@ -211,32 +207,7 @@ def as_json(line: Line) -> dict[str, Any]:
         values = getattr(line, name)
         fields[f"{name}_mean"] = mean(values)
         fields[f"{name}_standard_error"] = standard_error(values)
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    data = json.dumps(value, indent=1).encode()
-    files.replace(path, lambda file: file.write(data))
-
-
-def write(
-    root: Path,
-    table: Sequence[Line],
-    cells: Sequence[Cell],
-    results: Sequence[dict[str, Any] | None],
-    notes: Sequence[str],
-    command: str,
-) -> None:
-    """W/results.json, .md and .png."""
-    from fqs_jax import sweep_table  # matplotlib takes most of a second to import
-
-    content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
-    missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
-    write_json(root / f"{TABLE}.json", content | {"missing_cells": missing})
-    text = sweep_table.markdown(table, notes).encode()
-    files.replace(root / f"{TABLE}.md", lambda file: file.write(text))
-    figure = sweep_table.draw(table)
-    files.replace(root / f"{TABLE}.png", functools.partial(figure.savefig, format="png"))
+    return files.nan_as_none(fields)
 
 
 def about(

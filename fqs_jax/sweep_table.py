@@ -1,16 +1,23 @@
-"""The table of a sweep on the screen, in Markdown and as a picture."""
+"""The table of a sweep on the screen and as files: JSON, Markdown and a picture."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from fqs_jax.sweep_results import Line, mean, standard_error
+from fqs_jax import files
+from fqs_jax.sweep_cells import Cell
+from fqs_jax.sweep_results import Line, as_json, mean, standard_error
+from fqs_jax.tradeoff import STYLES
 
+NAME = "results"  # .json, .md and .png, in the sweep's folder
 COLUMNS = (
     "variant",
     "model",
@@ -23,8 +30,24 @@ COLUMNS = (
     "after the base",
 )
 _LEFT = 2  # columns of text
-# Colours of Okabe and Ito, as in tradeoff.py.
-_COLORS = {"base": "#0072B2", "thinking": "#D55E00", "student": "#009E73", "control": "#777777"}
+
+
+def write(
+    root: Path,
+    table: Sequence[Line],
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any] | None],
+    notes: Sequence[str],
+    command: str,
+) -> None:
+    """W/results.json, .md and .png."""
+    content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
+    missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
+    files.write_json(root / f"{NAME}.json", content | {"missing_cells": missing})
+    text = markdown(table, notes).encode()
+    files.replace(root / f"{NAME}.md", lambda file: file.write(text))
+    figure = draw(table)
+    files.replace(root / f"{NAME}.png", functools.partial(figure.savefig, format="png"))
 
 
 def texts(line: Line) -> list[str]:
@@ -42,7 +65,7 @@ def texts(line: Line) -> list[str]:
         _with_error(line.nll),
         f"{line.tokens:,}",
         f"{line.flops:.2e}",
-        f"{line.own_flops:.2e}" if line.own_flops else "0",
+        f"{line.after_base_flops:.2e}" if line.after_base_flops else "0",
     ]
 
 
@@ -89,7 +112,7 @@ def draw(table: Sequence[Line]) -> Figure:
     figure = Figure(figsize=(8, 1.3 + 0.34 * max(1, len(table))), dpi=160, layout="constrained")
     axes = figure.add_subplot()
     for y, line in enumerate(table):
-        color = _COLORS.get(line.kind, "#000000")
+        _, color = STYLES.get(line.kind, ("", "#000000"))
         spread = np.linspace(-0.18, 0.18, len(line.accuracy)) if len(line.accuracy) > 1 else [0.0]
         axes.scatter(line.accuracy, y + np.array(spread), 14, color, alpha=0.45, linewidths=0)
         error = standard_error(line.accuracy)

@@ -20,8 +20,9 @@ from fqs_jax import files
 from fqs_jax.comparison import Row
 
 NAME = "tradeoff.png"
-# Colours of Okabe and Ito, told apart by the colour-blind too; shapes tell kinds apart without colour.
-_STYLES = {
+# Marker and colour of a kind. Colours of Okabe and Ito, told apart by the colour-blind too; shapes tell
+# kinds apart without colour.
+STYLES = {
     "base": ("o", "#0072B2"),
     "thinking": ("^", "#D55E00"),
     "student": ("*", "#009E73"),
@@ -64,7 +65,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         _draw_points(axes, rows, accuracy)
         _set_limits(axes, rows, accuracy)
         if len({row.kind for row in rows}) > 1:
-            figure.legend(loc="outside lower center", ncols=len(_STYLES), frameon=False)
+            figure.legend(loc="outside lower center", ncols=len(STYLES), frameon=False)
         names = [_name(axes, row, accuracy) for row in rows]
         canvas.draw()  # lays out; from here on places are known
         figure.set_layout_engine("none")
@@ -94,7 +95,7 @@ def _points(rows: Iterable[Row], accuracy: bool) -> np.ndarray:
 
 def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
     """Markers with intervals, a legend entry a kind, and a line through the thinking stages."""
-    for kind, (marker, color) in _STYLES.items():
+    for kind, (marker, color) in STYLES.items():
         members = [row for row in rows if row.kind == kind]
         if not members:
             continue

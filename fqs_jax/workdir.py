@@ -199,7 +199,7 @@ def write_run(
 
     def record() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        files.replace(path, lambda file: file.write(json.dumps(run, indent=2).encode()))
+        files.write_json(path, run)
 
     if step is None or step < stage.steps:  # a finished stage stays as it was recorded
         agreement.on_main(record)

@@ -23,7 +23,7 @@ def sweep(**changes: Any) -> ml_collections.ConfigDict:
         "config": "configs/tiny.py",
         "seeds": (0, 3),
         "overrides": ("data.num_documents=500",),
-        "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="think-8-2,0")),
+        "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="1,base")),
         "show_once": (0,),
     }
     config = ml_collections.ConfigDict(fields | changes)
@@ -38,14 +38,14 @@ def sweep(**changes: Any) -> ml_collections.ConfigDict:
 def test_cells_are_variants_times_seeds():
     cells = sweep_cells.read(sweep(), Path("W"))
     assert [(c.number, c.variant, c.seed, c.stage_numbers) for c in cells] == [
-        (0, "plain", 0, tuple(range(7))),
-        (1, "plain", 3, tuple(range(7))),
+        (0, "plain", 0, tuple(range(8))),
+        (1, "plain", 3, tuple(range(8))),
         (2, "short", 0, (0, 1)),
         (3, "short", 3, (0, 1)),
     ]
     assert cells[3].command == (
         "python -m fqs_jax.launch --config=configs/tiny.py --config.seed=3 "
-        "--config.data.num_documents=500 --config.stage_1.n_ahead=6 --stage=think-8-2,0 "
+        "--config.data.num_documents=500 --config.stage_1.n_ahead=6 --stage=1,base "
         "--workdir=W/cells/short/seed_3"
     )
 
@@ -154,11 +154,18 @@ def test_lines_are_means_and_standard_errors_over_seeds(measured):
     assert written["accuracy_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
     assert (written["nll_mean"], written["nll_standard_error"]) == (1.5, pytest.approx(0.5))
     assert last.seeds == (0, 1) and last.planned == 3
-    assert (last.tokens, last.flops, last.own_flops) == (101, 1001, 1)
+    assert (last.tokens, last.flops, last.after_base_flops) == (101, 1001, 1)
     three = ACCURACIES[0, :, 1]
     expected = math.sqrt(sum((three - three.mean()) ** 2) / 2 / 3)
     assert sweep_results.standard_error(table[2].accuracy) == pytest.approx(expected)
     assert math.isnan(sweep_results.standard_error([0.5]))
+
+
+def test_what_could_not_be_measured_is_null_in_json():
+    line = sweep_results.Line("a", "0", "base", "base", 2, (0, 1), (math.nan, 0.5), (1.0, 2.0))
+    written = sweep_results.as_json(line)
+    assert written["accuracy"] == [None, 0.5] and written["accuracy_mean"] is None
+    json.dumps(written, allow_nan=False)
 
 
 def test_a_stage_is_shown_once(measured):
@@ -200,7 +207,7 @@ def test_a_result_of_another_command_does_not_count(measured):
 def test_files_of_the_table(measured, tmp_path):
     results = [sweep_results.read(cell) for cell in measured]
     table = sweep_results.lines(measured, results)
-    sweep_results.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
+    sweep_table.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
     written = json.loads((tmp_path / "results.json").read_text())
     assert len(written["lines"]) == 6 and written["missing_cells"] == [5]
     text = (tmp_path / "results.md").read_text().splitlines()

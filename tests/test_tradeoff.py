@@ -108,7 +108,7 @@ def test_names_do_not_overlap_and_lie_inside(rows):
 def test_legend_shows_kinds_once_and_without_bars():
     figure = tradeoff.draw(ROWS, "title")
     [legend] = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(tradeoff._STYLES)
+    assert [text.get_text() for text in legend.get_texts()] == list(tradeoff.STYLES)
     assert not any(isinstance(handle, ErrorbarContainer) for handle in legend.legend_handles)
 
 
