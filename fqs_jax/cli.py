@@ -97,6 +97,26 @@ def command_line(module: str, **flags_by_name: object) -> str:
     return " ".join(["python -m", module, *map(shlex.quote, words)])
 
 
+def config_overrides(
+    words: Sequence[str] | None = None, known: flags.FlagValues = flags.FLAGS
+) -> list[str]:
+    """Overrides of the config's fields on the command line, each in one word, `--config.field=value`.
+
+    Args:
+      words: of the command line, without the program; None = this program's.
+      known: flags that have read it. They tell a field that takes the next word from one that is bool.
+    """
+    left = iter(sys.argv[1:] if words is None else words)
+    found = []
+    for word in left:
+        name = re.fullmatch(r"--?((?:no)?config\..+)", word, re.DOTALL)
+        if not name:
+            continue
+        alone = "=" in name[1] or name[1] not in known or known[name[1]].boolean
+        found.append(f"--{name[1]}" if alone else f"--{name[1]}={next(left, '')}")
+    return found
+
+
 def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
     """absl's parser, with its complaints in one line."""
     try:

@@ -7,7 +7,7 @@ Stopped runs go on with the same command. Any field of the config can be overrid
 from __future__ import annotations
 
 import contextlib
-import sys
+import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +93,6 @@ def main(_: Sequence[str]) -> None:
 
 def _command(stage: str) -> str:
     """The command line that makes a stage, several, or all, of this working directory."""
-    overrides = [a for a in sys.argv[1:] if a.startswith("--config.")]
     command = cli.command_line(
         "fqs_jax.launch",
         config=config_flags.get_config_filename(flags.FLAGS["config"]),
@@ -103,7 +102,7 @@ def _command(stage: str) -> str:
         max_steps=_MAX_STEPS.value,
         stage=stage,
     )
-    return " ".join([command, *overrides])
+    return " ".join([command, *map(shlex.quote, cli.config_overrides())])
 
 
 def _print_plan(

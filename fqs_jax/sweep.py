@@ -120,9 +120,8 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
 
 def _own() -> list[str]:
     """The flags that say which sweep this is."""
-    changes = [a for a in sys.argv[1:] if a.startswith("--config.")]
     file = config_flags.get_config_filename(flags.FLAGS["config"])
-    return [f"--config={file}", *changes, f"--workdir={_WORKDIR.value}"]
+    return [f"--config={file}", *cli.config_overrides(), f"--workdir={_WORKDIR.value}"]
 
 
 def _note(line: str) -> None:
