@@ -192,6 +192,8 @@ def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
     task = corpus.built_in_task(experiment.data, experiment.seed)
     if task is None:
         raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
+    if experiment.get("init_from") or experiment.get("requires_init_from"):
+        raise UserError("the experiment begins from a checkpoint; a sweep trains from scratch")
     try:
         model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
     except TypeError as error:

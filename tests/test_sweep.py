@@ -86,6 +86,11 @@ def test_fields_that_may_be_left_out():
         ({"show_once": (8,)}, "variant plain: there is no stage 8, named in show_once"),
         ({"config": "configs/none.py"}, "variant plain: cannot read the config: No such file"),
         ({"config": "configs/small_hf.py"}, "variant plain: data.source is 'text'"),
+        ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment begins from a"),
+        (
+            {"variants": (variant("a", "requires_init_from=True"),)},
+            "variant a: .*a sweep trains from scratch",
+        ),
     ],
 )
 def test_refusals(changes, complaint):
