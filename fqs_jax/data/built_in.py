@@ -73,8 +73,11 @@ class Task(abc.ABC):
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise UserError(f"seed is {self.seed}; set 0 or more")
-        if not self.lengths or min(self.lengths) < 1:
-            raise UserError(f"lengths are {self.lengths}; give at least one, each 1 or more")
+        whole = all(type(length) is int and length >= 1 for length in self.lengths)
+        if not self.lengths or not whole:
+            raise UserError(
+                f"lengths are {self.lengths}; give at least one, each a whole number of 1 or more"
+            )
         check_distinct("lengths", self.lengths)
         frequencies = (self.worked, self.direct, self.chatter, self.unanswered)
         if min(frequencies) < 0 or sum(frequencies) == 0:
