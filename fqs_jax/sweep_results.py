@@ -55,14 +55,13 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     _, config = workdir.read_run(cell.folder, cell.stage_numbers[0])
     task = corpus.built_in_task(config.data, cell.seed)
     assert task is not None  # checked when the sweep was read
-    answers = task.answers
     result = {
         "variant": cell.variant,
         "seed": cell.seed,
         "flags": cell.flags,
         "command": cell.command,
         "commit": lineage.commit(),
-        "chance": 1 / len(answers),
+        "chance": task.chance,
         "rows": rows,
         "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
     }

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from configs import common
 from fqs_jax.data import corpus
 from fqs_jax.data.built_in import SPLITS, Task
+from fqs_jax.data.multiplication import Multiplication
 from fqs_jax.errors import UserError
 
 KINDS = list(corpus.TASKS.values())
@@ -182,6 +184,22 @@ def test_the_config_has_the_defaults_of_the_task_and_its_symbols_are_tokens(sour
     for document in task.documents(50) + task.documents(50, "test"):
         assert tokenizer.encode(document) == [ids[symbol] for symbol in document.split()]
         assert tokenizer.decode(tokenizer.encode(document)) == document
+
+
+@kinds
+def test_chance_is_what_guesses_hit(kind):
+    """Of all sequences of symbols that an answer may be, counted out, one is right."""
+    task = kind()
+    hits = []
+    for length in task.lengths:
+        size = len(task.problems("test", length)[0][1].split())
+        hits.append(1 / sum(1 for _ in itertools.product(task.answers, repeat=size)))
+    assert task.chance == pytest.approx(sum(hits) / len(hits))
+
+
+def test_chance_by_hand():
+    assert Multiplication(lengths=(1, 2)).chance == pytest.approx((1 / 100 + 1 / 10_000) / 2)
+    assert corpus.TASKS["clock"](lengths=(1, 2, 3)).chance == 1 / 7
 
 
 def test_text_is_no_task_and_other_sources_are_refused():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import statistics
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
@@ -112,6 +113,12 @@ class Task(abc.ABC):
     def pieces(self) -> tuple[str, ...]:
         """The symbols as a SentencePiece model is to know them, each with the space before it."""
         return tuple(WORD_BOUNDARY + symbol for symbol in self.symbols)
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing every symbol of an answer, the mean over lengths."""
+        sizes = [len(self.problem(length, 0).answer.split()) for length in self.lengths]
+        return statistics.mean(len(self.answers) ** -size for size in sizes)
 
     def document(self, index: int, split: str = "train") -> str:
         """A problem of the split in one of the four forms."""
