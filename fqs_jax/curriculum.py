@@ -248,6 +248,25 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
     return flops.next_token_step(model, batch, length)
 
 
+def asking_flops(
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    teacher_config: ml_collections.ConfigDict,
+    teacher: Stage | None,
+    model: ModelConfig,
+) -> int:
+    """Model FLOPs of asking the stage's teacher about the rows of one step; 0 for a stage without one.
+
+    Args:
+      teacher_config: that the teacher was trained with.
+    """
+    if stage.objective not in TAUGHT:
+        return 0
+    assert teacher is not None  # checked when the rows were read
+    thought = settings.teacher_thought(config, stage, teacher_config, teacher)
+    return flops.asking(model, thought, config.batch_size, config.data.seq_len)
+
+
 def _check(
     stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict, model: ModelConfig
 ) -> None:
@@ -311,10 +330,8 @@ def _steps(
     stage: Stage, earlier: dict[int, Stage], config: ml_collections.ConfigDict, model: ModelConfig
 ) -> int:
     def asking(stage: Stage) -> int:
-        if stage.teacher is None:
-            return 0
-        thought = settings.teacher_thought(config, stage, config, earlier[stage.teacher])
-        return flops.asking(model, thought, config.batch_size, config.data.seq_len)
+        teacher = None if stage.teacher is None else earlier[stage.teacher]
+        return asking_flops(config, stage, config, teacher, model)
 
     if stage.same_steps_as:
         return sum(earlier[n].steps for n in stage.same_steps_as)

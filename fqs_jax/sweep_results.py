@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import numpy as np
 
 from fqs_jax import comparison, curriculum, evaluation_file, files, lineage, workdir
+from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.sweep_cells import Cell
 
@@ -22,8 +24,8 @@ class Line:
 
     Attributes:
       planned: how many seeds there will be.
-      tokens: of text trained on, from random parameters to this model. flops: of that training.
-      after_base_flops: of it, what came after the base.
+      tokens: of text trained on, from random parameters to this model, its teachers' too. flops: of
+        that training, and of asking teachers. after_base_flops: of it, what came after the base.
       chance: accuracy of a guess.
     """
 
@@ -70,29 +72,31 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 def training_cost(cell: Cell, number: int) -> dict[str, int]:
-    """Tokens and FLOPs of training a stage and of all that it starts from.
+    """Tokens and FLOPs of training a stage and all that it is made from, each stage once.
 
-    `own_*` is of this stage alone, `after_base_*` of the chain of starts without its plain first
-    stage, and `tokens`, `flops` of the whole chain. What a teacher costs is not in it.
+    That is what it starts from and its teacher, what those are made from, and asking the teachers.
+    `after_base_flops` leaves out plain first stages.
     """
-    chain: list[tuple[bool, int, int]] = []  # is the base, tokens, FLOPs
-    at: int | None = number
-    while at is not None:
-        stage, config = workdir.read_run(cell.folder, at)
-        model = workdir.read_model(workdir.source_folder(cell.folder), config)
-        tokens = stage.steps * config.batch_size * config.data.seq_len
-        flops = stage.steps * curriculum.step_flops(config, stage, model)
-        base = stage.start is None and stage.objective == "next_token"
-        chain.append((base, tokens, flops))
-        at = stage.start
-    return {
-        "own_tokens": chain[0][1],
-        "own_flops": chain[0][2],
-        "after_base_tokens": sum(tokens for base, tokens, _ in chain if not base),
-        "after_base_flops": sum(flops for base, _, flops in chain if not base),
-        "tokens": sum(tokens for _, tokens, _ in chain),
-        "flops": sum(flops for *_, flops in chain),
-    }
+    source = workdir.source_folder(cell.folder)
+    runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
+    left = [number]
+    while left:
+        at = left.pop()
+        if at not in runs:
+            stage, _ = runs[at] = workdir.read_run(cell.folder, at)
+            taught_by = stage.teacher if stage.objective in curriculum.TAUGHT else None
+            left += [parent for parent in (stage.start, taught_by) if parent is not None]
+    cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
+    for stage, config in runs.values():
+        model = workdir.read_model(source, config)
+        teacher, teacher_config = runs.get(stage.teacher, (None, config))
+        per_step = curriculum.step_flops(config, stage, model)
+        per_step += curriculum.asking_flops(config, stage, teacher_config, teacher, model)
+        is_base = stage.start is None and stage.objective == "next_token"
+        cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
+        cost["flops"] += stage.steps * per_step
+        cost["after_base_flops"] += (not is_base) * stage.steps * per_step
+    return cost
 
 
 def read(cell: Cell) -> dict[str, Any] | None:

@@ -87,7 +87,8 @@ def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
 
 LEGEND = (
     "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are of training, from random "
-    "parameters to the model; after the base, without the plain first stage."
+    "parameters to the model, with its teachers and asking them; after the base, without the plain "
+    "first stage."
 )
 
 

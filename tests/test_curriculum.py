@@ -129,6 +129,8 @@ def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
     assert thought.num_tokens == asked.n_ahead - 3 and thought.rationales == 1
     spent = 5 * (step + flops.asking(MODEL, thought, 2, 16))
     assert control.steps == round(spent / own) > 2 * 5
+    assert 5 * (step + curriculum.asking_flops(config, ntp, config, asked, MODEL)) == spent
+    assert curriculum.asking_flops(config, asked, config, None, MODEL) == 0
 
 
 def test_step_flops_are_those_of_the_objective():

@@ -236,34 +236,31 @@ def test_the_picture_has_every_seed(measured):
 def test_a_cell_is_evaluated(tmp_path):
     """Rows of its stages alone, untimed; what training cost against sums by hand."""
     config = clock_config({"data.clock.lengths": (1,)})
-    cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,1,2", (0, 1, 2))
+    cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,2,3", (0, 2, 3))
     for number in range(4):
         save_stage(cell.folder, config, number, seed=number)
     result = sweep_results.evaluate(cell)
     assert result == json.loads((cell.folder / "result.json").read_text())
-    assert [r["stage"] for r in result["rows"]] == ["0", "0", "1", "2"]
+    assert [r["stage"] for r in result["rows"]] == ["0", "0", "2", "3"]
     assert all(r["ms_per_token"] is None and 0 <= r["accuracy"] <= 1 for r in result["rows"])
     assert result["chance"] == 1 / 7 and re.fullmatch(
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
     model = workdir.read_model(workdir.source_folder(cell.folder), config)
-    flops = [6 * curriculum.step_flops(config, s, model) for s in curriculum.rows(config)[:3]]
+    base, long, short, student = curriculum.rows(config)
+    asking = curriculum.asking_flops(config, student, config, short, model)
+    flops = [6 * curriculum.step_flops(config, s, model) for s in (base, long, short, student)]
+    flops[3] += 6 * asking
     tokens = 6 * 2 * 16  # steps, rows, tokens of a row
-    assert result["training"]["0"] == {
-        "own_tokens": tokens,
-        "own_flops": flops[0],
-        "after_base_tokens": 0,
-        "after_base_flops": 0,
-        "tokens": tokens,
-        "flops": flops[0],
-    }
-    assert result["training"]["2"] == {
-        "own_tokens": tokens,
-        "own_flops": flops[2],
-        "after_base_tokens": 2 * tokens,
-        "after_base_flops": flops[1] + flops[2],
-        "tokens": 3 * tokens,
-        "flops": sum(flops),
+    assert result["training"] == {
+        "0": {"tokens": tokens, "flops": flops[0], "after_base_flops": 0},
+        "2": {
+            "tokens": 3 * tokens,
+            "flops": sum(flops[:3]),
+            "after_base_flops": flops[1] + flops[2],
+        },
+        # It starts from the base, which its teacher is made from too.
+        "3": {"tokens": 4 * tokens, "flops": sum(flops), "after_base_flops": sum(flops[1:])},
     }
 
 
