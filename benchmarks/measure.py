@@ -49,7 +49,13 @@ class Kind:
             some = self.settings.position_fraction < 1
             choosing = some and self.settings.positions == "high_entropy"
             return flops.quiet_star_step(
-                self.model, self.thought, self.rows, self.length, positions, choosing
+                self.model,
+                self.thought,
+                self.rows,
+                self.length,
+                positions,
+                choosing,
+                self.settings.reads_alone,
             )
         if self.ntp:
             return flops.ntp_step(self.model, self.rows, self.length, sampled=True)

@@ -88,7 +88,7 @@ def phase_flops(kind: Any) -> dict[str, int]:
     reads = flops.FORWARD * R * T * K + flops.TRAIN * (T + R * T * (K + A))
     a_row = {
         "text": text,
-        "sampling": flops.sampling(model, thought, T, T, K) - text,
+        "sampling": flops.sampling(model, thought, T, T, K, K) - text,
         "scoring": scoring - text,
         "backward": (flops.TRAIN - flops.FORWARD) * scoring,
         "optimizer": 0,

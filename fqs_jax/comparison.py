@@ -267,20 +267,9 @@ def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
 
 
 def flops_per_token(loaded: Loaded, prompt: str) -> int:
-    """Arithmetic of a generated token, halfway through what `milliseconds_per_token` times.
-
-    A thinking model makes n_ahead passes for it: its text token, the start mark, K sampled tokens and
-    the end mark. The head is read for each sampled token, and once or (`probability`) twice at the
-    end, where the talk head is too.
-    """
-    model, thought = loaded.model, loaded.thought
+    """Arithmetic of a generated token, halfway through what `milliseconds_per_token` times."""
     context = len(generation.prompt_ids(loaded, prompt)) + TIMED_TOKENS // 2
-    if thought is None:
-        return flops.decode(model, context)
-    heads = thought.num_tokens + (2 if thought.mixing == "probability" else 1)
-    talk_head = 2 * (3 * model.width**2 + model.width)
-    passes = thought.n_ahead * (flops.dense(model) + flops.attend(model, context))
-    return passes + heads * flops.vocabulary(model) + talk_head
+    return flops.decode(loaded.model, context, loaded.thought)
 
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:

@@ -241,6 +241,7 @@ def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConf
             length,
             weights.num_positions(length),
             choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
+            alone=weights.reads_alone,
         )
     if stage.objective == "ntp":
         sampled = settings.ntp_config(config, stage).action == "sampled"

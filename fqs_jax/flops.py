@@ -36,22 +36,37 @@ def text_forward(model: ModelConfig, length: int) -> int:
 
 
 def sampling(
-    model: ModelConfig, thought: ThoughtConfig, length: int, positions: int, steps: int
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    length: int,
+    positions: int,
+    steps: int,
+    reads: int,
 ) -> int:
-    """Text pass and `steps` cached thought steps at `positions` of one row, with the head at each."""
+    """Text pass, and `steps` cached thought steps with `reads` of the head at `positions` of one row."""
     keys = (length + 1) / 2 + (steps + 1) / 2
-    step = dense(model) + attend(model, keys) + vocabulary(model)
-    return text_forward(model, length) + thought.rationales * positions * steps * step
+    block = steps * (dense(model) + attend(model, keys)) + reads * vocabulary(model)
+    return text_forward(model, length) + thought.rationales * positions * block
 
 
 def scoring(
-    model: ModelConfig, thought: ThoughtConfig, length: int, positions: int | None = None
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    length: int,
+    positions: int | None = None,
+    alone: bool = False,
 ) -> int:
-    """The packed forward pass of one row with thoughts at `positions` (all), vocabulary where read."""
+    """The packed forward pass of one row with thoughts at `positions` (all), vocabulary where read.
+
+    Args:
+      alone: whether predictions that thoughts make alone are read beside the mixed ones, of which they
+        are a part where probabilities are mixed.
+    """
     positions = length if positions is None else positions
     R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
     block = R * M * (dense(model) + attend(model, (length + 1) / 2 + (M + 1) / 2))
-    reads = R * (K + A) * vocabulary(model)
+    talk_reads = 2 * A if alone and thought.mixing != "probability" else A
+    reads = R * (K + talk_reads) * vocabulary(model)
     # Base half of the first layer once a talk step, the rest for every rationale.
     width = model.width
     talk_head = 2 * A * (width * width + R * (2 * width * width + width))
@@ -66,18 +81,20 @@ def quiet_star_step(
     length: int,
     positions: int | None = None,
     choosing: bool = False,
+    alone: bool = False,
 ) -> int:
     """One thinking step: sampling without gradient, scoring with it; they share the text pass.
 
     Args:
       positions: of a row at which is thought; None = all.
       choosing: whether they are chosen by the plain prediction's entropy, which reads the head.
+      alone: see `scoring`.
     """
     positions = length if positions is None else positions
-    steps = thought.num_tokens if thought.tokens == "sampled" else 0  # others need no network
-    sample = sampling(model, thought, length, positions, steps)
+    steps = thought.head_reads  # tokens that are not sampled need no network
+    sample = sampling(model, thought, length, positions, steps, steps)
     sample += choosing * length * vocabulary(model) - text_forward(model, length)
-    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length, positions))
+    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length, positions, alone))
 
 
 def next_token_step(model: ModelConfig, batch: int, length: int) -> int:
@@ -93,11 +110,22 @@ def ntp_step(model: ModelConfig, batch: int, length: int, sampled: bool) -> int:
 
 def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
     """A thinking teacher asked at every position of a batch, no gradient: the start mark, K tokens and
-    the end mark go through the network. Reading the head at each, as counted here, is within a few
-    per cent of what distillation and NTP read."""
-    return batch * FORWARD * sampling(model, thought, length, length, thought.num_tokens + 2)
+    the end mark go through the network. The head is read for sampled tokens, and twice more, as counted
+    here: within a few per cent of what distillation and NTP read."""
+    steps, reads = thought.num_tokens + 2, thought.head_reads + 2
+    return batch * FORWARD * sampling(model, thought, length, length, steps, reads)
 
 
-def decode(model: ModelConfig, context: int, passes: int = 1) -> int:
-    """One generated token behind `context` tokens: `passes` cached steps, the head at all of them."""
-    return passes * (dense(model) + attend(model, context) + vocabulary(model))
+def decode(model: ModelConfig, context: int, thought: ThoughtConfig | None = None) -> int:
+    """One generated token behind `context` tokens.
+
+    A thinking model makes n_ahead passes for it: its text token, the start mark, K tokens and the end
+    mark. The head is read for each sampled token, and once or (`probability`) twice at the end, where
+    the talk head is too.
+    """
+    step = dense(model) + attend(model, context)
+    if thought is None:
+        return step + vocabulary(model)
+    reads = thought.head_reads + (2 if thought.mixing == "probability" else 1)
+    talk_head = 2 * (3 * model.width**2 + model.width)
+    return thought.n_ahead * step + reads * vocabulary(model) + talk_head

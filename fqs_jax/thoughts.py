@@ -78,8 +78,13 @@ class ThoughtConfig:
 
     @property
     def num_tokens(self) -> int:
-        """K, sampled tokens of a thought."""
+        """K, tokens of a thought between the marks."""
         return self.n_ahead - 3
+
+    @property
+    def head_reads(self) -> int:
+        """How often the output head is read to think up a thought; only sampled tokens need it."""
+        return self.num_tokens if self.tokens == "sampled" else 0
 
     @property
     def num_slots(self) -> int:

@@ -7,6 +7,7 @@ recomputes its scores.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ THOUGHTS = [
     ThoughtConfig(n_ahead=6, n_ahead_talk=3),
     ThoughtConfig(n_ahead=4, rationales=3, mixing="probability"),
 ]
+UNSAMPLED = [ThoughtConfig(n_ahead=9, tokens=tokens) for tokens in ("random", "pause")]
 KEY = jax.random.key(0)
 TOKENS, MASK = texts((T,) * B, T)
 BATCH = {"tokens": TOKENS, "mask": MASK, "teacher_log_prob": jnp.zeros((B, T - 1))}
@@ -49,6 +51,10 @@ def masked_slots(model: Any, slots: int) -> int:
 def scores_again(model: Any, keys: float) -> int:
     """One query's scores, half of its attention: the backward pass recomputes them (attention.py)."""
     return flops.attend(model, keys) // 2
+
+
+def with_pause(params: Any) -> Any:
+    return params | {"thought": params["thought"] | {"pause": params["thought"]["start"]}}
 
 
 def gradient(loss: Any) -> Any:
@@ -96,7 +102,7 @@ def test_sampling(thought: ThoughtConfig, positions: int | None) -> None:
     in_vain = masked_slots(model, K)
     if index is not None:  # chosen positions look at all of the text
         in_vain += flops.attend(model, T) - flops.attend(model, (T + 1) / 2)
-    counted = flops.sampling(model, thought, T, P, K) + R * P * K * in_vain
+    counted = flops.sampling(model, thought, T, P, K, K) + R * P * K * in_vain
     assert traced == B * counted
 
 
@@ -115,9 +121,10 @@ def test_scoring(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
 
 @models
 @kinds
-def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+@pytest.mark.parametrize("reward", ["mixed", "post_thought"])
+def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig, reward: str) -> None:
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
-    config = QuietStarConfig()
+    config = QuietStarConfig(reward=reward, post_thought_weight=float(reward == "post_thought"))
     traced = matmul_flops(
         gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
         random_params(model),
@@ -125,6 +132,22 @@ def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig) -
     in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
     again = M * (scores_again(model, (T + 1) / 2) + scores_again(model, M))
     in_vain = R * (in_vain + again) + scores_again(model, (T + 1) / 2)
+    counted = flops.quiet_star_step(model, thought, B, T, alone=config.reads_alone)
+    assert traced == counted + B * T * in_vain
+
+
+@pytest.mark.parametrize("thought", UNSAMPLED)
+def test_thoughts_that_are_not_sampled_cost_their_scoring_alone(thought: ThoughtConfig) -> None:
+    model, params = MODELS[0], with_pause(random_params(MODELS[0]))
+    M = thought.num_slots
+    config = QuietStarConfig(policy_weight=0.0)
+    traced = matmul_flops(
+        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        params,
+    )
+    in_vain = flops.TRAIN * masked_slots(model, M)
+    again = scores_again(model, (T + 1) / 2) + scores_again(model, M)
+    in_vain = thought.rationales * M * (in_vain + again) + scores_again(model, (T + 1) / 2)
     assert traced == flops.quiet_star_step(model, thought, B, T) + B * T * in_vain
 
 
@@ -150,14 +173,16 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
 
 
 @models
-@kinds
+@pytest.mark.parametrize("thought", [*THOUGHTS, *UNSAMPLED])
 def test_asking_a_teacher(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
     """As distillation asks; of the traced program without what it computes in vain."""
+    model = dataclasses.replace(model, vocab_size=300)  # a head that counts
     said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
     arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}
     batch = BATCH | {"row": jnp.arange(B)}
     traced = matmul_flops(
-        lambda p: teacher.predictions(p, batch, KEY, model, thought, arrays), random_params(model)
+        lambda p: teacher.predictions(p, batch, KEY, model, thought, arrays),
+        with_pause(random_params(model)),
     )
     slots = thought.num_tokens + 2
     traced -= B * T * thought.rationales * slots * masked_slots(model, slots)
@@ -191,13 +216,13 @@ def test_a_thought_free_step(action: str) -> None:
     assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward + again
 
 
-@pytest.mark.parametrize("thought", [None, *THOUGHTS])
+@pytest.mark.parametrize("thought", [None, *THOUGHTS, *UNSAMPLED])
 def test_decoding(thought: ThoughtConfig | None) -> None:
-    """A thinking token costs n_ahead cached steps, counted with a head at each; own slots are extra."""
+    """A thinking token costs n_ahead cached steps; keys of its own slots are not counted."""
     model = MODELS[0]
     if thought is not None:
-        thought = ThoughtConfig(thought.n_ahead, rationales=1, mixing=thought.mixing)
-    params = random_params(model)
+        thought = dataclasses.replace(thought, n_ahead_talk=1, rationales=1)
+    params = with_pause(random_params(model))
     empty = jnp.zeros((2, B, T, model.num_kv_heads, model.head_dim))
     cursor = decoding.Cursor(empty, empty, jnp.full(B, T - 1), jnp.zeros((B, model.width)))
 
@@ -212,9 +237,4 @@ def test_decoding(thought: ThoughtConfig | None) -> None:
         return
     slots = thought.num_tokens + 2
     own = slots * flops.attend(model, slots) + itself
-    # The head is read for K tokens and for the mixture of hidden states or of two distributions.
-    heads = thought.num_tokens + (2 if thought.mixing == "probability" else 1)
-    talk_head = 2 * (2 * model.width**2 + model.width**2 + model.width)
-    counted = flops.decode(model, T, thought.n_ahead)
-    unread = (thought.n_ahead - heads) * flops.vocabulary(model)
-    assert traced == B * (counted - unread + own + talk_head)
+    assert traced == B * (flops.decode(model, T, thought) + own)
