@@ -26,6 +26,7 @@ from fqs_jax import (
     distributed,
     lineage,
     optimizer,
+    run_record,
     settings,
     sharding,
     teacher,
@@ -91,7 +92,7 @@ def run_stage(run: Run, stage: Stage) -> None:
         config.seed,
         stage.stream,
     )
-    workdir.write_run(run.root, config, stage, data.digest())
+    run_record.write(run.root, config, stage, data.digest())
     if (workdir.saved_step(run.root, stage.number) or 0) >= stage.steps:
         return
     with (
@@ -261,7 +262,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     _, teacher_config = workdir.read_run(run.root, stage.teacher)
     thought = settings.teacher_thought(config, stage, teacher_config, row)
     said_by = {
-        "teacher": workdir.origin_of(run.root, stage.teacher),
+        "teacher": run_record.origin_of(run.root, stage.teacher),
         "model": dataclasses.asdict(run.model),
         "thought": dataclasses.asdict(thought),
         "marks": renewed and [config.thought.start_text, config.thought.end_text],

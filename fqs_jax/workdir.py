@@ -155,74 +155,6 @@ def origin_name(root: Path) -> str:
     return f"`{Path(init_from).name}`" if init_from else "none, trained from scratch"
 
 
-def write_run(
-    root: Path, config: ml_collections.ConfigDict, stage: Stage, data_digest: str = ""
-) -> str:
-    """Save what a stage is made from beside its checkpoints; on a later start compare with it.
-
-    That is its row, the config, its data, and the stages it starts from and is taught by, each with
-    its step and what it was made from in turn.
-
-    Returns:
-      A hash of it all, the stage's lineage.
-
-    Raises:
-      UserError: the stage was begun from something else.
-    """
-    folder = stage_folder(root, stage.number)
-    path = folder / "run.json"
-    step = saved_step(root, stage.number)
-    parents = {str(n): origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
-    run = {
-        "stage": dataclasses.asdict(stage),
-        "config": _relevant(config, stage),
-        "data": data_digest,
-    }
-    run = json.loads(json.dumps(run | {"made_from": parents}))
-    agreement.check_same(json.dumps(run, sort_keys=True), "flags or other text")
-    if step is not None and path.exists():
-        # How long a stage is matters to its own learning rate if that decays to its last step.
-        decays = config.optimizer.decay_steps == 0 and step < stage.steps
-        ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
-        if changed := lineage.change(files.read_json(path), run, ignored):
-            if changed.startswith("data="):  # hashes, which tell nobody anything
-                changed = "other training rows: the text itself, or its tokens, changed"
-            raise UserError(
-                f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
-                "begin the stage again"
-            )
-        if step < stage.steps and (child := _made_from(root, stage.number, step)):
-            raise UserError(
-                f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
-                f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
-            )
-
-    def record() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, run)
-
-    if step is None or step < stage.steps:  # a finished stage stays as it was recorded
-        agreement.on_main(record)
-    return lineage.digest(run)
-
-
-def _made_from(root: Path, number: int, step: int) -> int | None:
-    """A stage that was made from this step of a stage, if there is one."""
-    for child in existing_stages(root):
-        run = files.read_json(stage_folder(root, child.number) / "run.json")
-        if run["made_from"].get(str(number), {}).get("step") == step:
-            return child.number
-    return None
-
-
-def origin_of(root: Path, number: int) -> dict[str, Any]:
-    """Which checkpoint of a stage there is now, and what it was made from."""
-    folder = stage_folder(root, number)
-    run = folder / "run.json"
-    made_from = lineage.digest(files.read_json(run)) if run.exists() else None
-    return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": made_from}
-
-
 def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
     """The stage row and config that a stage of the working directory was started with."""
     run = files.read_json(stage_folder(root, number) / "run.json")
@@ -405,17 +337,6 @@ def _make_source(folder: Path, config: ml_collections.ConfigDict) -> None:
     known = {key: value for key, value in ids.items() if value is not None}
     raw = huggingface.write_config(model, model.param_dtype, known)
     (folder / "config.json").write_text(json.dumps(raw, indent=2))
-
-
-def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
-    """The config without the rows of stages; the stage's own is saved beside it.
-
-    How a student is taught is of no concern to the stages before, which may so have many students.
-    """
-    kept = {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
-    if stage.objective != "distill":
-        kept.pop("distill", None)
-    return kept
 
 
 def _names(stages: list[Stage]) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import curriculum, huggingface, thoughts, tokenizers, workdir
+from fqs_jax import curriculum, huggingface, run_record, thoughts, tokenizers, workdir
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
@@ -131,7 +131,7 @@ def test_a_change_that_matters_is_named(run, changes, field):
     before = (root / "stage_1" / "run.json").read_text()
     config = clock_config(changes)
     with pytest.raises(UserError, match=field) as refused:
-        workdir.write_run(root, config, stage_of(root, config, 1))
+        run_record.write(root, config, stage_of(root, config, 1))
     assert str(root / "stage_1") in str(refused.value) and "\n" not in str(refused.value)
     assert (root / "stage_1" / "run.json").read_text() == before
 
@@ -144,14 +144,14 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
     harmless |= {"mesh.fsdp": 2, "microbatches": 2, "compute.remat": "full", "data.workers": 1}
     others = {"stage_2.learning_rate": 1.0, "distill.form": "hinge"}  # this stage is no student
     config = clock_config(harmless | others)
-    workdir.write_run(root, config, stage_of(root, config, 1))
+    run_record.write(root, config, stage_of(root, config, 1))
     stage, kept = workdir.read_run(root, 1)
     assert stage == stage_of(root, config, 1) and stage.steps == 9
     assert kept.log_every == 3 and "stage_2" not in kept
     # A stage without a checkpoint is begun again as the config says now.
     shutil.rmtree(root / "stage_1" / "checkpoints")
     config.batch_size = 4
-    workdir.write_run(root, config, stage_of(root, config, 1))
+    run_record.write(root, config, stage_of(root, config, 1))
     assert workdir.read_run(root, 1)[1].batch_size == 4
 
 

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from fqs_jax import curriculum, huggingface, tokenizers, workdir
+from fqs_jax import curriculum, huggingface, run_record, tokenizers, workdir
 from fqs_jax import model as model_lib
 from fqs_jax.checkpoints import Checkpoints
 from fqs_jax.curriculum import row
@@ -131,7 +131,7 @@ def save_stage(
     """A stage with random parameters in place of trained ones, finished unless a step is given."""
     model, _ = workdir.prepare(root, config)
     stage = curriculum.find(curriculum.read_stages(config, model), str(number))
-    workdir.write_run(root, config, stage)
+    run_record.write(root, config, stage)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype),
