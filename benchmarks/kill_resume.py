@@ -37,7 +37,7 @@ RUN = (
     "--config.model.num_layers=1",
     "--config.checkpoint_every=10",
     "--config.log_every=1",
-    *(f"--config.stage_{n}.steps={s}" for n, s in enumerate((300, 60, 60, 60, 200))),
+    *(f"--config.stage_{n}.steps={s}" for n, s in enumerate((300, 60, 100, 60))),
     "--max_steps=300",
 )
 # What is compiled runs for a moment; the cache is each run's own, so that it compiles anew.

@@ -22,25 +22,24 @@ def get_config() -> ml_collections.ConfigDict:
     The base learns from worked problems, and from one in fifty that is answered at once: it shows its
     work, and cannot do without. The text of the later stages is questions, of which most have no
     answer. A thought gives the model room for the work; the marks begin as the symbols around shown
-    work, a warm start. At last a plain student learns what the thinking model expects where thoughts
-    move its prediction (distillation.py). The published NTP objective is stage 5, beside it: it
-    teaches nothing here. Mixing of probabilities that begins small, and an advantage of both signs, learn in
-    fewer steps than the published forms (docs/science.md). About 4 minutes on 2 CPU cores.
+    work, a warm start. Then a plain student learns what the thinking model expects where thoughts
+    move its prediction (distillation.py). The published NTP objective is stage 3, beside it: it
+    teaches nothing here. Thoughts are as long as the work from the start: with so few answers longer
+    ones do not begin to work, so there is no curriculum here (`configs/shorten.py` has one). Mixing of
+    probabilities that begins small, and an advantage of both signs, learn in fewer steps than the
+    published forms (docs/science.md). About 3 minutes on 2 CPU cores.
     """
     c = without_rows()
     scarce_answers(c)
-    think: dict[str, Any] = {"n_ahead_talk": 2, "learning_rate": 1e-3, "settings": QUESTIONS}
-    taught: dict[str, Any] = {"start": 0, "teacher": 3, "settings": QUESTIONS}
+    taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
     plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-3, "settings": QUESTIONS}
-    # Thoughts of 4, 3 and 2 tokens: two are the work of these problems, with less it is lost.
+    think: dict[str, Any] = {"n_ahead": 5, "n_ahead_talk": 2, "settings": QUESTIONS}
     c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1500)
-    c.stage_1 = row("think-7-2", "quiet_star", start=0, n_ahead=7, steps=150, **think)
-    c.stage_2 = row("think-6-2", "quiet_star", start=1, n_ahead=6, steps=100, **think)
-    c.stage_3 = row("think-5-2", "quiet_star", start=2, n_ahead=5, steps=100, **think)
-    c.stage_4 = row("distilled", "distill", learning_rate=3e-3, steps=2000, **taught)
-    c.stage_5 = row("ntp", "ntp", control=True, learning_rate=1e-4, steps=300, **taught)
-    c.stage_6 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2, 3, 4), **plain)
-    c.stage_7 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2, 3, 4), **plain)
+    c.stage_1 = row("think-5-2", "quiet_star", start=0, learning_rate=1e-3, steps=200, **think)
+    c.stage_2 = row("distilled", "distill", learning_rate=3e-3, steps=2000, **taught)
+    c.stage_3 = row("ntp", "ntp", control=True, learning_rate=1e-4, steps=300, **taught)
+    c.stage_4 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
+    c.stage_5 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
     return c
 
 

@@ -20,7 +20,7 @@ from tests.tiny_runs import clock_config, refusal, run, save_stage
 
 def sweep(**changes: Any) -> ml_collections.ConfigDict:
     fields = {
-        "config": "configs/tiny.py",
+        "config": "configs/shorten.py",
         "seeds": (0, 3),
         "overrides": ("data.num_documents=500",),
         "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="1,base")),
@@ -38,13 +38,13 @@ def sweep(**changes: Any) -> ml_collections.ConfigDict:
 def test_cells_are_variants_times_seeds():
     cells = sweep_cells.read(sweep(), Path("W"))
     assert [(c.number, c.variant, c.seed, c.stage_numbers) for c in cells] == [
-        (0, "plain", 0, tuple(range(8))),
-        (1, "plain", 3, tuple(range(8))),
+        (0, "plain", 0, tuple(range(10))),
+        (1, "plain", 3, tuple(range(10))),
         (2, "short", 0, (0, 1)),
         (3, "short", 3, (0, 1)),
     ]
     assert cells[3].command == (
-        "python -m fqs_jax.launch --config=configs/tiny.py --config.seed=3 "
+        "python -m fqs_jax.launch --config=configs/shorten.py --config.seed=3 "
         "--config.data.num_documents=500 --config.stage_1.n_ahead=6 --stage=1,base "
         "--workdir=W/cells/short/seed_3"
     )
