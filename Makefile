@@ -27,9 +27,11 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) EXTRAS=$(EXTRAS) PYTEST_ARGS='$(PYTEST_ARGS)'"
 
-demo: $(INSTALLED) ## train the tiny model through every stage, print the table, make the report (WORKDIR=...)
+demo: $(INSTALLED) ## train the tiny model through every stage, print tables, make the report (WORKDIR=...)
 	$(VENV)/bin/python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m fqs_jax.evaluate --workdir=$(WORKDIR) --all_stages
+	@echo "The same over five seeds (RESULTS.md, configs/sweeps/default.py):"
+	@grep '^|' docs/science/default.md | cut -d '|' -f 3-7
 	$(VENV)/bin/python -m fqs_jax.report --workdir=$(WORKDIR)
 
 test: lint ## lint, then all tests (PYTEST_ARGS="-n 2 -m 'not slow'")

@@ -222,7 +222,7 @@ def test_recomputation_is_told_apart() -> None:
 
 def test_a_plain_stage_counts_exactly() -> None:
     """A prediction at a row's last token is in the count and not in the program."""
-    case = small_case("4", {"stage_4.objective": "next_token"}, devices=1)
+    case = small_case("4", {"stage_4.objective": "next_token", "stage_4.teacher": None}, devices=1)
     counted, model = planning.count_flops(*case), case[2]
     masked = flops.attend(model, 16 * 16 - 16 * 17 / 2)  # of 16 queries in one chunk
     unread = flops.vocabulary(model)

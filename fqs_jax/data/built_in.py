@@ -77,7 +77,7 @@ class Task(abc.ABC):
         whole = all(type(length) is int and length >= 1 for length in self.lengths)
         if not self.lengths or not whole:
             raise UserError(
-                f"lengths are {self.lengths}; give at least one, each a whole number of 1 or more"
+                f"lengths are {self.lengths}; give at least one, each 1 or more, a whole number"
             )
         check_distinct("lengths", self.lengths)
         frequencies = (self.worked, self.direct, self.chatter, self.unanswered)
