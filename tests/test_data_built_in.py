@@ -219,7 +219,7 @@ def test_text_is_no_task_and_other_sources_are_refused():
         ({"seed": -1}, "seed is -1"),
         ({"lengths": ()}, "give at least one"),
         ({"lengths": (2.5,)}, "lengths are (2.5,); "),
-        ({"lengths": (2.0,)}, "lengths are (2.0,); give at least one, each a whole number"),
+        ({"lengths": (2.0,)}, "lengths are (2.0,); give at least one, each 1 or more"),
         ({"lengths": ("2",)}, "lengths are ('2',); "),
         ({"unanswered": -0.1}, "set none below 0"),
         ({"worked": 0, "direct": 0, "chatter": 0}, "not all to 0"),
