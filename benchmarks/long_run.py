@@ -89,9 +89,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     from fqs_jax.interrupts import Interrupts, Wishes
 
     cli.set_up_jax()
-    config = tiny.get_config()
-    for name in [name for name in config if name.startswith("stage_")]:
-        del config[name]
+    config = tiny.without_rows()
     config.stage_0 = curriculum.row(
         "think", "quiet_star", n_ahead=6, n_ahead_talk=2, learning_rate=1e-3, steps=steps
     )

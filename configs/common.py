@@ -38,6 +38,12 @@ def built_in() -> ml_collections.ConfigDict:
     return c
 
 
+def drop_rows(c: ml_collections.ConfigDict) -> None:
+    """Take all stages out of a config that is to have others."""
+    for name in [name for name in c if name.startswith("stage_")]:
+        del c[name]
+
+
 def with_distillation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """The published recipe with another last stage: in place of NTP, a plain model learns what the last
     thinking stage expects, most where thoughts change that (docs/science.md). Not published.

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import small_hf
+from configs import common, small_hf
 from fqs_jax.curriculum import row
 
 
@@ -22,8 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
     Mixing of probabilities that begins at 0.12, so that what an untrained thought costs is seen at once.
     """
     c = small_hf.get_config()
-    for name in [name for name in c if name.startswith("stage_")]:
-        del c[name]
+    common.drop_rows(c)
     c.batch_size = 8
     c.optimizer.decay_steps = 0
     c.thought.mixing = "probability"

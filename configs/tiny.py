@@ -60,8 +60,7 @@ def scarce_answers(c: ml_collections.ConfigDict) -> None:
 def without_rows() -> ml_collections.ConfigDict:
     """The tiny model, how it learns and thinks, and clock arithmetic of three operations modulo 7."""
     c = common.get_config()
-    for name in [name for name in c if name.startswith("stage_")]:
-        del c[name]
+    common.drop_rows(c)
     c.batch_size = 32
     c.model = ml_collections.ConfigDict(
         {

@@ -208,7 +208,7 @@ def _score(
         )
         parts, weights_BxRxAxP = jax.tree.map(lambda x: _joined(x, P), found)
     return (
-        ThoughtLosses(base_loss(base_BxT, target_BxAxT, counts_A), *parts),
+        ThoughtLosses(base=base_loss(base_BxT, target_BxAxT, counts_A), **vars(parts)),
         weights_BxRxAxP,
         loss,
     )

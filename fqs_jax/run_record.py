@@ -17,14 +17,11 @@ from fqs_jax.workdir import existing_stages, saved_step, stage_folder
 
 def write(
     root: Path, config: ml_collections.ConfigDict, stage: Stage, data_digest: str = ""
-) -> str:
+) -> None:
     """Save what a stage is made from beside its checkpoints; on a later start compare with it.
 
     That is its row, the config, its data, and the stages it starts from and is taught by, each with
     its step and what it was made from in turn.
-
-    Returns:
-      A hash of it all, the stage's lineage.
 
     Raises:
       UserError: the stage was begun from something else.
@@ -63,7 +60,6 @@ def write(
 
     if step is None or step < stage.steps:  # a finished stage stays as it was recorded
         agreement.on_main(record)
-    return lineage.digest(run)
 
 
 def _made_from(root: Path, number: int, step: int) -> int | None:

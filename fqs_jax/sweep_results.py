@@ -102,15 +102,13 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
 def read(cell: Cell) -> dict[str, Any] | None:
     """A cell's result; None if there is none, or another command made it (`is_stale`)."""
     path = cell.folder / RESULT
-    if not path.exists() or is_stale(cell):
-        return None
-    return files.read_json(path)
+    result = files.read_json(path) if path.exists() else {}
+    return result if result.get("flags") == cell.flags else None
 
 
 def is_stale(cell: Cell) -> bool:
     """Whether there is a result, of another command."""
-    path = cell.folder / RESULT
-    return path.exists() and files.read_json(path).get("flags") != cell.flags
+    return (cell.folder / RESULT).exists() and read(cell) is None
 
 
 def lines(

@@ -7,7 +7,6 @@ computes them; where code and paper differ the code is followed and the differen
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,8 +70,16 @@ class QuietStarConfig:
         return max(1, round(self.position_fraction * length))
 
 
-class BlockLosses(NamedTuple):
-    """What thoughts at P positions add to ThoughtLosses, by the same names."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockLosses:
+    """What thoughts at P positions add to the objective.
+
+    talk: mean over s = 0..A-1 of the mean mixed-prediction loss at step s; alone: the same of the
+    post-thought prediction, 0 where it does not count. policy: REINFORCE loss, before its weight.
+    reward, advantage: [B, R, P], without gradient; rewarded_BxP: whether a position has them.
+    gain_BxRxP: how much likelier the thought made the next token, nats.
+    """
 
     talk: jax.Array
     alone: jax.Array
@@ -84,30 +91,17 @@ class BlockLosses(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ThoughtLosses:
-    """Parts of the thinking objective.
-
-    base: mean of the plain next-token loss. talk: mean over s = 0..A-1 of the mean mixed-prediction loss
-    at step s; alone: the same of the post-thought prediction, 0 where it does not count. policy: REINFORCE
-    loss, before its weight. reward, advantage: [B, R, P], without gradient; rewarded_BxP: whether a
-    position has them. gain_BxRxP: how much likelier the thought made the next token, nats.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThoughtLosses(BlockLosses):
+    """All parts of the thinking objective. base: mean of the plain next-token loss."""
 
     base: jax.Array
-    talk: jax.Array
-    alone: jax.Array
-    policy: jax.Array
-    reward: jax.Array
-    advantage: jax.Array
-    rewarded_BxP: jax.Array
-    gain_BxRxP: jax.Array
 
     def total(self, config: QuietStarConfig) -> jax.Array:
         return config.base_weight * self.base + blocks_loss(self, config)
 
 
-def blocks_loss(losses: BlockLosses | ThoughtLosses, config: QuietStarConfig) -> jax.Array:
+def blocks_loss(losses: BlockLosses, config: QuietStarConfig) -> jax.Array:
     """The thoughts' part of the loss."""
     nll = (1 - config.base_weight) * losses.talk + config.post_thought_weight * losses.alone
     return nll + config.policy_weight * losses.policy
@@ -144,10 +138,8 @@ def thought_losses(
     counts_A = target_counts(target_BxAxT) if counts_A is None else counts_A
     where = where or positions.everywhere(*scores.base_BxT.shape)
     blocks = BlockScores(*scores[1:])
-    return ThoughtLosses(
-        base_loss(scores.base_BxT, target_BxAxT, counts_A),
-        *block_losses(blocks, scores.base_BxT, target_BxAxT, counts_A, where, config),
-    )
+    parts = block_losses(blocks, scores.base_BxT, target_BxAxT, counts_A, where, config)
+    return ThoughtLosses(base=base_loss(scores.base_BxT, target_BxAxT, counts_A), **vars(parts))
 
 
 def base_loss(base_BxT: jax.Array, target_BxAxT: jax.Array, counts_A: jax.Array) -> jax.Array:
@@ -199,7 +191,15 @@ def block_losses(
     log_pi = jnp.moveaxis(scores.thought_BxPxRxK, 1, 2)  # [B, R, P, K]
     places = B * R * (T - 1 - A) * log_pi.shape[-1]
     policy = -jnp.sum((advantage * weight_Bx1xP)[..., None] * log_pi) / places
-    return BlockLosses(talk, alone, policy, reward, advantage, rewarded_BxP, gain[:, :, 0])
+    return BlockLosses(
+        talk=talk,
+        alone=alone,
+        policy=policy,
+        reward=reward,
+        advantage=advantage,
+        rewarded_BxP=rewarded_BxP,
+        gain_BxRxP=gain[:, :, 0],
+    )
 
 
 def targets_at(target_BxAxT: jax.Array, index_BxP: jax.Array) -> jax.Array:

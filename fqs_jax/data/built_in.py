@@ -199,6 +199,15 @@ def check_distinct(name: str, values: Sequence[object]) -> None:
         raise UserError(f"{name} are {values}; name each once")
 
 
+def last_digits(number: int, base: int, count: int) -> tuple[int, list[int]]:
+    """The last digits of a number in a base, the last one first, and what stands before them."""
+    digits = []
+    for _ in range(count):
+        number, digit = divmod(number, base)
+        digits.append(digit)
+    return number, digits
+
+
 def _known(split: str) -> str:
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")

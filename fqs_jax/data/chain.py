@@ -16,7 +16,7 @@ import string
 
 import numpy as np
 
-from fqs_jax.data.built_in import SPLITS, Problem, Task
+from fqs_jax.data.built_in import SPLITS, Problem, Task, last_digits
 from fqs_jax.errors import UserError
 
 _NAMES = string.ascii_lowercase[5:]  # f to z
@@ -67,15 +67,12 @@ class Chain(Task):
 
     def problem(self, length: int, number: int) -> Problem:
         """Functions are the number's last digits, the start is its first."""
-        chosen = []
-        for _ in range(length):
-            number, function = divmod(number, self.functions)
-            chosen.append(function)
-        value, values = number, []
+        start, chosen = last_digits(number, self.functions, length)
+        value, values = start, []
         for function in chosen:
             value = self.tables[function][value]
             values.append(str(value))
-        prompt = " ".join([str(number), *(_NAMES[function] for function in chosen), self.equals])
+        prompt = " ".join([str(start), *(_NAMES[function] for function in chosen), self.equals])
         return Problem(prompt, tuple(values), values[-1])
 
 

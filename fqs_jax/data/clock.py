@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from fqs_jax.data.built_in import SPLITS, Problem, Task, check_distinct
+from fqs_jax.data.built_in import SPLITS, Problem, Task, check_distinct, last_digits
 from fqs_jax.errors import UserError
 
 __all__ = ["SPLITS", "Clock"]
@@ -60,15 +60,13 @@ class Clock(Task):
 
     def problem(self, length: int, number: int) -> Problem:
         """Operations are the number's last digits, the start is its first."""
-        operations = []
-        for _ in range(length):
-            number, digit = divmod(number, len(self.operations))
-            operations.append(self.operations[digit])
-        value, values = number, []
+        start, digits = last_digits(number, len(self.operations), length)
+        operations = [self.operations[digit] for digit in digits]
+        value, values = start, []
         for operation in operations:
             operand = int(operation[1:])
             value = {"+": value + operand, "-": value - operand, "*": value * operand}[operation[0]]
             value %= self.modulus
             values.append(str(value))
-        prompt = " ".join([str(number), *operations, self.equals])
+        prompt = " ".join([str(start), *operations, self.equals])
         return Problem(prompt, tuple(values), values[-1])
