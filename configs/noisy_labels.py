@@ -1,0 +1,30 @@
+"""Doing without thoughts where the answers in the text are mostly wrong.
+
+python -m fqs_jax.launch --config=configs/noisy_labels.py --workdir=W --stage=all
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs import tiny
+
+# One question in ten is answered, and four in five of those answers are drawn at random.
+NOISY = (
+    "data.clock.worked=0.1",
+    "data.clock.direct=0.1",
+    "data.clock.unanswered=0.8",
+    "data.clock.label_noise=0.8",
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The tiny default, but for the text after the base. About 5 minutes on 2 CPU cores.
+
+    As many right answers stand in it as in the default, one document in fifty, among four times as
+    many wrong ones. Work that is shown is right.
+    """
+    c = tiny.get_config()
+    for number in range(1, 6):
+        c[f"stage_{number}"].settings = NOISY
+    return c

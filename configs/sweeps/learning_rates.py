@@ -1,0 +1,34 @@
+"""Are a student and its controls compared at a learning rate that favours one of them?
+
+python -m fqs_jax.sweep --config=configs/sweeps/learning_rates.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs.sweeps import default
+from fqs_jax.sweep_cells import variant
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Ten cells of about 5 minutes on one CPU core each.
+
+    A third and thrice the rates of the tiny default for students and plain controls; a hundredth, the
+    published 1e-6, and a tenth of its rate for NTP.
+    """
+    c = default.get_config()
+    c.variants = (
+        variant("lower", *rates(student=1e-3, ntp=1e-6)),
+        variant("higher", *rates(student=1e-2, ntp=1e-5)),
+    )
+    c.show_once = (0, 1)
+    return c
+
+
+def rates(student: float, ntp: float) -> tuple[str, ...]:
+    """Overrides: of the student and both plain controls, and of NTP."""
+    return (
+        *(f"stage_{number}.learning_rate={student}" for number in (2, 4, 5)),
+        f"stage_3.learning_rate={ntp}",
+    )

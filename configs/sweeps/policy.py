@@ -1,0 +1,27 @@
+"""The policy loss of thinking: how much of it, and from how many thoughts at a place.
+
+python -m fqs_jax.sweep --config=configs/sweeps/policy.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from configs.sweeps import thinking
+from fqs_jax.sweep_cells import variant
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Twenty cells of 1 to 3 minutes on one CPU core each.
+
+    The published weight is 1e6. "four-thoughts" compares each thought with the mean of three others
+    where the default has one, and costs twice as much.
+    """
+    c = thinking.get_config()
+    c.variants = (
+        variant("default", stages="0,1"),
+        variant("policy-weight-10", "quiet_star.policy_weight=10.0", stages="0,1"),
+        variant("policy-weight-1e6", "quiet_star.policy_weight=1e6", stages="0,1"),
+        variant("four-thoughts", "thought.rationales=4", stages="0,1"),
+    )
+    return c
