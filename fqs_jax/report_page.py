@@ -27,6 +27,15 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
     ("Entropy of thoughts", "nats a draw", (("thought_entropy", "entropy", "a", 1),)),
     ("Mixing weight", "mean", (("mixing_weight_mean", "weight", "a", 1),)),
     ("Ahead of its teacher", "nats a token", (("nll_teacher_minus_student", "lead", "a", 1),)),
+    (
+        "Distance from its teacher",
+        "nats a position, weighted",
+        (
+            ("distill/forward_kl", "forward KL", "a", 1),
+            ("distill/reverse_kl", "reverse KL", "b", 1),
+            ("distill/hinge", "behind it", "a", 1),  # never beside the others
+        ),
+    ),
     ("Gradient norm", "language model", (("grad_norm/lm", "norm", "a", 1),)),
 )
 KINDS = {

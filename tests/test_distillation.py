@@ -13,7 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, curriculum, distillation, objectives, teacher, workdir
+from fqs_jax import (
+    checkpoints,
+    curriculum,
+    distillation,
+    objectives,
+    report_page,
+    teacher,
+    workdir,
+)
 from fqs_jax.curriculum import row
 from fqs_jax.distillation import FORMS, DistillConfig
 from fqs_jax.errors import UserError
@@ -109,6 +117,8 @@ def test_the_loss_is_its_formula(form: str, top_k: int, shift: bool) -> None:
     np.testing.assert_allclose(metrics["nll_base"], nll, rtol=1e-5)
     np.testing.assert_allclose(metrics["nll_teacher_minus_student"], -behind, rtol=1e-4)
     np.testing.assert_allclose(loss, 0.3 * nll + 0.7 * expected, rtol=1e-4)
+    drawn = {metric for *_, curves in report_page.CURVES for metric, *_ in curves}
+    assert {name for name in metrics if name.startswith("distill/")} <= drawn
 
 
 def test_the_whole_vocabulary_as_tokens_and_fewer_as_a_lower_bound() -> None:
