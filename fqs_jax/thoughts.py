@@ -103,6 +103,7 @@ class Scores(NamedTuple):
     thought_BxPxRxK: jax.Array
     talk_BxPxRxA: jax.Array
     mixing_weight_BxPxRxA: jax.Array
+    alone_BxPxRxA: jax.Array | None = None
 
 
 def init(
@@ -338,9 +339,4 @@ def score_thoughts(
     blocks = score_blocks(
         params, text, tokens_BxT, thought_BxPxRxK, model, thought, segment_BxT, index_BxP
     )
-    return Scores(
-        text.log_prob_BxT,
-        blocks.thought_BxPxRxK,
-        blocks.talk_BxPxRxA,
-        blocks.mixing_weight_BxPxRxA,
-    )
+    return Scores(text.log_prob_BxT, *blocks)

@@ -63,8 +63,8 @@ def weighted_scores(
     """Gradient of a linear function of all scores, and the scores."""
     del query_chunk  # only so that another one is compiled anew
     scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
-    read = jax.tree.leaves(scores)  # not what was not asked for
-    return sum(jnp.sum(w * s) for w, s in zip(weights, read, strict=True)), scores
+    products = jax.tree.map(lambda w, s: jnp.sum(w * s), weights, scores)
+    return sum(jax.tree.leaves(products)), scores
 
 
 def gradient_inputs(case: Case) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def test_gradients_are_slopes_of_the_slow_rollout(
             embedding_scale=thought.embedding_scale,
             masked_ids=thought.masked_ids,
         )
-        pairs = zip(inputs["weights"], scores.values(), strict=True)
+        pairs = zip(jax.tree.leaves(inputs["weights"]), scores.values(), strict=True)
         return sum(np.sum(np.asarray(weight) * score) for weight, score in pairs)
 
     gradient, _ = weighted_scores(params, **inputs)
