@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from fqs_jax.interrupts import SIGNALS, Interrupted
 
 _PAUSE = 0.1  # seconds between looks at what runs
+_JAX_NOTE = re.compile(r"\n-+\nFor simplicity, JAX .*\Z", re.DOTALL)  # hides an exception above it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def _end(child: _Child) -> End:
     if child.log is not None:
         with child.log.open("rb") as file:
             file.seek(child.log_start)
-            written = file.read().decode(errors="replace").strip().splitlines()
+            written = _JAX_NOTE.sub("", file.read().decode(errors="replace")).strip().splitlines()
         last = written[-1] if written else "it said nothing"
     return End(child.process.returncode, last, time.monotonic() - child.begun)
 

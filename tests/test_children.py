@@ -37,6 +37,13 @@ def test_where_one_fails_the_others_go_on(tmp_path):
     assert logs[1].read_text() == "an earlier run\ntwo\nthree\n\n\n"
 
 
+def test_an_exception_is_not_hidden_by_what_jax_says_of_it(tmp_path):
+    code = "import jax; jax.jit(lambda x: {}['lost'])(1)"
+    [end] = children.run([python(code)], [tmp_path / "log.txt"])
+    assert (end.code, end.last_line) == (1, "KeyError: 'lost'")
+    assert "For simplicity, JAX" in (tmp_path / "log.txt").read_text()
+
+
 def test_jobs_run_at_once(tmp_path):
     """Each waits for a file that the other one makes."""
     wait = (
