@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import thinking
+from configs.sweeps import policy, thinking
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Thirty-five cells of 1 to 2 minutes on one CPU core each: all but two variants of `thinking.py`."""
+    """Forty cells of 1 to 2 minutes on one CPU core each.
+
+    All but two variants of `thinking.py`, and the policy weight that is better on its task.
+    """
     c = thinking.get_config()
     c.overrides = ("data.source=chain",)
     left_out = ("clipped", "post-thought-loss")
-    c.variants = tuple(each for each in c.variants if each[0] not in left_out)
+    c.variants = (
+        *(each for each in c.variants if each[0] not in left_out),
+        *(each for each in policy.get_config().variants if each[0] == "policy-weight-10"),
+    )
     return c
