@@ -8,12 +8,14 @@ from __future__ import annotations
 import ml_collections
 
 from configs.sweeps import default
+from configs.sweeps.learning_rates import rates
 from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Five cells of about 5 minutes on one CPU core each."""
+    """Ten cells of about 5 minutes on one CPU core each; also at a third of the learning rate."""
     c = default.get_config()
     c.config = "configs/noisy_labels.py"
-    c.variants = (variant("noisy"),)
+    c.variants = (variant("noisy"), variant("noisy-lower", *rates(student=1e-3, ntp=1e-6)))
+    c.show_once = (0, 1)
     return c
