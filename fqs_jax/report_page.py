@@ -29,7 +29,7 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
     ("Ahead of its teacher", "nats a token", (("nll_teacher_minus_student", "lead", "a", 1),)),
     (
         "Distance from its teacher",
-        "nats a position, weighted",
+        "nats, as weighted",
         (
             ("distill/forward_kl", "forward KL", "a", 1),
             ("distill/reverse_kl", "reverse KL", "b", 1),
