@@ -19,7 +19,8 @@ NOISY = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The tiny default, but for the text after the base. About 5 minutes on 2 CPU cores.
+    """The tiny default, but for the text after the base, and one learning rate for a student and its
+    controls. About 5 minutes on 2 CPU cores.
 
     As many right answers stand in it as in the default, one document in fifty, among four times as
     many wrong ones. Work that is shown is right.
@@ -27,4 +28,6 @@ def get_config() -> ml_collections.ConfigDict:
     c = tiny.get_config()
     for number in range(1, 6):
         c[f"stage_{number}"].settings = NOISY
+    for number, rate in ((2, 3e-3), (3, 1e-4), (4, 3e-3), (5, 3e-3)):
+        c[f"stage_{number}"].learning_rate = rate
     return c

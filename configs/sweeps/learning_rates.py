@@ -14,8 +14,8 @@ from fqs_jax.sweep_cells import variant
 def get_config() -> ml_collections.ConfigDict:
     """Ten cells of about 5 minutes on one CPU core each.
 
-    A third and thrice the rates of the tiny default for students and plain controls; a hundredth, the
-    published 1e-6, and a tenth of its rate for NTP.
+    For a student and its plain controls 1e-3 and 1e-2, for NTP the published 1e-6 and 1e-5. Between and
+    above them is `configs/internalize.py`: 3e-3, and 1e-4 for NTP.
     """
     c = default.get_config()
     c.variants = (
