@@ -9,7 +9,7 @@ import ml_collections
 
 from configs import tiny
 
-# One question in ten is answered, and four in five of those answers are drawn at random.
+# One question in ten is answered at once, four in five of those at random; one in ten is worked out.
 NOISY = (
     "data.clock.worked=0.1",
     "data.clock.direct=0.1",

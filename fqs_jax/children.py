@@ -16,7 +16,7 @@ from typing import Any
 from fqs_jax.interrupts import SIGNALS, Interrupted
 
 _PAUSE = 0.1  # seconds between looks at what runs
-_JAX_NOTE = re.compile(r"\n-+\nFor simplicity, JAX .*\Z", re.DOTALL)  # hides an exception above it
+_JAX_NOTE = re.compile(r"\n-+\nFor simplicity, JAX .*\s*\Z")  # hides an exception above it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,10 +38,13 @@ def test_where_one_fails_the_others_go_on(tmp_path):
 
 
 def test_an_exception_is_not_hidden_by_what_jax_says_of_it(tmp_path):
-    code = "import jax; jax.jit(lambda x: {}['lost'])(1)"
-    [end] = children.run([python(code)], [tmp_path / "log.txt"])
-    assert (end.code, end.last_line) == (1, "KeyError: 'lost'")
-    assert "For simplicity, JAX" in (tmp_path / "log.txt").read_text()
+    lost = "import jax; jax.jit(lambda x: {}['lost'])(1)"
+    later = f"try:\n    {lost}\nexcept KeyError:\n    raise ValueError('later')"
+    logs = [tmp_path / "lost.txt", tmp_path / "later.txt"]
+    ends = children.run([python(lost), python(later)], logs)
+    last = ["KeyError: 'lost'", "ValueError: later"]
+    assert [(end.code, end.last_line) for end in ends] == [(1, line) for line in last]
+    assert all("For simplicity, JAX" in log.read_text() for log in logs)
 
 
 def test_jobs_run_at_once(tmp_path):

@@ -18,8 +18,5 @@ def get_config() -> ml_collections.ConfigDict:
     c = thinking.get_config()
     c.overrides = ("data.source=chain",)
     left_out = ("clipped", "post-thought-loss")
-    c.variants = (
-        *(each for each in c.variants if each[0] not in left_out),
-        *(each for each in policy.get_config().variants if each[0] == "policy-weight-10"),
-    )
+    c.variants = (*(each for each in c.variants if each[0] not in left_out), policy.TEN)
     return c
