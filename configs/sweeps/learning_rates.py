@@ -12,16 +12,17 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Fifteen cells of up to 5 minutes on one CPU core each.
+    """Twenty cells of up to 5 minutes on one CPU core each.
 
     The tiny default has the best of these for the student and for plain training, and the published
-    1e-6 for NTP. 3e-3, and 1e-4 for NTP, are the rates of `configs/internalize.py`.
+    1e-6 for NTP. "between" has the rates of `configs/internalize.py`.
     """
     c = default.get_config()
     c.variants = (
         variant("lower", *rates(student=1e-3, ntp=1e-6)),
         variant("higher", *rates(student=1e-2, ntp=1e-5)),
         variant("lowest", *rates(student=3e-4, ntp=1e-6), stages="0,4,5"),
+        variant("between", *rates(student=3e-3, ntp=1e-4)),
     )
     c.show_once = (0, 1)
     return c
