@@ -40,13 +40,14 @@ _COMMANDS = "commands.txt"
 
 def record_command(root: Path, command: str) -> None:
     """Add a command to those that made the working directory, unless it was the last one already."""
-    content = "".join(f"{line}\n" for line in [*commands(root), command])
 
     def write() -> None:
-        files.replace(root / _COMMANDS, lambda file: file.write(content.encode()))
+        before = commands(root)
+        if before[-1:] != [command]:
+            content = "".join(f"{line}\n" for line in [*before, command])
+            files.replace(root / _COMMANDS, lambda file: file.write(content.encode()))
 
-    if commands(root)[-1:] != [command]:
-        agreement.on_main(write)
+    agreement.on_main(write)  # which all must call: what a file says now may differ by process
 
 
 def commands(root: Path) -> list[str]:

@@ -3,11 +3,12 @@
 import json
 import re
 import signal
+import time
 
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints
+from fqs_jax import checkpoints, lineage
 from fqs_jax.metrics import read_rows
 from tests import programs
 from tests.programs import Moment, Orders
@@ -44,8 +45,11 @@ def one(place, name, moment=None, code=0):
     return place / name
 
 
-def two(place, name, *arguments, moment=None, code=0):
-    """Two processes, the second of which may get a SIGTERM: what they said."""
+def two(place, name, *arguments, moment=None, signum=signal.SIGTERM, then=None, code=0):
+    """Two processes, the second of which may get a signal: what they said.
+
+    then: is called with the second process while both are under way.
+    """
     cluster = (
         f"--coordinator=127.0.0.1:{programs.free_port()}",
         "--num_processes=2",
@@ -55,11 +59,14 @@ def two(place, name, *arguments, moment=None, code=0):
     processes = []
     for number in range(2):
         reads = str(place / f"{name}.reads_{number}")
-        orders = Orders(moment if number == 1 else None, signal.SIGTERM, reads)
+        orders = Orders(moment if number == 1 else None, signum, reads)
         options = (*command(place, name), *arguments, *cluster, f"--process_id={number}")
         environment = {"JAX_NUM_CPU_DEVICES": "2"}
         processes.append(programs.start(orders, *options, environment=environment))
-    ends = programs.finish(*processes)
+    with programs.ended(*processes):
+        if then:
+            then(processes[1])
+        ends = programs.finish(*processes)
     assert [end[0] for end in ends] == [code, code], "\n".join(said for _, said in ends)
     return [said for _, said in ends]
 
@@ -119,10 +126,27 @@ def test_two_processes_stop_together_and_one_goes_on(place, alone):
 
 
 def test_one_process_stops_and_two_go_on(place, alone):
+    """The second process comes to the record of the command only when the first has written it."""
+
+    def go_on_after_the_record(process):
+        while process.poll() is None:  # more than once: it may not have come to its stop yet
+            if (root / "commands.txt").exists():
+                process.send_signal(signal.SIGCONT)
+            time.sleep(0.1)
+
     root = place / "one_two"
     one(place, "one_two", Moment(STEP, call=3, after=True), code=128 + signal.SIGTERM)
     assert 3 <= checkpoints.latest_step(root / "stage_0" / "checkpoints") < 6
-    said = two(place, "one_two", *FSDP_AND_TENSOR)
+    moment = Moment("fqs_jax.lineage:record_command")
+    said = two(
+        place,
+        "one_two",
+        *FSDP_AND_TENSOR,
+        moment=moment,
+        signum=signal.SIGSTOP,
+        then=go_on_after_the_record,
+    )
+    assert len(lineage.commands(root)) == 1
     assert not re.search("Traceback|Warning", "".join(said)) and said[1] == ""
     assert_each_read_its_half(place, "one_two")
     assert [devices(root, number) for number in STAGES] == [[1, 4], [4], [4]]
