@@ -12,24 +12,25 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Twenty cells of up to 5 minutes on one CPU core each.
+    """Twenty-five cells of up to 5 minutes on one CPU core each.
 
     The tiny default has the best of these for the student and for plain training, and the published
     1e-6 for NTP. "between" has the rates of `configs/internalize.py`.
     """
     c = default.get_config()
     c.variants = (
-        variant("lower", *rates(student=1e-3, ntp=1e-6)),
+        variant("lower", *rates(student=1e-3)),
         variant("higher", *rates(student=1e-2, ntp=1e-5)),
-        variant("lowest", *rates(student=3e-4, ntp=1e-6), stages="0,4,5"),
+        variant("lowest", *rates(student=3e-4), stages="0,4,5"),
         variant("between", *rates(student=3e-3, ntp=1e-4)),
+        variant("highest", *rates(student=3e-2), stages="0,1,2,4,5"),
     )
     c.show_once = (0, 1)
     return c
 
 
-def rates(student: float, ntp: float) -> tuple[str, ...]:
-    """Overrides: of the student and both plain controls, and of NTP."""
+def rates(student: float, ntp: float = 1e-6) -> tuple[str, ...]:
+    """Overrides: of the student and both plain controls, and of NTP (1e-6 is the published one)."""
     return (
         *(f"stage_{number}.learning_rate={student}" for number in (2, 4, 5)),
         f"stage_3.learning_rate={ntp}",

@@ -13,9 +13,14 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Ten cells of about 5 minutes on one CPU core each; also at a third of the learning rate."""
+    """Twenty cells of up to 5 minutes on one CPU core each, at learning rates of 3e-4 to 1e-2."""
     c = default.get_config()
     c.config = "configs/noisy_labels.py"
-    c.variants = (variant("noisy"), variant("noisy-lower", *rates(student=1e-3, ntp=1e-6)))
+    c.variants = (
+        variant("noisy"),
+        variant("noisy-lower", *rates(student=1e-3)),
+        variant("noisy-lowest", *rates(student=3e-4), stages="0,4,5"),
+        variant("noisy-higher", *rates(student=1e-2), stages="0,1,2,4,5"),
+    )
     c.show_once = (0, 1)
     return c
