@@ -13,7 +13,7 @@ from fqs_jax.sweep_cells import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Twenty cells of up to 5 minutes on one CPU core each, at learning rates of 3e-4 to 1e-2."""
+    """Thirty cells of up to 5 minutes on one CPU core each, at learning rates of 1e-4 to 3e-2."""
     c = default.get_config()
     c.config = "configs/noisy_labels.py"
     c.variants = (
@@ -21,6 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
         variant("noisy-lower", *rates(student=1e-3)),
         variant("noisy-lowest", *rates(student=3e-4), stages="0,4,5"),
         variant("noisy-higher", *rates(student=1e-2), stages="0,1,2,4,5"),
+        variant("noisy-1e-4", *rates(student=1e-4), stages="0,4,5"),
+        variant("noisy-3e-2", *rates(student=3e-2), stages="0,1,2"),
     )
     c.show_once = (0, 1)
     return c
