@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 SLOWER, GROWN_MIB = 1.10, 32.0
@@ -88,7 +88,8 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     from fqs_jax import cli, curriculum, sharding, train, workdir
     from fqs_jax.interrupts import Interrupts, Wishes
 
-    cli.set_up_jax()
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every save
+    cli.keep_programs()
     config = tiny.without_rows()
     config.stage_0 = curriculum.row(
         "think", "quiet_star", n_ahead=6, n_ahead_talk=2, learning_rate=1e-3, steps=steps

@@ -20,7 +20,7 @@ def together(read: Callable[[], T]) -> T:
     """The result of a read that succeeds on all processes; where one fails, all of them fail.
 
     Raises:
-      Damaged: a process found damage.
+      Damaged: on all processes, if damage was found and nothing else was wrong.
       UserError: a process could not read for another reason; on itself that reason, whatever it is.
     """
     result: T
@@ -32,11 +32,12 @@ def together(read: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
         kinds = multihost_utils.process_allgather(np.int32(kind))
-        if failure is None and kinds.any():
-            message = f"process {int(kinds.argmax())} cannot read its part"
-            failure = (
-                UserError(f"{message}; see its error") if kinds.max() == 2 else Damaged(message)
-            )
+        message = f"process {int(kinds.argmax())} cannot read its part"
+        # Damage here may be a disk that fails elsewhere in another way, and all must go one way.
+        if kinds.max() == 2 and kind < 2:
+            failure = UserError(f"{message}; see its error")
+        elif kinds.any() and failure is None:
+            failure = Damaged(message)
     if failure is not None:
         raise failure
     return result

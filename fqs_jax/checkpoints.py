@@ -11,6 +11,7 @@ import contextlib
 import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,9 @@ class Checkpoints:
             ) from error
 
     def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        path = self._folder / str(step)
+        if jax.process_count() > 1 and not appears(path):
+            raise UserError(f"{path} does not show here; is it on a disk that all processes share?")
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return fingerprints.open_record(self._read_items(step, args)["progress"])
 
@@ -324,6 +328,19 @@ class Checkpoints:
 def latest_step(folder: Path) -> int | None:
     """The newest whole step in a folder of checkpoints, without opening it; None if none."""
     return max(_steps(folder), default=None)
+
+
+def appears(folder: Path, seconds: float = 90.0) -> bool:
+    """Whether a folder is there, or comes in time.
+
+    Network disks may show what another host made up to a minute late.
+    """
+    last = time.monotonic() + seconds
+    while not folder.is_dir():
+        if time.monotonic() > last:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def _steps(folder: Path) -> list[int]:

@@ -36,9 +36,10 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 + arguments:
             _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
-        set_up_jax()
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every save, JAX whom it meets
         try:
             distributed.initialize_from_flags()
+            keep_programs()
             main(argv)
         except UserError as error:
             _stop(str(error), 2)
@@ -147,13 +148,15 @@ def config_problem(error: Exception) -> str:
     return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
 
 
-def set_up_jax() -> None:
+def keep_programs() -> None:
     """Programs that took a second to compile are kept in the user's cache folder.
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
+    Several processes need a folder that all of them share, so nothing is kept unless one is named:
+    process 0 alone writes there, and on GPUs one that loads a program does not tune it with the others.
     """
-    logging.set_verbosity(logging.ERROR)  # Orbax tells every save
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not named and not jax.distributed.is_initialized():
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
 
 

@@ -66,13 +66,14 @@ def main(_: Sequence[str]) -> None:
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
     root = Path(_WORKDIR.value)
+    told = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
+    agreement.check_same(repr(told), "flags or another config")
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         model, tokenizer = workdir.prepare(place, config, everyone=_DRY_RUN.value)
     stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
     todo = curriculum.select(stages, _STAGE.value)
-    agreement.check_same(str([stage.number for stage in todo]), "stages to train")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_model(model, mesh)
     for stage in todo:  # now, and not when its turn comes
@@ -87,7 +88,7 @@ def main(_: Sequence[str]) -> None:
         for stage in todo:
             train.run_stage(run, stage)
             interrupts.check(f"{stage} is done; run the same command again to go on")
-    lineage.record_command(root, _command(_STAGE.value))
+        lineage.record_command(root, _command(_STAGE.value))
     print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
 
 

@@ -36,16 +36,16 @@ class MetricsFile:
     """
 
     def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
-        kept = (
-            [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
-            if first_step
-            else []
-        )
-        if not distributed.is_main():
-            path = Path(os.devnull)
-        else:
+        if distributed.is_main():
+            kept = (
+                [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
+                if first_step
+                else []
+            )
             content = "".join(f"{line}\n" for line in kept).encode()
             files.replace(path, lambda file: file.write(content))
+        else:
+            path = Path(os.devnull)
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
         self._file = path.open("a")

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from fqs_jax import agreement, checkpoints, files, lineage
+from fqs_jax import agreement, files, lineage
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.workdir import existing_stages, saved_step, stage_folder
@@ -37,29 +37,29 @@ def write(
     }
     run = json.loads(json.dumps(run | {"made_from": parents}))
     agreement.check_same(json.dumps(run, sort_keys=True), "flags or other text")
-    if step is not None and path.exists():
-        # How long a stage is matters to its own learning rate if that decays to its last step.
-        decays = config.optimizer.decay_steps == 0 and step < stage.steps
-        ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
-        if changed := lineage.change(files.read_json(path), run, ignored):
-            if changed.startswith("data="):  # hashes, which tell nobody anything
-                changed = "other training rows: the text itself, or its tokens, changed"
-            raise UserError(
-                f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
-                "begin the stage again"
-            )
-        if step < stage.steps and (child := _made_from(root, stage.number, step)):
-            raise UserError(
-                f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
-                f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
-            )
 
-    def record() -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, run)
+    def compare_and_record() -> None:
+        if step is not None and path.exists():
+            # How long a stage is matters to its own learning rate if that decays to its last step.
+            decays = config.optimizer.decay_steps == 0 and step < stage.steps
+            ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
+            if changed := lineage.change(files.read_json(path), run, ignored):
+                if changed.startswith("data="):  # hashes, which tell nobody anything
+                    changed = "other training rows: the text itself, or its tokens, changed"
+                raise UserError(
+                    f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
+                    "begin the stage again"
+                )
+            if step < stage.steps and (child := _made_from(root, stage.number, step)):
+                raise UserError(
+                    f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made "
+                    f"from it as it is; use another --workdir, or remove {stage_folder(root, child)} first"
+                )
+        if step is None or step < stage.steps:  # a finished stage stays as it was recorded
+            folder.mkdir(parents=True, exist_ok=True)
+            files.write_json(path, run)
 
-    if step is None or step < stage.steps:  # a finished stage stays as it was recorded
-        agreement.on_main(record)
+    agreement.on_main(compare_and_record)
 
 
 def _made_from(root: Path, number: int, step: int) -> int | None:
@@ -72,11 +72,11 @@ def _made_from(root: Path, number: int, step: int) -> int | None:
 
 
 def origin_of(root: Path, number: int) -> dict[str, Any]:
-    """Which checkpoint of a stage there is now, and what it was made from."""
+    """Which checkpoint of a stage there is now, and what it was made from. All processes must ask."""
     folder = stage_folder(root, number)
     run = folder / "run.json"
     made_from = lineage.digest(files.read_json(run)) if run.exists() else None
-    return {"step": checkpoints.latest_step(folder / "checkpoints"), "lineage": made_from}
+    return {"step": saved_step(root, number), "lineage": made_from}
 
 
 def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:

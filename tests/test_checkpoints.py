@@ -1,5 +1,7 @@
 """Checkpoints: bit-identical, newest first, whole or absent."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from fqs_jax import fingerprints
-from fqs_jax.checkpoints import Checkpoints, latest_step
+from fqs_jax.checkpoints import Checkpoints, appears, latest_step
 from fqs_jax.errors import UserError
 from tests.tiny_states import (
     abstract,
@@ -73,6 +75,15 @@ def test_latest_step_counts_whole_checkpoints_only(folder, tmp_path):
     assert latest_step(tmp_path / "nothing") is None
     (tmp_path / "empty").mkdir()
     assert latest_step(tmp_path / "empty") is None
+
+
+def test_a_folder_may_show_late(tmp_path):
+    assert appears(tmp_path, seconds=0)
+    assert not appears(tmp_path / "9", seconds=0)
+    later = threading.Timer(0.3, (tmp_path / "9").mkdir)
+    later.start()
+    assert appears(tmp_path / "9", seconds=60)
+    later.join()
 
 
 def test_saving_a_step_again_changes_nothing(folder):

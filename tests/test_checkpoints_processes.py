@@ -106,9 +106,34 @@ def fall_back(root):
             raise AssertionError("was not refused")
 
 
+def differ(root):
+    """What process 1 may not read looks damaged to process 0: both refuse it, and it stays."""
+    own, said = (
+        (OSError(5, "Input/output error"), "process 1 cannot read its part; see its error"),
+        (PermissionError(13, "Permission denied"), "cannot read step 9 of "),
+    )[jax.process_index()]
+
+    def stumble(path, args):
+        raise own
+
+    with Checkpoints(root / "differ") as saved:
+        saved._reader.restore = stumble
+        for restore in (
+            lambda: saved.newest(*sharded(state_at(0))),
+            lambda: saved.restore_params(9, sharded(state_at(0)[0]), move_aside=True),
+        ):
+            try:
+                restore()
+            except UserError as error:
+                assert str(error).startswith(said)
+            else:
+                raise AssertionError("was not refused")
+
+
 def work(root):
     exchange(root)
     fall_back(root)
+    differ(root)
 
 
 def fail(root):
@@ -169,7 +194,7 @@ def run(task, root):
 def after(tmp_path_factory):
     """The folder in which two processes did all of `work`, and what each wrote to stderr."""
     root = tmp_path_factory.mktemp("processes")
-    for name in ("one", "cut", "half", "bad"):
+    for name in ("one", "cut", "half", "bad", "differ"):
         save_steps(root / name, 6, 9)
     cut_arrays(root / "cut" / "9")
     cut_arrays(root / "bad" / "9")
@@ -195,7 +220,8 @@ def test_two_processes_agree_on_what_is_damaged(after):
     for name in ("cut", "half"):
         assert (root / name / "damaged_9").is_dir()
         assert_newest(root / name, 9)  # saved anew by both
-    assert not (root / "bad" / "damaged_9").exists()
+    for name in ("bad", "differ"):
+        assert not (root / name / "damaged_9").exists()
 
 
 def test_a_process_that_cannot_write_says_so_and_ends_the_run(tmp_path):

@@ -72,14 +72,19 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
         assert compiled.names.count("jit(train_step)") == 1
 
 
-def test_compiled_programs_are_kept(tmp_path: Path) -> None:
+def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, or where JAX was told to keep them."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     assert cli.CACHE == cache.DEFAULT / "jax"
     try:
         for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)
-            cli.set_up_jax()
+            cli.keep_programs()
             assert jax.config.jax_compilation_cache_dir == expected  # type: ignore[attr-defined]
+        monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+        for given in (None, str(tmp_path)):  # of several processes, where all of them were told to
+            jax.config.update("jax_compilation_cache_dir", given)
+            cli.keep_programs()
+            assert jax.config.jax_compilation_cache_dir == given  # type: ignore[attr-defined]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

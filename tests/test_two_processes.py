@@ -45,9 +45,10 @@ def one(place, name, moment=None, code=0):
     return place / name
 
 
-def two(place, name, *arguments, moment=None, signum=signal.SIGTERM, then=None, code=0):
+def two(place, name, *arguments, moment=None, signum=signal.SIGTERM, then=None, second=(), code=0):
     """Two processes, the second of which may get a signal: what they said.
 
+    second: arguments of the second process alone.
     then: is called with the second process while both are under way.
     """
     cluster = (
@@ -60,7 +61,8 @@ def two(place, name, *arguments, moment=None, signum=signal.SIGTERM, then=None, 
     for number in range(2):
         reads = str(place / f"{name}.reads_{number}")
         orders = Orders(moment if number == 1 else None, signum, reads)
-        options = (*command(place, name), *arguments, *cluster, f"--process_id={number}")
+        own = (f"--process_id={number}", *(second if number == 1 else ()))
+        options = (*command(place, name), *arguments, *cluster, *own)
         environment = {"JAX_NUM_CPU_DEVICES": "2"}
         processes.append(programs.start(orders, *options, environment=environment))
     with programs.ended(*processes):
@@ -164,3 +166,11 @@ def test_what_both_are_told_wrong_is_a_line_of_each(place):
     for lines in said:
         assert lines.startswith(expected) and lines.count("\n") == 1
     assert not list(place.glob("refused/stage_*"))
+
+
+def test_what_they_are_told_differently_is_refused_before_anything_is_made(place):
+    said = two(place, "differs", second=("--config.stage_3.teacher=0",), code=2)
+    expected = "error: process 1 has other flags or another config than process 0: start the same "
+    for lines in said:
+        assert lines.startswith(expected) and lines.count("\n") == 1
+    assert not (place / "differs").exists()
