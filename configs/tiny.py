@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
     teaches nothing here. Thoughts are as long as the work from the start: with so few answers longer
     ones do not begin to work, so there is no curriculum here (`configs/shorten.py` has one). Mixing of
     probabilities that begins small, and an advantage of both signs, learn in fewer steps than the
-    published forms (docs/science.md). The student has the best of three learning rates, its plain
-    controls of four, NTP the published one (`configs/sweeps/learning_rates.py`). About 3 minutes on
+    published forms (docs/science.md). The student has the best of four learning rates, its plain
+    controls of five, NTP the published one (`configs/sweeps/learning_rates.py`). About 3 minutes on
     2 CPU cores.
     """
     c = without_rows()
