@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.variants = (
         variant("noisy"),
         variant("noisy-lower", *rates(student=1e-3)),
-        variant("noisy-lowest", *rates(student=3e-4), stages="0,4,5"),
+        variant("noisy-3e-4", *rates(student=3e-4), stages="0,4,5"),
         variant("noisy-higher", *rates(student=1e-2), stages="0,1,2,4,5"),
         variant("noisy-1e-4", *rates(student=1e-4), stages="0,4,5"),
         variant("noisy-3e-2", *rates(student=3e-2), stages="0,1,2"),
