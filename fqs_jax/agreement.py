@@ -32,12 +32,10 @@ def together(read: Callable[[], T]) -> T:
     if jax.process_count() > 1:
         kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
         kinds = multihost_utils.process_allgather(np.int32(kind))
-        message = f"process {int(kinds.argmax())} cannot read its part"
-        # Damage here may be a disk that fails elsewhere in another way, and all must go one way.
-        if kinds.max() == 2 and kind < 2:
-            failure = UserError(f"{message}; see its error")
-        elif kinds.any() and failure is None:
-            failure = Damaged(message)
+        worst = kinds.max()
+        if kind < worst:  # damage here may be a disk that fails elsewhere in another way
+            message = f"process {int(kinds.argmax())} cannot read its part"
+            failure = UserError(f"{message}; see its error") if worst == 2 else Damaged(message)
     if failure is not None:
         raise failure
     return result

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fqs_jax import checkpoint_errors, fingerprints
+from fqs_jax import checkpoint_errors, fingerprints, waiting
 from fqs_jax.agreement import agreed, on_main, together
 from fqs_jax.checkpoint_errors import Damaged, reason
 from fqs_jax.errors import UserError
@@ -335,12 +335,8 @@ def appears(folder: Path, seconds: float = 90.0) -> bool:
 
     Network disks may show what another host made up to a minute late.
     """
-    last = time.monotonic() + seconds
-    while not folder.is_dir():
-        if time.monotonic() > last:
-            return False
-        time.sleep(0.1)
-    return True
+    deadline = time.monotonic() + seconds
+    return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
 
 
 def _steps(folder: Path) -> list[int]:

@@ -11,9 +11,9 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fqs_jax import waiting
 from fqs_jax.errors import UserError
 
 _GO = "go"
@@ -118,7 +118,7 @@ def _call_in(cluster: Cluster, timeout: float) -> str | None:
     hello = f"{_NAME} {cluster.process_id} {cluster.num_processes}".encode()
     deadline = time.monotonic() + timeout + _PATIENCE
     answer = ""
-    for left in _until(deadline):
+    for left in waiting.until(deadline):
         with contextlib.suppress(OSError):  # not there yet, or its name not known yet
             with socket.create_connection((cluster.host, cluster.port), timeout=left) as line:
                 if line.getsockname() == line.getpeername():
@@ -142,17 +142,10 @@ def _call_in(cluster: Cluster, timeout: float) -> str | None:
     )
 
 
-def _until(deadline: float, pause: float = 0.3) -> Iterator[float]:
-    """Seconds left, again and again until there are none."""
-    while (left := deadline - time.monotonic()) > 0:
-        yield left
-        time.sleep(min(pause, max(deadline - time.monotonic(), 0)))
-
-
 def _listen(port: int, timeout: float) -> socket.socket:
     """The coordinator's port on all addresses, as JAX's own service after it."""
     reason = ""
-    for _ in _until(time.monotonic() + timeout):
+    for _ in waiting.until(time.monotonic() + timeout):
         try:
             if socket.has_dualstack_ipv6():
                 return socket.create_server(

@@ -40,26 +40,34 @@ def write(
 
     def compare_and_record() -> None:
         if step is not None and path.exists():
-            # How long a stage is matters to its own learning rate if that decays to its last step.
-            decays = config.optimizer.decay_steps == 0 and step < stage.steps
-            ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
-            if changed := lineage.change(files.read_json(path), run, ignored):
-                if changed.startswith("data="):  # hashes, which tell nobody anything
-                    changed = "other training rows: the text itself, or its tokens, changed"
-                raise UserError(
-                    f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
-                    "begin the stage again"
-                )
-            if step < stage.steps and (child := _made_from(root, stage.number, step)):
-                raise UserError(
-                    f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made "
-                    f"from it as it is; use another --workdir, or remove {stage_folder(root, child)} first"
-                )
+            _compare(root, config, stage, step, run)
         if step is None or step < stage.steps:  # a finished stage stays as it was recorded
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(path, run)
 
     agreement.on_main(compare_and_record)
+
+
+def _compare(
+    root: Path, config: ml_collections.ConfigDict, stage: Stage, step: int, run: dict[str, Any]
+) -> None:
+    """Refuse a stage, begun and saved at `step`, that would go on from something else."""
+    folder = stage_folder(root, stage.number)
+    # How long a stage is matters to its own learning rate if that decays to its last step.
+    decays = config.optimizer.decay_steps == 0 and step < stage.steps
+    ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
+    if changed := lineage.change(files.read_json(folder / "run.json"), run, ignored):
+        if changed.startswith("data="):  # hashes, which tell nobody anything
+            changed = "other training rows: the text itself, or its tokens, changed"
+        raise UserError(
+            f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
+            "begin the stage again"
+        )
+    if step < stage.steps and (child := _made_from(root, stage.number, step)):
+        raise UserError(
+            f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
+            f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
+        )
 
 
 def _made_from(root: Path, number: int, step: int) -> int | None:
