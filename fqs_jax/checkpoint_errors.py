@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 import warnings
 from typing import Any
 
@@ -47,6 +48,10 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _not_about_orbax(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None  # may say no more than what a disk says
+    frames = traceback.walk_tb(error.__traceback__ if error else None)
+    if any("/orbax/" in frame.f_code.co_filename for frame, _ in frames):
+        return False
     message = record.getMessage().lower()  # names the coroutine, or the exception of TensorStore
     return not any(word in message for word in ("/orbax/", "tensorstore", "ocdbt"))
 
