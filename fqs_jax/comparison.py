@@ -96,7 +96,7 @@ def compare(
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
     """
-    _, config = workdir.read_run(root, existing_stages(root)[0].number)
+    _, config = workdir.read_run(root, trained_stages(root)[0].number)
     task = corpus.built_in_task(config.data, config.seed)
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
@@ -139,7 +139,7 @@ def models(
     Raises:
       UserError: there is none.
     """
-    stages = existing_stages(root)
+    stages = trained_stages(root)
     _, config = workdir.read_run(root, stages[0].number)
     if config.init_from:
         note("initial model")
@@ -153,7 +153,7 @@ def models(
         yield str(stage.number), name, step, loaded
 
 
-def existing_stages(root: Path) -> list[curriculum.Stage]:
+def trained_stages(root: Path) -> list[curriculum.Stage]:
     """The stages that have a checkpoint, of which there must be one."""
     stages = workdir.existing_stages(root)
     if not stages:
