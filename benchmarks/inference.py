@@ -35,8 +35,9 @@ from rich.table import Table
 
 from benchmarks.shapes import SHAPES
 from fqs_jax import generation, thoughts
-from fqs_jax import model as model_lib
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 8], "Texts in a batch.", 1)
@@ -218,7 +219,7 @@ def without_thoughts(model: ModelConfig, rows: int) -> dict[str, Any]:
     """Thought-free generation of a model trained on (NTP) against that of its base."""
     prompt = texts(rows, _PROMPT.value)
     weights = {
-        name: {"lm": model_lib.init(model, jax.random.key(i))}
+        name: {"lm": decoder.init(model, jax.random.key(i))}
         for i, name in enumerate(("base", "ntp"))
     }
     ways = {
@@ -249,7 +250,7 @@ def thinking(model: ModelConfig, n_ahead: int) -> tuple[ThoughtConfig, Params]:
     """Random weights, with a talk head that lets thoughts count."""
     key = jax.random.key(0)
     thought = ThoughtConfig(n_ahead, rationales=1)
-    lm = model_lib.init(model, key)
+    lm = decoder.init(model, key)
     added = thoughts.init(model, thought, lm, key, 3, 4)
     out = added["talk_head"]["out"]
     out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)

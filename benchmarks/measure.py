@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import flops, model, objectives, optimizer, quiet_star, thoughts
+from fqs_jax import flops, objectives, optimizer, quiet_star, thoughts
 from fqs_jax import step as step_lib
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
@@ -62,7 +63,7 @@ class Kind:
         return flops.next_token_step(self.model, self.rows, self.length)
 
     def params(self, key: jax.Array) -> Any:
-        params: dict[str, Any] = {"lm": model.init(self.model, key)}
+        params: dict[str, Any] = {"lm": decoder.init(self.model, key)}
         if self.thought is not None:
             made = thoughts.init(self.model, self.thought, params["lm"], key, 3, 4)
             # A head that is not zero, as after some steps: all of the backward pass is real.

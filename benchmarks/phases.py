@@ -101,15 +101,15 @@ def phase_seconds(kind: Any) -> dict[str, float]:
     import jax
 
     from benchmarks import measure
-    from fqs_jax import model as model_lib
     from fqs_jax import thoughts
+    from fqs_jax.model import decoder
 
     key = jax.random.key(0)
     state, batch, number = kind.arguments(key)
     params = state.params
 
     def text(params: Any) -> Any:
-        return model_lib.text_forward(params["lm"], batch["tokens"], kind.model)
+        return decoder.text_forward(params["lm"], batch["tokens"], kind.model)
 
     def sample(params: Any) -> Any:
         return thoughts.sample_thoughts(params, batch["tokens"], key, kind.model, kind.thought)
@@ -142,7 +142,8 @@ def head_seconds(kind: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    from fqs_jax import rollout, vocab
+    from fqs_jax import rollout
+    from fqs_jax.model import vocab
 
     model, thought, B, T = kind.model, kind.thought, kind.rows, kind.length
     R, K, A = thought.rationales, thought.num_tokens, thought.n_ahead_talk

@@ -21,8 +21,9 @@ from fqs_jax import curriculum, optimizer, problem_scores, settings, thoughts, w
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
-from fqs_jax.model import ModelConfig, Params
-from fqs_jax.model import init as init_model
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.model.decoder import init as init_model
 from fqs_jax.tokenizers import Tokenizer
 
 Kind = tuple[float, str]  # position_fraction, positions

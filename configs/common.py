@@ -74,7 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh.fsdp = -1  # cuts parameters and optimizer state; rows are dealt out to data x fsdp
     c.mesh.tensor = 1  # cuts heads, feed-forward and vocabulary
 
-    # Architecture when there is no init_from: fields of fqs_jax.model.ModelConfig.
+    # Architecture when there is no init_from: fields of fqs_jax.model.config.ModelConfig.
     c.model = ml_collections.ConfigDict({})
 
     c.compute = ml_collections.ConfigDict()

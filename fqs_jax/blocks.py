@@ -6,18 +6,17 @@ sees the text's keys and values up to its position, and its own slots up to each
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, attention_backends, mixing, vocab
-from fqs_jax import model as model_lib
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax import mixing
+from fqs_jax.model import attention, attention_xla, decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.rollout import mark
-
-if TYPE_CHECKING:
-    from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thoughts import ThoughtConfig
 
 
 class Text(NamedTuple):
@@ -53,10 +52,10 @@ def read_text(
 ) -> Text:
     """The differentiable text pass."""
     lm = params["lm"]
-    hidden_BxTxD, (key, value) = model_lib.text_forward(lm, tokens_BxT, model, segment_BxT)
+    hidden_BxTxD, (key, value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
     next_BxT = jnp.roll(tokens_BxT, -1, axis=1)
     log_prob_BxT = vocab.log_probs(
-        hidden_BxTxD, model_lib.head_kernel(lm), next_BxT, chunk=model.vocab_chunk
+        hidden_BxTxD, decoder.head_kernel(lm), next_BxT, chunk=model.vocab_chunk
     )
     return Text(hidden_BxTxD, key, value, log_prob_BxT)
 
@@ -77,7 +76,7 @@ def score_blocks(
 
     Args:
       index_BxP: text positions of the blocks; None = all.
-      spans: see `attention.indexed_text`.
+      spans: see `attention_xla.indexed_text`.
       alone: whether the thought's own prediction is asked for.
     """
     lm, c = params["lm"], model
@@ -91,18 +90,18 @@ def score_blocks(
         text_k, text_v = layer
         window = c.sliding_window
         if index_BxP is None:
-            return attention_backends.blocks(
+            return attention.blocks(
                 q, k, v, text_k, text_v, M, segment_BxT, window, c.attention
             ), None
-        over_text = attention.indexed_text(
+        over_text = attention_xla.indexed_text(
             q, text_k, text_v, index_BxP, slot_RM, segment_BxT, window, spans
         )
-        return attention.merge(over_text, attention.own_blocks(q, k, v, M, window)), None
+        return attention_xla.merge(over_text, attention_xla.own_blocks(q, k, v, M, window)), None
 
     blocks_BxPxRxMxD = _block_embeddings(
         params, tokens_BxT, thought_BxPxRxK, where_BxP, model, thought
     )
-    hidden, _ = model_lib.run_layers(
+    hidden, _ = decoder.run_layers(
         lm,
         blocks_BxPxRxMxD.reshape(B, P, R * M, c.width),
         where_BxP[..., None] + slot_RM,
@@ -112,7 +111,7 @@ def score_blocks(
     )
 
     block_BxPxRxMxD = hidden.reshape(B, P, R, M, c.width)
-    kernel_DxV = model_lib.head_kernel(lm)
+    kernel_DxV = decoder.head_kernel(lm)
     thought_log_probs = vocab.log_probs(
         block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
         kernel_DxV,
@@ -158,9 +157,9 @@ def mixed_log_probs(
     weight = mixing.weight(score, thought.mixing)
     if thought.mixing != "probability":
         mixed = mixing.mix_hidden(base, after, weight)
-        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], mixed)), weight
-    base_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base))
-    after_log_p = jax.nn.log_softmax(model_lib.head_logits(params["lm"], after))
+        return jax.nn.log_softmax(decoder.head_logits(params["lm"], mixed)), weight
+    base_log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], base))
+    after_log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], after))
     return mixing.mix_log_probs(base_log_p, after_log_p, score[..., None]), weight
 
 
@@ -184,7 +183,7 @@ def _block_embeddings(
     forced_BxPxA = ahead(tokens_BxT, where_BxP + 1, A - 1)
     # One look-up for all, so that the table has one gradient.
     ids = jnp.concatenate([thought_BxPxRxK.reshape(B, -1), forced_BxPxA.reshape(B, -1)], axis=1)
-    drawn, forced = jnp.split(model_lib.embed(params["lm"], ids, model), [P * R * K], axis=1)
+    drawn, forced = jnp.split(decoder.embed(params["lm"], ids, model), [P * R * K], axis=1)
     start_D, end_D = (mark(params, name, model, thought) for name in ("start", "end"))
     if thought.tokens == "pause":
         drawn = jnp.broadcast_to(mark(params, "pause", model, thought), drawn.shape)

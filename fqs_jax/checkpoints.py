@@ -22,7 +22,7 @@ from fqs_jax import checkpoint_errors, fingerprints, waiting
 from fqs_jax.agreement import agreed, on_main, together
 from fqs_jax.checkpoint_errors import Damaged, reason
 from fqs_jax.errors import UserError
-from fqs_jax.model import Params
+from fqs_jax.model.decoder import Params
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
 _DELETED = "deleted_"

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import mixing, rollout, sharding
-from fqs_jax import model as model_lib
 from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.tokenizers import Tokenizer
 from fqs_jax.workdir import Loaded
@@ -160,14 +161,14 @@ def _read(
     thought: ThoughtConfig | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities float32 [B, P] of the targets, and whether nothing is likelier, bool [B, P]."""
-    hidden_BxTxD, kept = model_lib.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
+    hidden_BxTxD, kept = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
     text = rollout.TextCache(*kept, batch["mask"])
 
     def read(places: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index_BxP, target_BxP = places
         base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
         if thought is None:
-            log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], base_BxPxD))
+            log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], base_BxPxD))
         else:
             keys = rollout.thought_keys(key, index_BxP, thought.rationales, batch["row"])
             _, _, after = rollout.rollout(

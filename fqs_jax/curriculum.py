@@ -17,10 +17,11 @@ import ml_collections
 import numpy as np
 
 from fqs_jax import distillation, flops, objectives, quiet_star, settings, targets, thoughts
-from fqs_jax import model as model_lib
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 
 OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
 OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
@@ -220,7 +221,7 @@ def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: Mode
 
     def make() -> Params:
         key = jax.random.key(0)
-        params: Params = {"lm": model_lib.init(model, key)}
+        params: Params = {"lm": decoder.init(model, key)}
         if stage.thinks:
             thought = settings.thought_config(config, stage)
             params["thought"] = thoughts.init(model, thought, params["lm"], key, 0, 0)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import attention, blocks, rollout
-from fqs_jax import model as model_lib
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax import blocks, rollout
+from fqs_jax.model import attention_xla, decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.rollout import TextCache
 from fqs_jax.thoughts import ThoughtConfig
 
@@ -36,7 +37,7 @@ def prefill(
     params: Params, tokens_BxT: jax.Array, length_B: jax.Array, model: ModelConfig, room: int
 ) -> Cursor:
     """Read prompts, padded on the right to T, into caches with room for `room` more tokens."""
-    hidden_BxTxD, (key, value) = model_lib.text_forward(params["lm"], tokens_BxT, model)
+    hidden_BxTxD, (key, value) = decoder.text_forward(params["lm"], tokens_BxT, model)
     # Slots beyond a row's length hold padding; nothing looks beyond its own index, and each is
     # overwritten before the index gets there.
     padding = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
@@ -51,15 +52,15 @@ def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfi
     one = jnp.ones(1, jnp.int32)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        before = attention.indexed_text(
+        before = attention_xla.indexed_text(
             q[:, :, None], layer[0], layer[1], index_Bx1 - 1, one, None, model.sliding_window
         )
-        output, lse = attention.own_slots(q, k, v, jnp.ones((1, 1), bool))
-        merged = attention.merge(before, (output[:, :, None], lse[:, :, None]))
+        output, lse = attention_xla.own_slots(q, k, v, jnp.ones((1, 1), bool))
+        merged = attention_xla.merge(before, (output[:, :, None], lse[:, :, None]))
         return merged[:, :, 0], (k, v)
 
-    embedding_Bx1xD = model_lib.embed(params["lm"], token_B[:, None], model)
-    hidden_Bx1xD, new = model_lib.run_layers(
+    embedding_Bx1xD = decoder.embed(params["lm"], token_B[:, None], model)
+    hidden_Bx1xD, new = decoder.run_layers(
         params["lm"], embedding_Bx1xD, index_Bx1, attend, model, (cursor.key, cursor.value)
     )
     rows_B = jnp.arange(token_B.shape[0])
@@ -84,7 +85,7 @@ def next_log_probs(
     """
     B = cursor.length_B.shape[0]
     if thought is None:
-        log_probs = jax.nn.log_softmax(model_lib.head_logits(params["lm"], cursor.hidden_BxD))
+        log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], cursor.hidden_BxD))
         return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
     text = TextCache(cursor.key, cursor.value, None)
     index_Bx1 = cursor.length_B[:, None] - 1

@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import model as model_lib
-from fqs_jax import rollout, vocab
+from fqs_jax import rollout
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.targets import (
     Batch,
     Metrics,
@@ -131,7 +132,7 @@ def distill_loss(
       key: of the tokens that `policy` draws.
     """
     lm, tokens_BxT = params["lm"], batch["tokens"]
-    hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, segments(batch))
+    hidden_BxTxD, _ = decoder.text_forward(lm, tokens_BxT, model, segments(batch))
     others: dict[str, Any] = {"next": jnp.roll(tokens_BxT, -1, axis=1)}
     if config.form != "hinge":
         others["teacher"] = batch["teacher_log_probs"]
@@ -152,7 +153,7 @@ def distill_loss(
                 found["policy"] = policy(p, q, others["key"], config.group)
         return found
 
-    kernel_DxV = model_lib.head_kernel(lm)
+    kernel_DxV = decoder.head_kernel(lm)
     found = vocab.read(read, hidden_BxTxD, kernel_DxV, others, chunk=model.vocab_chunk)
     label_BxT = found.pop("label")[:, :-1]
     behind_BxT = batch["teacher_log_prob"] - label_BxT

@@ -15,7 +15,7 @@ import numpy as np
 from fqs_jax import decoding
 from fqs_jax.decoding import Cursor
 from fqs_jax.errors import UserError
-from fqs_jax.model import Params
+from fqs_jax.model.decoder import Params
 from fqs_jax.workdir import Loaded
 
 

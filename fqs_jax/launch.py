@@ -32,11 +32,11 @@ from fqs_jax import (
     train,
     workdir,
 )
-from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder, placement
+from fqs_jax.model.config import ModelConfig
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -75,7 +75,7 @@ def main(_: Sequence[str]) -> None:
     stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
     todo = curriculum.select(stages, _STAGE.value)
     mesh = sharding.make_mesh(config.mesh)
-    sharding.check_model(model, mesh)
+    placement.check_model(model, mesh)
     for stage in todo:  # now, and not when its turn comes
         step.split_rows(config, stage, mesh)
     if _DRY_RUN.value:
@@ -116,7 +116,7 @@ def _print_plan(
 ) -> None:
     """What would run."""
     names = {stage.number: str(stage) for stage in stages}
-    parameters = model_lib.num_params(model_lib.abstract_params(model))
+    parameters = decoder.num_params(decoder.abstract_params(model))
     places = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
     devices = f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)} ({places})"
     table = Table(title=f"{root}: {parameters:,} parameters on {devices}")

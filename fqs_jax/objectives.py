@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import model as model_lib
-from fqs_jax import rollout, vocab
+from fqs_jax import rollout
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params, label_log_probs
 from fqs_jax.targets import (
     Batch,
     Metrics,
@@ -58,7 +59,7 @@ def next_token_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Plain next-token training: the mean over real targets of -log p(x_{t+1} | x_{<=t})."""
     del key
-    hidden_BxTxD, _ = model_lib.text_forward(params["lm"], batch["tokens"], model, segments(batch))
+    hidden_BxTxD, _ = decoder.text_forward(params["lm"], batch["tokens"], model, segments(batch))
     log_prob = label_log_probs(params["lm"], hidden_BxTxD, batch["tokens"], model)
     target_BxAxT = talk_targets(batch, 1)
     loss = -masked_mean(log_prob, target_BxAxT[:, 0], counts(batch, target_BxAxT)[0])
@@ -74,10 +75,10 @@ def ntp_loss(
     action_BxT = tokens_BxT[:, 1:]
     if config.action == "sampled":
         lm = jax.lax.stop_gradient(params["lm"])
-        hidden_BxTxD, _ = model_lib.text_forward(lm, tokens_BxT, model, segments(batch))
+        hidden_BxTxD, _ = decoder.text_forward(lm, tokens_BxT, model, segments(batch))
         where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
         keys_BxT = rollout.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
-        kernel_DxV = model_lib.head_kernel(lm)
+        kernel_DxV = decoder.head_kernel(lm)
         action_BxT, _ = vocab.sample(
             hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk
         )
@@ -125,13 +126,13 @@ def ntp_losses(
       teacher_log_prob_BxT: [B, T - 1]. action_BxT: int32 [B, T - 1].
     """
     lm = params["lm"]
-    hidden_BxTxD, _ = model_lib.text_forward(lm, batch["tokens"], model, segments(batch))
+    hidden_BxTxD, _ = decoder.text_forward(lm, batch["tokens"], model, segments(batch))
     label = label_log_probs(lm, hidden_BxTxD, batch["tokens"], model)
     reward = jax.lax.stop_gradient(label) - teacher_log_prob_BxT
     reward = jnp.maximum(reward, 0.0) if config.clip else reward
     reward = reward * talk_targets(batch, 1)[:, 0]
 
-    read_BxTxD, kernel_DxV = hidden_BxTxD[:, :-1], model_lib.head_kernel(lm)
+    read_BxTxD, kernel_DxV = hidden_BxTxD[:, :-1], decoder.head_kernel(lm)
     how: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
     if config.action == "expected":
         log_pi = vocab.expected_log_probs(read_BxTxD, kernel_DxV, **how)
@@ -140,12 +141,3 @@ def ntp_losses(
     policy = -jnp.mean(reward * log_pi)
     parts = NTPLosses(policy=policy, reward=reward, log_pi=log_pi, label_log_prob=label)
     return config.policy_weight * policy, parts
-
-
-def label_log_probs(
-    lm: Params, hidden_BxTxD: jax.Array, tokens_BxT: jax.Array, model: ModelConfig
-) -> jax.Array:
-    """log p(x_{t+1}) at every t but the last, float32 [B, T - 1]."""
-    return vocab.log_probs(
-        hidden_BxTxD[:, :-1], model_lib.head_kernel(lm), tokens_BxT[:, 1:], chunk=model.vocab_chunk
-    )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from fqs_jax.model import Params
+from fqs_jax.model.decoder import Params
 
 PARTS = ("lm", "talk_head", "marks")  # what gradient norms and learning rates are told apart by
 # apply_if_finite would take bad steps after this many; the training loop stops long before.

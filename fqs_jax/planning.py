@@ -14,14 +14,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import attention_backends, compiled, curriculum, huggingface
-from fqs_jax import model as model_lib
+from fqs_jax import compiled, curriculum, huggingface
 from fqs_jax import step as step_lib
 from fqs_jax.compiled import Collective, Memory
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import attention, decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.topologies import Chip
 
 
@@ -169,7 +169,7 @@ def plan(
         batch_size=config.batch_size,
         microbatches=config.microbatches,
         text_tokens=config.batch_size * config.data.seq_len,
-        parameters=model_lib.num_params(step.state.params),
+        parameters=decoder.num_params(step.state.params),
         row_groups=step.row_groups,
         flops=flops,
         memory=memory,
@@ -257,7 +257,7 @@ def _flops(
     """
     keeping = dataclasses.replace(model, remat="none", vocab_chunk=0, attention="xla")
     program = compiled.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
-    if attention_backends.choose(model.attention, mesh.devices.flat[0].platform) != "xla":
+    if attention.choose(model.attention, mesh.devices.flat[0].platform) != "xla":
         plain = dataclasses.replace(model, attention="xla")
         traced = _trace(config, stage, plain, mesh)[1]
     return Flops(

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import accumulation, positions, sharding, thoughts, vocab
-from fqs_jax import model as model_lib
+from fqs_jax import accumulation, positions, sharding, thoughts
 from fqs_jax.blocks import Text, score_blocks
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, placement, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.positions import Positions
 from fqs_jax.targets import (
     Batch,
@@ -125,7 +126,7 @@ def _chooser(
         if config.positions == "high_entropy":
             lm = jax.lax.stop_gradient(params["lm"])
             entropy_BxT = vocab.entropies(
-                hidden_BxTxD, model_lib.head_kernel(lm), chunk=model.vocab_chunk
+                hidden_BxTxD, decoder.head_kernel(lm), chunk=model.vocab_chunk
             )
             # A tenth of the mean at least: what is chosen rarely counts much, and is noise.
             # Rows of padding have none.
@@ -237,4 +238,4 @@ def _placed(gradients: tuple[Params, Text]) -> tuple[Params, Text]:
     """Gradients where their arrays are, so that sums over chunks are not kept whole by every device."""
     params, text = gradients
     axes = "B . .", "L B . G H", "L B . G H", "B ."
-    return sharding.constrain_parameters(params), Text(*map(sharding.constrain, text, axes))
+    return placement.constrain_parameters(params), Text(*map(sharding.constrain, text, axes))

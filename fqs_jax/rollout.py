@@ -4,22 +4,21 @@ each step is one query a position and rationale, and nothing is differentiated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import attention, sharding, vocab
-from fqs_jax import model as model_lib
-from fqs_jax.model import ModelConfig, Params
-
-if TYPE_CHECKING:
-    from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax import sharding
+from fqs_jax.model import attention_xla, decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.thoughts import ThoughtConfig
 
 
 class TextCache(NamedTuple):
-    """Rotated keys and values of a text pass, and which document each is of (attention.py)."""
+    """Rotated keys and values of a text pass, and which document each is of (model/attention_xla.py)."""
 
     key_LxBxTxGxH: jax.Array
     value_LxBxTxGxH: jax.Array
@@ -61,8 +60,8 @@ def rollout(
     empty = jnp.zeros((L, B, P, R, G, K + 2 * finish, H), c.dtype)
     own = (sharding.constrain(empty, "L B P R G . H"),) * 2
 
-    table_VxD = model_lib.embedding_table(lm, c)
-    kernel_DxV = vocab.gathered_head(model_lib.head_kernel(lm), c.dtype)
+    table_VxD = decoder.embedding_table(lm, c)
+    kernel_DxV = vocab.gathered_head(decoder.head_kernel(lm), c.dtype)
 
     def run_slot(
         embedding_BxPxRxD: jax.Array, slot: jax.Array, own: tuple[jax.Array, jax.Array]
@@ -73,9 +72,9 @@ def rollout(
             text_k, text_v, own_k, own_v = layer
             own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=4)
             own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=4)
-            visible_M = attention.causal_slots(own_k.shape[4], c.sliding_window)[slot]
+            visible_M = attention_xla.causal_slots(own_k.shape[4], c.sliding_window)[slot]
             flat = (B * P * R, -1)
-            own_part = attention.own_slots(
+            own_part = attention_xla.own_slots(
                 q.reshape(*flat, *q.shape[-2:]),
                 own_k.reshape(B * P * R, G, -1, H).swapaxes(1, 2),
                 own_v.reshape(B * P * R, G, -1, H).swapaxes(1, 2),
@@ -84,13 +83,11 @@ def rollout(
             own_part = own_part[0].reshape(q.shape), own_part[1].reshape(q.shape[:-1])
             slot_R = jnp.full(R, slot + 1)
             text_part = text_attention(q, text_k, text_v, index_BxP, slot_R, text.segment_BxT, c)
-            return attention.merge(text_part, own_part), (k, v)
+            return attention_xla.merge(text_part, own_part), (k, v)
 
         positions_BxPxR = jnp.broadcast_to(where_BxP[..., None] + slot + 1, (B, P, R))
         layers = (text.key_LxBxTxGxH, text.value_LxBxTxGxH, *own)
-        hidden, new = model_lib.run_layers(
-            lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers
-        )
+        hidden, new = decoder.run_layers(lm, embedding_BxPxRxD, positions_BxPxR, attend, c, layers)
         own = jax.tree.map(
             lambda o, n: jax.lax.dynamic_update_index_in_dim(o, n, slot, axis=5), own, new
         )
@@ -114,7 +111,7 @@ def rollout(
         if thought.tokens == "pause":
             pause_D = mark(params, "pause", model, thought)
             return (jnp.broadcast_to(pause_D, embedding_BxPxRxD.shape), own), drawn
-        return (model_lib.look_up(table_VxD, drawn[0]), own), drawn
+        return (decoder.look_up(table_VxD, drawn[0]), own), drawn
 
     first = jnp.broadcast_to(mark(params, "start", model, thought), (B, P, R, c.width))
     (embedding, own), (tokens, entropy) = jax.lax.scan(sampling_step, (first, own), jnp.arange(K))
@@ -169,10 +166,10 @@ def text_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Block queries over text: at every position (index None, later keys skipped) or at chosen ones."""
     if index_BxP is None:
-        return attention.aligned_text(
+        return attention_xla.aligned_text(
             query_BxPxSxNxH, key_BxTxGxH, value_BxTxGxH, slot_S, segment_BxT, model.sliding_window
         )
-    return attention.indexed_text(
+    return attention_xla.indexed_text(
         query_BxPxSxNxH,
         key_BxTxGxH,
         value_BxTxGxH,

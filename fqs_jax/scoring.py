@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import model as model_lib
-from fqs_jax import objectives, rollout, sharding, thoughts
+from fqs_jax import rollout, sharding, thoughts
 from fqs_jax.data import windows
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 
@@ -34,8 +35,8 @@ def _text_nll(
     tokens, mask = batch["tokens"], batch["mask"]
     where = mask[:, 1:]
     if thought is None:
-        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
-        log_probs = objectives.label_log_probs(params["lm"], hidden, tokens, model)
+        hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
+        log_probs = decoder.label_log_probs(params["lm"], hidden, tokens, model)
         return {"nll_base": -jnp.sum(log_probs * where)}
     scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
     return {

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ml_collections
 
 from fqs_jax import distillation, lineage, objectives
+from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
-
-if TYPE_CHECKING:
-    from fqs_jax.curriculum import Stage
 
 # Of a built-in task: which documents are read, not which problems there are.
 OF_TASKS = "worked|direct|chatter|unanswered|true_after_chatter|label_noise|lengths"

@@ -6,25 +6,21 @@
 
 The compiler follows from the placement of parameters and batch, and from `constrain` at a few
 activations; nothing else in the project mentions devices. (`jax.jit` with shardings is what `pjit`
-became.) Letters are those of the array names: `axes.py`, and the table in the README.
+became.) Letters are those of the array names: `model/placement.py`, and the table in the README.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fqs_jax import axes as axes_lib
 from fqs_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from fqs_jax.model import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -131,39 +127,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_specs(tree: Any, mesh: Any) -> Any:
-    """The table applied to a parameter tree or an optimizer state, leaf by leaf by its path.
-
-    Vectors (scales, biases of one axis, marks) are whole everywhere: too small to be worth gathering.
-    """
-
-    def place(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-        axes = axes_lib.of_leaf(path)
-        if axes is None or len(axes) != leaf.ndim or sum(axis != "L" for axis in axes) < 2:
-            return PartitionSpec()
-        return spec(axes, leaf.shape, mesh)
-
-    return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def of_parameters(tree: Any, mesh: Mesh) -> Any:
-    """`parameter_specs` as shardings."""
-    return jax.tree.map(
-        lambda where: NamedSharding(mesh, where),
-        parameter_specs(tree, mesh),
-        is_leaf=lambda x: isinstance(x, PartitionSpec),
-    )
-
-
-def placed(tree: Any, mesh: Mesh) -> Any:
-    """The shapes and types of a parameter tree or optimizer state, with where each leaf lies."""
-    return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-        tree,
-        of_parameters(tree, mesh),
-    )
-
-
 def rows(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose first axis is B and whose other axes are whole."""
     return NamedSharding(mesh, spec("B" + "." * (len(shape) - 1), shape, mesh))
@@ -198,14 +161,6 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec(axes.split(), x.shape, mesh))
 
 
-def constrain_parameters(tree: Any) -> Any:
-    """`constrain` for a tree of parameters or of their gradients."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, parameter_specs(tree, mesh))
-
-
 def row_groups(num_rows: int, mesh: Any) -> int:
     """Into how many groups of devices the table deals out this many rows."""
     names = spec("B", (num_rows,), mesh)[0] or ()
@@ -216,24 +171,3 @@ def groups_of_rows(num_rows: int) -> int:
     """`row_groups` of the mesh in scope; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else row_groups(num_rows, mesh)
-
-
-def check_model(model: ModelConfig, mesh: Mesh) -> None:
-    """Refuse a mesh that does not divide the model's axes.
-
-    Kv heads and vocabulary are whole on every device where `tensor` does not divide them.
-
-    Raises:
-      UserError: names the axis and what would divide it.
-    """
-    for mesh_axis, name in (
-        ("fsdp", "width"),
-        ("tensor", "num_heads"),
-        ("tensor", "mlp_dim"),
-    ):
-        size, cuts = getattr(model, name), mesh.shape[mesh_axis]
-        if size % cuts:
-            raise UserError(
-                f"mesh.{mesh_axis}={cuts} does not divide the model's {name} {size}; "
-                f"{math.gcd(size, cuts)} does"
-            )

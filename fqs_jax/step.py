@@ -20,7 +20,9 @@ from jax.sharding import Mesh
 from fqs_jax import curriculum, optimizer, sharding, targets
 from fqs_jax.curriculum import Loss, Stage
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 
 
 class State(NamedTuple):
@@ -63,7 +65,7 @@ def program(
     Raises:
       UserError: the mesh divides neither the model nor the rows.
     """
-    sharding.check_model(model, mesh)
+    placement.check_model(model, mesh)
     split, row_groups = split_rows(config, stage, mesh)
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
     step = make_step(
@@ -75,7 +77,7 @@ def program(
     )
     params = curriculum.abstract_params(config, stage, model)
     state = State(params, jax.eval_shape(transform.init, params))
-    state = State(*(sharding.placed(tree, mesh) for tree in state))
+    state = State(*(placement.placed(tree, mesh) for tree in state))
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(where, sharding.replicated(mesh)))
     batch = abstract_batch(config, stage, model, mesh, extra_keys)
@@ -162,7 +164,7 @@ def make_step(
         if microbatches > 1:
             gradient = functools.partial(_accumulate, gradient, microbatches, talk_steps)
         (loss, metrics), grads = gradient(state.params, batch, step_key)
-        grads = sharding.constrain_parameters(grads)
+        grads = placement.constrain_parameters(grads)
         updates, optimizer_state = transform.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {"loss": loss, **optimizer.part_norms(grads)}
@@ -208,10 +210,10 @@ def _accumulate(
 
     def add(total: Any, part: dict[str, jax.Array]) -> tuple[Any, None]:
         (loss, metrics), grads = gradient(params, part | whole, key)
-        grads = sharding.constrain_parameters(grads)
+        grads = placement.constrain_parameters(grads)
         values = jax.tree.map(lambda x: x.astype(jnp.float32) / parts, ((loss, metrics), grads))
         values, grads = jax.tree.map(jnp.add, total, values)
-        return (values, sharding.constrain_parameters(grads)), None
+        return (values, placement.constrain_parameters(grads)), None
 
     xs = in_parts(batch, parts)
     part = jax.tree.map(lambda x: x[0], xs) | whole

@@ -20,7 +20,7 @@ from fqs_jax import cli, curriculum
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 
 REQUIRED = ("config", "seeds", "variants")
 OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}

@@ -18,23 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import (
-    agreement,
-    distributed,
-    files,
-    mixing,
-    rollout,
-    sharding,
-    targets,
-    thoughts,
-    vocab,
-)
-from fqs_jax import model as model_lib
+from fqs_jax import agreement, distributed, files, mixing, rollout, sharding, targets, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.data.order import Dataset
 from fqs_jax.distillation import Arrays
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 
 PIECE = 8  # batches in a file; a stop is heeded after each
@@ -153,7 +144,7 @@ def predictions(
     """
     tokens_BxT, segment_BxT = batch["tokens"], targets.segments(batch)
     lm = params["lm"]
-    base_BxTxD, (text_key, text_value) = model_lib.text_forward(lm, tokens_BxT, model, segment_BxT)
+    base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
     where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
     keys_BxTxR = rollout.thought_keys(key, where_BxT, thought.rationales, batch["row"])
     text = rollout.TextCache(text_key, text_value, segment_BxT)
@@ -166,7 +157,7 @@ def predictions(
         after, following = others
         mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
         log_p = mixing.mean_log_probs(mixed, axis=2)
-        plain = jax.nn.softmax(model_lib.head_logits(lm, base))
+        plain = jax.nn.softmax(decoder.head_logits(lm, base))
         said = {
             "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
             "teacher_log_probs": log_p,

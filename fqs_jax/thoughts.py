@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax import mixing, sharding
-from fqs_jax import model as model_lib
 from fqs_jax.blocks import Text, mixed_log_probs, read_text, score_blocks
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.positions import Positions
 from fqs_jax.rollout import TextCache, rollout, thought_keys
 
@@ -151,7 +152,7 @@ def sample_thoughts(
       int32 tokens [B, P, R, K] and the entropy (nats) of each draw, same shape.
     """
     params = jax.lax.stop_gradient(params)
-    _, (text_key, text_value) = model_lib.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
+    _, (text_key, text_value) = decoder.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
     text = TextCache(text_key, text_value, segment_BxT)
     tokens, entropy, _ = rollout(params, text, key, model, thought, index_BxP, finish=False)
     return tokens, entropy
@@ -174,7 +175,7 @@ def think(
       mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
       thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
     """
-    hidden_BxTxD, (text_key, text_value) = model_lib.text_forward(
+    hidden_BxTxD, (text_key, text_value) = decoder.text_forward(
         params["lm"], tokens_BxT, model, segment_BxT
     )
     text = TextCache(text_key, text_value, segment_BxT)
@@ -184,7 +185,7 @@ def think(
     if index_BxP is not None:
         base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
     mixed, weight = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thought)
-    return mixed, model_lib.head_logits(params["lm"], base_BxPxD), tokens, weight
+    return mixed, decoder.head_logits(params["lm"], base_BxPxD), tokens, weight
 
 
 def predict_at(
@@ -205,9 +206,9 @@ def predict_at(
       [B, P, V], and [B, P, R, V] or None where the model does not think.
     """
     if thought is None:
-        hidden_BxTxD, _ = model_lib.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
+        hidden_BxTxD, _ = decoder.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-        return jax.nn.log_softmax(model_lib.head_logits(params["lm"], hidden_BxPxD)), None
+        return jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxPxD)), None
     assert keys_BxPxR is not None
     mixed, logits_BxPxV, _, _ = think(
         params, tokens_BxT, keys_BxPxR, model, thought, segment_BxT, index_BxP

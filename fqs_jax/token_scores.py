@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import model as model_lib
-from fqs_jax import objectives, scoring, thoughts
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax import scoring, thoughts
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 
@@ -99,16 +100,16 @@ def _log_probs(
     none = jnp.zeros((0, tokens.shape[0], tokens.shape[1] - 1))
     tempered, thinking = none, none
     if thought is None or len(temperatures_C):
-        hidden, _ = model_lib.text_forward(params["lm"], tokens, model, mask)
+        hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
     if len(temperatures_C):
 
         def at(temperature: jax.Array) -> jax.Array:
             scaled = (hidden / temperature).astype(hidden.dtype)  # the head is linear
-            return objectives.label_log_probs(params["lm"], scaled, tokens, model)
+            return decoder.label_log_probs(params["lm"], scaled, tokens, model)
 
         tempered = jax.lax.map(at, temperatures_C)
     if thought is None:
-        plain = objectives.label_log_probs(params["lm"], hidden, tokens, model)
+        plain = decoder.label_log_probs(params["lm"], hidden, tokens, model)
     else:
         scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
         thinking = scores.talk_BxPxRxA[None, :, :-1, 0, 0]

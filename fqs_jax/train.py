@@ -33,7 +33,6 @@ from fqs_jax import (
     thoughts,
     workdir,
 )
-from fqs_jax import model as model_lib
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
@@ -41,7 +40,9 @@ from fqs_jax.data.order import Dataset
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted, Interrupts
 from fqs_jax.metrics import MetricsFile, Progress
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.step import Program, State
 from fqs_jax.tokenizers import Tokenizer
 
@@ -144,7 +145,7 @@ def _loop(
             "start",
             stage=stage.name,
             step=first,
-            parameters=model_lib.num_params(state.params),
+            parameters=decoder.num_params(state.params),
             flops_per_step=curriculum.step_flops(config, stage, run.model),
             devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
@@ -238,7 +239,7 @@ def starting_params(run: Run, stage: Stage) -> Params:
         return kept
 
     abstract = curriculum.abstract_params(config, stage, run.model)
-    where = sharding.of_parameters(abstract, run.mesh)["thought"]
+    where = placement.of_parameters(abstract, run.mesh)["thought"]
     made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
     return {**params, "thought": made}
 

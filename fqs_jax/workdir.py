@@ -34,11 +34,12 @@ from fqs_jax import (
     thoughts,
     tokenizers,
 )
-from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder, placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.tokenizers import Tokenizer
 
 
@@ -143,10 +144,12 @@ def initial_params(
         return {"lm": huggingface.load_params(init_from, model, model.param_dtype, mesh)}
 
     def init(key: jax.Array) -> Params:
-        return {"lm": model_lib.init(model, key)}
+        return {"lm": decoder.init(model, key)}
 
     key = jax.random.key(config.seed)
-    return jax.jit(init, out_shardings=sharding.of_parameters(jax.eval_shape(init, key), mesh))(key)
+    return jax.jit(init, out_shardings=placement.of_parameters(jax.eval_shape(init, key), mesh))(
+        key
+    )
 
 
 def origin_name(root: Path) -> str:
@@ -185,7 +188,7 @@ def load_stage(
     model = read_model(source_folder(root), config)
     with checkpoints.Checkpoints(stage_folder(root, number) / "checkpoints") as saved:
         params = curriculum.abstract_params(config, stage, model)
-        placed = sharding.placed(params, mesh or sharding.single_device())
+        placed = placement.placed(params, mesh or sharding.single_device())
         return saved.restore_params(step, placed, move_aside=bool(command)), stage
 
 
@@ -307,7 +310,7 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
     if saved is not None:
         fields = huggingface.load_thought_settings(folder)
         fields["masked_ids"] = tuple(fields["masked_ids"])
-        where = sharding.of_parameters({"thought": saved}, mesh)["thought"]
+        where = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, where)
         thought = thoughts.ThoughtConfig(**fields)
     return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name, mesh)

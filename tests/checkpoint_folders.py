@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from fqs_jax import huggingface, model
-from fqs_jax.model import ModelConfig, RopeScaling
+from fqs_jax import huggingface
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig, RopeScaling
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -81,19 +82,19 @@ def write_folder(
     return folder
 
 
-def load(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, model.Params]:
+def load(folder: Path, dtype: str = "float32") -> tuple[ModelConfig, decoder.Params]:
     config = huggingface.read_config(folder)
     return config, huggingface.load_params(folder, config, dtype)
 
 
-def random_params(config: ModelConfig, seed: int = 0) -> model.Params:
+def random_params(config: ModelConfig, seed: int = 0) -> decoder.Params:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda leaf: rng.standard_normal(leaf.shape, np.float32), model.abstract_params(config)
+        lambda leaf: rng.standard_normal(leaf.shape, np.float32), decoder.abstract_params(config)
     )
 
 
-def assert_trees_equal(a: model.Params, b: model.Params) -> None:
+def assert_trees_equal(a: decoder.Params, b: decoder.Params) -> None:
     jax.tree.map(np.testing.assert_array_equal, a, b)  # raises if the structures differ
 
 

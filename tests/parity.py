@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import model as model_lib
 from fqs_jax import objectives, targets, thoughts
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import NTPConfig
 from fqs_jax.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
 from fqs_jax.thoughts import ThoughtConfig
@@ -228,7 +228,7 @@ def _ntp_step(
         return objectives.ntp_losses(params, batch, teacher_BxU, action_BxU, model, config)
 
     (loss, parts), grads = jax.value_and_grad(losses, has_aux=True)(params)
-    logits = model_lib.logits(params["lm"], batch["tokens"], model, batch["mask"])
+    logits = decoder.logits(params["lm"], batch["tokens"], model, batch["mask"])
     return logits, loss, parts, grads
 
 

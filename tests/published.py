@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 
 from fqs_jax import targets
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 Arrays = dict[str, np.ndarray]

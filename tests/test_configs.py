@@ -10,7 +10,7 @@ import ml_collections
 import pytest
 
 from fqs_jax import curriculum, huggingface, planning, sharding, topologies
-from fqs_jax import model as model_lib
+from fqs_jax.model import decoder
 
 # Parameters as the checkpoints' own index files count them.
 PARAMETERS = {
@@ -34,7 +34,7 @@ def config(name: str) -> ml_collections.ConfigDict:
 @names
 def test_parameters(name: str) -> None:
     model = planning.architecture(config(name))
-    assert model_lib.num_params(model_lib.abstract_params(model)) == PARAMETERS[name]
+    assert decoder.num_params(decoder.abstract_params(model)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fqs_jax import continuations, tokenizers, workdir
-from fqs_jax import model as model_lib
 from fqs_jax.continuations import Request
 from fqs_jax.errors import UserError
+from fqs_jax.model import decoder
 from fqs_jax.rollout import thought_keys
 from fqs_jax.thoughts import ThoughtConfig, think
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
@@ -74,7 +74,7 @@ def directly(model, number, request):
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
 def _at(params, tokens, mask, index, number, model, thought):
     if thought is None:
-        logits = model_lib.logits(params["lm"], tokens, model, mask)
+        logits = decoder.logits(params["lm"], tokens, model, mask)
         return jax.nn.log_softmax(logits[0, index[0, 0]])
     keys = thought_keys(jax.random.key(SEED), index, thought.rationales, number[None])
     mixed, *_ = think(params, tokens, keys, model, thought, mask, index)

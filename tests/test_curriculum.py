@@ -12,7 +12,7 @@ from configs import common, mistral_7b
 from fqs_jax import curriculum, flops, settings
 from fqs_jax.curriculum import Stage, row
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 

@@ -13,15 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import (
-    checkpoints,
-    curriculum,
-    distillation,
-    objectives,
-    report_page,
-    teacher,
-    workdir,
-)
+from fqs_jax import checkpoints, curriculum, distillation, objectives, report_page, teacher, workdir
 from fqs_jax.curriculum import row
 from fqs_jax.distillation import FORMS, DistillConfig
 from fqs_jax.errors import UserError

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import model as model_lib
 from fqs_jax import workdir
 from fqs_jax.metrics import read_rows
+from fqs_jax.model import decoder
 from tests.tiny_runs import TINY, hf_folder, refusal, run, start, write_text
 
 SMALL = "--config=configs/small_hf.py"
@@ -180,7 +180,7 @@ def test_generate_from_a_file_and_of_nothing(place, trained):
 
 
 def our_logits(loaded, tokens):
-    return np.asarray(model_lib.logits(loaded.params["lm"], jnp.asarray(tokens), loaded.model))
+    return np.asarray(decoder.logits(loaded.params["lm"], jnp.asarray(tokens), loaded.model))
 
 
 @pytest.mark.slow

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import attention, decoding, flops, objectives, quiet_star, teacher, thoughts
-from fqs_jax import model as model_lib
+from fqs_jax import decoding, flops, objectives, quiet_star, teacher, thoughts
+from fqs_jax.model import attention_xla, decoder
+from fqs_jax.model import config as config_lib
 from fqs_jax.objectives import NTPConfig
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
@@ -40,7 +41,7 @@ kinds = pytest.mark.parametrize("thought", THOUGHTS, ids=["talk ahead", "probabi
 @pytest.fixture(autouse=True)
 def exactly_causal(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one query a chunk, attention over text computes the visible half and nothing else."""
-    monkeypatch.setattr(attention, "QUERY_CHUNK", 1)
+    monkeypatch.setattr(attention_xla, "QUERY_CHUNK", 1)
 
 
 def masked_slots(model: Any, slots: int) -> int:
@@ -49,7 +50,7 @@ def masked_slots(model: Any, slots: int) -> int:
 
 
 def scores_again(model: Any, keys: float) -> int:
-    """One query's scores, half of its attention: the backward pass recomputes them (attention.py)."""
+    """One query's scores, half of its attention: the backward pass recomputes them (model/attention_xla.py)."""
     return flops.attend(model, keys) // 2
 
 
@@ -63,7 +64,7 @@ def gradient(loss: Any) -> Any:
 
 
 @models
-def test_by_hand(model: model_lib.ModelConfig) -> None:
+def test_by_hand(model: config_lib.ModelConfig) -> None:
     """Every weight of a layer is one multiply-add a token; so is a row of the head a logit."""
     params = random_params(model)["lm"]
     kernels = [leaf["kernel"] for leaf in params["layers"].values() if "kernel" in leaf]
@@ -73,18 +74,18 @@ def test_by_hand(model: model_lib.ModelConfig) -> None:
 
 
 @models
-def test_text(model: model_lib.ModelConfig) -> None:
+def test_text(model: config_lib.ModelConfig) -> None:
     params = random_params(model)["lm"]
     counted = B * flops.text_forward(model, T)
-    assert matmul_flops(lambda p: model_lib.text_forward(p, TOKENS, model, MASK), params) == counted
+    assert matmul_flops(lambda p: decoder.text_forward(p, TOKENS, model, MASK), params) == counted
 
 
 def test_a_chunk_of_queries_computes_what_it_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys beyond a chunk of queries are skipped, those inside it masked."""
-    monkeypatch.setattr(attention, "QUERY_CHUNK", 4)
+    monkeypatch.setattr(attention_xla, "QUERY_CHUNK", 4)
     model = MODELS[0]
     params = random_params(model)["lm"]
-    traced = matmul_flops(lambda p: model_lib.text_forward(p, TOKENS, model), params)
+    traced = matmul_flops(lambda p: decoder.text_forward(p, TOKENS, model), params)
     in_vain = (3 + 2 + 1 + 0) + (1 + 0)  # keys of queries 0-3 and of 4-5
     assert traced == B * (flops.text_forward(model, T) + flops.attend(model, in_vain))
 
@@ -108,7 +109,7 @@ def test_sampling(thought: ThoughtConfig, positions: int | None) -> None:
 
 @models
 @kinds
-def test_scoring(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+def test_scoring(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
     drawn = jnp.zeros((B, T, R, K), jnp.int32)
     traced = matmul_flops(
@@ -122,7 +123,9 @@ def test_scoring(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
 @models
 @kinds
 @pytest.mark.parametrize("reward", ["mixed", "post_thought"])
-def test_a_thinking_step(model: model_lib.ModelConfig, thought: ThoughtConfig, reward: str) -> None:
+def test_a_thinking_step(
+    model: config_lib.ModelConfig, thought: ThoughtConfig, reward: str
+) -> None:
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
     config = QuietStarConfig(reward=reward, post_thought_weight=float(reward == "post_thought"))
     traced = matmul_flops(
@@ -174,7 +177,7 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
 
 @models
 @pytest.mark.parametrize("thought", [*THOUGHTS, *UNSAMPLED])
-def test_asking_a_teacher(model: model_lib.ModelConfig, thought: ThoughtConfig) -> None:
+def test_asking_a_teacher(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
     """As distillation asks; of the traced program without what it computes in vain."""
     model = dataclasses.replace(model, vocab_size=300)  # a head that counts
     said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
@@ -190,7 +193,7 @@ def test_asking_a_teacher(model: model_lib.ModelConfig, thought: ThoughtConfig) 
 
 
 @models
-def test_a_plain_step(model: model_lib.ModelConfig) -> None:
+def test_a_plain_step(model: config_lib.ModelConfig) -> None:
     """The count has a prediction at a row's last token, which nothing reads."""
     traced = matmul_flops(
         gradient(lambda p: objectives.next_token_loss(p, BATCH, KEY, model)), random_params(model)

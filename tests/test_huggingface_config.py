@@ -6,7 +6,7 @@ import pytest
 
 from fqs_jax import huggingface
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 from tests.checkpoint_folders import LLAMA, QWEN2, SCALING, config_of
 
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import huggingface, model
+from fqs_jax import huggingface
 from fqs_jax.errors import UserError
 from fqs_jax.huggingface import tensors
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from tests.checkpoint_folders import (
     LLAMA,
     MISTRAL,
@@ -46,7 +47,7 @@ def test_names_and_shapes_of_real_checkpoints(shared, name, num_tensors, num_byt
     assert len(ours) == num_tensors
     num_params = sum(int(np.prod(shape)) for shape in ours.values())
     assert num_bytes in (None, 2 * num_params)
-    assert model.num_params(model.abstract_params(config)) == num_params
+    assert decoder.num_params(decoder.abstract_params(config)) == num_params
     if (index := folder / "model.safetensors.index.json").exists():
         assert set(json.loads(index.read_text())["weight_map"]) == set(ours)
 
@@ -55,7 +56,7 @@ def test_names_and_shapes_of_real_checkpoints(shared, name, num_tensors, num_byt
 def test_leaf_shapes_are_the_models(qkv_bias, tied, layers):
     config = ModelConfig(11, 8, layers, 4, 2, 6, 12, qkv_bias=qkv_bias, tied_embeddings=tied)
     shapes = tensors.leaf_shapes(config)
-    abstract = model.abstract_params(config)
+    abstract = decoder.abstract_params(config)
     paths = {
         tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(abstract)
     }

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fqs_jax import huggingface, model, tokenizers
+from fqs_jax import huggingface, tokenizers
 from fqs_jax.errors import UserError
 from fqs_jax.huggingface import writing
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from tests.checkpoint_folders import (
     LLAMA,
     MISTRAL,
@@ -240,7 +241,7 @@ def test_folders_are_what_the_stock_architecture_expects(tmp_path, change, name,
     assert written == expected and index["weight_map"].keys() == expected.keys()
 
 
-def random_thought(width: int) -> model.Params:
+def random_thought(width: int) -> decoder.Params:
     rng = np.random.default_rng(1)
 
     def array(*shape: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from configs import qwen2_5_0_5b, tiny
 from fqs_jax import compiled, curriculum, flops, planning, sharding, topologies
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 from tests.tiny_runs import refusal, run
 
 SMALL = {

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import model as model_lib
 from fqs_jax import scoring, sharding, tokenizers, workdir
 from fqs_jax.errors import UserError
 from fqs_jax.generate import generate
+from fqs_jax.model import decoder
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import reference, tiny_models
@@ -127,7 +127,7 @@ def test_answers_without_thoughts(plain):
     np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
     for prompt, row in zip(prompts, scores, strict=True):
         tokens = jnp.array([[plain.tokenizer.bos_id, *plain.tokenizer.encode(prompt)]])
-        logits = model_lib.logits(plain.params["lm"], tokens, plain.model)[0, -1]
+        logits = decoder.logits(plain.params["lm"], tokens, plain.model)[0, -1]
         np.testing.assert_allclose(row, jax.nn.log_softmax(logits[jnp.array(ids)]), atol=1e-4)
 
 

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from fqs_jax import axes, curriculum, optimizer, sharding
+from fqs_jax import curriculum, optimizer, sharding
 from fqs_jax import step as step_lib
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -269,7 +270,7 @@ def test_every_parameter_has_axes_of_its_sizes() -> None:
     stage = curriculum.read_stages(make_config(), MODEL)[0]
     params = curriculum.abstract_params(make_config(), stage, MODEL)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        letters = axes.of_leaf(path)
+        letters = placement.of_leaf(path)
         assert letters is not None and len(letters) == leaf.ndim, path
         for letter, size in zip(letters, leaf.shape, strict=True):
             assert letter == "." or sizes[letter] == size, path
@@ -325,10 +326,10 @@ def test_impossible_meshes(sizes: Sizes, message: str) -> None:
 
 def test_a_mesh_that_does_not_divide_the_model_is_refused() -> None:
     with pytest.raises(UserError, match="mesh.tensor=8 does not divide the model's mlp_dim 20; 4"):
-        sharding.check_model(dataclasses.replace(MODEL, mlp_dim=20), make_mesh((1, 1, 8)))
+        placement.check_model(dataclasses.replace(MODEL, mlp_dim=20), make_mesh((1, 1, 8)))
     with pytest.raises(UserError, match="mesh.fsdp=8 does not divide the model's width 12; 4 does"):
-        sharding.check_model(dataclasses.replace(MODEL, width=12), make_mesh((1, 8, 1)))
-    sharding.check_model(MODEL, make_mesh((1, 1, 8)))  # 2 kv heads are whole
+        placement.check_model(dataclasses.replace(MODEL, width=12), make_mesh((1, 8, 1)))
+    placement.check_model(MODEL, make_mesh((1, 1, 8)))  # 2 kv heads are whole
 
 
 @given(st.integers(1, 24))

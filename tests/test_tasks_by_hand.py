@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import model as model_lib
 from fqs_jax import tokenizers
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.tasks import metrics
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item, lettered
@@ -33,7 +33,7 @@ def bigrams(tokenizer, rows, temperature=1.0):
         vocab_size=V, width=V, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, mlp_dim=1
     )
     params = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, np.float32), model_lib.abstract_params(config)
+        lambda leaf: np.zeros(leaf.shape, np.float32), decoder.abstract_params(config)
     )
     probs_VxV = np.full((V, V), 1e-12)
     for current, row in rows.items():

@@ -8,6 +8,7 @@ import pytest
 
 from fqs_jax import sharding, thoughts, tokenizers
 from fqs_jax.errors import UserError
+from fqs_jax.model import placement
 from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, piqa, social_iqa
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item
@@ -136,7 +137,7 @@ def test_another_choice_moves_no_other_score(thinking):
 def test_batches_and_mesh_change_nothing(thinking, asked):
     whole = evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, seed=1))
     mesh = sharding.local_mesh(fsdp=2, tensor=1)
-    where = sharding.of_parameters(thinking.params, mesh)
+    where = placement.of_parameters(thinking.params, mesh)
     spread = dataclasses.replace(thinking, params=jax.device_put(thinking.params, where), mesh=mesh)
     told = []
     for loaded, batch_size, count in ((thinking, 1, 2), (spread, 32, 3)):

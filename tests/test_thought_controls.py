@@ -13,10 +13,10 @@ import pytest
 
 from configs import tiny
 from fqs_jax import blocks, curriculum, quiet_star, rollout, targets, thoughts
-from fqs_jax import model as model_lib
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import model_config
@@ -29,7 +29,7 @@ MODEL = model_config(vocab_size=13)
 
 
 def parameters(thought: ThoughtConfig, model: ModelConfig = MODEL) -> Any:
-    lm = model_lib.init(model, jax.random.key(0))
+    lm = decoder.init(model, jax.random.key(0))
     params = {"lm": lm, "thought": thoughts.init(model, thought, lm, jax.random.key(1), 3, 4)}
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape)  # noqa: E731
     return params | {"thought": jax.tree.map(noise, params["thought"])}
@@ -66,10 +66,10 @@ def test_the_prediction_after_such_a_thought_equals_a_plain_pass_over_it(tokens:
     mixed, _, drawn, weight = thoughts.think(params, data, key, MODEL, thought)
     for r in range(2):
         marks = {name: 2.0 * params["thought"][name] for name in ("start", "end")}
-        middle = model_lib.embed(params["lm"], drawn[0, where, r], MODEL)
+        middle = decoder.embed(params["lm"], drawn[0, where, r], MODEL)
         if tokens == "pause":
             middle = jnp.broadcast_to(2.0 * params["thought"]["pause"], middle.shape)
-        read = model_lib.embed(params["lm"], data[0, : where + 1], MODEL)
+        read = decoder.embed(params["lm"], data[0, : where + 1], MODEL)
         row = jnp.concatenate([read, marks["start"][None], middle, marks["end"][None]])
         hidden = plain_pass(params["lm"], row)
         base, after = hidden[where], hidden[-1]
@@ -89,7 +89,7 @@ def plain_pass(lm: Any, embeddings_TxD: jax.Array) -> jax.Array:
         scores = jnp.where(jnp.tri(length, dtype=bool), scores, -jnp.inf)
         return jnp.einsum("nts,snh->tnh", jax.nn.softmax(scores), v)[None], None
 
-    hidden, _ = model_lib.run_layers(
+    hidden, _ = decoder.run_layers(
         lm, embeddings_TxD[None], jnp.arange(length)[None], attend, MODEL
     )
     return hidden[0]

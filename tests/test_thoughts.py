@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import attention, mixing, thoughts
+from fqs_jax import mixing, thoughts
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import attention_xla
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.rollout import mark
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
@@ -36,7 +38,7 @@ class Case(NamedTuple):
     lengths: tuple[int, ...] = (7, 5)
     positions: tuple[tuple[int, ...], ...] | None = None
     think: bool = False
-    query_chunk: int = attention.QUERY_CHUNK
+    query_chunk: int = attention_xla.QUERY_CHUNK
 
 
 CASES = {
@@ -174,7 +176,7 @@ class Run:
 
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_slow_rollout(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_CHUNK", CASES[name].query_chunk)
+    monkeypatch.setattr(attention_xla, "QUERY_CHUNK", CASES[name].query_chunk)
     run = Run(CASES[name])
     drawn, entropy, scores = run.fast()
     slow_drawn = run.slow_draws()

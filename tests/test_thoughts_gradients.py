@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import attention, thoughts
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax import thoughts
+from fqs_jax.model import attention_xla
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.tiny_models import (
@@ -29,7 +31,7 @@ class Case(NamedTuple):
     model: dict[str, Any]
     thought: dict[str, Any]
     lengths: tuple[int, ...]
-    query_chunk: int = attention.QUERY_CHUNK
+    query_chunk: int = attention_xla.QUERY_CHUNK
 
 
 CASES = {
@@ -93,7 +95,7 @@ def test_gradients_are_slopes_of_the_slow_rollout(
 ) -> None:
     """The slope of a random linear function of all scores, along a random direction of every leaf."""
     case = CASES[name]
-    monkeypatch.setattr(attention, "QUERY_CHUNK", case.query_chunk)
+    monkeypatch.setattr(attention_xla, "QUERY_CHUNK", case.query_chunk)
     inputs = gradient_inputs(case)
     thought, params = inputs["thought"], random_params(inputs["model"], seed=3)
 

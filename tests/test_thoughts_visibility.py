@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from fqs_jax import thoughts
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 from tests import reference
 from tests.tiny_models import MASKED_IDS, VOCAB, flat, model_config, random_params, texts

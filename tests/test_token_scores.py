@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import model as model_lib
 from fqs_jax import scoring, token_scores, workdir
 from fqs_jax.errors import UserError
+from fqs_jax.model import decoder
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import tiny_models
@@ -57,7 +57,7 @@ def by_hand(loaded, temperature=1.0):
         for piece in pieces:
             row = [loaded.tokenizer.bos_id, *piece]
             padded = jnp.array([row + [0] * (WINDOW - len(row))])  # one shape, one compilation
-            logits = model_lib.logits(loaded.params["lm"], padded, loaded.model)[0]
+            logits = decoder.logits(loaded.params["lm"], padded, loaded.model)[0]
             table = jax.nn.log_softmax(logits / temperature)
             log_p.append([float(table[t, token]) for t, token in enumerate(piece)])
             numbers.append(number)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fqs_jax import huggingface, model, tokenizers
+from fqs_jax import huggingface, tokenizers
+from fqs_jax.model import decoder
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -70,7 +71,7 @@ def their_logits(theirs: Any, tokens_BxT: np.ndarray) -> np.ndarray:
 def our_logits(folder: Path, tokens_BxT: np.ndarray) -> np.ndarray:
     config = huggingface.read_config(folder)
     params = huggingface.load_params(folder, config)
-    return np.asarray(model.logits(params, jnp.asarray(tokens_BxT), config))
+    return np.asarray(decoder.logits(params, jnp.asarray(tokens_BxT), config))
 
 
 def load_theirs(folder: Path, **settings: Any) -> Any:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import model as model_lib
 from fqs_jax import thoughts
-from fqs_jax.model import ModelConfig, Params, RopeScaling
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig, RopeScaling
+from fqs_jax.model.decoder import Params
 from fqs_jax.thoughts import ThoughtConfig
 
 VOCAB = 19
@@ -47,7 +48,7 @@ def random_params(model: ModelConfig, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
 
     def tree() -> Params:
-        lm = model_lib.init(model, jax.random.key(0))
+        lm = decoder.init(model, jax.random.key(0))
         thought = thoughts.init(model, ThoughtConfig(n_ahead=4), lm, jax.random.key(0), 0, 1)
         return {"lm": lm, "thought": thought}
 

@@ -20,10 +20,11 @@ import numpy as np
 
 from configs import common
 from fqs_jax import curriculum, huggingface, run_record, tokenizers, workdir
-from fqs_jax import model as model_lib
 from fqs_jax.checkpoints import Checkpoints
 from fqs_jax.curriculum import row
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 from tests.conftest import REPO
 
 SUBJECTS = ("the cat", "a small dog", "one old king", "her friend Tom", "the red bird")
@@ -83,7 +84,7 @@ def hf_folder(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32),
-        model_lib.abstract_params(config),
+        decoder.abstract_params(config),
     )
     huggingface.export(params, config, folder, words)
     return folder

@@ -15,7 +15,7 @@ from typing import Any
 
 from fqs_jax.errors import UserError
 from fqs_jax.files import read_json
-from fqs_jax.model import ModelConfig, RopeScaling
+from fqs_jax.model.config import ModelConfig, RopeScaling
 
 Json = Mapping[str, Any]
 

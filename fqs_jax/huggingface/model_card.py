@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from fqs_jax.huggingface.tensors import THOUGHT, tensor_shapes
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
 
 CARD = """\
 ---

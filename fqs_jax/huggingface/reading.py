@@ -20,7 +20,9 @@ from safetensors.numpy import load_file
 from fqs_jax import files, sharding
 from fqs_jax.errors import UserError
 from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 
 
 class Source(NamedTuple):
@@ -51,7 +53,7 @@ def load_params(
         for path, shape in leaf_shapes(config).items()
     }
     tree = {"lm": traverse_util.unflatten_dict(shapes)}
-    placed = sharding.placed(tree, mesh or sharding.single_device())["lm"]
+    placed = placement.placed(tree, mesh or sharding.single_device())["lm"]
     targets = traverse_util.flatten_dict(placed)
     leaves: dict[tuple[str, ...], jax.Array] = {}
     for path, layer, array in tensors:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqs_jax.axes import PARAMETERS
-from fqs_jax.model import ModelConfig
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.placement import PARAMETERS
 
 # File names in a folder.
 WEIGHTS = "model.safetensors"
@@ -18,7 +18,7 @@ THOUGHT = "thought.safetensors"
 
 
 class Tensor(NamedTuple):
-    """A row: axes as letters (axes.py), where letters joined in a group are one stored dimension."""
+    """A row: axes as letters (model/placement.py), where letters joined in a group are one stored dimension."""
 
     name: str  # of the stored tensor; {} is the layer
     path: str  # in the parameter tree, where layer leaves have a leading L axis more

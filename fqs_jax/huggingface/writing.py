@@ -21,7 +21,8 @@ from fqs_jax.errors import UserError
 from fqs_jax.huggingface import fast_tokenizer, model_card
 from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
-from fqs_jax.model import ModelConfig, Params
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
 
 # What an export takes over from its source as it is: all that belongs to the tokenizer, to
 # generation, and to the licence. Never weights.

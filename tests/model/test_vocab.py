@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fqs_jax import vocab
+from fqs_jax.model import vocab
 from tests import jaxprs
 
 B, X, D, V = 2, (5, 3), 4, 11

@@ -11,15 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import (
-    attention_backends,
-    attention_cudnn,
-    attention_splash,
-    quiet_star,
-    sharding,
-    topologies,
-)
+from fqs_jax import quiet_star, sharding, topologies
 from fqs_jax.errors import UserError
+from fqs_jax.model import attention, attention_cudnn, attention_splash
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests import tiny_models
@@ -87,7 +81,7 @@ def test_splash_over_text(length: int, window: int | None, kind: str, dtype: str
 
     def run(query: Any, key: Any, value: Any, backend: str) -> jax.Array:
         where = segments(kind, length)
-        return attention_backends.causal(query, key, value, where, window, backend)
+        return attention.causal(query, key, value, where, window, backend)
 
     check(both(run, arrays, weight, "splash"), both(run, arrays, weight, "xla"), weight, dtype)
 
@@ -113,7 +107,7 @@ def test_splash_over_blocks(window: int | None, kind: str, dtype: str) -> None:
     def run(*arguments: Any) -> jax.Array:
         q, k, v, text_k, text_v, backend = arguments
         where = segments(kind, T)
-        return attention_backends.blocks(q, k, v, text_k, text_v, M, where, window, backend)
+        return attention.blocks(q, k, v, text_k, text_v, M, where, window, backend)
 
     check(both(run, arrays, weight, "splash"), both(run, arrays, weight, "xla"), weight, dtype)
 
@@ -168,7 +162,7 @@ def test_splash_on_several_devices(tensor: int) -> None:
     def loss(arrays: Any, backend: str) -> jax.Array:
         query, key, value = arrays
         where = segments("packed", T)
-        return jnp.sum(jnp.sin(attention_backends.causal(query, key, value, where, None, backend)))
+        return jnp.sum(jnp.sin(attention.causal(query, key, value, where, None, backend)))
 
     with jax.set_mesh(mesh):
         gradients = jax.jit(jax.grad(lambda arrays: loss(arrays, "splash")))(arrays)
@@ -186,7 +180,7 @@ def test_cudnn_is_asked_for_the_same(window: int | None, kind: str) -> None:
     def run(query: Any, key: Any, value: Any, backend: str) -> jax.Array:
         where = segments(kind, T)
         if backend == "xla":
-            return attention_backends.causal(query, key, value, where, window, backend)
+            return attention.causal(query, key, value, where, window, backend)
         return attention_cudnn.causal(query, key, value, where, window, implementation="xla")
 
     check(both(run, arrays, weight, "cudnn"), both(run, arrays, weight, "xla"), weight, "float32")
@@ -207,10 +201,10 @@ def test_auto_goes_by_the_device(
     monkeypatch: pytest.MonkeyPatch, device: str, backend: str
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: device)
-    assert attention_backends.choose("auto") == backend
-    assert attention_backends.choose("splash") == "splash"
+    assert attention.choose("auto") == backend
+    assert attention.choose("splash") == "splash"
     with jax.set_mesh(sharding.single_device()):  # of this CPU, whatever JAX would take
-        assert attention_backends.choose("auto") == "xla"
+        assert attention.choose("auto") == "xla"
 
 
 def test_an_unknown_back_end_is_refused() -> None:
@@ -227,15 +221,15 @@ def test_splash_compiles_for_a_tpu_that_is_not_here() -> None:
 
     def loss(arrays: Any) -> jax.Array:
         query, key, value, own_q, own_k, own_v = arrays
-        text = attention_backends.causal(query, key, value, None, None)
-        block = attention_backends.blocks(own_q, own_k, own_v, key, value, 5, None, None)
+        text = attention.causal(query, key, value, None, None)
+        block = attention.blocks(own_q, own_k, own_v, key, value, 5, None, None)
         return jnp.sum(text.astype(jnp.float32)) + jnp.sum(block.astype(jnp.float32))
 
     text_shapes = [(B, T, heads, 64) for heads in (N, G, G)]
     own_shapes = [(B, T, S, heads, 64) for heads in (N, G, G)]
     # The kernels have no bfloat16 products of the precision that the other tests ask for.
     with jax.set_mesh(mesh), jax.default_matmul_precision("default"):
-        assert attention_backends.choose("auto") == "splash"
+        assert attention.choose("auto") == "splash"
         arrays = [
             jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding.rows(shape, mesh))
             for shape in (*text_shapes, *own_shapes)

@@ -153,7 +153,7 @@ def _argmax(x: jax.Array) -> jax.Array:
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
     # Also where a gradient comes back: rows stay where they are, whatever cuts the head.
     hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
-    # All tokens along one axis, as in model.Block.
+    # All tokens along one axis, as in decoder.Block.
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = jnp.dot(flat, kernel_DxV, preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], -1)

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import model as model_lib
 from fqs_jax.errors import UserError
-from fqs_jax.model import ModelConfig
+from fqs_jax.model import config as config_lib
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from tests import jaxprs, reference
 from tests.tiny_models import LLAMA3_ROPE, VOCAB, flat, model_config, random_params, texts
 
-logits = jax.jit(model_lib.logits, static_argnames="config")
+logits = jax.jit(decoder.logits, static_argnames="config")
 
 
 @pytest.mark.parametrize(
@@ -59,13 +60,13 @@ def test_a_window_reaches_one_token_less_than_its_size() -> None:
 
 
 @pytest.mark.parametrize("scaling", [None, LLAMA3_ROPE], ids=["plain", "llama3"])
-def test_rope_tables(scaling: model_lib.RopeScaling | None) -> None:
+def test_rope_tables(scaling: config_lib.RopeScaling | None) -> None:
     config = model_config(rope_scaling=scaling, head_dim=16)
     positions = jnp.array([[0, 1, 50], [7, 7, 2]])
     frequency = np.array([reference.rope_frequency(pair, config) for pair in range(8)])
     angle = np.asarray(positions)[..., None, None] * frequency
     for table, expected in zip(
-        model_lib.rope_tables(positions, config), (np.cos(angle), np.sin(angle)), strict=True
+        decoder.rope_tables(positions, config), (np.cos(angle), np.sin(angle)), strict=True
     ):
         assert table.shape == (2, 3, 1, 8) and table.dtype == jnp.float32
         np.testing.assert_allclose(table, expected, atol=1e-5)
@@ -77,8 +78,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance() -> None:
     query, key = (jnp.asarray(rng.normal(size=(1, 8)), jnp.float32) for _ in range(2))
 
     def rotated(x: jax.Array, position: int) -> np.ndarray:
-        rope = model_lib.rope_tables(jnp.array([position]), config)
-        return np.asarray(model_lib.rotate(x[None], rope))[0, 0]
+        rope = decoder.rope_tables(jnp.array([position]), config)
+        return np.asarray(decoder.rotate(x[None], rope))[0, 0]
 
     np.testing.assert_allclose(np.linalg.norm(rotated(query, 9)), np.linalg.norm(query), rtol=1e-5)
     near, shifted, far = (
@@ -98,7 +99,7 @@ def test_rematerialisation_changes_no_gradient() -> None:
         config = model_config(remat=remat)
 
         def loss(params: Any, config: ModelConfig = config) -> jax.Array:
-            return jnp.sum(jnp.cos(model_lib.logits(params, tokens, config, mask)))
+            return jnp.sum(jnp.cos(decoder.logits(params, tokens, config, mask)))
 
         gradient = jax.jit(jax.grad(loss))
         gradients.append(flat(gradient(random_params(config)["lm"])))
@@ -114,7 +115,7 @@ def test_rematerialisation_repeats_what_it_says(remat: str) -> None:
 
     def gradient(remat: str) -> Any:
         config = model_config(remat=remat)
-        return jax.grad(lambda p: jnp.sum(model_lib.logits(p, tokens, config)))
+        return jax.grad(lambda p: jnp.sum(decoder.logits(p, tokens, config)))
 
     params = random_params(model_config())["lm"]
     names = [e.primitive.name for e, _ in jaxprs.equations(gradient(remat), params)]
@@ -130,9 +131,7 @@ def test_bfloat16_compute_keeps_norms_and_softmax_in_float32() -> None:
     params = random_params(config)["lm"]
     tokens, mask = texts((6, 4), 6)
     in_bfloat16 = []
-    for equation, _ in jaxprs.equations(
-        lambda p: model_lib.logits(p, tokens, config, mask), params
-    ):
+    for equation, _ in jaxprs.equations(lambda p: decoder.logits(p, tokens, config, mask), params):
         dtype = getattr(equation.invars[0].aval, "dtype", None) if equation.invars else None
         if equation.primitive.name in ("rsqrt", "exp", "log", "reduce_max", "square"):
             assert dtype == jnp.float32, equation
@@ -151,7 +150,7 @@ def test_bfloat16_compute_keeps_norms_and_softmax_in_float32() -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_parameters(tied: bool, bias: bool) -> None:
     config = model_config(tied_embeddings=tied, qkv_bias=bias, param_dtype="bfloat16")
-    params = model_lib.abstract_params(config)
+    params = decoder.abstract_params(config)
     V, D, L, F = VOCAB, 12, 2, 20
     q, kv = (4, 8), (2, 8)
     expected: dict[str, tuple[int, ...]] = {
@@ -176,12 +175,12 @@ def test_parameters(tied: bool, bias: bool) -> None:
     assert shapes == expected
     assert all(leaf.dtype == jnp.bfloat16 for _, leaf in leaves)
     count = sum(math.prod(shape) for shape in expected.values())
-    assert model_lib.num_params(params) == count
+    assert decoder.num_params(params) == count
 
 
 def test_fresh_weights_are_small_and_residual_ones_smaller() -> None:
     config = model_config(width=64, mlp_dim=96, num_layers=8)
-    tree = jax.jit(model_lib.init, static_argnums=0)(config, jax.random.key(1))
+    tree = jax.jit(decoder.init, static_argnums=0)(config, jax.random.key(1))
     params = flat(tree)
     for path, leaf in params.items():
         if path.endswith("scale"):
@@ -193,7 +192,7 @@ def test_fresh_weights_are_small_and_residual_ones_smaller() -> None:
     up, q = params["layers/up/kernel"], params["layers/q/kernel"]
     assert not np.array_equal(up[0], up[1])
     assert abs(np.corrcoef(up[0, :, :32].ravel(), q[0].ravel())[0, 1]) < 0.1
-    assert model_lib.num_params(tree) == sum(leaf.size for leaf in params.values())
+    assert decoder.num_params(tree) == sum(leaf.size for leaf in params.values())
 
 
 def test_the_program_does_not_grow_with_depth() -> None:
@@ -201,7 +200,7 @@ def test_the_program_does_not_grow_with_depth() -> None:
         config = model_config(num_layers=num_layers)
         params = random_params(config)["lm"]
         tokens, _ = texts((4,), 4)
-        return len(list(jaxprs.equations(lambda p: model_lib.logits(p, tokens, config), params)))
+        return len(list(jaxprs.equations(lambda p: decoder.logits(p, tokens, config), params)))
 
     assert size(2) == size(5)
 

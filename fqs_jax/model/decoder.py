@@ -8,7 +8,6 @@ another `attend` function; this file knows nothing of thoughts.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,89 +18,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fqs_jax import attention_backends, sharding
-from fqs_jax.errors import UserError
+from fqs_jax import sharding
+from fqs_jax.model import attention as attention_lib
+from fqs_jax.model import vocab
+from fqs_jax.model.config import REMAT_POLICIES, ModelConfig
 
 Params = dict[str, Any]
 # (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-
-DTYPES = ("float32", "bfloat16", "float16")
-# What the backward pass may keep instead of recomputing, by name.
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "elementwise": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attended"),
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3 frequency scaling: low frequencies are slowed by `factor`, high ones kept."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_seq_len: int
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Architecture of a decoder, and how to compute it.
-
-    Attributes:
-      sliding_window: a query at position p sees keys q with 0 <= p - q < sliding_window; None = all.
-      tied_embeddings: the output head is the transposed embedding table.
-      dtype: type of activations; norms, softmax and log-probabilities are float32 always.
-      param_dtype: type in which parameters are stored and updated.
-      remat: what the backward pass keeps of a layer, a key of REMAT_POLICIES.
-      vocab_chunk: tokens whose logits are held at once (vocab.py); 0 = all of them, kept for the
-        backward pass.
-      position_chunk: text positions whose thoughts go through the training step's scoring pass,
-        forward and backward, at once; 0 = all of them.
-      attention: what computes it, one of attention_backends.BACKENDS; "auto" goes by the device.
-    """
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    max_seq_len: int = 2048
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-5
-    qkv_bias: bool = False
-    tied_embeddings: bool = False
-    sliding_window: int | None = None
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "full"
-    vocab_chunk: int = 2048
-    position_chunk: int = 0
-    attention: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(
-                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in DTYPES:
-                raise UserError(f"{name} {getattr(self, name)!r} is none of {', '.join(DTYPES)}")
-        if self.vocab_chunk < 0 or self.position_chunk < 0:
-            raise UserError("vocab_chunk and position_chunk must be 0 (all at once) or more")
-        if self.attention not in attention_backends.BACKENDS:
-            backends = ", ".join(attention_backends.BACKENDS)
-            raise UserError(f"attention {self.attention!r} is none of {backends}")
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"remat {self.remat!r} is none of {', '.join(REMAT_POLICIES)}")
 
 
 class Block(nn.Module):
@@ -281,7 +205,7 @@ def text_forward(
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array, _: None
     ) -> tuple[jax.Array, Any]:
-        attended = attention_backends.causal(
+        attended = attention_lib.causal(
             query, key, value, segment_BxT, config.sliding_window, config.attention
         )
         return attended, (key, value)
@@ -307,3 +231,12 @@ def head_logits(params: Params, hidden: jax.Array) -> jax.Array:
 def num_params(params: Params) -> int:
     """Number of scalars in a parameter tree (of arrays or of shapes)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def label_log_probs(
+    lm: Params, hidden_BxTxD: jax.Array, tokens_BxT: jax.Array, model: ModelConfig
+) -> jax.Array:
+    """log p(x_{t+1}) at every t but the last, float32 [B, T - 1]."""
+    return vocab.log_probs(
+        hidden_BxTxD[:, :-1], head_kernel(lm), tokens_BxT[:, 1:], chunk=model.vocab_chunk
+    )

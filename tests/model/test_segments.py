@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fqs_jax import distillation, objectives, quiet_star, targets, thoughts
-from fqs_jax import model as model_lib
 from fqs_jax.distillation import DistillConfig
+from fqs_jax.model import decoder
 from fqs_jax.objectives import NTPConfig
 from fqs_jax.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
@@ -132,6 +132,6 @@ def test_a_thinking_step_learns_nothing_across_documents() -> None:
     other = batch["tokens"].at[0, 6:10].add(1)
     one, two = value_and_grad(params, batch["tokens"]), value_and_grad(params, other % VOCAB)
     np.testing.assert_allclose(one[0], two[0], rtol=1e-5)
-    assert model_lib.num_params(one[1]) == model_lib.num_params(params)
+    assert decoder.num_params(one[1]) == decoder.num_params(params)
     for a, b in zip(jax.tree.leaves(one[1]), jax.tree.leaves(two[1]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * (np.max(np.abs(a)) + 1e-9))

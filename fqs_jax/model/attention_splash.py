@@ -8,7 +8,7 @@ the slots of all blocks, keys the text and then all slots, of which a tile of qu
 up to it and the one or two tiles on the diagonal. So no log-sum-exp needs merging.
 
 Documents and padding are numbers that query and key must share. A padding query therefore sees
-padding, where attention.py has it see the text; nobody reads its result.
+padding, where model/attention_xla.py has it see the text; nobody reads its result.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def blocks(
     window: int | None,
     interpret: bool,
 ) -> jax.Array:
-    """Attention of blocks over text and own slots, [B, T, S, N, H]; see `attention_backends.blocks`."""
+    """Attention of blocks over text and own slots, [B, T, S, N, H]; see `attention.blocks`."""
     B, T, S = query_BxTxSxNxH.shape[:3]
     tile = _tile(T)
     length = _up(T, tile)
@@ -194,7 +194,7 @@ def _kernel(mask: TextMask, tile: int, interpret: bool) -> splash.SplashAttentio
         save_residuals=False,
         mask_value=splash.DEFAULT_MASK_VALUE,
         attn_logits_soft_cap=None,
-        residual_checkpoint_name="attended",  # a rematerialisation policy may keep it (model.py)
+        residual_checkpoint_name="attended",  # a rematerialisation policy may keep it (model/decoder.py)
         mask_function=function,
         interpret=interpret,
     )

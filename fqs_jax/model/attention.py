@@ -1,12 +1,12 @@
 """Which code computes the attention of whole texts and of blocks at all positions: one choice.
 
-    xla     attention.py: plain products and a gradient of their own, on any device
-    splash  attention_splash.py: block-sparse kernels of JAX for TPUs, for text and for blocks
-    cudnn   attention_cudnn.py: cuDNN's fused attention on GPUs, for text; blocks stay with xla
+    xla     model/attention_xla.py: plain products and a gradient of their own, on any device
+    splash  model/attention_splash.py: block-sparse kernels of JAX for TPUs, for text and for blocks
+    cudnn   model/attention_cudnn.py: cuDNN's fused attention on GPUs, for text; blocks stay with xla
     auto    splash on TPUs, xla elsewhere; cudnn must be asked for (it has not been run on a GPU yet)
 
 All are equal up to rounding, but at padding queries, whose results nobody reads. What has other
-shapes (sampling, decoding, blocks at chosen positions) is attention.py everywhere. Where a back end
+shapes (sampling, decoding, blocks at chosen positions) is model/attention_xla.py everywhere. Where a back end
 cannot compute what is asked, xla does.
 """
 
@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import attention, attention_cudnn, attention_splash, sharding
+from fqs_jax import sharding
+from fqs_jax.model import attention_cudnn, attention_splash, attention_xla
 
-BACKENDS = ("auto", "xla", "splash", "cudnn")
 _OF_PLATFORM = {"tpu": "splash"}
 
 
@@ -44,7 +44,7 @@ def causal(
     window: int | None,
     backend: str = "auto",
 ) -> jax.Array:
-    """Causal attention of a text over itself, [B, T, N, H]; see `attention.causal`.
+    """Causal attention of a text over itself, [B, T, N, H]; see `attention_xla.causal`.
 
     "splash" elsewhere than on a TPU is interpreted, which is for tests; "cudnn" elsewhere than on a
     GPU is xla.
@@ -65,7 +65,7 @@ def causal(
             return attention_cudnn.causal(query, keys[0], keys[1], segment, window)
 
         return _by_device(cudnn, query_BxTxNxH, (key_BxTxGxH, value_BxTxGxH), segment_BxT)
-    return attention.causal(query_BxTxNxH, key_BxTxGxH, value_BxTxGxH, segment_BxT, window)
+    return attention_xla.causal(query_BxTxNxH, key_BxTxGxH, value_BxTxGxH, segment_BxT, window)
 
 
 def blocks(
@@ -83,7 +83,7 @@ def blocks(
 
     Args:
       num_slots: M; the S queries of a position are S / M blocks of them, one behind the other.
-      segment_BxT, window: see `attention.aligned_text`.
+      segment_BxT, window: see `attention_xla.aligned_text`.
     """
     if choose(backend) == "splash":
 
@@ -104,7 +104,7 @@ def blocks(
         keys = key_BxTxSxGxH, value_BxTxSxGxH, text_key_BxTxGxH, text_value_BxTxGxH
         return _by_device(splash, query_BxTxSxNxH, keys, segment_BxT)
     slots = query_BxTxSxNxH.shape[2]
-    over_text = attention.aligned_text(
+    over_text = attention_xla.aligned_text(
         query_BxTxSxNxH,
         text_key_BxTxGxH,
         text_value_BxTxGxH,
@@ -112,9 +112,11 @@ def blocks(
         segment_BxT,
         window,
     )
-    return attention.merge(
+    return attention_xla.merge(
         over_text,
-        attention.own_blocks(query_BxTxSxNxH, key_BxTxSxGxH, value_BxTxSxGxH, num_slots, window),
+        attention_xla.own_blocks(
+            query_BxTxSxNxH, key_BxTxSxGxH, value_BxTxSxGxH, num_slots, window
+        ),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import attention
+from fqs_jax.model import attention_xla
 
 B, T, N, G, H = 2, 7, 4, 2, 6
 MASK = jnp.array([[True] * 7, [True] * 4 + [False] * 3])
@@ -69,14 +69,14 @@ def test_text_at_every_position(
     monkeypatch: pytest.MonkeyPatch, chunk: int, window: int | None, masked: bool
 ) -> None:
     """Query chunks that divide the text and that do not, windows that span one chunk and two."""
-    monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(attention_xla, "QUERY_CHUNK", chunk)
     mask = MASK if masked else None
     query, key, value = random(B, T, 3, N, H), random(B, T, G, H), random(B, T, G, H, seed=1)
 
     @jax.jit
     def run(query: jax.Array) -> Any:
-        part = attention.aligned_text(query, key, value, jnp.array(SLOTS), mask, window)
-        return part, attention.causal(query[:, :, 0], key, value, mask, window)
+        part = attention_xla.aligned_text(query, key, value, jnp.array(SLOTS), mask, window)
+        return part, attention_xla.causal(query[:, :, 0], key, value, mask, window)
 
     part, output = run(query)
     everywhere = np.broadcast_to(np.arange(T), (B, T))
@@ -94,7 +94,7 @@ def test_text_at_chosen_positions(window: int | None, masked: bool) -> None:
     mask = MASK if masked else None
     index = jnp.array([[6, 0, 3], [2, 2, 5]])
     query, key, value = random(B, 3, 3, N, H), random(B, T, G, H), random(B, T, G, H, seed=1)
-    part = attention.indexed_text(query, key, value, index, jnp.array(SLOTS), mask, window)
+    part = attention_xla.indexed_text(query, key, value, index, jnp.array(SLOTS), mask, window)
     check(part, query, key, value, sees_text(index, SLOTS, mask, window))
 
 
@@ -103,8 +103,8 @@ def test_slots_of_a_block(window: int | None) -> None:
     C, M = 5, 6
     query, key, value = random(C, M, N, H), random(C, M, G, H), random(C, M, G, H, seed=1)
     visible = np.tril(np.ones((M, M), bool)) & ~np.tril(np.ones((M, M), bool), -(window or M))
-    np.testing.assert_array_equal(attention.causal_slots(M, window), visible)
-    output, lse = attention.own_slots(query, key, value, jnp.array(visible))
+    np.testing.assert_array_equal(attention_xla.causal_slots(M, window), visible)
+    output, lse = attention_xla.own_slots(query, key, value, jnp.array(visible))
     expected = dense(query, key, value, np.broadcast_to(visible, (C, M, M)))
     np.testing.assert_allclose(output, expected[0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(lse, expected[1], rtol=1e-4, atol=1e-5)
@@ -115,8 +115,8 @@ def halves(query: jax.Array, key: jax.Array, value: jax.Array, first: jax.Array)
     """Merged attention over the keys in `first` [S, M] and over the others, and its gradients."""
 
     def merged(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        part = attention.own_slots(query, key, value, first)
-        return attention.merge(part, attention.own_slots(query, key, value, ~first))
+        part = attention_xla.own_slots(query, key, value, first)
+        return attention_xla.merge(part, attention_xla.own_slots(query, key, value, ~first))
 
     output, pull = jax.vjp(merged, query, key, value)
     return output, pull(jnp.cos(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape))
@@ -145,7 +145,7 @@ def test_bfloat16_keeps_its_softmax_in_float32() -> None:
     key = jnp.zeros((1, 600, 1, 2), jnp.bfloat16)
     value = jnp.ones((1, 600, 1, 2), jnp.bfloat16)
     index, slot = jnp.array([[599]]), jnp.zeros(1, jnp.int32)
-    output, lse = attention.indexed_text(query, key, value, index, slot, None, None)
+    output, lse = attention_xla.indexed_text(query, key, value, index, slot, None, None)
     assert output.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     np.testing.assert_allclose(lse, np.log(600), rtol=1e-6)
     np.testing.assert_allclose(np.asarray(output, np.float32), 1.0, rtol=1e-2)
@@ -175,7 +175,7 @@ def test_bfloat16_gradients_are_those_of_a_float32_softmax(window: int | None) -
         return output, *pull(cotangent)
 
     ours = jax.jit(
-        lambda: gradients(lambda q, k, v: attention.causal(q, k, v, None, window), jnp.bfloat16)
+        lambda: gradients(lambda q, k, v: attention_xla.causal(q, k, v, None, window), jnp.bfloat16)
     )()
     for found, expected in zip(ours, jax.jit(lambda: gradients(naive, jnp.float32))(), strict=True):
         assert found.dtype == jnp.bfloat16

@@ -266,7 +266,7 @@ def _rows_forward(
         return (output / total[..., None]).astype(query.dtype), highest, jnp.log(total)
 
     output, highest, log_total = _switch(over, span, stops)
-    # Named, so that a rematerialisation policy may keep them (model.py).
+    # Named, so that a rematerialisation policy may keep them (model/decoder.py).
     output, highest, log_total = (
         checkpoint_name(x, "attended") for x in (output, highest, log_total)
     )
