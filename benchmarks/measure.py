@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import flops, objectives, optimizer, quiet_star, thoughts
+from fqs_jax import flops, optimizer, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import plain, quiet_star
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 Shape = tuple[tuple[int, ...], int, int]
@@ -86,8 +87,8 @@ class Kind:
                 params, batch, key, self.model, self.thought, self.settings
             )
         if self.ntp:
-            return objectives.ntp_loss(params, batch, key, self.model, objectives.NTPConfig())
-        return objectives.next_token_loss(params, batch, key, self.model)
+            return plain.ntp_loss(params, batch, key, self.model, plain.NTPConfig())
+        return plain.next_token_loss(params, batch, key, self.model)
 
     def arguments(self, key: jax.Array) -> tuple[step_lib.State, dict[str, Any], Any]:
         """What the step takes."""

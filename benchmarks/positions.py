@@ -66,7 +66,7 @@ def main(_: list[str]) -> None:
 
 def _cost() -> Rows:
     from benchmarks import measure
-    from fqs_jax.thought_losses import QuietStarConfig
+    from fqs_jax.objectives.thought_losses import QuietStarConfig
 
     rows: Rows = []
     for fraction, kind in (EVERYWHERE, *SOME):

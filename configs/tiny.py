@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
     work, and cannot do without. The text of the later stages is questions, of which most have no
     answer. A thought gives the model room for the work; the marks begin as the symbols around shown
     work, a warm start. Then a plain student learns what the thinking model expects where thoughts
-    move its prediction (distillation.py). The published NTP objective is stage 3, beside it: it
+    move its prediction (objectives/distillation.py). The published NTP objective is stage 3, beside it: it
     teaches nothing here. Thoughts are as long as the work from the start: with so few answers longer
     ones do not begin to work, so there is no curriculum here (`configs/shorten.py` has one). Mixing of
     probabilities that begins small, and an advantage of both signs, learn in fewer steps than the

@@ -16,12 +16,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax import distillation, flops, objectives, quiet_star, settings, targets, thoughts
+from fqs_jax import flops, settings, thoughts
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives import distillation, plain, quiet_star
 
 OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
 OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
@@ -169,7 +171,7 @@ def select(stages: list[Stage], which: str) -> list[Stage]:
     return [stage for stage in stages if stage in wanted]
 
 
-Loss = Callable[..., tuple[Any, targets.Metrics]]
+Loss = Callable[..., tuple[Any, batch_lib.Metrics]]
 
 
 def loss_function(
@@ -193,13 +195,13 @@ def loss_function(
         )
     if stage.objective == "ntp":
         return functools.partial(
-            objectives.ntp_loss, model=model, config=settings.ntp_config(config, stage)
+            plain.ntp_loss, model=model, config=settings.ntp_config(config, stage)
         )
     if stage.objective == "distill":
         return functools.partial(
             distillation.distill_loss, model=model, config=settings.distill_config(config, stage)
         )
-    return functools.partial(objectives.next_token_loss, model=model)
+    return functools.partial(plain.next_token_loss, model=model)
 
 
 def teacher_arrays(

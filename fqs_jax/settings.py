@@ -8,10 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from fqs_jax import distillation, lineage, objectives
+from fqs_jax import lineage
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import distillation, plain
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 
 # Of a built-in task: which documents are read, not which problems there are.
@@ -45,9 +46,9 @@ def quiet_star_config(config: ml_collections.ConfigDict, stage: Stage) -> QuietS
     return QuietStarConfig(**_sections(config, stage).quiet_star, **where)
 
 
-def ntp_config(config: ml_collections.ConfigDict, stage: Stage) -> objectives.NTPConfig:
+def ntp_config(config: ml_collections.ConfigDict, stage: Stage) -> plain.NTPConfig:
     """How a plain model is fine-tuned as published."""
-    return objectives.NTPConfig(**_sections(config, stage).ntp)
+    return plain.NTPConfig(**_sections(config, stage).ntp)
 
 
 def distill_config(config: ml_collections.ConfigDict, stage: Stage) -> distillation.DistillConfig:

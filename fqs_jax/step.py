@@ -17,12 +17,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fqs_jax import curriculum, optimizer, sharding, targets
+from fqs_jax import curriculum, optimizer, sharding
 from fqs_jax.curriculum import Loss, Stage
 from fqs_jax.errors import UserError
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.objectives import batch as batch_lib
 
 
 class State(NamedTuple):
@@ -203,8 +204,8 @@ def _accumulate(
     whole's counts; a row draws the same whichever part it is in.
     """
     rows = batch["tokens"].shape[0]
-    counts = targets.target_counts(targets.talk_targets(batch, talk_steps)) / parts
-    weight = jnp.sum(targets.position_weights(batch)) / parts
+    counts = batch_lib.target_counts(batch_lib.talk_targets(batch, talk_steps)) / parts
+    weight = jnp.sum(batch_lib.position_weights(batch)) / parts
     whole = {"counts": counts, "weight": weight}
     batch = batch | {"row": jnp.arange(rows)}
 

@@ -18,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import agreement, distributed, files, mixing, rollout, sharding, targets, thoughts
+from fqs_jax import agreement, distributed, files, mixing, rollout, sharding, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.data.order import Dataset
-from fqs_jax.distillation import Arrays
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives.distillation import Arrays
 from fqs_jax.thoughts import ThoughtConfig
 
 PIECE = 8  # batches in a file; a stop is heeded after each
@@ -109,7 +110,7 @@ def score_rows(
 
 def label_log_probs(
     params: Params,
-    batch: targets.Batch,
+    batch: batch_lib.Batch,
     key: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
@@ -123,7 +124,7 @@ def label_log_probs(
         key,
         model,
         thought,
-        targets.segments(batch),
+        batch_lib.segments(batch),
         batch["row"],
     )
     log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
@@ -132,7 +133,7 @@ def label_log_probs(
 
 def predictions(
     params: Params,
-    batch: targets.Batch,
+    batch: batch_lib.Batch,
     key: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig,
@@ -142,7 +143,7 @@ def predictions(
 
     Whole distributions [B, T, R, V] never exist: they are made and read some positions at a time.
     """
-    tokens_BxT, segment_BxT = batch["tokens"], targets.segments(batch)
+    tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
     lm = params["lm"]
     base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
     where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)

@@ -19,12 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import objectives, targets, thoughts
+from fqs_jax import thoughts
 from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.objectives import NTPConfig
-from fqs_jax.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives import plain
+from fqs_jax.objectives.plain import NTPConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
 from fqs_jax.thoughts import ThoughtConfig
 from tests import published
 from tests.published import Arrays, Fixture
@@ -161,7 +163,7 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
 @functools.partial(jax.jit, static_argnames=("model", "thought", "config"))
 def thinking_step(
     params: Any,
-    batch: targets.Batch,
+    batch: batch_lib.Batch,
     thought_BxTxRxK: jax.Array,
     *,
     model: ModelConfig,
@@ -174,7 +176,7 @@ def thinking_step(
         scores = thoughts.score_thoughts(
             params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
         )
-        target_BxAxT = targets.talk_targets(batch, thought.n_ahead_talk)
+        target_BxAxT = batch_lib.talk_targets(batch, thought.n_ahead_talk)
         return thought_losses(scores, target_BxAxT, config), scores
 
     (ours, scores), pull = jax.vjp(losses, params)
@@ -215,17 +217,17 @@ def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:
 @functools.partial(jax.jit, static_argnames=("model", "config"))
 def _ntp_step(
     params: Any,
-    batch: targets.Batch,
+    batch: batch_lib.Batch,
     teacher_BxU: jax.Array,
     action_BxU: jax.Array,
     *,
     model: ModelConfig,
     config: NTPConfig,
-) -> tuple[jax.Array, jax.Array, objectives.NTPLosses, Any]:
+) -> tuple[jax.Array, jax.Array, plain.NTPLosses, Any]:
     """Student logits, and the loss with its parts and gradients."""
 
-    def losses(params: Any) -> tuple[jax.Array, objectives.NTPLosses]:
-        return objectives.ntp_losses(params, batch, teacher_BxU, action_BxU, model, config)
+    def losses(params: Any) -> tuple[jax.Array, plain.NTPLosses]:
+        return plain.ntp_losses(params, batch, teacher_BxU, action_BxU, model, config)
 
     (loss, parts), grads = jax.value_and_grad(losses, has_aux=True)(params)
     logits = decoder.logits(params["lm"], batch["tokens"], model, batch["mask"])

@@ -21,9 +21,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fqs_jax import targets
 from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.thoughts import ThoughtConfig
 
 Arrays = dict[str, np.ndarray]
@@ -93,7 +93,7 @@ class Fixture:
         }
         return ThoughtConfig(**fields | changes)
 
-    def batch(self, data: Arrays) -> targets.Batch:
+    def batch(self, data: Arrays) -> batch_lib.Batch:
         # As published, a label equal to the padding id is ignored wherever it stands.
         tokens = jnp.asarray(data["input_ids"], jnp.int32)
         mask = jnp.asarray(data["attention_mask"], bool)

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import decoding, flops, objectives, quiet_star, teacher, thoughts
+from fqs_jax import decoding, flops, teacher, thoughts
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model import config as config_lib
-from fqs_jax.objectives import NTPConfig
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import plain, quiet_star
+from fqs_jax.objectives.plain import NTPConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts
@@ -196,7 +197,7 @@ def test_asking_a_teacher(model: config_lib.ModelConfig, thought: ThoughtConfig)
 def test_a_plain_step(model: config_lib.ModelConfig) -> None:
     """The count has a prediction at a row's last token, which nothing reads."""
     traced = matmul_flops(
-        gradient(lambda p: objectives.next_token_loss(p, BATCH, KEY, model)), random_params(model)
+        gradient(lambda p: plain.next_token_loss(p, BATCH, KEY, model)), random_params(model)
     )
     unread = B * flops.TRAIN * flops.vocabulary(model)
     again = B * T * scores_again(model, (T + 1) / 2)
@@ -209,7 +210,7 @@ def test_a_thought_free_step(action: str) -> None:
     model = MODELS[0]
     config = NTPConfig(action=action)
     traced = matmul_flops(
-        gradient(lambda p: objectives.ntp_loss(p, BATCH, KEY, model, config)), random_params(model)
+        gradient(lambda p: plain.ntp_loss(p, BATCH, KEY, model, config)), random_params(model)
     )
     sampled = action == "sampled"
     passes = flops.TRAIN + sampled

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from fqs_jax import blocks, curriculum, quiet_star, rollout, targets, thoughts
+from fqs_jax import blocks, curriculum, rollout, thoughts
 from fqs_jax.curriculum import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives import quiet_star
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import model_config
 
@@ -178,7 +180,7 @@ def test_rewards_of_the_post_thought_prediction_equal_their_definition() -> None
 def test_the_post_thought_loss_is_added_with_its_weight() -> None:
     plain, metrics, _ = numbers(QuietStarConfig(policy_weight=0.0))
     more, _, alone = numbers(QuietStarConfig(policy_weight=0.0, post_thought_weight=0.25))
-    target_BxAxT = targets.talk_targets({"mask": jnp.ones((B, T), bool)}, 2)
+    target_BxAxT = batch_lib.talk_targets({"mask": jnp.ones((B, T), bool)}, 2)
     losses = []
     for s in range(2):
         real = np.asarray(target_BxAxT[:, s])[..., None]

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import distillation, objectives, quiet_star, targets, thoughts
-from fqs_jax.distillation import DistillConfig
+from fqs_jax import thoughts
 from fqs_jax.model import decoder
-from fqs_jax.objectives import NTPConfig
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives import distillation, plain, quiet_star
+from fqs_jax.objectives.distillation import DistillConfig
+from fqs_jax.objectives.plain import NTPConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import VOCAB, model_config, random_params
 
@@ -24,7 +26,7 @@ TOKENS = [RNG.integers(0, VOCAB, n).astype(np.int32) for n in LENGTHS]
 DRAWN = [RNG.integers(0, VOCAB, (n, 2, 2)).astype(np.int32) for n in LENGTHS]
 
 
-def packed() -> targets.Batch:
+def packed() -> batch_lib.Batch:
     """Both documents and two places of padding in one row."""
     tokens = np.concatenate([*TOKENS, [0, 0]])[None].astype(np.int32)
     segment = np.repeat([1, 2, 0], (*LENGTHS, 2))[None].astype(np.int32)
@@ -35,7 +37,7 @@ def packed() -> targets.Batch:
     }
 
 
-def apart() -> targets.Batch:
+def apart() -> batch_lib.Batch:
     """A row for each document."""
     tokens = np.zeros((2, 12), np.int32)
     mask = np.arange(12) < np.array(LENGTHS)[:, None]
@@ -78,7 +80,7 @@ def test_scores_of_packed_documents(window: int | None) -> None:
 
 def test_what_is_predicted_of_packed_documents() -> None:
     """By talk step, from x_t: never a token of the next document."""
-    predicted = np.asarray(targets.talk_targets(packed(), 3))[0].astype(int)
+    predicted = np.asarray(batch_lib.talk_targets(packed(), 3))[0].astype(int)
     assert predicted.tolist() == [
         [1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0],
         [1, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0],
@@ -92,9 +94,9 @@ def test_losses_of_packed_documents(objective: str) -> None:
     model = model_config()
     params, key = random_params(model), jax.random.key(0)
 
-    def loss(batch: targets.Batch) -> Any:
+    def loss(batch: batch_lib.Batch) -> Any:
         if objective == "next_token":
-            return objectives.next_token_loss(params, batch, key, model)[1]
+            return plain.next_token_loss(params, batch, key, model)[1]
         batch = batch | {"teacher_log_prob": jnp.full(batch["tokens"][:, 1:].shape, -3.0)}
         if objective == "distill":  # every token of every document counts, also the last ones
             log_p = jax.nn.log_softmax(jnp.arange(model.vocab_size) / 5)
@@ -102,7 +104,7 @@ def test_losses_of_packed_documents(objective: str) -> None:
             batch |= {"teacher_log_probs": same}
             return distillation.distill_loss(params, batch, key, model, DistillConfig())[1]
         config = NTPConfig("expected", clip=False)
-        metrics = objectives.ntp_loss(params, batch, key, model, config)[1]
+        metrics = plain.ntp_loss(params, batch, key, model, config)[1]
         places = batch["tokens"][:, 1:].size
         return metrics | {"policy_loss": metrics["policy_loss"] * places}
 

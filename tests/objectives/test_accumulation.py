@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import accumulation, quiet_star
-from fqs_jax.thought_losses import QuietStarConfig
+from fqs_jax.objectives import accumulation, quiet_star
+from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import model_config, random_params, texts
 

@@ -1,4 +1,4 @@
-"""The thinking objective: think, score the thoughts, and add up what they gained (thought_losses.py)."""
+"""The thinking objective: think, score the thoughts, and add up what they gained (objectives/thought_losses.py)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import accumulation, positions, sharding, thoughts
+from fqs_jax import positions, sharding, thoughts
 from fqs_jax.blocks import Text, score_blocks
 from fqs_jax.model import decoder, placement, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.positions import Positions
-from fqs_jax.targets import (
+from fqs_jax.objectives import accumulation
+from fqs_jax.objectives.batch import (
     Batch,
     Metrics,
     counts,
@@ -22,7 +22,7 @@ from fqs_jax.targets import (
     segments,
     talk_targets,
 )
-from fqs_jax.thought_losses import (
+from fqs_jax.objectives.thought_losses import (
     QuietStarConfig,
     ThoughtLosses,
     base_loss,
@@ -30,6 +30,7 @@ from fqs_jax.thought_losses import (
     blocks_loss,
     targets_at,
 )
+from fqs_jax.positions import Positions
 from fqs_jax.thoughts import Choose, Thinking, ThoughtConfig
 
 MAX_SPANS = 8  # programs of attention over text, of keys up to 1/8, 2/8, ... of it

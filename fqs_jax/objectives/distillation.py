@@ -29,7 +29,7 @@ from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.targets import (
+from fqs_jax.objectives.batch import (
     Batch,
     Metrics,
     counts,

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import objectives, quiet_star
 from fqs_jax.errors import UserError
-from fqs_jax.objectives import NTPConfig
+from fqs_jax.objectives import plain, quiet_star
+from fqs_jax.objectives.batch import Batch, masked_mean, talk_targets
+from fqs_jax.objectives.plain import NTPConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig, thought_losses
 from fqs_jax.positions import Positions, choose
-from fqs_jax.targets import Batch, masked_mean, talk_targets
-from fqs_jax.thought_losses import QuietStarConfig, thought_losses
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.parity import thinking_step
@@ -245,7 +245,7 @@ def with_teacher(data: Batch) -> Batch:
 
 @functools.partial(jax.jit, static_argnames="config")
 def ntp_loss(params: Any, data: Any, key: Any, config: NTPConfig) -> Any:
-    return objectives.ntp_loss(params, data, key, MODEL, config)
+    return plain.ntp_loss(params, data, key, MODEL, config)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_the_expected_action_is_the_mean_of_sampled_ones() -> None:
     def gradient(key: jax.Array, config: NTPConfig) -> jax.Array:
         def loss(trained: Any) -> jax.Array:
             lm = params["lm"] | trained
-            return objectives.ntp_loss({"lm": lm}, data, key, MODEL, config)[0]
+            return plain.ntp_loss({"lm": lm}, data, key, MODEL, config)[0]
 
         grads = jax.grad(loss)({name: params["lm"][name] for name in parts})
         return jnp.concatenate([g.ravel() for g in jax.tree.leaves(grads)])
@@ -318,7 +318,7 @@ def test_the_expected_action_is_the_mean_of_sampled_ones() -> None:
 @pytest.mark.parametrize("unpredicted", [None, 2])
 def test_next_token_loss(unpredicted: int | None) -> None:
     params, data = random_params(MODEL), batch(unpredicted=unpredicted)
-    loss, metrics = objectives.next_token_loss(params, data, jax.random.key(0), MODEL)
+    loss, metrics = plain.next_token_loss(params, data, jax.random.key(0), MODEL)
     log_p = reference.log_softmax(student_logits(params, data))[:, :-1]
     label = np.take_along_axis(log_p, np.asarray(data["tokens"])[:, 1:, None], -1)[..., 0]
     assert loss == metrics["nll_base"]

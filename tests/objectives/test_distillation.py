@@ -13,15 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, curriculum, distillation, objectives, report_page, teacher, workdir
+from fqs_jax import checkpoints, curriculum, report_page, teacher, workdir
 from fqs_jax.curriculum import row
-from fqs_jax.distillation import FORMS, DistillConfig
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted
-from fqs_jax.targets import Batch
+from fqs_jax.objectives import distillation
+from fqs_jax.objectives import plain as plain_lib
+from fqs_jax.objectives.batch import Batch
+from fqs_jax.objectives.distillation import FORMS, DistillConfig
 from fqs_jax.thoughts import ThoughtConfig
 from tests import reference
-from tests.test_objectives import student_logits
+from tests.objectives.test_losses import student_logits
 from tests.test_train import BEFORE, SignalAt, assert_same_stage, train_stage
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params, texts
 from tests.tiny_runs import clock_config, save_stage
@@ -132,7 +134,7 @@ def test_labels_alone_are_next_token_training(form: str) -> None:
     params, data = random_params(MODEL), batch(hinge=form == "hinge")
     config = DistillConfig(form, label_weight=1.0)
     ours = jax.value_and_grad(lambda p: distill_loss(p, data, KEY, config)[0])(params)
-    plain = jax.value_and_grad(lambda p: objectives.next_token_loss(p, data, KEY, MODEL)[0])(params)
+    plain = jax.value_and_grad(lambda p: plain_lib.next_token_loss(p, data, KEY, MODEL)[0])(params)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

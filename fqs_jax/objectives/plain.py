@@ -1,6 +1,6 @@
 """What training minimises. Pure functions (params, batch, key, ...) -> (loss, metrics).
 
-Here are the objectives without thoughts; quiet_star.py has the one with. Batches: targets.py.
+Here are the objectives without thoughts; objectives/quiet_star.py has the one with. Batches: objectives/batch.py.
 
 Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
 computes them; where code and paper differ the code is followed and the difference is a config field.
@@ -19,7 +19,7 @@ from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params, label_log_probs
-from fqs_jax.targets import (
+from fqs_jax.objectives.batch import (
     Batch,
     Metrics,
     counts,
