@@ -85,13 +85,14 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     import jax
 
     from configs import tiny
-    from fqs_jax import cli, curriculum, sharding, train, workdir
+    from fqs_jax import cli, sharding, train, workdir
+    from fqs_jax.curriculum import checks, stage
     from fqs_jax.interrupts import Interrupts, Wishes
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
     cli.keep_programs()
     config = tiny.without_rows()
-    config.stage_0 = curriculum.row(
+    config.stage_0 = stage.row(
         "think", "quiet_star", n_ahead=6, n_ahead_talk=2, learning_rate=1e-3, steps=steps
     )
     config.batch_size, config.model.num_layers = 8, 1
@@ -111,7 +112,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
         model, tokenizer = workdir.prepare(root, config)
         mesh = sharding.make_mesh(config.mesh)
         run = train.Run(root, config, model, tokenizer, mesh, interrupts, str)
-        train.run_stage(run, curriculum.read_stages(config, model)[0])
+        train.run_stage(run, checks.read_stages(config, model)[0])
     return moments
 
 

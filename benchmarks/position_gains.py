@@ -17,9 +17,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import curriculum, optimizer, problem_scores, settings, thoughts, workdir
+from fqs_jax import optimizer, problem_scores, thoughts, workdir
 from fqs_jax import step as step_lib
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum import checks, objective, settings
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -52,7 +53,7 @@ def prepare() -> Setting:
     )
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = workdir.prepare(Path(folder), config)
-    base, stage, *_ = curriculum.read_stages(config, model)
+    base, stage, *_ = checks.read_stages(config, model)
     marks = workdir.mark_ids(config, tokenizer)
     setting = Setting(config, model, tokenizer, base, {}, marks)
     params = {"lm": init_model(model, jax.random.key(config.seed))}
@@ -68,7 +69,7 @@ def variances(setting: Setting, kinds: Sequence[Kind], draws: int) -> Rows:
     everywhere: dict[str, np.ndarray] = {}
     for kind in kinds:
         config = _with_positions(setting.config, kind)
-        gradient = _gradient(curriculum.loss_function(config, setting.stage, setting.model))
+        gradient = _gradient(objective.loss_function(config, setting.stage, setting.model))
         relative_flops = _flops(setting, kind) / _flops(setting, kinds[0])
         for i, batches in enumerate(("same", "fresh")):
             found = np.stack(
@@ -162,7 +163,7 @@ def _runs(
 
 def _flops(setting: Setting, kind: Kind) -> int:
     config = _with_positions(setting.config, kind)
-    return curriculum.step_flops(config, setting.stage, setting.model)
+    return objective.step_flops(config, setting.stage, setting.model)
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:
@@ -200,7 +201,7 @@ def _transform(setting: Setting) -> Any:
 
 def _step(setting: Setting) -> Any:
     """The compiled step of the setting's stage."""
-    loss = curriculum.loss_function(setting.config, setting.stage, setting.model)
+    loss = objective.loss_function(setting.config, setting.stage, setting.model)
     key = step_lib.stage_key(setting.config, setting.stage)
     return jax.jit(step_lib.make_step(loss, _transform(setting), key))
 

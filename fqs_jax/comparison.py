@@ -10,16 +10,8 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import (
-    checkpoints,
-    curriculum,
-    flops,
-    generation,
-    intervals,
-    problem_scores,
-    token_scores,
-    workdir,
-)
+from fqs_jax import checkpoints, flops, generation, intervals, problem_scores, token_scores, workdir
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
 from fqs_jax.data.built_in import Task
 from fqs_jax.errors import UserError
@@ -153,7 +145,7 @@ def models(
         yield str(stage.number), name, step, loaded
 
 
-def trained_stages(root: Path) -> list[curriculum.Stage]:
+def trained_stages(root: Path) -> list[stage_lib.Stage]:
     """The stages that have a checkpoint, of which there must be one."""
     stages = workdir.existing_stages(root)
     if not stages:

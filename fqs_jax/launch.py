@@ -24,7 +24,6 @@ from fqs_jax import (
     agreement,
     checkpoints,
     cli,
-    curriculum,
     distributed,
     lineage,
     sharding,
@@ -32,7 +31,9 @@ from fqs_jax import (
     train,
     workdir,
 )
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
 from fqs_jax.model import decoder, placement
@@ -72,8 +73,8 @@ def main(_: Sequence[str]) -> None:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         model, tokenizer = workdir.prepare(place, config, everyone=_DRY_RUN.value)
-    stages = curriculum.read_stages(config, model, _MAX_STEPS.value)
-    todo = curriculum.select(stages, _STAGE.value)
+    stages = checks.read_stages(config, model, _MAX_STEPS.value)
+    todo = stage_lib.select(stages, _STAGE.value)
     mesh = sharding.make_mesh(config.mesh)
     placement.check_model(model, mesh)
     for stage in todo:  # now, and not when its turn comes
@@ -149,7 +150,7 @@ def _print_plan(
             start + teacher,
             f"{stage.steps:,}",
             f"{stage.steps * per_step:,}",
-            f"{stage.steps * curriculum.step_flops(config, stage, model):.2e}",
+            f"{stage.steps * objective.step_flops(config, stage, model):.2e}",
             f"{groups} x {mesh.size // groups}",
             f"{done:,}",
         )

@@ -21,8 +21,10 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import cli, curriculum, planning, sharding, topologies
-from fqs_jax.curriculum import Stage
+from fqs_jax import cli, planning, sharding, topologies
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.planning import Plan, Utilisation
 from fqs_jax.topologies import GIB
 
@@ -50,7 +52,7 @@ def main(_: Sequence[str]) -> None:
         limit = int(_MEMORY.value * GIB)
         chip = dataclasses.replace(chip, memory=limit, memory_is_real=True)
     model = planning.architecture(config, _MODEL.value)
-    stage = curriculum.find(curriculum.read_stages(config, model), _STAGE.value)
+    stage = stage_lib.find(checks.read_stages(config, model), _STAGE.value)
     mesh = sharding.make_mesh(config.mesh, list(devices))
     utilisation = dataclasses.replace(Utilisation(), compute=_UTILISATION.value)
 

@@ -14,10 +14,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import compiled, curriculum, huggingface
+from fqs_jax import compiled, huggingface
 from fqs_jax import step as step_lib
 from fqs_jax.compiled import Collective, Memory
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import attention, decoder
@@ -261,7 +262,7 @@ def _flops(
         plain = dataclasses.replace(model, attention="xla")
         traced = _trace(config, stage, plain, mesh)[1]
     return Flops(
-        model=curriculum.step_flops(config, stage, model),
+        model=objective.step_flops(config, stage, model),
         program=program,
         recomputed=compiled.matmul_flops(traced.jaxpr.jaxpr) - program,
     )

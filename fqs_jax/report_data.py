@@ -16,17 +16,9 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax import (
-    cli,
-    comparison,
-    curriculum,
-    evaluation_file,
-    lineage,
-    metrics,
-    report_thoughts,
-    workdir,
-)
-from fqs_jax.curriculum import Stage
+from fqs_jax import cli, comparison, evaluation_file, lineage, metrics, report_thoughts, workdir
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.evaluation_file import Kept
@@ -234,7 +226,7 @@ def _reading(
 ) -> Reading | None:
     stages = [entry.stage for entry in training]
     thinking = [stage for stage in stages if stage.thinks]
-    stage = curriculum.find(stages, settings.stage) if settings.stage else None
+    stage = stage_lib.find(stages, settings.stage) if settings.stage else None
     if stage is not None and not stage.thinks:
         raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
     if stage is None and not thinking:

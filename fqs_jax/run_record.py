@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from fqs_jax import agreement, files, lineage
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.workdir import existing_stages, saved_step, stage_folder
 

@@ -17,8 +17,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fqs_jax import curriculum, optimizer, sharding
-from fqs_jax.curriculum import Loss, Stage
+from fqs_jax import optimizer, sharding
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.objective import Loss
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
@@ -70,13 +72,13 @@ def program(
     split, row_groups = split_rows(config, stage, mesh)
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
     step = make_step(
-        curriculum.loss_function(config, stage, model, split_rationales=split),
+        objective.loss_function(config, stage, model, split_rationales=split),
         transform,
         stage_key(config, stage),
         config.microbatches,
         stage.n_ahead_talk if stage.thinks else 1,
     )
-    params = curriculum.abstract_params(config, stage, model)
+    params = objective.abstract_params(config, stage, model)
     state = State(params, jax.eval_shape(transform.init, params))
     state = State(*(placement.placed(tree, mesh) for tree in state))
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -105,7 +107,7 @@ def abstract_batch(
     }
     if "segment" in extra_keys:
         shapes["segment"] = ((B, T), np.int32)
-    for name, (shape, dtype) in curriculum.teacher_arrays(config, stage, model).items():
+    for name, (shape, dtype) in objective.teacher_arrays(config, stage, model).items():
         shapes[name] = ((B, *shape), dtype)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows(shape, mesh))

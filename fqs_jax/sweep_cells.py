@@ -16,8 +16,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax import cli, curriculum
-from fqs_jax.curriculum import Stage
+from fqs_jax import cli
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
@@ -97,7 +99,7 @@ def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
             common = (*sweep["overrides"], *own)
             experiment = experiment_config(sweep["config"], common)
             rows = _stages(experiment)
-            todo = curriculum.select(rows, stages)
+            todo = stage_lib.select(rows, stages)
             _check_complete(todo)
             if missing := set(sweep["show_once"]) - {stage.number for stage in rows}:
                 raise UserError(f"there is no stage {min(missing)}, named in show_once")
@@ -198,7 +200,7 @@ def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
         model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
     except TypeError as error:
         raise UserError(f"config.model describes no model ({error})") from error
-    return curriculum.read_stages(experiment, model)
+    return checks.read_stages(experiment, model)
 
 
 def _check_complete(todo: list[Stage]) -> None:

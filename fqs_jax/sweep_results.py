@@ -10,8 +10,9 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from fqs_jax import comparison, curriculum, evaluation_file, files, lineage, workdir
-from fqs_jax.curriculum import Stage
+from fqs_jax import comparison, evaluation_file, files, lineage, workdir
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.sweep_cells import Cell
 
@@ -84,14 +85,14 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
         at = left.pop()
         if at not in runs:
             stage, _ = runs[at] = workdir.read_run(cell.folder, at)
-            taught_by = stage.teacher if stage.objective in curriculum.TAUGHT else None
+            taught_by = stage.teacher if stage.objective in objective.TAUGHT else None
             left += [parent for parent in (stage.start, taught_by) if parent is not None]
     cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
     for stage, config in runs.values():
         model = workdir.read_model(source, config)
         teacher, teacher_config = runs.get(stage.teacher, (None, config))
-        per_step = curriculum.step_flops(config, stage, model)
-        per_step += curriculum.asking_flops(config, stage, teacher_config, teacher, model)
+        per_step = objective.step_flops(config, stage, model)
+        per_step += objective.asking_flops(config, stage, teacher_config, teacher, model)
         is_base = stage.start is None and stage.objective == "next_token"
         cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
         cost["flops"] += stage.steps * per_step

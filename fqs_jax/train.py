@@ -22,19 +22,18 @@ from jax.sharding import Mesh
 
 from fqs_jax import (
     checkpoints,
-    curriculum,
     distributed,
     lineage,
     optimizer,
     run_record,
-    settings,
     sharding,
     teacher,
     thoughts,
     workdir,
 )
 from fqs_jax import step as step_lib
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.order import Dataset
 from fqs_jax.errors import UserError
@@ -146,7 +145,7 @@ def _loop(
             stage=stage.name,
             step=first,
             parameters=decoder.num_params(state.params),
-            flops_per_step=curriculum.step_flops(config, stage, run.model),
+            flops_per_step=objective.step_flops(config, stage, run.model),
             devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
@@ -238,7 +237,7 @@ def starting_params(run: Run, stage: Stage) -> Params:
             kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
         return kept
 
-    abstract = curriculum.abstract_params(config, stage, run.model)
+    abstract = objective.abstract_params(config, stage, run.model)
     where = placement.of_parameters(abstract, run.mesh)["thought"]
     made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
     return {**params, "thought": made}
@@ -250,7 +249,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     The result has one record a row (`teacher.score_rows`). Stages that read the same rows share it.
     """
     config = run.config
-    arrays = curriculum.teacher_arrays(config, stage, run.model)
+    arrays = objective.teacher_arrays(config, stage, run.model)
     if not arrays:
         return None
     assert stage.teacher is not None  # checked when the row was read

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, curriculum, watch, workdir
+from fqs_jax import cli, watch, workdir
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import text
 from fqs_jax.errors import UserError
 from fqs_jax.metrics import Progress
@@ -91,7 +92,7 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
         raise UserError(
             f"--reference is missing: {student} does not say what it was trained on; give text like that"
         )
-    number = curriculum.find(workdir.existing_stages(Path(folder)), stage).number
+    number = stage_lib.find(workdir.existing_stages(Path(folder)), stage).number
     try:
         return watch.training_text(Path(folder), number, limit)
     except UserError as error:

@@ -25,16 +25,16 @@ from jax.sharding import Mesh
 from fqs_jax import (
     agreement,
     checkpoints,
-    curriculum,
     files,
     huggingface,
     lineage,
-    settings,
     sharding,
     thoughts,
     tokenizers,
 )
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, placement
@@ -187,7 +187,7 @@ def load_stage(
     step, stage, config = check_stage(root, number, command, finished)
     model = read_model(source_folder(root), config)
     with checkpoints.Checkpoints(stage_folder(root, number) / "checkpoints") as saved:
-        params = curriculum.abstract_params(config, stage, model)
+        params = objective.abstract_params(config, stage, model)
         placed = placement.placed(params, mesh or sharding.single_device())
         return saved.restore_params(step, placed, move_aside=bool(command)), stage
 
@@ -252,7 +252,7 @@ def load(
         model = dataclasses.replace(read_model(source, config), **changes)
         params = initial_params(root, config, model, mesh)
         return Loaded(params, model, tokenizers.load(source), None, source, "initial model", mesh)
-    row = curriculum.find(known, stage)
+    row = stage_lib.find(known, stage)
     _, config = read_run(root, row.number)
     params, _ = load_stage(root, row.number, finished=False, mesh=mesh)
     thought = None

@@ -13,7 +13,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from fqs_jax import cli, curriculum, sharding, train, workdir
+from fqs_jax import cli, sharding, train, workdir
+from fqs_jax.curriculum import checks
 from fqs_jax.data import cache
 from fqs_jax.interrupts import Interrupts, Wishes
 from tests.tiny_runs import clock_config
@@ -59,7 +60,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 ) -> None:
     root, config = tmp_path / "W", clock_config({"checkpoint_every": 2})
     model, tokenizer = workdir.prepare(root, config)
-    for stage in curriculum.read_stages(config, model):
+    for stage in checks.read_stages(config, model):
         compiled.names.clear()
         watch = Watching(compiled)
         run = train.Run(root, config, model, tokenizer, sharding.single_device(), watch, str)

@@ -9,7 +9,9 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from fqs_jax import curriculum, huggingface, planning, sharding, topologies
+from fqs_jax import huggingface, planning, sharding, topologies
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model import decoder
 
 # Parameters as the checkpoints' own index files count them.
@@ -50,7 +52,7 @@ def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
     """Shapes and settings fit together, and the program does no more than the shapes say."""
     c = config(name)
     model = planning.architecture(c)
-    stage = curriculum.find(curriculum.read_stages(c, model), "1")
+    stage = stage_lib.find(checks.read_stages(c, model), "1")
     mesh = sharding.make_mesh(c.mesh, topologies.find("cpu:8")[1])
     counted = planning.count_flops(c, stage, model, mesh)
     assert 1 < counted.program / counted.model < 1.15
@@ -63,7 +65,7 @@ def test_the_thought_free_step_is_compiled_for_eight_devices(name: str) -> None:
     chip, devices = topologies.find("cpu:8")
     mesh = sharding.make_mesh(c.mesh, devices)
     model = planning.architecture(c)
-    stage = curriculum.find(curriculum.read_stages(c, model), "4")
+    stage = stage_lib.find(checks.read_stages(c, model), "4")
     plan = planning.plan(c, stage, model, chip, mesh)
     assert plan.fits and plan.row_groups == 8
     assert plan.flops.program / plan.flops.model < 1.15

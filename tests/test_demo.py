@@ -5,7 +5,8 @@ import json
 import pytest
 
 from configs import tiny
-from fqs_jax import curriculum, evaluation_file, workdir
+from fqs_jax import evaluation_file, workdir
+from fqs_jax.curriculum import checks
 from fqs_jax.metrics import read_rows
 from tests.conftest import REPO
 from tests.tiny_runs import run
@@ -22,7 +23,7 @@ def test_demo(tmp_path):
     assert done.stdout.startswith("Done: stage 0 (base), ")
     config = tiny.get_config()
     model = workdir.read_model(workdir.source_folder(root), config)
-    stages = curriculum.read_stages(config, model)
+    stages = checks.read_stages(config, model)
     for stage in stages:
         rows = read_rows(root / f"stage_{stage.number}" / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

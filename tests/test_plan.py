@@ -15,7 +15,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from configs import qwen2_5_0_5b, tiny
-from fqs_jax import compiled, curriculum, flops, planning, sharding, topologies
+from fqs_jax import compiled, flops, planning, sharding, topologies
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
 from tests.tiny_runs import refusal, run
@@ -183,14 +185,14 @@ def small_config(changes: dict[str, Any]) -> ml_collections.ConfigDict:
     return c
 
 
-Case = tuple[ml_collections.ConfigDict, curriculum.Stage, ModelConfig, Mesh]
+Case = tuple[ml_collections.ConfigDict, stage_lib.Stage, ModelConfig, Mesh]
 
 
 def small_case(number: str, changes: dict[str, Any] | None = None, devices: int = 8) -> Case:
     """What a plan is made of, for a small model on virtual devices."""
     config = small_config(changes or {})
     model = planning.architecture(config)
-    stage = curriculum.find(curriculum.read_stages(config, model), number)
+    stage = stage_lib.find(checks.read_stages(config, model), number)
     return (
         config,
         stage,

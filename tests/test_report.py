@@ -27,7 +27,7 @@ from fqs_jax import (
     workdir,
 )
 from fqs_jax.comparison import Row
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training

@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from fqs_jax import curriculum, optimizer, sharding
+from fqs_jax import optimizer, sharding
 from fqs_jax import step as step_lib
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import objective as objective_lib
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.errors import UserError
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
@@ -57,8 +60,8 @@ def make_config(batch_size: int = 8, **changes: Any) -> ml_collections.ConfigDic
     c.quiet_star.policy_weight = c.ntp.policy_weight = 10.0
     c.thought.mixing = "probability"
     c.stage_1.n_ahead, c.stage_1.n_ahead_talk = 5, 2
-    c.stage_5 = curriculum.row("plain", "next_token", steps=3)
-    c.stage_6 = curriculum.row("taught", "distill", teacher=1, steps=3)
+    c.stage_5 = stage_lib.row("plain", "next_token", steps=3)
+    c.stage_6 = stage_lib.row("taught", "distill", teacher=1, steps=3)
     c.distill.form, c.distill.top_k, c.distill.weighting = "policy", 3, "shift"
     c.distill.label_weight = 0.2
     c.update_from_flattened_dict(changes)
@@ -104,11 +107,11 @@ def take_step(
 ) -> tuple[step_lib.Program, step_lib.State, dict[str, Any]]:
     """One step on a mesh: the program, the new state (as placed) and the metrics."""
     mesh = make_mesh(sizes)
-    stages = curriculum.read_stages(config, MODEL)
-    stage = curriculum.find(stages, str(STAGES[objective]))
+    stages = checks.read_stages(config, MODEL)
+    stage = stage_lib.find(stages, str(STAGES[objective]))
     program = step_lib.program(config, stage, MODEL, mesh, ("segment",))
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
-    batch = random_batch(config, stage.objective in curriculum.TAUGHT)
+    batch = random_batch(config, stage.objective in objective_lib.TAUGHT)
     with jax.set_mesh(mesh):
         placed = {
             name: jax.device_put(batch[name], leaf.sharding) for name, leaf in program.batch.items()
@@ -238,7 +241,7 @@ def test_rationales_share_the_devices_that_rows_leave_idle() -> None:
 
 
 def split(config: ml_collections.ConfigDict, objective: str, sizes: Sizes) -> tuple[bool, int]:
-    stage = curriculum.find(curriculum.read_stages(config, MODEL), str(STAGES[objective]))
+    stage = stage_lib.find(checks.read_stages(config, MODEL), str(STAGES[objective]))
     return step_lib.split_rows(config, stage, make_mesh(sizes))
 
 
@@ -267,8 +270,8 @@ def test_rows_that_cannot_be_dealt_out_are_refused() -> None:
 
 def test_every_parameter_has_axes_of_its_sizes() -> None:
     sizes = {"L": 2, "V": 32, "D": 16, "N": 8, "G": 2, "H": 4, "F": 24}
-    stage = curriculum.read_stages(make_config(), MODEL)[0]
-    params = curriculum.abstract_params(make_config(), stage, MODEL)
+    stage = checks.read_stages(make_config(), MODEL)[0]
+    params = objective_lib.abstract_params(make_config(), stage, MODEL)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         letters = placement.of_leaf(path)
         assert letters is not None and len(letters) == leaf.ndim, path

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from configs.sweeps import thinking
-from fqs_jax import curriculum, sweep_cells, sweep_results, sweep_table, workdir
+from fqs_jax import sweep_cells, sweep_results, sweep_table, workdir
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.errors import UserError
 from fqs_jax.sweep_cells import Cell, variant
 from tests.tiny_runs import clock_config, refusal, run, save_stage
@@ -247,9 +249,9 @@ def test_a_cell_is_evaluated(tmp_path):
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
     model = workdir.read_model(workdir.source_folder(cell.folder), config)
-    base, long, short, student = curriculum.rows(config)
-    asking = curriculum.asking_flops(config, student, config, short, model)
-    flops = [6 * curriculum.step_flops(config, s, model) for s in (base, long, short, student)]
+    base, long, short, student = stage_lib.rows(config)
+    asking = objective.asking_flops(config, student, config, short, model)
+    flops = [6 * objective.step_flops(config, s, model) for s in (base, long, short, student)]
     flops[3] += 6 * asking
     tokens = 6 * 2 * 16  # steps, rows, tokens of a row
     assert result["training"] == {

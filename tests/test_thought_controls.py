@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from fqs_jax import blocks, curriculum, rollout, thoughts
-from fqs_jax.curriculum import Stage
+from fqs_jax import blocks, rollout, thoughts
+from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
@@ -130,9 +131,9 @@ def test_unsampled_thoughts_have_no_policy_to_improve() -> None:
     config = tiny.get_config()
     config.thought.tokens = "random"
     with pytest.raises(UserError, match="set quiet_star.policy_weight to 0"):
-        curriculum.read_stages(config, MODEL)
+        checks.read_stages(config, MODEL)
     config.quiet_star.policy_weight = 0.0
-    curriculum.read_stages(config, MODEL)
+    checks.read_stages(config, MODEL)
     with pytest.raises(UserError, match="tokens 'words' is none of sampled, random, pause"):
         dataclasses.replace(THOUGHT, tokens="words")
 
@@ -140,9 +141,9 @@ def test_unsampled_thoughts_have_no_policy_to_improve() -> None:
 def test_no_network_pass_is_counted_for_thoughts_that_are_not_sampled() -> None:
     config = tiny.get_config()
     stage = Stage(1, "think", "quiet_star", n_ahead=6, n_ahead_talk=2, steps=1)
-    sampled = curriculum.step_flops(config, stage, MODEL)
+    sampled = objective.step_flops(config, stage, MODEL)
     config.thought.tokens = "pause"
-    assert curriculum.step_flops(config, stage, MODEL) < sampled
+    assert objective.step_flops(config, stage, MODEL) < sampled
 
 
 def numbers(config: QuietStarConfig) -> tuple[Any, Any, Any]:

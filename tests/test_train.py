@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, curriculum, optimizer, sharding, teacher, train, workdir
+from fqs_jax import checkpoints, optimizer, sharding, teacher, train, workdir
 from fqs_jax import step as step_lib
+from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted, Interrupts
@@ -46,7 +48,7 @@ def run_of(root, config, interrupts=None):
 
 
 def stage_of(run, number):
-    return curriculum.find(curriculum.read_stages(run.config, run.model), str(number))
+    return stage_lib.find(checks.read_stages(run.config, run.model), str(number))
 
 
 def checkpoint(root, config, number):
@@ -402,11 +404,11 @@ def test_a_step_without_finite_gradients_changes_nothing():
 
 def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
     def no_number(params, batch, key):
-        loss, metrics = curriculum.objectives.next_token_loss(params, batch, key, model)
+        loss, metrics = checks.objectives.next_token_loss(params, batch, key, model)
         return loss * math.nan, metrics
 
     model, _ = workdir.prepare(tmp_path / "W", config)
-    monkeypatch.setattr(curriculum, "loss_function", lambda *_, **__: no_number)
+    monkeypatch.setattr(objective, "loss_function", lambda *_, **__: no_number)
     with pytest.raises(UserError, match="3 steps in a row up to step 3 had NaN or inf") as refused:
         train_stage(tmp_path / "W", config, 0)
     assert "lower the learning rate" in str(refused.value) and "\n" not in str(refused.value)

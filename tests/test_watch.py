@@ -7,8 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import curriculum, scoring, sharding, token_scores, train, watch, workdir
-from fqs_jax.curriculum import row
+from fqs_jax import scoring, sharding, token_scores, train, watch, workdir
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import row
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupts
 from fqs_jax.thoughts import ThoughtConfig
@@ -223,8 +225,8 @@ def root(tmp_path_factory):
         run = train.Run(
             root, config, model, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
         )
-        stages = curriculum.read_stages(config, model)
-        train.run_stage(run, curriculum.find(stages, str(number)))
+        stages = checks.read_stages(config, model)
+        train.run_stage(run, stage_lib.find(stages, str(number)))
     return root
 
 

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import curriculum, huggingface, run_record, thoughts, tokenizers, workdir
+from fqs_jax import huggingface, run_record, thoughts, tokenizers, workdir
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
@@ -113,7 +115,7 @@ def test_a_relative_path_to_the_same_folder_is_the_same(tmp_path, folder, monkey
 
 def stage_of(root, config, number):
     model, _ = workdir.prepare(root, config)
-    return curriculum.find(curriculum.read_stages(config, model), str(number))
+    return stage_lib.find(checks.read_stages(config, model), str(number))
 
 
 @pytest.mark.parametrize(

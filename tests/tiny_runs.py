@@ -19,9 +19,11 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from fqs_jax import curriculum, huggingface, run_record, tokenizers, workdir
+from fqs_jax import huggingface, run_record, tokenizers, workdir
 from fqs_jax.checkpoints import Checkpoints
-from fqs_jax.curriculum import row
+from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import row
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -131,12 +133,12 @@ def save_stage(
 ) -> Params:
     """A stage with random parameters in place of trained ones, finished unless a step is given."""
     model, _ = workdir.prepare(root, config)
-    stage = curriculum.find(curriculum.read_stages(config, model), str(number))
+    stage = stage_lib.find(checks.read_stages(config, model), str(number))
     run_record.write(root, config, stage)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype),
-        curriculum.abstract_params(config, stage, model),
+        objective.abstract_params(config, stage, model),
     )
     with Checkpoints(workdir.stage_folder(root, number) / "checkpoints") as saved:
         saved.save(step or stage.steps, params, {"count": jnp.zeros(1)}, {})

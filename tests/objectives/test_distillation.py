@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, curriculum, report_page, teacher, workdir
-from fqs_jax.curriculum import row
+from fqs_jax import checkpoints, report_page, teacher, workdir
+from fqs_jax.curriculum import checks
+from fqs_jax.curriculum.stage import row
 from fqs_jax.errors import UserError
 from fqs_jax.interrupts import Interrupted
 from fqs_jax.objectives import distillation
@@ -371,5 +372,5 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     model = model_config(vocab_size=32)
     with pytest.raises(UserError, match=message) as refused:
-        curriculum.read_stages(stage_config(**changes), model)
+        checks.read_stages(stage_config(**changes), model)
     assert "\n" not in str(refused.value)

@@ -9,7 +9,7 @@ from typing import Any
 import ml_collections
 
 from fqs_jax import lineage
-from fqs_jax.curriculum import Stage
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.errors import UserError
 from fqs_jax.objectives import distillation, plain
 from fqs_jax.objectives.thought_losses import QuietStarConfig

@@ -9,8 +9,10 @@ import ml_collections
 import pytest
 
 from configs import common, mistral_7b
-from fqs_jax import curriculum, flops, settings
-from fqs_jax.curriculum import Stage, row
+from fqs_jax import flops
+from fqs_jax.curriculum import checks, objective, settings
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage, row
 from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
 from tests.conftest import REPO
@@ -23,25 +25,25 @@ CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "_
 
 
 def stages_of(changes: dict[str, Any], max_steps: int | None = None) -> list[Stage]:
-    return curriculum.read_stages(clock_config(changes), MODEL, max_steps)
+    return checks.read_stages(clock_config(changes), MODEL, max_steps)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_consistent_rows(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    stages = curriculum.read_stages(config, MODEL)
+    stages = checks.read_stages(config, MODEL)
     assert all(stage.steps > 0 for stage in stages)
     if name in EXPERIMENTS:
         return
     *thinking, last = [stage for stage in stages if not stage.control][-4:]
-    assert all(stage.thinks for stage in thinking) and last.objective in curriculum.TAUGHT
+    assert all(stage.thinks for stage in thinking) and last.objective in objective.TAUGHT
     lengths = [stage.n_ahead for stage in stages if stage.thinks]
     assert lengths == sorted(lengths, reverse=True)
 
 
 def test_published_rows():
     config = mistral_7b.get_config()
-    stages = curriculum.read_stages(config, MODEL)
+    stages = checks.read_stages(config, MODEL)
     rows = [
         *[(s.number, s.objective, s.start, s.teacher, s.n_ahead, s.n_ahead_talk) for s in stages],
         *[(s.learning_rate, s.steps, s.control) for s in stages],
@@ -108,42 +110,42 @@ def test_controls_run_as_long_as_the_stages_they_control():
     plain = {"objective": "next_token", "start": 0, "control": True}
     config.stage_7 = row("steps", same_steps_as=(1, 2), **plain)
     config.stage_10 = row("flops", same_flops_as=(1, 2), **plain)
-    stages = curriculum.read_stages(config, MODEL)
+    stages = checks.read_stages(config, MODEL)
     assert [stage.number for stage in stages] == [0, 1, 2, 3, 7, 10]  # by number, not as text
     assert stages[4].steps == 11
 
-    spent = sum(s.steps * curriculum.step_flops(config, s, MODEL) for s in stages[1:3])
-    own = curriculum.step_flops(config, stages[5], MODEL)
+    spent = sum(s.steps * objective.step_flops(config, s, MODEL) for s in stages[1:3])
+    own = objective.step_flops(config, stages[5], MODEL)
     assert abs(stages[5].steps * own - spent) <= own / 2 and stages[5].steps > 3 * 11
-    capped = curriculum.read_stages(config, MODEL, max_steps=5)
+    capped = checks.read_stages(config, MODEL, max_steps=5)
     assert [stage.steps for stage in capped] == [5, 5, 4, 5, 5, 5]
 
 
 def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
     config = clock_config({"stage_3.steps": 5})
     config.stage_7 = row("flops", "next_token", same_flops_as=(3,))
-    *_, ntp, control = curriculum.read_stages(config, MODEL)
-    step, own = (curriculum.step_flops(config, stage, MODEL) for stage in (ntp, control))
-    asked = curriculum.read_stages(config, MODEL)[ntp.teacher]
+    *_, ntp, control = checks.read_stages(config, MODEL)
+    step, own = (objective.step_flops(config, stage, MODEL) for stage in (ntp, control))
+    asked = checks.read_stages(config, MODEL)[ntp.teacher]
     thought = settings.teacher_thought(config, ntp, config, asked)
     assert thought.num_tokens == asked.n_ahead - 3 and thought.rationales == 1
     spent = 5 * (step + flops.asking(MODEL, thought, 2, 16))
     assert control.steps == round(spent / own) > 2 * 5
-    assert 5 * (step + curriculum.asking_flops(config, ntp, config, asked, MODEL)) == spent
-    assert curriculum.asking_flops(config, asked, config, None, MODEL) == 0
+    assert 5 * (step + objective.asking_flops(config, ntp, config, asked, MODEL)) == spent
+    assert objective.asking_flops(config, asked, config, None, MODEL) == 0
 
 
 def test_step_flops_are_those_of_the_objective():
     config = clock_config()
-    base, think, _, ntp = curriculum.read_stages(config, MODEL)
-    assert curriculum.step_flops(config, base, MODEL) == flops.next_token_step(MODEL, 2, 16)
+    base, think, _, ntp = checks.read_stages(config, MODEL)
+    assert objective.step_flops(config, base, MODEL) == flops.next_token_step(MODEL, 2, 16)
     thought = settings.thought_config(config, think)
-    assert curriculum.step_flops(config, think, MODEL) == flops.quiet_star_step(
+    assert objective.step_flops(config, think, MODEL) == flops.quiet_star_step(
         MODEL, thought, 2, 16
     )
-    assert curriculum.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=True)
+    assert objective.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=True)
     config.ntp.action = "label"
-    assert curriculum.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=False)
+    assert objective.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=False)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_inconsistent_rows_and_settings(changes, message):
 def test_settings_of_a_row_are_its_own():
     own = ("quiet_star.policy_weight=3", "quiet_star.advantage=clipped", "data.clock.lengths=(3,)")
     config = clock_config({"stage_1.settings": own, "quiet_star.advantage": "leave_one_out"})
-    base, think, again, _ = curriculum.read_stages(config, MODEL)
+    base, think, again, _ = checks.read_stages(config, MODEL)
     weights = settings.quiet_star_config(config, think)
     assert (weights.policy_weight, weights.advantage) == (3.0, "clipped")
     assert settings.quiet_star_config(config, again).advantage == "leave_one_out"
@@ -233,7 +235,7 @@ def test_settings_are_read_back_from_a_record():
     config = clock_config({"stage_3.settings": own})
     config = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
     del config.distill  # a record leaves out what other objectives are set to
-    ntp = curriculum.rows(config)[3]
+    ntp = stage_lib.rows(config)[3]
     assert not settings.ntp_config(config, ntp).clip
     assert tuple(settings.data_config(config, ntp).clock.lengths) == (2,)
 
@@ -243,25 +245,25 @@ def test_no_rows():
     for number in range(4):
         del config[f"stage_{number}"]
     with pytest.raises(UserError, match="no stage_N rows"):
-        curriculum.read_stages(config, MODEL)
+        checks.read_stages(config, MODEL)
 
 
 def test_find():
     stages = stages_of({})
-    assert curriculum.find(stages, "2") is curriculum.find(stages, "think-4-1") is stages[2]
+    assert stage_lib.find(stages, "2") is stage_lib.find(stages, "think-4-1") is stages[2]
     assert str(stages[2]) == "stage 2 (think-4-1)"
     for which in ("4", "", "all", "think"):
         with pytest.raises(
             UserError, match=f"no stage '{which}'; there are 0 .base., 1 .think-5-2"
         ):
-            curriculum.find(stages, which)
+            stage_lib.find(stages, which)
 
 
 def test_rows_know_every_field_and_no_other():
     config = common.get_config()
     config.stage_4.start = 3  # was None: a placeholder of its type
     config.stage_4.teacher = 3
-    assert curriculum.read_stages(config, MODEL)[3].start == 3
+    assert checks.read_stages(config, MODEL)[3].start == 3
     with pytest.raises(TypeError):
         config.stage_4.start = "three"
     with pytest.raises(AttributeError):
@@ -270,7 +272,7 @@ def test_rows_know_every_field_and_no_other():
 
 def test_thought_config_follows_the_row_and_the_config():
     config = clock_config({"thought.masked_ids": (3, 5), "thought.mixing": "sigmoid"})
-    stage = curriculum.read_stages(config, MODEL)[1]
+    stage = checks.read_stages(config, MODEL)[1]
     thought = settings.thought_config(config, stage)
     assert (thought.n_ahead, thought.n_ahead_talk, thought.rationales) == (5, 2, 2)
     assert (thought.mixing, thought.masked_ids) == ("sigmoid", (3, 5))
@@ -285,7 +287,7 @@ def test_several_stages_in_the_order_of_the_config():
         ("ntp, 3", [3]),
         ("1", [1]),
     ):
-        assert [stage.number for stage in curriculum.select(stages, which)] == numbers
+        assert [stage.number for stage in stage_lib.select(stages, which)] == numbers
     for which, missing in (("0,7", "7"), ("", ""), ("0,", ""), ("0,all", "all")):
         with pytest.raises(UserError, match=f"no stage '{missing}'; there are 0 .base."):
-            curriculum.select(stages, which)
+            stage_lib.select(stages, which)

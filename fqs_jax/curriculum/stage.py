@@ -1,0 +1,117 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import ml_collections
+
+from fqs_jax.errors import UserError
+
+OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One row.
+
+    Attributes:
+      number: N of `stage_N`.
+      name: for people and tables.
+      objective: `next_token`, `quiet_star` (thinks), or `ntp` and `distill` (learn from a thinking
+        stage to do without thoughts).
+      start: number of the stage whose result it starts from; None = the initial model.
+      teacher: for `ntp` and `distill`, number of the thinking stage that scores the text.
+      n_ahead, n_ahead_talk: length of a thought and of what is predicted after it (quiet_star).
+      learning_rate: peak, after warm-up.
+      steps: optimiser steps.
+      same_steps_as, same_flops_as: controls run as long as these stages together (instead of `steps`),
+        counted in steps (= tokens of text) or in FLOPs, of which asking a teacher is a part.
+      control: whether the row is a control, not part of the curriculum.
+      rows_of: number of a stage whose training rows it reads, in the same order; None = its own. Students
+        of one teacher on the same rows share what it says of them.
+      settings: "field=value" in place of the config's, of fields of quiet_star, ntp, distill, and of
+        data.text, and the shares of documents of the built-in task, such as data.clock.direct.
+    """
+
+    number: int
+    name: str
+    objective: str
+    start: int | None = None
+    teacher: int | None = None
+    n_ahead: int = 1
+    n_ahead_talk: int = 1
+    learning_rate: float = 1e-6
+    steps: int = 0
+    same_steps_as: tuple[int, ...] = ()
+    same_flops_as: tuple[int, ...] = ()
+    control: bool = False
+    rows_of: int | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def stream(self) -> int:
+        """The number that tells its training rows from those of others."""
+        return self.number if self.rows_of is None else self.rows_of
+
+    @property
+    def thinks(self) -> bool:
+        return self.objective == "quiet_star"
+
+    def __str__(self) -> str:
+        return f"stage {self.number} ({self.name})"
+
+
+def row(name: str, objective: str, **fields: Any) -> ml_collections.ConfigDict:
+    """A config row with every field of `Stage`, so that overrides on the command line are checked."""
+    known = {f.name: f.default for f in dataclasses.fields(Stage)[1:]}
+    values = known | {"name": name, "objective": objective} | fields
+    optional = {key: ml_collections.config_dict.placeholder(int) for key in OPTIONAL}
+    config = ml_collections.ConfigDict(optional)
+    with config.unlocked():
+        config.update({key: value for key, value in values.items() if value is not None})
+    return config
+
+
+def rows(config: ml_collections.ConfigDict) -> list[Stage]:
+    """The rows as they stand, in order of their number: unchecked, controls' steps not worked out.
+
+    Raises:
+      UserError: there is none.
+    """
+    numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
+    if not numbers:
+        raise UserError("the config has no stage_N rows; see configs/common.py")
+    stages = []
+    for number in numbers:
+        fields = config[f"stage_{number}"].to_dict()
+        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+        stages.append(Stage(number=number, **fields))
+    return stages
+
+
+def find(stages: list[Stage], which: str) -> Stage:
+    """The stage of a number or a name.
+
+    Raises:
+      UserError: there is none; names those there are.
+    """
+    for stage in stages:
+        if which in (str(stage.number), stage.name):
+            return stage
+    known = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
+    raise UserError(f"there is no stage {which!r}; there are {known}")
+
+
+def select(stages: list[Stage], which: str) -> list[Stage]:
+    """Stages of a comma-separated list of numbers or names, or `all`; in the order of the config.
+
+    Raises:
+      UserError: one of them does not exist.
+    """
+    if which == "all":
+        return stages
+    wanted = [find(stages, part.strip()) for part in which.split(",")]
+    return [stage for stage in stages if stage in wanted]
