@@ -305,7 +305,8 @@ def _states(root: Path, other: Path, number: int) -> str:
 
 def final_state(root: Path, number: int) -> tuple[int, Any]:
     """The newest step of a stage and its (parameters, optimizer state), on one device."""
-    from fqs_jax import checkpoints, sharding, step, workdir
+    from fqs_jax import checkpoints, step, workdir
+    from fqs_jax.runtime import sharding
 
     stage, config = workdir.read_run(root, number)
     model = workdir.read_model(workdir.source_folder(root), config)

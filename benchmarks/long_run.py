@@ -85,9 +85,10 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     import jax
 
     from configs import tiny
-    from fqs_jax import cli, sharding, train, workdir
+    from fqs_jax import train, workdir
     from fqs_jax.curriculum import checks, stage
-    from fqs_jax.interrupts import Interrupts, Wishes
+    from fqs_jax.runtime import cli, sharding
+    from fqs_jax.runtime.interrupts import Interrupts, Wishes
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
     cli.keep_programs()

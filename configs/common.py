@@ -68,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.microbatches = 1  # parts in which a step takes its batch, for less memory; same gradient
 
-    # Devices along each axis of the mesh (fqs_jax/sharding.py); -1 = all that are left.
+    # Devices along each axis of the mesh (fqs_jax/runtime/sharding.py); -1 = all that are left.
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = 1  # copies of the parameters
     c.mesh.fsdp = -1  # cuts parameters and optimizer state; rows are dealt out to data x fsdp

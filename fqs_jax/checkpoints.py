@@ -18,11 +18,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from fqs_jax import checkpoint_errors, fingerprints, waiting
-from fqs_jax.agreement import agreed, on_main, together
+from fqs_jax import checkpoint_errors, fingerprints
 from fqs_jax.checkpoint_errors import Damaged, reason
-from fqs_jax.errors import UserError
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import waiting
+from fqs_jax.runtime.agreement import agreed, on_main, together
+from fqs_jax.runtime.errors import UserError
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
 _DELETED = "deleted_"

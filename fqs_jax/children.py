@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.interrupts import SIGNALS, Interrupted
+from fqs_jax.runtime.interrupts import SIGNALS, Interrupted
 
 _PAUSE = 0.1  # seconds between looks at what runs
 _JAX_NOTE = re.compile(r"\n-+\nFor simplicity, JAX .*\s*\Z")  # hides an exception above it

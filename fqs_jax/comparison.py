@@ -14,9 +14,9 @@ from fqs_jax import checkpoints, flops, generation, intervals, problem_scores, t
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
 from fqs_jax.data.built_in import Task
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
 from fqs_jax.problem_scores import Answers
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.workdir import Loaded
 
 TIMED_TOKENS = 24

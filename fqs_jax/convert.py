@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, huggingface, sharding, workdir
+from fqs_jax import huggingface, workdir
+from fqs_jax.runtime import cli, sharding
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")

@@ -18,18 +18,11 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import (
-    cli,
-    comparison,
-    distributed,
-    evaluation_file,
-    scoring,
-    watch_command,
-    workdir,
-)
+from fqs_jax import comparison, evaluation_file, scoring, watch_command, workdir
 from fqs_jax.data import text
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime import cli, processes
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.tasks import command as task_command
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
@@ -60,7 +53,7 @@ watch_command.define_flags()
 def main(argv: Sequence[str]) -> None:
     if flags.FLAGS.watch:
         if code := watch_command.main(argv[1] if len(argv) > 1 else _TEXT.value):
-            distributed.leave(code)
+            processes.leave(code)
         return
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")

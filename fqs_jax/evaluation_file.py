@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fqs_jax import checkpoints, files, workdir
+from fqs_jax import checkpoints, workdir
 from fqs_jax.comparison import Row
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
 
 NAME = "evaluation.json"
 PROBLEMS = "held-out problems"  # what runs on a built-in task are measured on

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from fqs_jax.checkpoint_errors import Damaged
-from fqs_jax.distributed import settled
+from fqs_jax.runtime.processes import settled
 
 # {path: {"shape": [...], "dtype": name, "fingerprint": int}}: leaves as JSON has them.
 Description = dict[str, dict[str, Any]]

@@ -15,9 +15,10 @@ from absl import flags
 from rich.console import Console
 from rich.text import Text
 
-from fqs_jax import cli, workdir
-from fqs_jax.errors import UserError
-from fqs_jax.generation import Emitted, Generation, check_sampling, generate, prompt_ids
+from fqs_jax import workdir
+from fqs_jax.generation import Emitted, check_sampling, generate, prompt_ids
+from fqs_jax.runtime import cli
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.workdir import Loaded
 
 __all__ = ["Emitted", "Generation", "generate"]

@@ -14,8 +14,8 @@ import numpy as np
 
 from fqs_jax import decoding
 from fqs_jax.decoding import Cursor
-from fqs_jax.errors import UserError
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.workdir import Loaded
 
 

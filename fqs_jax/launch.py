@@ -20,24 +20,15 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import (
-    agreement,
-    checkpoints,
-    cli,
-    distributed,
-    lineage,
-    sharding,
-    step,
-    train,
-    workdir,
-)
+from fqs_jax import checkpoints, lineage, step, train, workdir
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupts
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime import agreement, cli, processes, sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupts
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -53,7 +44,7 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop."
 
 def define_flags() -> None:
     """Flags of several processes, and the config's, which reads file and command line at once."""
-    distributed.define_flags()
+    processes.define_flags()
     config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
 
 

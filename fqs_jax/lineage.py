@@ -12,7 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from fqs_jax import agreement, files
+from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime.files import flat
 
 # Fields that may change between two starts of the same stage.
 HARMLESS = (
@@ -90,14 +91,3 @@ def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...]
         if old != new and not _is_harmless(key, ignored):
             return f"{key}={old!r}, now it is {new!r}"
     return ""
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted paths."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax import cli, continuations, generation, sharding, workdir
-from fqs_jax.errors import UserError
+from fqs_jax import continuations, generation, workdir
 from fqs_jax.generation import Emitted
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime import cli, sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.workdir import Loaded
 
 try:

@@ -21,11 +21,12 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import cli, planning, sharding, topologies
+from fqs_jax import planning, topologies
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.planning import Plan, Utilisation
+from fqs_jax.runtime import cli, sharding
 from fqs_jax.topologies import GIB
 
 _STAGE = flags.DEFINE_string("stage", "1", "Number or name of a stage.")

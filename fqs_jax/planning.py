@@ -20,9 +20,9 @@ from fqs_jax.compiled import Collective, Memory
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
 from fqs_jax.model import attention, decoder
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.topologies import Chip
 
 

@@ -12,12 +12,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli
-from fqs_jax.data import cache
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import open_sources
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime import cli, files
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 
 _TEXT = flags.DEFINE_string("text", "", "Documents, as for training (docs/data.md), no weights.")
 _OUT = flags.DEFINE_string("out", "", "Folder to make.")
@@ -42,7 +41,7 @@ def main(_: Sequence[str]) -> None:
     out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before the text is read
         raise UserError(f"{out} exists already: choose another name or remove it first")
-    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else cache.DEFAULT
+    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.DEFAULT
     options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:

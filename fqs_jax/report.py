@@ -12,9 +12,10 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, files, report_data, report_page
+from fqs_jax import report_data, report_page
 from fqs_jax.data import text
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import cli, files
+from fqs_jax.runtime.errors import UserError
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory; can be given without the flag.")
 _OUT = flags.DEFINE_string("out", "", "The page; default report.html in the working directory.")

@@ -16,13 +16,14 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax import cli, comparison, evaluation_file, lineage, metrics, report_thoughts, workdir
+from fqs_jax import comparison, evaluation_file, lineage, metrics, report_thoughts, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_thoughts import Diagnostics, Token
+from fqs_jax.runtime import cli, files
+from fqs_jax.runtime.errors import UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 SOME_DOCUMENTS, SOME_CHARACTERS = 8, 2000  # of training text, where no other is given
@@ -125,7 +126,7 @@ def collect(
         training=training,
         models=models,
         reading=_reading(root, training, settings, documents, note, mesh),
-        config={key: str(value) for key, value in sorted(lineage.flat(config.to_dict()).items())},
+        config={key: str(value) for key, value in sorted(files.flat(config.to_dict()).items())},
         versions=versions(),
         commands=_commands(root, settings, models.flags),
     )
@@ -172,7 +173,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """A metrics row without nesting; NaN and infinities are strings in the file."""
     return {
         key.removeprefix("time."): float(value)
-        for key, value in lineage.flat(row).items()
+        for key, value in files.flat(row).items()
         if value != ""
     }
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import sharding
 from fqs_jax.model import attention_xla, decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import sharding
 from fqs_jax.thoughts import ThoughtConfig
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import ml_collections
 
-from fqs_jax import agreement, files, lineage
+from fqs_jax import lineage
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.workdir import existing_stages, saved_step, stage_folder
 
 

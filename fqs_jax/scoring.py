@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import rollout, sharding, thoughts
+from fqs_jax import rollout, thoughts
 from fqs_jax.data import windows
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 

@@ -17,15 +17,16 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fqs_jax import optimizer, sharding
+from fqs_jax import optimizer
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.objective import Loss
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.errors import UserError
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 
 
 class State(NamedTuple):

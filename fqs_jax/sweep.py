@@ -15,8 +15,9 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from fqs_jax import children, cli, distributed, sweep_cells, sweep_results
-from fqs_jax.errors import UserError
+from fqs_jax import children, sweep_cells, sweep_results
+from fqs_jax.runtime import cli, processes
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweep_cells import Cell
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where cells and the table go.")
@@ -71,7 +72,7 @@ def _do(cell: Cell) -> None:
     if end.code:
         if end.code < 0:
             _note(f"error: {cell}: signal {-end.code} ended the program")
-        distributed.leave(end.code if end.code > 0 else 128 - end.code)
+        processes.leave(end.code if end.code > 0 else 128 - end.code)
     sweep_results.evaluate(cell)
 
 

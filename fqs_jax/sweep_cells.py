@@ -16,13 +16,13 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax import cli
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime import cli
+from fqs_jax.runtime.errors import UserError
 
 REQUIRED = ("config", "seeds", "variants")
 OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}

@@ -10,10 +10,11 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from fqs_jax import comparison, evaluation_file, files, lineage, workdir
+from fqs_jax import comparison, evaluation_file, lineage, workdir
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.runtime import files
 from fqs_jax.sweep_cells import Cell
 
 RESULT = "result.json"  # of a cell, in its folder

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import agreement, distributed, files, mixing, rollout, sharding, thoughts
+from fqs_jax import mixing, rollout, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.data.order import Dataset
@@ -27,6 +27,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives.distillation import Arrays
+from fqs_jax.runtime import agreement, files, processes, sharding
 from fqs_jax.thoughts import ThoughtConfig
 
 PIECE = 8  # batches in a file; a stop is heeded after each
@@ -100,7 +101,7 @@ def score_rows(
         piece = _read_piece(path, (stop - start) * dataset.batch_size, record)
         if agreement.anyone(piece is None):
             piece = np.concatenate([score_batch(step) for step in range(start, stop)])
-            if distributed.is_main():
+            if processes.is_main():
                 files.replace(path, functools.partial(np.save, arr=piece))
         assert piece is not None  # nobody lacked it
         scores[start * dataset.batch_size : stop * dataset.batch_size] = piece

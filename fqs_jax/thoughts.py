@@ -20,14 +20,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import mixing, sharding
+from fqs_jax import mixing
 from fqs_jax.blocks import Text, mixed_log_probs, read_text, score_blocks
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.positions import Positions
 from fqs_jax.rollout import TextCache, rollout, thought_keys
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 
 TOKENS = ("sampled", "random", "pause")
 

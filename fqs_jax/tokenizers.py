@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import sentencepiece
 import tokenizers
 
-from fqs_jax import files
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
 
 # How Qwen2 cuts text before byte-level BPE: contractions, words with one leading sign, single
 # digits, signs, line breaks, spaces.

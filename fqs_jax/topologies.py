@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 GIB = 2**30
 

@@ -16,8 +16,8 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from fqs_jax import files
 from fqs_jax.comparison import Row
+from fqs_jax.runtime import files
 
 NAME = "tradeoff.png"
 # Marker and colour of a kind. Colours of Okabe and Ito, told apart by the colour-blind too; shapes tell

@@ -20,28 +20,20 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import (
-    checkpoints,
-    distributed,
-    lineage,
-    optimizer,
-    run_record,
-    sharding,
-    teacher,
-    thoughts,
-    workdir,
-)
+from fqs_jax import checkpoints, lineage, optimizer, run_record, teacher, thoughts, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.order import Dataset
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupted, Interrupts
-from fqs_jax.metrics import MetricsFile, Progress
+from fqs_jax.metrics import MetricsFile
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import processes, sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupted, Interrupts
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.step import Program, State
 from fqs_jax.tokenizers import Tokenizer
 
@@ -160,7 +152,7 @@ def _loop(
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
-            state, values = distributed.settled(compiled(state, placed, np.int32(step)))
+            state, values = processes.settled(compiled(state, placed, np.int32(step)))
             done = step + 1
             # What the step before left is read only now, when this one is under way, so that the
             # device never waits for the host.

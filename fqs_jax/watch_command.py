@@ -8,11 +8,12 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import cli, watch, workdir
+from fqs_jax import watch, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import text
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime import cli
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.workdir import Loaded
 
 RETRAIN = 3  # exit code

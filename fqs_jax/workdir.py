@@ -22,24 +22,16 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from fqs_jax import (
-    agreement,
-    checkpoints,
-    files,
-    huggingface,
-    lineage,
-    sharding,
-    thoughts,
-    tokenizers,
-)
+from fqs_jax import checkpoints, huggingface, lineage, thoughts, tokenizers
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import agreement, files, sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tokenizers import Tokenizer
 
 

@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import thoughts
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import plain
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 from tests import published
 from tests.published import Arrays, Fixture

@@ -21,9 +21,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 
 Arrays = dict[str, np.ndarray]

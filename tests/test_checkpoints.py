@@ -10,7 +10,7 @@ import pytest
 
 from fqs_jax import fingerprints
 from fqs_jax.checkpoints import Checkpoints, appears, latest_step
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import (
     abstract,
     abstract_state,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fqs_jax.checkpoints import Checkpoints, latest_step
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
 

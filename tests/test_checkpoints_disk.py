@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from fqs_jax.checkpoints import Checkpoints
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract, assert_same
 
 SIZE = 2**21

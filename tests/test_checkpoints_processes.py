@@ -14,9 +14,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fqs_jax import distributed
 from fqs_jax.checkpoints import Checkpoints
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import processes as processes_lib
+from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
 from tests.test_checkpoints_damage import cut_arrays
 from tests.tiny_states import assert_newest, save_steps, state_at
@@ -160,7 +160,7 @@ def main():
         globals()[task](Path(root))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        distributed.leave(2)
+        processes_lib.leave(2)
 
 
 # The tests --------------------

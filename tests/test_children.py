@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fqs_jax import children
-from fqs_jax.interrupts import Interrupted
+from fqs_jax.runtime.interrupts import Interrupted
 
 
 def python(code: str) -> list[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from fqs_jax import cli, sharding, train, workdir
+from fqs_jax import train, workdir
 from fqs_jax.curriculum import checks
-from fqs_jax.data import cache
-from fqs_jax.interrupts import Interrupts, Wishes
+from fqs_jax.runtime import cli, files, sharding
+from fqs_jax.runtime.interrupts import Interrupts, Wishes
 from tests.tiny_runs import clock_config
 
 
@@ -76,7 +76,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, or where JAX was told to keep them."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    assert cli.CACHE == cache.DEFAULT / "jax"
+    assert cli.CACHE == files.DEFAULT / "jax"
     try:
         for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)

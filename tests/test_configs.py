@@ -9,10 +9,11 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from fqs_jax import huggingface, planning, sharding, topologies
+from fqs_jax import huggingface, planning, topologies
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model import decoder
+from fqs_jax.runtime import sharding
 
 # Parameters as the checkpoints' own index files count them.
 PARAMETERS = {

@@ -10,9 +10,9 @@ import pytest
 
 from fqs_jax import continuations, tokenizers, workdir
 from fqs_jax.continuations import Request
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.rollout import thought_keys
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig, think
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
 from tests.tiny_runs import sentences

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, write_text
 
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from fqs_jax.data.ahead import AHEAD, THREADS, read_ahead
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
 
 

@@ -13,7 +13,7 @@ from configs import common
 from fqs_jax.data import corpus
 from fqs_jax.data.built_in import SPLITS, Task
 from fqs_jax.data.multiplication import Multiplication
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 KINDS = list(corpus.TASKS.values())
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data.built_in import SPLITS
 from fqs_jax.data.chain import Chain
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 seeds = st.integers(0, 1000)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fqs_jax.data.clock import SPLITS, Clock
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 OPS = {"+1": (1, 1), "+3": (1, 3), "*2": (2, 0), "*3": (3, 0), "-2": (1, 5)}  # v -> a v + b mod 7
 seeds = st.integers(0, 1000)

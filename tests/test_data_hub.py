@@ -6,7 +6,7 @@ import pytest
 
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import open_sources
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 hub = pytest.importorskip("huggingface_hub")
 errors = pytest.importorskip("huggingface_hub.errors")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fqs_jax.data.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
 from fqs_jax.data.tokens import Tokens
 from fqs_jax.data.windows import packed as packed_row
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 BOS, PAD = 1001, 1003
 DOCUMENTS = [list(range(100 * d, 100 * d + 5 + 3 * d)) for d in range(8)]

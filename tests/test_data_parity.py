@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data.built_in import SPLITS
 from fqs_jax.data.parity import Parity
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 
 @given(st.integers(0, 100), st.integers(0, 10**6), st.sampled_from(SPLITS))

@@ -6,7 +6,7 @@ import pytest
 
 from fqs_jax.data import plain
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 
 @pytest.fixture

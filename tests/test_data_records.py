@@ -13,7 +13,7 @@ from fqs_jax.data import records
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import Documents, open_sources
 from fqs_jax.data.tfds_corpus import build
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 TEXTS = [f"document {i}, été" for i in range(40)]
 

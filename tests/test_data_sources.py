@@ -10,7 +10,7 @@ import pytest
 from fqs_jax.data import sources
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import Concatenation, Documents, fingerprint, open_sources
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import open_sources
 from fqs_jax.data.tables import open_parquet, open_saved_dataset
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 TEXTS = [f"document {i} " * 20 for i in range(250)]
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from fqs_jax.data.text import read_documents
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 
 def error_of(*args, **kwargs) -> str:

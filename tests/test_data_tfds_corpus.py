@@ -8,7 +8,7 @@ import pytest
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import Documents, open_sources
 from fqs_jax.data.tfds_corpus import build
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import refusal, run, sentences
 
 TEXTS = [f"{text} {i}" for i, text in enumerate(sentences(100))]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fqs_jax.data import tokens
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import Documents, open_sources
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tokenizers import train_sentencepiece
 from tests.tiny_runs import sentences
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data.built_in import SPLITS
 from fqs_jax.data.word_problems import MAX_NUMBER, PEOPLE, THINGS, WordProblems
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 WHO = f"({'|'.join(PEOPLE)})"
 THING = f"(?:{'|'.join(THINGS)})"

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from fqs_jax import generate, generation, workdir
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, refusal, save_stage
 
 THINKS = "1"

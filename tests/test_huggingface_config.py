@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from tests.checkpoint_folders import LLAMA, QWEN2, SCALING, config_of
 
 

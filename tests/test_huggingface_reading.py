@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fqs_jax import huggingface
-from fqs_jax.errors import UserError
 from fqs_jax.huggingface import tensors
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from tests.checkpoint_folders import (
     LLAMA,
     MISTRAL,

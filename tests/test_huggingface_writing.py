@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from fqs_jax import huggingface, tokenizers
-from fqs_jax.errors import UserError
 from fqs_jax.huggingface import writing
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from tests.checkpoint_folders import (
     LLAMA,
     MISTRAL,

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import metrics
-from fqs_jax.metrics import MetricsFile, Progress, read_rows
+from fqs_jax.metrics import MetricsFile, read_rows
+from fqs_jax.runtime.progress import Progress
 
 
 def write(path, first, steps):

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, sharding, tokenizers, workdir
-from fqs_jax.errors import UserError
+from fqs_jax import scoring, tokenizers, workdir
 from fqs_jax.generate import generate
 from fqs_jax.model import decoder
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import reference, tiny_models

@@ -15,7 +15,7 @@ from configs.sweeps import thinking
 from fqs_jax import sweep_cells, sweep_results, sweep_table, workdir
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweep_cells import Cell, variant
 from tests.tiny_runs import clock_config, refusal, run, save_stage
 

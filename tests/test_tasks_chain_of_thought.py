@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from fqs_jax import workdir
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import chain_of_thought
 from fqs_jax.tasks.chain_of_thought import Chain, Settings, count, sample, vote
 from fqs_jax.tasks.items import Item

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import sharding, thoughts, tokenizers
-from fqs_jax.errors import UserError
+from fqs_jax import thoughts, tokenizers
 from fqs_jax.model import placement
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, piqa, social_iqa
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item

@@ -5,7 +5,7 @@ import types
 import pytest
 
 from fqs_jax import tokenizers
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import questions
 from fqs_jax.tasks.items import Item, lettered
 from tests.tiny_runs import sentences

@@ -15,12 +15,12 @@ from configs import tiny
 from fqs_jax import blocks, rollout, thoughts
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 from tests.tiny_models import model_config
 

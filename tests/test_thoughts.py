@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from fqs_jax import mixing, thoughts
-from fqs_jax.errors import UserError
 from fqs_jax.model import attention_xla
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.rollout import mark
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.tiny_models import (

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fqs_jax import scoring, token_scores, workdir
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import tiny_models

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fqs_jax import tokenizers
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 LINES = [
     "Once upon a time there was a little cat, and the cat had 12 hats.",

@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, optimizer, sharding, teacher, train, workdir
+from fqs_jax import checkpoints, optimizer, teacher, train, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupted, Interrupts
 from fqs_jax.metrics import read_rows
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupted, Interrupts
 from tests.tiny_runs import clock_config, rows_without_time, save_stage
 
 KEY = jax.random.key(0)

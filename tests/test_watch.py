@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, sharding, token_scores, train, watch, workdir
+from fqs_jax import scoring, token_scores, train, watch, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupts
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thoughts import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import tiny_models

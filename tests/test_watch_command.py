@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fqs_jax import cli, huggingface, sharding, tokenizers, watch, watch_command, workdir
-from fqs_jax.errors import UserError
+from fqs_jax import huggingface, tokenizers, watch, watch_command, workdir
+from fqs_jax.runtime import cli, sharding
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
 
 

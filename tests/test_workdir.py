@@ -11,7 +11,7 @@ import pytest
 from fqs_jax import huggingface, run_record, thoughts, tokenizers, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
 

@@ -21,9 +21,9 @@ from fqs_jax.curriculum.objective import (
 )
 from fqs_jax.curriculum.stage import Stage, rows
 from fqs_jax.data import corpus
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import distillation
+from fqs_jax.runtime.errors import UserError
 
 # The least value of whole numbers in a config.
 LEAST = {

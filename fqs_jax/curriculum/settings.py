@@ -8,11 +8,11 @@ from typing import Any
 
 import ml_collections
 
-from fqs_jax import lineage
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.errors import UserError
 from fqs_jax.objectives import distillation, plain
 from fqs_jax.objectives.thought_losses import QuietStarConfig
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
 
 # Of a built-in task: which documents are read, not which problems there are.
@@ -91,7 +91,7 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
     # A record of a stage lacks the sections that are of no concern to it.
     present = [name for name in SECTIONS if name in config]
     sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
-    known = lineage.flat(sections.to_dict())
+    known = files.flat(sections.to_dict())
     data = "text" if config.data.source == "text" else rf"{config.data.source}\.({OF_TASKS})"
     for setting in stage.settings:
         field, equals, text = setting.partition("=")

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
 

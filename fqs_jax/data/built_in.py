@@ -21,7 +21,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MAX_PROBLEMS = 10_000_000  # of one length

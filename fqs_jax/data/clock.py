@@ -14,8 +14,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from fqs_jax.data.built_in import SPLITS, Problem, Task, check_distinct, last_digits
-from fqs_jax.errors import UserError
+from fqs_jax.data.built_in import Problem, Task, check_distinct, last_digits
+from fqs_jax.runtime.errors import UserError
 
 __all__ = ["SPLITS", "Clock"]
 

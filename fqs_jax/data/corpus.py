@@ -16,7 +16,8 @@ from fqs_jax.data.multiplication import Multiplication
 from fqs_jax.data.parity import Parity
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
 from fqs_jax.data.word_problems import WordProblems
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tokenizers import Tokenizer, train_sentencepiece
 
 TASKS: dict[str, type[Task]] = {
@@ -64,7 +65,7 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
 
 def options(data: ml_collections.ConfigDict) -> cache.Options:
     """How the config says to open sources."""
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir else cache.DEFAULT
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.DEFAULT
     return cache.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 BRANCH = "refs/convert/parquet"  # holds CONFIG/SPLIT/0000.parquet, ...
 

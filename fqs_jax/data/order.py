@@ -17,7 +17,7 @@ import numpy as np
 
 from fqs_jax.data import mixtures, windows
 from fqs_jax.data.ahead import read_ahead
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 Row = dict[
     str, np.ndarray

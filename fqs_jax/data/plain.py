@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax.data.cache import Options, replace_array
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.data.cache import Options
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.files import replace_array
+from fqs_jax.runtime.progress import Progress
 
 _GZIP = b"\x1f\x8b"  # what such files begin with
 LARGE = 1 << 24  # bytes; where the lines of a larger file are is kept in the cache

@@ -12,7 +12,7 @@ from array_record.python import array_record_module
 
 from fqs_jax.data import plain
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 INFO = "dataset_info.json"  # in the folder of a prepared TFDS dataset
 FEATURES = "features.json"

@@ -30,7 +30,7 @@ from typing import Protocol
 
 from fqs_jax.data import hub, plain, records, tables
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 RECORDS = (".array_record", ".arrayrecord")
 SUFFIXES = (".txt", ".jsonl", ".parquet", *RECORDS)

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from fqs_jax import files
 from fqs_jax.data import plain
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import files as files_lib
+from fqs_jax.runtime.errors import UserError
 
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # what tells the folders of `save_to_disk`
 
@@ -95,14 +95,14 @@ def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
     elif split:
         raise UserError(f"{folder} is one dataset without splits; leave out :{split}")
     state = folder / DATASET
-    if files.read_json(state).get("_indices_data_files"):  # of old versions of `datasets`
+    if files_lib.read_json(state).get("_indices_data_files"):  # of old versions of `datasets`
         raise UserError(f"{folder} holds a selection of rows; save it after flatten_indices()")
     names = _listed(state, "_data_files")
     return [_open_arrow(folder / str(name["filename"]), key) for name in names]
 
 
 def _listed(path: Path, field: str) -> list[Any]:
-    values = files.read_json(path).get(field)
+    values = files_lib.read_json(path).get(field)
     if not isinstance(values, list):
         raise UserError(f"{path}: no list {field!r}; the folder is not whole, save it again")
     return values

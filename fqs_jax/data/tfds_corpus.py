@@ -16,8 +16,8 @@ from absl import logging
 
 from fqs_jax.data.records import INFO
 from fqs_jax.data.sources import Source
-from fqs_jax.errors import UserError
-from fqs_jax.files import new_folder
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.files import new_folder
 
 
 class Corpus(tfds.core.GeneratorBasedBuilder):

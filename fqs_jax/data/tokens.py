@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax.data.cache import replace_array
 from fqs_jax.data.plain import unreadable
 from fqs_jax.data.sources import Source, fingerprint
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.files import replace_array
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.tokenizers import Tokenizer
 
 IN_MEMORY = 1 << 24  # bytes of text that are tokenized at every start

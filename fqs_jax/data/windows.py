@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 Batch = dict[str, np.ndarray]
 Tokens = Sequence[int] | np.ndarray  # one document

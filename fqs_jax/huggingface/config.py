@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.errors import UserError
-from fqs_jax.files import read_json
 from fqs_jax.model.config import ModelConfig, RopeScaling
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.files import read_json
 
 Json = Mapping[str, Any]
 

@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from fqs_jax import files, tokenizers
+from fqs_jax import tokenizers
+from fqs_jax.runtime import files
 
 _SPACE = "\u2581"  # SentencePiece's
 

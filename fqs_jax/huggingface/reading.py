@@ -17,12 +17,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from fqs_jax import files, sharding
-from fqs_jax.errors import UserError
 from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import files, sharding
+from fqs_jax.runtime.errors import UserError
 
 
 class Source(NamedTuple):

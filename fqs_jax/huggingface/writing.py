@@ -16,13 +16,14 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fqs_jax import files, tokenizers
-from fqs_jax.errors import UserError
+from fqs_jax import tokenizers
 from fqs_jax.huggingface import fast_tokenizer, model_card
 from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
 
 # What an export takes over from its source as it is: all that belongs to the tokenizer, to
 # generation, and to the licence. Never weights.

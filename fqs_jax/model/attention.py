@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import sharding
 from fqs_jax.model import attention_cudnn, attention_splash, attention_xla
+from fqs_jax.runtime import sharding
 
 _OF_PLATFORM = {"tpu": "splash"}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 BACKENDS = ("auto", "xla", "splash", "cudnn")
 

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from fqs_jax import sharding
 from fqs_jax.model import attention as attention_lib
 from fqs_jax.model import vocab
 from fqs_jax.model.config import REMAT_POLICIES, ModelConfig
+from fqs_jax.runtime import sharding
 
 Params = dict[str, Any]
 # (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.sharding import spec
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.sharding import spec
 
 PARAMETERS = {
     "lm/embed/embedding": "V D",

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import sharding
+from fqs_jax.runtime import sharding
 
 MASKED_LOGIT = -1e10  # the published code's value for ids that may not be drawn
 

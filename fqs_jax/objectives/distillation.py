@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import rollout
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -38,6 +37,7 @@ from fqs_jax.objectives.batch import (
     segments,
     talk_targets,
 )
+from fqs_jax.runtime.errors import UserError
 
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax import rollout
-from fqs_jax.errors import UserError
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params, label_log_probs
@@ -28,6 +27,7 @@ from fqs_jax.objectives.batch import (
     segments,
     talk_targets,
 )
+from fqs_jax.runtime.errors import UserError
 
 NTP_ACTIONS = ("sampled", "expected", "label")
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import positions, sharding, thoughts
+from fqs_jax import positions, thoughts
 from fqs_jax.blocks import Text, score_blocks
 from fqs_jax.model import decoder, placement, vocab
 from fqs_jax.model.config import ModelConfig
@@ -31,6 +31,7 @@ from fqs_jax.objectives.thought_losses import (
     targets_at,
 )
 from fqs_jax.positions import Positions
+from fqs_jax.runtime import sharding
 from fqs_jax.thoughts import Choose, Thinking, ThoughtConfig
 
 MAX_SPANS = 8  # programs of attention over text, of keys up to 1/8, 2/8, ... of it

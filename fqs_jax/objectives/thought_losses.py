@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from fqs_jax import positions
 from fqs_jax.blocks import BlockScores, ahead
-from fqs_jax.errors import UserError
 from fqs_jax.objectives.batch import masked_mean, target_counts
 from fqs_jax.positions import Positions
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import Scores
 
 ADVANTAGES = ("clipped", "leave_one_out")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqs_jax import generation, intervals
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import answers, gsm8k
 from fqs_jax.tasks.items import Item
 from fqs_jax.workdir import Loaded

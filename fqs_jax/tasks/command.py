@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import cli, comparison, workdir
+from fqs_jax import comparison, workdir
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
-from fqs_jax.metrics import Progress
+from fqs_jax.runtime import cli
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.tasks import (
     chain_of_thought,
     choices,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import records
 from fqs_jax.tasks.items import LETTERS, Item, Task, lettered
 

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import rollout, sharding, thoughts
+from fqs_jax import rollout, thoughts
 from fqs_jax.data import windows
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.items import Item
 from fqs_jax.tasks.questions import Question, Row, Step, prepare

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import records
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

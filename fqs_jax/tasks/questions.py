@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks.items import Item
 from fqs_jax.tokenizers import Tokenizer
 

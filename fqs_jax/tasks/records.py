@@ -14,7 +14,7 @@ import pyarrow.parquet
 from fqs_jax.data import hub, plain
 from fqs_jax.data import records as tfds_records
 from fqs_jax.data.cache import Options
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 Record = tuple[str, dict[str, Any]]  # where it is, for errors; its fields
 

@@ -13,8 +13,8 @@ from fqs_jax import flops
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage, row
-from fqs_jax.errors import UserError
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 

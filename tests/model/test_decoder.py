@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.errors import UserError
 from fqs_jax.model import config as config_lib
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
 from tests import jaxprs, reference
 from tests.tiny_models import LLAMA3_ROPE, VOCAB, flat, model_config, random_params, texts
 

@@ -16,12 +16,12 @@ import pytest
 from fqs_jax import checkpoints, report_page, teacher, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum.stage import row
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupted
 from fqs_jax.objectives import distillation
 from fqs_jax.objectives import plain as plain_lib
 from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.thoughts import ThoughtConfig
 from tests import reference
 from tests.objectives.test_losses import student_logits

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.errors import UserError
 from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.batch import Batch, masked_mean, talk_targets
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, thought_losses
 from fqs_jax.positions import Positions, choose
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import Scores, ThoughtConfig
 from tests import reference
 from tests.parity import thinking_step

@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fqs_jax.errors import UserError
+import numpy as np
+
+from fqs_jax.runtime.errors import UserError
+
+DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -77,3 +82,37 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     with temporary.open("wb") as file:
         write(file)
     temporary.replace(path)
+
+
+def replace_array(path: Path, values: np.ndarray) -> None:
+    """Write a `.npy` file that is there whole or not at all, whoever else writes it.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by their dotted paths."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found

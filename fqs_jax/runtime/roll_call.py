@@ -13,8 +13,8 @@ import socket
 import time
 from dataclasses import dataclass
 
-from fqs_jax import waiting
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import waiting
+from fqs_jax.runtime.errors import UserError
 
 _GO = "go"
 _NAME = "fqs_jax"

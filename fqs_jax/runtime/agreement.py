@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fqs_jax.checkpoint_errors import Damaged
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 T = TypeVar("T")
 

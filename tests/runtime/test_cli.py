@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax import cli
+from fqs_jax.runtime import cli
 
 
 def read(words: list[str]) -> tuple[dict[str, Any], flags.FlagValues]:

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from fqs_jax import optimizer, sharding
+from fqs_jax import optimizer
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import objective as objective_lib
 from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.errors import UserError
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime import sharding
+from fqs_jax.runtime.errors import UserError
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -158,7 +159,7 @@ def test_any_mesh_gives_the_loss_and_gradients_of_one_device(
 
 
 def assert_placed_as_the_table_says(state: step_lib.State, sizes: Sizes) -> None:
-    """Worked out apart from sharding.py: which axes of which leaf are cut into how many pieces."""
+    """Worked out apart from runtime/sharding.py: which axes of which leaf are cut into how many pieces."""
     _, fsdp, tensor = sizes
     kv = tensor if MODEL.num_kv_heads % tensor == 0 else 1
     cuts = {

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fqs_jax.errors import UserError
+from fqs_jax.runtime.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from fqs_jax.interrupts import SIGNALS, Interrupted, Interrupts
+from fqs_jax.runtime.interrupts import SIGNALS, Interrupted, Interrupts
 
 
 def handlers():

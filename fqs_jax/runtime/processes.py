@@ -15,8 +15,8 @@ from typing import TypeVar
 import jax
 from absl import flags
 
-from fqs_jax.errors import UserError
-from fqs_jax.roll_call import Cluster, roll_call, stale_slices
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def initialize(
     roll_call(cluster, timeout)
     _process_id = cluster.process_id
     _keep_stdout_for_results()
-    # It would take SIGTERM for itself, which interrupts.py handles.
+    # It would take SIGTERM for itself, which runtime/interrupts.py handles.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from fqs_jax import distributed
-from fqs_jax.errors import UserError
-from fqs_jax.roll_call import Cluster, roll_call
+from fqs_jax.runtime import processes as processes_lib
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.roll_call import Cluster, roll_call
 from tests.programs import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -34,9 +34,9 @@ def main(_):
     everyone = multihost_utils.process_allgather(np.int32(jax.process_index()))
     print(json.dumps([jax.process_count(), jax.device_count(), everyone.tolist()]))
     if jax.process_index() == FAILS:
-        distributed.leave(2)
+        processes.leave(2)
 
-cli.run(main, distributed.define_flags)
+cli.run(main, processes.define_flags)
 """
 ENVIRONMENTS = ("SLURM_", "OMPI_", "TPU_", "MEGASCALE_", "KUBERNETES_", "JAX_COORDINATOR")
 
@@ -100,7 +100,7 @@ def test_many_missing_processes_are_one_line() -> None:
 
 
 def test_missing_coordinator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fqs_jax.roll_call._PATIENCE", 0.1)
+    monkeypatch.setattr("fqs_jax.runtime.roll_call._PATIENCE", 0.1)
     monkeypatch.setenv("MEGASCALE_NUM_SLICES", "2")
     [cluster] = members(2, 1)
     [told] = call([cluster], timeout=0.2)
@@ -174,13 +174,13 @@ def test_taken_port() -> None:
 )
 def test_arguments_that_do_not_fit(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        distributed.initialize(**arguments)  # type: ignore[arg-type]
+        processes_lib.initialize(**arguments)  # type: ignore[arg-type]
 
 
 def test_a_single_process_waits_for_nobody() -> None:
-    distributed.initialize(expected=1)
-    distributed.initialize(1, coordinator="nowhere:1", num_processes=1, process_id=0)
-    assert distributed.is_main()
+    processes_lib.initialize(expected=1)
+    processes_lib.initialize(1, coordinator="nowhere:1", num_processes=1, process_id=0)
+    assert processes_lib.is_main()
 
 
 def slurm(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
@@ -198,14 +198,14 @@ def slurm(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
 def test_slurm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, tasks=2)
     with pytest.raises(UserError, match=r"2 processes \(as the cluster says\), expected were 16"):
-        distributed.initialize(expected=16)
-    [found] = [distributed._find(None, None, None, None, timeout=1)]
+        processes_lib.initialize(expected=16)
+    [found] = [processes_lib._find(None, None, None, None, timeout=1)]
     assert found == Cluster("n01:61447", 2, 1, local_device_ids=(0,))
 
 
 def test_a_single_slurm_task_keeps_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, tasks=1)
-    distributed.initialize(expected=1)
+    processes_lib.initialize(expected=1)
 
 
 def test_two_processes() -> None:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax import distributed
+from fqs_jax.runtime import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -45,7 +45,7 @@ class Interrupts:
     """While active, the first signal sets `signum`; a second one raises KeyboardInterrupt at once.
 
     Use as a context manager from the main thread; it turns that KeyboardInterrupt into Interrupted.
-    Enter it after `distributed.initialize`, or JAX takes the signals for itself.
+    Enter it after `processes.initialize`, or JAX takes the signals for itself.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Interrupts:
         if self._asked is not None:
             signum, saves = np.asarray(self._asked)
             answer = Wishes(int(signum), bool(saves))
-        self._asked = distributed.settled(_highest(np.array((self.signum or 0, save), np.int32)))
+        self._asked = processes.settled(_highest(np.array((self.signum or 0, save), np.int32)))
         return answer
 
     def forget_last_step(self) -> None:

@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from fqs_jax import distributed, sharding
-from fqs_jax.data import cache
-from fqs_jax.errors import UserError
-from fqs_jax.interrupts import Interrupted
+from fqs_jax.runtime import files, processes, sharding
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.interrupts import Interrupted
 
-CACHE = cache.DEFAULT / "jax"
+CACHE = files.DEFAULT / "jax"
 MAX_SEED = 2**32 - 1  # all that a JAX key takes
 
 
@@ -38,18 +37,18 @@ def run(
             _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
         logging.set_verbosity(logging.ERROR)  # Orbax tells every save, JAX whom it meets
         try:
-            distributed.initialize_from_flags()
+            processes.initialize_from_flags()
             keep_programs()
             main(argv)
         except UserError as error:
             _stop(str(error), 2)
         except Interrupted as stop:
-            if distributed.is_main():
+            if processes.is_main():
                 print(stop, file=sys.stderr, flush=True)
-            distributed.leave(128 + stop.signum)
+            processes.leave(128 + stop.signum)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
-            distributed.leave(130)
+            processes.leave(130)
         except Exception as error:
             if isinstance(error, OSError) and error.filename is not None:
                 _stop(f"{error.filename}: {error.strerror}", 2)
@@ -62,7 +61,7 @@ def run(
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
-            distributed.leave(1)
+            processes.leave(1)
 
     app.run(guarded, flags_parser=functools.partial(_parse, define_flags=define_flags))
 
@@ -162,4 +161,4 @@ def keep_programs() -> None:
 
 def _stop(message: str, code: int) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    distributed.leave(code)
+    processes.leave(code)

@@ -1,0 +1,77 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+
+from fqs_jax.runtime import processes
+
+QUIET_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+
+
+class Progress:
+    """A progress bar with the time left; a line now and then where the output is no terminal."""
+
+    def __init__(self, label: str, first: int, total: int):
+        self._label, self._first, self._total, self._done = label, first, total, first
+        self._started = self._spoke = time.monotonic()
+        self._said, self._note = first, ""
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not (processes.is_main() and Console(stderr=True).is_terminal),
+        )
+        self._quiet = not processes.is_main()
+        self._task = self._bar.add_task(label, total=total, completed=first, note="")
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._bar.stop()
+        if self._bar.disable and self._done > self._said and not self._quiet:
+            self._say()
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Put a row's loss beside the bar."""
+        names = [name for name in ("nll_base", "nll_mixed") if name in row]
+        self._note = " ".join(f"{name} {row[name]:.3f}" for name in names)
+        self._bar.update(self._task, note=self._note)
+
+    def advance(self) -> None:
+        self.advance_to(self._done + 1)
+
+    def advance_to(self, done: int, total: int | None = None) -> None:
+        self._done, self._total = done, total or self._total
+        self._bar.update(self._task, completed=done, total=self._total)
+        if self._bar.disable and not self._quiet and time.monotonic() - self._spoke > QUIET_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        self._spoke, self._said = time.monotonic(), self._done
+        elapsed = self._spoke - self._started
+        left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
+        times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
+        line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip()
+        print(line, file=sys.stderr, flush=True)
