@@ -22,10 +22,10 @@ from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
-from fqs_jax.tokenizers import Tokenizer
 
 Kind = tuple[float, str]  # position_fraction, positions
 Rows = list[dict[str, Any]]

@@ -13,13 +13,13 @@ import numpy as np
 
 from fqs_jax import mixing, rollout
 from fqs_jax.blocks import mixed_log_probs
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import ThoughtConfig
-from fqs_jax.tokenizers import Tokenizer
 from fqs_jax.workdir import Loaded
 
 _TEXT = 64  # texts are padded to multiples of it, so that few programs serve all lengths

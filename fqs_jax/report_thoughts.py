@@ -14,11 +14,11 @@ import numpy as np
 
 from fqs_jax import thoughts
 from fqs_jax.data import windows
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thoughts import Scores, ThoughtConfig
-from fqs_jax.tokenizers import Tokenizer
 from fqs_jax.workdir import Loaded
 
 ROWS, BATCH_TOKENS = 8, 1024  # documents in a batch, and positions, at most

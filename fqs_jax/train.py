@@ -26,6 +26,7 @@ from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.order import Dataset
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.metrics import MetricsFile
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
@@ -35,7 +36,6 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.step import Program, State
-from fqs_jax.tokenizers import Tokenizer
 
 RESUME = "run the same command again to go on"
 _INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step

@@ -22,17 +22,18 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, huggingface, lineage, thoughts, tokenizers
+from fqs_jax import checkpoints, huggingface, lineage, thoughts
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import agreement, files, sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tokenizers import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ def prepare(
         _fill_source(root, config)
     else:
         agreement.on_main(lambda: _fill_source(root, config))
-    return read_model(source, config), tokenizers.load(source)
+    return read_model(source, config), tokenizer_lib.load(source)
 
 
 def _fill_source(root: Path, config: ml_collections.ConfigDict) -> None:
@@ -108,7 +109,7 @@ def _fill_source(root: Path, config: ml_collections.ConfigDict) -> None:
     if not source.exists():
         if config.init_from:
             huggingface.read_config(config.init_from)  # a readable error before anything is made
-            tokenizers.load(config.init_from)
+            tokenizer_lib.load(config.init_from)
         with files.new_folder(source) as folder:
             if config.init_from:
                 huggingface.carry(Path(config.init_from), folder)
@@ -243,7 +244,9 @@ def load(
         _, config = read_run(root, known[0].number)
         model = dataclasses.replace(read_model(source, config), **changes)
         params = initial_params(root, config, model, mesh)
-        return Loaded(params, model, tokenizers.load(source), None, source, "initial model", mesh)
+        return Loaded(
+            params, model, tokenizer_lib.load(source), None, source, "initial model", mesh
+        )
     row = stage_lib.find(known, stage)
     _, config = read_run(root, row.number)
     params, _ = load_stage(root, row.number, finished=False, mesh=mesh)
@@ -253,7 +256,7 @@ def load(
         thought = settings.thought_config(
             config, row, rationales=1, n_ahead_talk=1, temperature=temperature
         )
-    tokenizer = tokenizers.load(source)
+    tokenizer = tokenizer_lib.load(source)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
     model = dataclasses.replace(read_model(source, config), **changes)
@@ -305,7 +308,7 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
         where = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, where)
         thought = thoughts.ThoughtConfig(**fields)
-    return Loaded(params, model, tokenizers.load(folder), thought, folder, folder.name, mesh)
+    return Loaded(params, model, tokenizer_lib.load(folder), thought, folder, folder.name, mesh)
 
 
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import continuations, tokenizers, workdir
+from fqs_jax import continuations, workdir
 from fqs_jax.continuations import Request
+from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
 from fqs_jax.rollout import thought_keys
 from fqs_jax.runtime.errors import UserError
@@ -39,7 +40,7 @@ def small_buckets():
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("words")
-    return tokenizers.train_sentencepiece(sentences(200), folder, 300)
+    return tokenizer_training.train_sentencepiece(sentences(200), folder, 300)
 
 
 def loaded(tokenizer, tmp_path, thought, **changes):

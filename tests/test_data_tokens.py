@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fqs_jax.data import tokens
 from fqs_jax.data.cache import Options
 from fqs_jax.data.sources import Documents, open_sources
+from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tokenizers import train_sentencepiece
 from tests.tiny_runs import sentences
 
 TEXTS = [*sentences(50), " ", *sentences(30, seed=1), "\n"]
@@ -118,9 +118,9 @@ def _tokenize(folder, out, barrier):
 
 
 def _load(folder):
-    from fqs_jax import tokenizers
+    from fqs_jax.data import tokenizer as tokenizer_lib
 
-    return tokenizers.load(folder)
+    return tokenizer_lib.load(folder)
 
 
 @pytest.mark.slow

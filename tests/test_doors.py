@@ -203,7 +203,7 @@ def test_exported_folders_are_stock(place, trained, family):
     assert (ours != our_logits(workdir.load(place / family), tokens)).any()  # trained
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from tests.test_transformers_parity import load_theirs
+    from tests.huggingface.test_transformers_parity import load_theirs
 
     with torch.no_grad():
         theirs = load_theirs(out)(torch.as_tensor(tokens)).logits.numpy()

@@ -23,12 +23,12 @@ from fqs_jax import (
     report_text,
     report_thoughts,
     thoughts,
-    tokenizers,
     workdir,
 )
 from fqs_jax.comparison import Row
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
@@ -213,7 +213,7 @@ def test_lengths_to_try():
 
 def test_pieces_are_the_text(tmp_path):
     folder = hf_folder(tmp_path / "hf")
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizer_lib.load(folder)
     for text in [*sentences(5), "caf\u00e9 \u6f22\u5b57 \U0001f600!", "two\nlines"]:
         ids = tokenizer.encode(text)
         found = report_thoughts.pieces(tokenizer, ids)

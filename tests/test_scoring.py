@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, tokenizers, workdir
+from fqs_jax import scoring, workdir
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.generate import generate
 from fqs_jax.model import decoder
 from fqs_jax.runtime import sharding
@@ -135,7 +136,7 @@ def test_answers_without_thoughts(plain):
 def test_answers_after_a_thought_at_the_last_token(thinking):
     answers, prompts = ["a", "b", "."], ["the cat", "a small dog sat"]
     tokenizer = thinking.tokenizer
-    assert isinstance(tokenizer, tokenizers.Tokenizer)
+    assert isinstance(tokenizer, tokenizer_lib.Tokenizer)
     ids = [tokenizer.encode(answer)[0] for answer in answers]
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
     scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import tokenizers
+from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.tasks import metrics
@@ -20,7 +20,7 @@ from tests.tiny_runs import sentences
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     lines = [*sentences(200), "Q: A B C D E (A) (B) (C) (D) (E) 0 1 2 3 4 5 6 7 8 9"]
-    return tokenizers.train_sentencepiece(lines, tmp_path_factory.mktemp("t"), 320)
+    return tokenizer_training.train_sentencepiece(lines, tmp_path_factory.mktemp("t"), 320)
 
 
 def bigrams(tokenizer, rows, temperature=1.0):

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import thoughts, tokenizers
+from fqs_jax import thoughts
+from fqs_jax.data import tokenizer_training
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
@@ -31,7 +32,7 @@ TEXTS = [
 def thinking(tmp_path_factory) -> Loaded:
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [*sentences(200), "Q: A B C D E (A) (B) (C) (D) (E) 0 1 2 3 4 5 6 7 8 9"]
-    tokenizer = tokenizers.train_sentencepiece(lines, folder, 330)
+    tokenizer = tokenizer_training.train_sentencepiece(lines, folder, 330)
     model = tiny_models.model_config(vocab_size=tokenizer.vocab_size, max_seq_len=256)
     params = tiny_models.random_params(model)
     return Loaded(params, model, tokenizer, THOUGHT, folder, "thinking")

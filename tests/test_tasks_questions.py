@@ -4,7 +4,8 @@ import types
 
 import pytest
 
-from fqs_jax import tokenizers
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data import tokenizer_training
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import questions
 from fqs_jax.tasks.items import Item, lettered
@@ -22,7 +23,7 @@ LETTERS = tuple(f" {letter}" for letter in "ABCDE")
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     lines = [*sentences(200), "Q: A B C D E (A) (B) 0 1 2 3 4 5 6 7 8 9"]
-    return tokenizers.train_sentencepiece(lines, tmp_path_factory.mktemp("t"), 320)
+    return tokenizer_training.train_sentencepiece(lines, tmp_path_factory.mktemp("t"), 320)
 
 
 def number(answer, question="How many?"):
@@ -31,7 +32,7 @@ def number(answer, question="How many?"):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_allowed_ids_are_the_published_ones(shared, name):
-    tokenizer = tokenizers.load(shared / "real" / "configs" / name)
+    tokenizer = tokenizer_lib.load(shared / "real" / "configs" / name)
     digits, letters, newline = PUBLISHED[name]
     allowed = questions.spell(tokenizer, questions.DIGITS).allowed
     assert {*allowed[:-1]} == digits and len(allowed) == 11 and allowed[-1] == newline
@@ -43,7 +44,7 @@ def test_allowed_ids_are_the_published_ones(shared, name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_walk_with_real_tokenizers(shared, name):
     """ " 1,203": the blank and the comma are skipped; digits and the newline are read."""
-    tokenizer = tokenizers.load(shared / "real" / "configs" / name)
+    tokenizer = tokenizer_lib.load(shared / "real" / "configs" / name)
     [question] = questions.prepare([number(" -1,203")], tokenizer)
     read = [step.ids[step.target] for step in question.walk]
     assert tokenizer.decode(read) == "1203\n" and len(question.rows) == 1
@@ -80,7 +81,7 @@ def test_an_answer_that_is_no_token_is_refused(tiny):
 def test_digits_that_are_merged_are_refused(tmp_path):
     """Tokenizers with pieces such as "18" have no digit-wise metric."""
     lines = [f"the year {year} A: {year}" for year in range(1800, 1990)]
-    merging = tokenizers.train_sentencepiece(lines, tmp_path, 330, split_digits=False)
+    merging = tokenizer_training.train_sentencepiece(lines, tmp_path, 330, split_digits=False)
     assert len(merging.encode("1811")) < 5
     with pytest.raises(UserError, match="symbol by symbol|as one token each"):
         questions.prepare([number(" 1811")], merging)

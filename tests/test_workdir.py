@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, run_record, thoughts, tokenizers, workdir
+from fqs_jax import huggingface, run_record, thoughts, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
@@ -245,7 +246,7 @@ def test_an_exported_thinking_stage_thinks(run, tmp_path):
 
 def test_marks_begin_as_vocabulary_entries(run):
     root, config, saved = run
-    tokenizer = tokenizers.load(root / "source")
+    tokenizer = tokenizer_lib.load(root / "source")
     start, end = workdir.mark_ids(config, tokenizer)
     assert (tokenizer.decode([start]), tokenizer.decode([end])) == (":", "=")
     marks = workdir.fresh_marks(config, saved[0]["lm"], tokenizer)

@@ -19,11 +19,12 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from fqs_jax import huggingface, run_record, tokenizers, workdir
+from fqs_jax import huggingface, run_record, workdir
 from fqs_jax.checkpoints import Checkpoints
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
+from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -71,7 +72,7 @@ def write_text(path: Path, count: int = 200, seed: int = 0) -> Path:
 def hf_folder(folder: Path, family: str = "llama", seed: int = 0) -> Path:
     """A random checkpoint, biases included, with a SentencePiece tokenizer that knows the sentences."""
     words = folder.with_name(f"{folder.name}-tokenizer")
-    tokenizer = tokenizers.train_sentencepiece(sentences(200), words, 300)
+    tokenizer = tokenizer_training.train_sentencepiece(sentences(200), words, 300)
     config = ModelConfig(
         vocab_size=tokenizer.vocab_size,
         width=16,

@@ -15,10 +15,11 @@ from fqs_jax.data.clock import Clock
 from fqs_jax.data.multiplication import Multiplication
 from fqs_jax.data.parity import Parity
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
+from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.data.word_problems import WordProblems
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tokenizers import Tokenizer, train_sentencepiece
 
 TASKS: dict[str, type[Task]] = {
     "clock": Clock,

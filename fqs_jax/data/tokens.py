@@ -19,10 +19,10 @@ import numpy as np
 
 from fqs_jax.data.plain import unreadable
 from fqs_jax.data.sources import Source, fingerprint
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.tokenizers import Tokenizer
 
 IN_MEMORY = 1 << 24  # bytes of text that are tokenized at every start
 MIN_PIECE = 1024  # documents in a piece

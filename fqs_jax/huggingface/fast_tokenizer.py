@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from fqs_jax import tokenizers
+from fqs_jax.data import tokenizer_training
 from fqs_jax.runtime import files
 
 _SPACE = "\u2581"  # SentencePiece's
@@ -32,7 +32,7 @@ def add(source: Path, folder: Path) -> None:
     model, settings = source / "tokenizer.model", source / "tokenizer_config.json"
     if (source / "tokenizer.json").exists() or not (model.exists() and settings.exists()):
         return
-    if files.read_json(settings) != tokenizers.TRAINED:
+    if files.read_json(settings) != tokenizer_training.TRAINED:
         return
     proto = ModelProto.FromString(model.read_bytes())
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
@@ -40,7 +40,7 @@ def add(source: Path, folder: Path) -> None:
     build(proto).save(str(folder / "tokenizer.json"))
     # `<s>` in a text is text, as it is to SentencePiece.
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
-    written = json.dumps(tokenizers.TRAINED | wanted, indent=2) + "\n"
+    written = json.dumps(tokenizer_training.TRAINED | wanted, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(written, encoding="utf-8")
 
 
@@ -48,7 +48,7 @@ def build(proto: Any) -> Tokenizer:
     """The same ids for the same text, BOS before them if special tokens are asked for.
 
     Args:
-      proto: the ModelProto of a BPE model, trained as `tokenizers.train_sentencepiece` does it.
+      proto: the ModelProto of a BPE model, trained as `tokenizer_training.train_sentencepiece` does it.
     """
     kinds = ModelProto.SentencePiece
     normal = [piece.piece for piece in proto.pieces if piece.type == kinds.NORMAL]

@@ -16,7 +16,7 @@ from flax import traverse_util
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from fqs_jax import tokenizers
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.huggingface import fast_tokenizer, model_card
 from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
@@ -145,7 +145,7 @@ def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
 
 
 def _token_ids(source: Path) -> dict[str, int]:
-    tokenizer = tokenizers.load(source)
+    tokenizer = tokenizer_lib.load(source)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     return {key: value for key, value in ids.items() if value is not None}
 

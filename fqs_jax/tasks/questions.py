@@ -12,9 +12,9 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
+from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks.items import Item
-from fqs_jax.tokenizers import Tokenizer
 
 DIGITS = tuple(f" {digit}" for digit in "0123456789")
 _HEAD, _END = "Q: x\nA:", "\n"

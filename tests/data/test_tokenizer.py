@@ -11,7 +11,8 @@ import tokenizers as hf_tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import tokenizers
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data import tokenizer_training
 from fqs_jax.runtime.errors import UserError
 
 LINES = [
@@ -49,7 +50,7 @@ TEXTS = st.lists(
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
-    tokenizers.train_sentencepiece(LINES, folder, 320, user_defined_symbols=["<think>"])
+    tokenizer_training.train_sentencepiece(LINES, folder, 320, user_defined_symbols=["<think>"])
     return folder
 
 
@@ -57,18 +58,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def with_settings(folder: Path, tmp_path: Path, **settings: Any) -> tokenizers.Tokenizer:
+def with_settings(folder: Path, tmp_path: Path, **settings: Any) -> tokenizer_lib.Tokenizer:
     """The tokenizer of a copy of `folder` whose tokenizer_config.json is `settings`."""
     shutil.copytree(folder, tmp_path / "copy", dirs_exist_ok=True)
     write_json(tmp_path / "copy" / "tokenizer_config.json", settings)
-    return tokenizers.load(tmp_path / "copy")
+    return tokenizer_lib.load(tmp_path / "copy")
 
 
 # ---- SentencePiece
 
 
 def test_training_twice_gives_the_same_bytes(tmp_path, trained):
-    again = tokenizers.train_sentencepiece(
+    again = tokenizer_training.train_sentencepiece(
         iter(LINES), tmp_path / "new" / "folder", 320, user_defined_symbols=["<think>"]
     )
     for name in ("tokenizer.model", "tokenizer_config.json"):
@@ -79,13 +80,13 @@ def test_training_twice_gives_the_same_bytes(tmp_path, trained):
 
 def test_unigram_training_is_deterministic(tmp_path):
     for name in ("a", "b"):
-        tokenizers.train_sentencepiece(LINES, tmp_path / name, 290, model_type="unigram")
+        tokenizer_training.train_sentencepiece(LINES, tmp_path / name, 290, model_type="unigram")
     a, b = ((tmp_path / name / "tokenizer.model").read_bytes() for name in ("a", "b"))
     assert a == b
 
 
 def test_trained_tokenizer(trained):
-    tokenizer = tokenizers.load(trained)
+    tokenizer = tokenizer_lib.load(trained)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (1, 2, 2)
     assert tokenizer.add_bos and tokenizer.vocab_size == 320
     think = tokenizer.id_of("<think>")
@@ -102,12 +103,12 @@ def test_trained_tokenizer(trained):
 
 @given(text=TEXTS)
 def test_trained_tokenizer_returns_what_it_got(trained, text):
-    tokenizer = tokenizers.load(trained)
+    tokenizer = tokenizer_lib.load(trained)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_batch_decode_and_odd_ids(trained):
-    tokenizer = tokenizers.load(trained)
+    tokenizer = tokenizer_lib.load(trained)
     assert tokenizer.encode_batch(LINES) == [tokenizer.encode(line) for line in LINES]
     assert tokenizer.encode_batch([]) == [] and tokenizer.encode("") == []
     ids = tokenizer.encode("the cat")
@@ -117,22 +118,24 @@ def test_batch_decode_and_odd_ids(trained):
 
 
 def test_long_lines_are_learned_from(tmp_path):
-    tokenizer = tokenizers.train_sentencepiece(["wordy " * 20000], tmp_path, 270)
+    tokenizer = tokenizer_training.train_sentencepiece(["wordy " * 20000], tmp_path, 270)
     assert len(tokenizer.encode("wordy wordy")) == 2
 
 
 def test_training_errors(tmp_path):
     with pytest.raises(UserError, match="tokenizer of 9999 pieces: Vocabulary size too high"):
-        tokenizers.train_sentencepiece(LINES, tmp_path / "x", 9999)
+        tokenizer_training.train_sentencepiece(LINES, tmp_path / "x", 9999)
     with pytest.raises(UserError, match="Vocabulary size is smaller"):
-        tokenizers.train_sentencepiece(LINES, tmp_path / "x", 10)
+        tokenizer_training.train_sentencepiece(LINES, tmp_path / "x", 10)
     with pytest.raises(UserError, match="no text to learn from"):
-        tokenizers.train_sentencepiece([], tmp_path / "x", 300)
+        tokenizer_training.train_sentencepiece([], tmp_path / "x", 300)
     assert not (tmp_path / "x").exists()
 
 
 def test_tiny_vocabulary_without_bytes(tmp_path):
-    tokenizer = tokenizers.train_sentencepiece(["abba ab"] * 9, tmp_path, 8, byte_fallback=False)
+    tokenizer = tokenizer_training.train_sentencepiece(
+        ["abba ab"] * 9, tmp_path, 8, byte_fallback=False
+    )
     assert tokenizer.vocab_size == 8
     assert tokenizer.decode(tokenizer.encode("ab ba")) == "ab ba"
 
@@ -167,11 +170,11 @@ def test_special_tokens(trained, tmp_path, settings, expected):
 def test_special_tokens_from_the_other_files(trained, tmp_path):
     shutil.copy(trained / "tokenizer.model", tmp_path)
     write_json(tmp_path / "config.json", {"eos_token_id": [5, 6], "pad_token_id": -1})
-    t = tokenizers.load(tmp_path)
+    t = tokenizer_lib.load(tmp_path)
     assert (t.bos_id, t.eos_id, t.pad_id) == (1, 5, 5)
     write_json(tmp_path / "special_tokens_map.json", {"eos_token": "<s>", "pad_token": "<pad>"})
     write_json(tmp_path / "added_tokens.json", {"<pad>": 330})
-    t = tokenizers.load(tmp_path)
+    t = tokenizer_lib.load(tmp_path)
     assert (t.eos_id, t.pad_id, t.vocab_size) == (1, 330, 331)
     assert t.decode([330, 325]) == ""
 
@@ -180,9 +183,9 @@ def test_mistrals_two_files_agree(shared, tmp_path):
     """tokenizer.json, converted by its authors, is an independent reading of tokenizer.model."""
     folder = shared / "real" / "configs" / "Mistral-7B-v0.1"
     shutil.copy(folder / "tokenizer.json", tmp_path)
-    pieces, fast = tokenizers.load(folder), tokenizers.load(tmp_path)
+    pieces, fast = tokenizer_lib.load(folder), tokenizer_lib.load(tmp_path)
     shutil.copy(folder / "config.json", tmp_path)
-    fast = tokenizers.load(tmp_path)
+    fast = tokenizer_lib.load(tmp_path)
     assert (pieces.bos_id, pieces.eos_id, pieces.add_bos, pieces.vocab_size) == (1, 2, True, 32000)
     assert (fast.bos_id, fast.eos_id, fast.add_bos, fast.vocab_size) == (1, 2, True, 32000)
     assert pieces.encode("---") == [11940]
@@ -218,7 +221,7 @@ def fast_folder(folder: Path, adds_bos: bool) -> Path:
 def test_fast_tokenizer(tmp_path, adds_bos):
     folder = fast_folder(tmp_path, adds_bos)
     write_json(folder / "tokenizer_config.json", {"bos_token": "<s>", "eos_token": "</s>"})
-    t = tokenizers.load(folder)
+    t = tokenizer_lib.load(folder)
     assert (t.bos_id, t.eos_id, t.pad_id, t.add_bos, t.vocab_size) == (0, 1, 1, adds_bos, 6)
     # Neither BOS nor the file's truncation and padding.
     assert t.encode("the cat the cat") == [3, 4, 3, 4]
@@ -228,7 +231,7 @@ def test_fast_tokenizer(tmp_path, adds_bos):
     write_json(
         folder / "tokenizer_config.json", {"bos_token": "<s>", "add_bos_token": not adds_bos}
     )
-    assert tokenizers.load(folder).add_bos is not adds_bos
+    assert tokenizer_lib.load(folder).add_bos is not adds_bos
 
 
 # ---- Qwen2's two text files
@@ -260,7 +263,7 @@ def qwen2_pair(tmp_path_factory):
     """A folder in Qwen2's layout read by us and by transformers."""
     transformers = pytest.importorskip("transformers")
     folder = tiny_qwen2(tmp_path_factory.mktemp("qwen2"))
-    return tokenizers.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer_lib.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @given(text=TEXTS)
@@ -285,7 +288,7 @@ def test_qwen2_special_tokens(qwen2_pair):
 def real_qwen2_pair(shared):
     transformers = pytest.importorskip("transformers")
     folder = shared / "real" / "configs" / "Qwen2.5-0.5B-Instruct"
-    return tokenizers.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    return tokenizer_lib.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @given(text=TEXTS)
@@ -313,7 +316,7 @@ def test_real_qwen2_on_real_text(real_qwen2_pair, shared, tmp_path):
     assert ids == theirs(samples, add_special_tokens=False).input_ids
     # The same through the file that transformers saves.
     theirs.save_pretrained(tmp_path)
-    saved = tokenizers.load(tmp_path)
+    saved = tokenizer_lib.load(tmp_path)
     assert not (tmp_path / "vocab.json").exists() and saved.encode_batch(samples) == ids
     assert (saved.bos_id, saved.eos_id, saved.pad_id) == (None, 151645, 151643)
     assert not saved.add_bos
@@ -325,7 +328,7 @@ def test_real_qwen2_on_real_text(real_qwen2_pair, shared, tmp_path):
 def test_nothing_to_read(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UserError, match="has no tokenizer: expected tokenizer.model"):
-            tokenizers.load(folder)
+            tokenizer_lib.load(folder)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00\xff", b"version https://git-lfs", b"{}"])
@@ -333,7 +336,7 @@ def test_nothing_to_read(tmp_path):
 def test_damaged_files(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=name) as caught:
-        tokenizers.load(tmp_path)
+        tokenizer_lib.load(tmp_path)
     assert "\n" not in str(caught.value)
 
 
@@ -342,7 +345,7 @@ def test_truncated_model(trained, tmp_path):
     content = (trained / "tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="tokenizer.model"):
-        tokenizers.load(tmp_path)
+        tokenizer_lib.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -361,5 +364,5 @@ def test_damaged_qwen2_files(tmp_path, name, content, message):
     tiny_qwen2(tmp_path)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
-        tokenizers.load(tmp_path)
+        tokenizer_lib.load(tmp_path)
     assert "\n" not in str(caught.value)

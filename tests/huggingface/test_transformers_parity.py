@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fqs_jax import huggingface, tokenizers
+from fqs_jax import huggingface
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.model import decoder
 
 torch = pytest.importorskip("torch")
@@ -153,7 +154,7 @@ def test_old_folder_layouts(tmp_path):
 def test_real_checkpoints(shared, tmp_path, family):
     folder = shared / "real" / "checkpoints" / f"stories260K-{family}"
     theirs = load_theirs(folder)
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizer_lib.load(folder)
     text = (shared / "real" / "text" / "tinystories_valid_794k.txt").read_text()[:1200]
     tokens_1xT = np.array([[tokenizer.bos_id, *tokenizer.encode(text)]])
     expected = their_logits(theirs, tokens_1xT)

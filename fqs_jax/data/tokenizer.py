@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +20,6 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-
-# tokenizer_config.json of a tokenizer that was trained here.
-TRAINED = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "clean_up_tokenization_spaces": False,
-}
 
 
 class Backend(Protocol):
@@ -279,65 +266,6 @@ def _build_qwen2(folder: Path, added: Mapping[str, int]) -> tokenizers.Tokenizer
                 f"gives it {tokenizer.token_to_id(content)}; vocab.json is of another model"
             )
     return tokenizer
-
-
-def train_sentencepiece(
-    lines: Iterable[str],
-    folder: str | Path,
-    vocab_size: int,
-    user_defined_symbols: Sequence[str] = (),
-    model_type: str = "bpe",
-    byte_fallback: bool = True,
-    split_digits: bool = True,
-) -> Tokenizer:
-    """Train a tokenizer in this process; the same lines always give the same file.
-
-    Text is kept as it is (no normalisation, spaces kept): decoding returns what was encoded, but
-    for U+2581, which SentencePiece itself writes for a space, and what byte_fallback=False loses.
-    Ids 0 to 2 are unknown, BOS and EOS.
-
-    Args:
-      lines: texts without line breaks.
-      folder: gets tokenizer.model and tokenizer_config.json; made if needed.
-      vocab_size: number of pieces; with byte_fallback 256 of them are bytes.
-      user_defined_symbols: pieces that are never split, wherever they occur.
-      model_type: 'bpe' or 'unigram'.
-      byte_fallback: spell unknown characters in bytes instead of as the unknown token.
-      split_digits: one piece a digit.
-
-    Raises:
-      UserError: the text does not support that vocabulary size.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            user_defined_symbols=list(user_defined_symbols),
-            model_type=model_type,
-            byte_fallback=byte_fallback,
-            split_digits=split_digits,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            character_coverage=1.0,
-            max_sentence_length=1 << 24,  # bytes; longer lines would be dropped in silence
-            shuffle_input_sentence=False,
-            num_threads=1,  # sums in a fixed order
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        # The last line, without the place in the library's source.
-        reason = str(error).strip().splitlines()[-1].split("] ")[-1]
-        if "sentences_.empty" in reason:
-            reason = "there is no text to learn from"
-        raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
-    _replace(folder / "tokenizer.model", model.getvalue())
-    return load(folder)
 
 
 def _replace(path: Path, content: bytes) -> None:

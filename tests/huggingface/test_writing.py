@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from fqs_jax import huggingface, tokenizers
+from fqs_jax import huggingface
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data import tokenizer_training
 from fqs_jax.huggingface import writing
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
@@ -358,12 +360,12 @@ def test_real_checkpoints_are_rewritten_bit_for_bit(shared, tmp_path):
 
 
 def test_source_that_is_only_a_tokenizer(tmp_path):
-    tokenizer = tokenizers.train_sentencepiece(["the cat sat"] * 9, tmp_path / "words", 270)
+    tokenizer = tokenizer_training.train_sentencepiece(["the cat sat"] * 9, tmp_path / "words", 270)
     config = ModelConfig(270, 8, 2, 4, 2, 2, 12, tied_embeddings=True)
     huggingface.export(random_params(config), config, tmp_path / "out", tmp_path / "words")
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, 2, None)
-    assert tokenizers.load(tmp_path / "out").encode("the cat") == tokenizer.encode("the cat")
+    assert tokenizer_lib.load(tmp_path / "out").encode("the cat") == tokenizer.encode("the cat")
     assert "only the tokenizer in the folder `words`" in (tmp_path / "out/README.md").read_text()
     (tmp_path / "nothing").mkdir()
     with pytest.raises(UserError, match="no tokenizer"):
@@ -412,7 +414,7 @@ def test_transformers_reads_our_tokenizers_as_we_do(tmp_path, options, family):
     transformers = pytest.importorskip("transformers")
     clock = options.get("user_defined_symbols") == CLOCK
     lines = ["0 +1 = 1", "2 *2 = 3 -2 = 1 +3 :"] if clock else sentences(200)
-    tokenizer = tokenizers.train_sentencepiece(
+    tokenizer = tokenizer_training.train_sentencepiece(
         lines, tmp_path / "words", **{"vocab_size": 310} | options
     )
     config = ModelConfig(tokenizer.vocab_size, 8, 2, 4, 2, 2, 12, **FAMILIES[family])
@@ -432,14 +434,14 @@ def test_transformers_reads_our_tokenizers_as_we_do(tmp_path, options, family):
     for text in lines:
         assert theirs.decode(theirs.encode(text), skip_special_tokens=True) == text
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (1, 2, 0)
-    ours = tokenizers.load(tmp_path / "out")
+    ours = tokenizer_lib.load(tmp_path / "out")
     assert (ours.opening, ours.encode(texts[0])) == ([1], tokenizer.encode(texts[0]))
 
 
 def test_other_tokenizers_are_passed_on_as_they_came(tmp_path):
     source = write_folder(tmp_path / "hf", LLAMA, stored_tensors(LLAMA))
     config, params = load(source)
-    tokenizers.train_sentencepiece(["the cat sat"] * 9, source, 270)
+    tokenizer_training.train_sentencepiece(["the cat sat"] * 9, source, 270)
     settings = source / "tokenizer_config.json"
     settings.write_text(settings.read_text().replace("true", "false"))
     huggingface.export(params, config, tmp_path / "out", source)

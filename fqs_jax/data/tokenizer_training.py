@@ -1,0 +1,83 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from fqs_jax.data.tokenizer import Tokenizer, _replace, load
+from fqs_jax.runtime.errors import UserError
+
+# tokenizer_config.json of a tokenizer that was trained here.
+TRAINED = {
+    "tokenizer_class": "LlamaTokenizer",
+    "add_bos_token": True,
+    "add_eos_token": False,
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "clean_up_tokenization_spaces": False,
+}
+
+
+def train_sentencepiece(
+    lines: Iterable[str],
+    folder: str | Path,
+    vocab_size: int,
+    user_defined_symbols: Sequence[str] = (),
+    model_type: str = "bpe",
+    byte_fallback: bool = True,
+    split_digits: bool = True,
+) -> Tokenizer:
+    """Train a tokenizer in this process; the same lines always give the same file.
+
+    Text is kept as it is (no normalisation, spaces kept): decoding returns what was encoded, but
+    for U+2581, which SentencePiece itself writes for a space, and what byte_fallback=False loses.
+    Ids 0 to 2 are unknown, BOS and EOS.
+
+    Args:
+      lines: texts without line breaks.
+      folder: gets tokenizer.model and tokenizer_config.json; made if needed.
+      vocab_size: number of pieces; with byte_fallback 256 of them are bytes.
+      user_defined_symbols: pieces that are never split, wherever they occur.
+      model_type: 'bpe' or 'unigram'.
+      byte_fallback: spell unknown characters in bytes instead of as the unknown token.
+      split_digits: one piece a digit.
+
+    Raises:
+      UserError: the text does not support that vocabulary size.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=vocab_size,
+            user_defined_symbols=list(user_defined_symbols),
+            model_type=model_type,
+            byte_fallback=byte_fallback,
+            split_digits=split_digits,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            character_coverage=1.0,
+            max_sentence_length=1 << 24,  # bytes; longer lines would be dropped in silence
+            shuffle_input_sentence=False,
+            num_threads=1,  # sums in a fixed order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        # The last line, without the place in the library's source.
+        reason = str(error).strip().splitlines()[-1].split("] ")[-1]
+        if "sentences_.empty" in reason:
+            reason = "there is no text to learn from"
+        raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
+    _replace(folder / "tokenizer.model", model.getvalue())
+    return load(folder)
