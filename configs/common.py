@@ -25,7 +25,7 @@ def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
 
 
 def built_in() -> ml_collections.ConfigDict:
-    """What all built-in tasks have in their section: fields of fqs_jax.data.built_in.Task."""
+    """What all built-in tasks have in their section: fields of fqs_jax.data.problems.task.Task."""
     c = ml_collections.ConfigDict()
     c.worked = 0.7  # share of documents that show the work
     c.direct = 0.2  # share that answer at once
@@ -109,11 +109,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.download = False  # whether tfds: and hub: may fetch what is not here
     c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from
     c.data.num_documents = 0  # documents made by a built-in source
-    c.data.clock = built_in()  # fields of fqs_jax.data.clock.Clock
+    c.data.clock = built_in()  # fields of fqs_jax.data.problems.clock.Clock
     c.data.clock.modulus = 7
     c.data.clock.operations = ("+1", "+3", "*2", "*3", "-2")
     c.data.clock.lengths = (2, 3)  # operations in a problem
-    c.data.chain = built_in()  # fields of fqs_jax.data.chain.Chain
+    c.data.chain = built_in()  # fields of fqs_jax.data.problems.chain.Chain
     c.data.chain.size = 7  # symbols that are looked up
     c.data.chain.functions = 5  # tables
     c.data.chain.permutations = True  # False: random functions

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fqs_jax import checkpoints, flops, generation, intervals, problem_scores, token_scores, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
-from fqs_jax.data.built_in import Task
+from fqs_jax.data.problems.task import Task
 from fqs_jax.problem_scores import Answers
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress

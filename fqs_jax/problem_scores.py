@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from fqs_jax import scoring
-from fqs_jax.data.built_in import Task
+from fqs_jax.data.problems.task import Task
 from fqs_jax.workdir import Loaded
 
 BATCH = 256  # problems in an evaluation batch

@@ -8,7 +8,7 @@ import pytest
 
 from fqs_jax import comparison, generation, problem_scores, scoring, workdir
 from fqs_jax.data import corpus
-from fqs_jax.data.multiplication import Multiplication
+from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 

@@ -9,15 +9,15 @@ import ml_collections
 import numpy as np
 
 from fqs_jax.data import cache, order, tokens
-from fqs_jax.data.built_in import Task
-from fqs_jax.data.chain import Chain
-from fqs_jax.data.clock import Clock
-from fqs_jax.data.multiplication import Multiplication
-from fqs_jax.data.parity import Parity
+from fqs_jax.data.problems.chain import Chain
+from fqs_jax.data.problems.clock import Clock
+from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.data.problems.parity import Parity
+from fqs_jax.data.problems.task import Task
+from fqs_jax.data.problems.word_problems import WordProblems
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
-from fqs_jax.data.word_problems import WordProblems
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 

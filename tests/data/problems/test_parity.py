@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.built_in import SPLITS
-from fqs_jax.data.parity import Parity
+from fqs_jax.data.problems.parity import Parity
+from fqs_jax.data.problems.task import SPLITS
 from fqs_jax.runtime.errors import UserError
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fqs_jax.data.built_in import SPLITS
-from fqs_jax.data.word_problems import MAX_NUMBER, PEOPLE, THINGS, WordProblems
+from fqs_jax.data.problems.task import SPLITS
+from fqs_jax.data.problems.word_problems import MAX_NUMBER, PEOPLE, THINGS, WordProblems
 from fqs_jax.runtime.errors import UserError
 
 WHO = f"({'|'.join(PEOPLE)})"

@@ -16,7 +16,7 @@ import string
 
 import numpy as np
 
-from fqs_jax.data.built_in import SPLITS, Problem, Task, last_digits
+from fqs_jax.data.problems.task import SPLITS, Problem, Task, last_digits
 from fqs_jax.runtime.errors import UserError
 
 _NAMES = string.ascii_lowercase[5:]  # f to z

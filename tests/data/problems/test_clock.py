@@ -8,7 +8,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.clock import SPLITS, Clock
+from fqs_jax.data.clock import SPLITS
+from fqs_jax.data.problems.clock import Clock
 from fqs_jax.runtime.errors import UserError
 
 OPS = {"+1": (1, 1), "+3": (1, 3), "*2": (2, 0), "*3": (3, 0), "-2": (1, 5)}  # v -> a v + b mod 7

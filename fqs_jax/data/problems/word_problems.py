@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqs_jax.data.built_in import SPLITS, Problem, Task
+from fqs_jax.data.problems.task import SPLITS, Problem, Task
 from fqs_jax.runtime.errors import UserError
 
 MAX_NUMBER = 100  # that occurs in any problem, its work and its answer

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from fqs_jax.data.built_in import Problem, Task, check_distinct, last_digits
+from fqs_jax.data.problems.task import Problem, Task, check_distinct, last_digits
 from fqs_jax.runtime.errors import UserError
 
 __all__ = ["SPLITS", "Clock"]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fqs_jax.data.built_in import SPLITS
-from fqs_jax.data.chain import Chain
+from fqs_jax.data.problems.chain import Chain
+from fqs_jax.data.problems.task import SPLITS
 from fqs_jax.runtime.errors import UserError
 
 seeds = st.integers(0, 1000)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from fqs_jax.data.built_in import Problem, Task
+from fqs_jax.data.problems.task import Problem, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fqs_jax.data.built_in import Problem, Task
+from fqs_jax.data.problems.task import Problem, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

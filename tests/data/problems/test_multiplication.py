@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fqs_jax.data.built_in import SPLITS
-from fqs_jax.data.multiplication import Multiplication
+from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.data.problems.task import SPLITS
 
 
 def number(digits: str) -> int:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from configs import common
 from fqs_jax.data import corpus
-from fqs_jax.data.built_in import SPLITS, Task
-from fqs_jax.data.multiplication import Multiplication
+from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.data.problems.task import SPLITS, Task
 from fqs_jax.runtime.errors import UserError
 
 KINDS = list(corpus.TASKS.values())
