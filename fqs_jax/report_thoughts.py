@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import thoughts
-from fqs_jax.data import windows
+from fqs_jax.data.rows import windows
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params

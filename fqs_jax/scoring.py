@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fqs_jax import rollout, thoughts
-from fqs_jax.data import windows
+from fqs_jax.data.rows import windows
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from fqs_jax import mixing, rollout, thoughts
 from fqs_jax import step as step_lib
 from fqs_jax.blocks import mixed_log_probs
-from fqs_jax.data.order import Dataset
+from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params

@@ -25,7 +25,7 @@ from fqs_jax import step as step_lib
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.data.order import Dataset
+from fqs_jax.data.rows.order import Dataset
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.metrics import MetricsFile
 from fqs_jax.model import decoder, placement

@@ -150,7 +150,7 @@ def _counts(moment: Moment, arguments: tuple[Any, ...], caller: str) -> bool:
 
 
 def _watch_reads(path: Path) -> None:
-    owner, name = _find("fqs_jax.data.order:Dataset.batch")
+    owner, name = _find("fqs_jax.data.rows.order:Dataset.batch")
     original = getattr(owner, name)
     file = path.open("a", buffering=1)
 

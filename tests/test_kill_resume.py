@@ -54,7 +54,7 @@ MOMENTS = {
     "a save has begun": Moment("fqs_jax.checkpoints:Checkpoints.save", after=True),
     "a save is whole": Moment("os:rename", argument=f"stage_2{SAVED}", after=True),
     "between pieces of teacher scores": Moment("fqs_jax.teacher:_read_piece", call=2),
-    "inside a piece": Moment("fqs_jax.data.order:Dataset.batch", call=3, caller="score_batch"),
+    "inside a piece": Moment("fqs_jax.data.rows.order:Dataset.batch", call=3, caller="score_batch"),
     "a piece is written, not renamed": Moment("os:replace", argument=r"batches_\d+_\d+.npy$"),
     "a step with teacher scores is made": Moment(STEP, call=5, after=True),
 }

@@ -8,13 +8,14 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from fqs_jax.data import cache, order, tokens
+from fqs_jax.data import cache
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.data.problems.parity import Parity
 from fqs_jax.data.problems.task import Task
 from fqs_jax.data.problems.word_problems import WordProblems
+from fqs_jax.data.rows import order, token_store
 from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
@@ -132,7 +133,7 @@ def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def _rows(data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer) -> order.Rows:
     if data.rows == "pack":
-        stream = tokens.tokenize(source, tokenizer, options(data).cache)
+        stream = token_store.tokenize(source, tokenizer, options(data).cache)
         return order.packed_rows(stream, data.seq_len, data.attend_across_documents)
     bos_id = next(iter(tokenizer.opening), None)
     return order.cropped_rows(len(source), _encoded(source, tokenizer), data.seq_len, bos_id)

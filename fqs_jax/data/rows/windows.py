@@ -25,7 +25,7 @@ Tokens = Sequence[int] | np.ndarray  # one document
 
 
 class Stream(Protocol):
-    """Tokens of documents end to end, as `tokens.Tokens` are."""
+    """Tokens of documents end to end, as `token_store.Tokens` are."""
 
     def __len__(self) -> int: ...
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.windows import crop, evaluation_windows, num_packed, packed, pad_rows
+from fqs_jax.data.rows.windows import crop, evaluation_windows, num_packed, packed, pad_rows
 from fqs_jax.runtime.errors import UserError
 
 BOS, EOS, PAD = 1001, 1002, 1003  # no text token is one of these

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data import tokens
 from fqs_jax.data.cache import Options
+from fqs_jax.data.rows import token_store
 from fqs_jax.data.sources import Documents, open_sources
 from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.runtime.errors import UserError
@@ -27,8 +27,8 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     """A text that goes to disk, in pieces of 16 documents."""
-    monkeypatch.setattr(tokens, "IN_MEMORY", 0)
-    monkeypatch.setattr(tokens, "MIN_PIECE", 16)
+    monkeypatch.setattr(token_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(token_store, "MIN_PIECE", 16)
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     return open_sources(str(path), Options())[0][0]
@@ -53,12 +53,12 @@ def check(stream, documents):
 
 
 def test_in_memory(tokenizer, tmp_path):
-    check(tokens.tokenize(Documents(TEXTS), tokenizer, tmp_path), expected(tokenizer))
+    check(token_store.tokenize(Documents(TEXTS), tokenizer, tmp_path), expected(tokenizer))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_on_disk(tokenizer, source, tmp_path):
-    stream = tokens.tokenize(source, tokenizer, tmp_path / "cache")
+    stream = token_store.tokenize(source, tokenizer, tmp_path / "cache")
     check(stream, expected(tokenizer))
     check(pickle.loads(pickle.dumps(stream)), expected(tokenizer))
     assert len(pickle.dumps(stream)) < 2000  # names of files, not what is in them
@@ -69,9 +69,9 @@ def test_on_disk(tokenizer, source, tmp_path):
 
 
 def test_made_once(tokenizer, source, tmp_path, monkeypatch):
-    tokens.tokenize(source, tokenizer, tmp_path / "cache")
-    monkeypatch.setattr(tokens, "_encode", None)
-    check(tokens.tokenize(source, tokenizer, tmp_path / "cache"), expected(tokenizer))
+    token_store.tokenize(source, tokenizer, tmp_path / "cache")
+    monkeypatch.setattr(token_store, "_encode", None)
+    check(token_store.tokenize(source, tokenizer, tmp_path / "cache"), expected(tokenizer))
 
 
 @given(st.integers(0, 9))
@@ -79,7 +79,7 @@ def test_goes_on_after_a_kill_between_any_two_files(tokenizer, tmp_path_factory,
     class Killed(BaseException):
         pass
 
-    written, replace = [], tokens.replace_array
+    written, replace = [], token_store.replace_array
 
     def write_or_die(path, values):
         if len(written) == kill_at:
@@ -89,31 +89,31 @@ def test_goes_on_after_a_kill_between_any_two_files(tokenizer, tmp_path_factory,
 
     folder = tmp_path_factory.mktemp("killed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokens, "MIN_PIECE", 16)
-        patch.setattr(tokens, "replace_array", write_or_die)
+        patch.setattr(token_store, "MIN_PIECE", 16)
+        patch.setattr(token_store, "replace_array", write_or_die)
         with pytest.raises(Killed):
-            tokens._on_disk(Documents(TEXTS), tokenizer, folder)
+            token_store._on_disk(Documents(TEXTS), tokenizer, folder)
         written_before = set(written)
-        patch.setattr(tokens, "replace_array", lambda *a: (written.append(a[0]), replace(*a)))
-        check(tokens._on_disk(Documents(TEXTS), tokenizer, folder), expected(tokenizer))
+        patch.setattr(token_store, "replace_array", lambda *a: (written.append(a[0]), replace(*a)))
+        check(token_store._on_disk(Documents(TEXTS), tokenizer, folder), expected(tokenizer))
     again = [path for path in written[len(written_before) :] if path in written_before]
     assert len(again) <= 1  # the tokens of a piece whose lengths were not yet there
 
 
 def test_another_text_or_tokenizer_is_another_store(tokenizer, source, tmp_path):
     other = train_sentencepiece(sentences(200, seed=3), tmp_path / "other", 310)
-    first = tokens._name(source, tokenizer)
-    assert first == tokens._name(source, tokenizer) != tokens._name(source, other)
+    first = token_store._name(source, tokenizer)
+    assert first == token_store._name(source, tokenizer) != token_store._name(source, other)
     path = source.files[0]
     path.write_text(path.read_text().replace("a", "e", 1))
     changed = open_sources(str(path), Options())[0][0]
-    assert tokens._name(changed, tokenizer) != first
+    assert token_store._name(changed, tokenizer) != first
 
 
 def _tokenize(folder, out, barrier):
-    tokens.MIN_PIECE = 4
+    token_store.MIN_PIECE = 4
     barrier.wait()
-    stream = tokens._on_disk(Documents(TEXTS), _load(folder), out)
+    stream = token_store._on_disk(Documents(TEXTS), _load(folder), out)
     return stream.read(0, len(stream)).tolist()
 
 
@@ -136,12 +136,12 @@ def test_two_processes_at_once(tmp_path):
 
 def test_damage_and_blanks(tokenizer, source, tmp_path):
     with pytest.raises(UserError, match="nothing but blanks"):
-        tokens.tokenize(Documents([" ", "\n"]), tokenizer, tmp_path)
-    stream = tokens.tokenize(source, tokenizer, tmp_path / "cache")
-    tokens._mapped.cache_clear()
+        token_store.tokenize(Documents([" ", "\n"]), tokenizer, tmp_path)
+    stream = token_store.tokenize(source, tokenizer, tmp_path / "cache")
+    token_store._mapped.cache_clear()
     stream.pieces[2].write_bytes(stream.pieces[2].read_bytes()[:-40])
     with pytest.raises(UserError, match="is damaged .*; remove .* and start again"):
         stream.read(0, len(stream))
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write .*; set data.cache_dir"):
-        tokens.tokenize(source, tokenizer, tmp_path / "file")
+        token_store.tokenize(source, tokenizer, tmp_path / "file")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
-from fqs_jax.data.tokens import Tokens
-from fqs_jax.data.windows import packed as packed_row
+from fqs_jax.data.rows.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
+from fqs_jax.data.rows.token_store import Tokens
+from fqs_jax.data.rows.windows import packed as packed_row
 from fqs_jax.runtime.errors import UserError
 
 BOS, PAD = 1001, 1003

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fqs_jax.data.ahead import AHEAD, THREADS, read_ahead
+from fqs_jax.data.rows.ahead import AHEAD, THREADS, read_ahead
 from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
 
@@ -67,7 +67,7 @@ def test_leaving_early_leaves_no_threads():
 WORKERS = """
 import functools, os, signal
 from fqs_jax.data.ahead import read_ahead
-from tests.test_data_ahead import UserError, look_at_jax, square
+from tests.data.rows.test_ahead import UserError, look_at_jax, square
 
 if __name__ == "__main__":
     found = list(read_ahead(look_at_jax, 2, 8, workers=2))

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 import grain
 import numpy as np
 
-from fqs_jax.data import mixtures, windows
-from fqs_jax.data.ahead import read_ahead
+from fqs_jax.data.rows import mixtures, windows
+from fqs_jax.data.rows.ahead import read_ahead
 from fqs_jax.runtime.errors import UserError
 
 Row = dict[

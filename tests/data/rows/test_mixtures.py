@@ -5,7 +5,7 @@ import collections
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.mixtures import epoch_size, place
+from fqs_jax.data.rows.mixtures import epoch_size, place
 
 WEIGHTS = st.lists(st.integers(1, 10**6), min_size=1, max_size=5)
 
