@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fqs_jax import comparison, evaluation_file, scoring, watch_command, workdir
-from fqs_jax.data import text
+from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.runtime import cli, processes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         _compare_all()
         return
     cli.require(checkpoint=_CHECKPOINT.value, text=_TEXT.value)
-    documents = text.read_documents(_TEXT.value)
+    documents = documents_lib.read_documents(_TEXT.value)
     loaded = workdir.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
         scores = scoring.text_nll(
@@ -97,7 +97,7 @@ def _compare_all() -> None:
         raise UserError(
             "--all_stages compares all of one --workdir; leave --stage and --checkpoint out"
         )
-    documents = text.read_documents(_TEXT.value) if _TEXT.value else []
+    documents = documents_lib.read_documents(_TEXT.value) if _TEXT.value else []
     rows = comparison.compare(
         Path(root),
         _THOUGHT_SEEDS.value,

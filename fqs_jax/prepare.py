@@ -12,8 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import open_sources
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
 from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -36,7 +36,7 @@ _DOWNLOAD = flags.DEFINE_bool(
 
 def main(_: Sequence[str]) -> None:
     cli.require(text=_TEXT.value, out=_OUT.value)
-    from fqs_jax.data import tfds_corpus  # imports TFDS, which takes seconds
+    from fqs_jax.data.sources import tfds_writer  # imports TFDS, which takes seconds
 
     out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before the text is read
@@ -51,7 +51,7 @@ def main(_: Sequence[str]) -> None:
     name = _NAME.value or (name if name[:1].isalpha() else f"corpus_{name}".strip("_"))
     passes = 2 if _VALIDATION_SHARE.value else 1
     with Progress("documents", 0, passes * len(source)) as bar:
-        sizes = tfds_corpus.build(source, out, name, _VALIDATION_SHARE.value, bar.advance_to)
+        sizes = tfds_writer.build(source, out, name, _VALIDATION_SHARE.value, bar.advance_to)
     for split, size in sizes.items():
         print(f"{split}: {size:,} documents")
     print(f"read it with --text=tfds:{_OUT.value}{':train' if len(sizes) > 1 else ''}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from fqs_jax import report_data, report_page
-from fqs_jax.data import text
+from fqs_jax.data.sources import documents
 from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     _check_writable(out)
     settings = report_data.Settings(
         text=_TEXT.value,
-        documents=tuple(text.read_documents(_TEXT.value)) if _TEXT.value else (),
+        documents=tuple(documents.read_documents(_TEXT.value)) if _TEXT.value else (),
         stage=_STAGE.value,
         tokens=_TOKENS.value,
         max_tokens=_MAX_TOKENS.value,

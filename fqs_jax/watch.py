@@ -17,7 +17,7 @@ import numpy as np
 
 from fqs_jax import intervals, scoring, token_scores, workdir
 from fqs_jax.data import corpus
-from fqs_jax.data.sources import Source
+from fqs_jax.data.sources.specification import Source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.workdir import Loaded
 

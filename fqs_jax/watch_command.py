@@ -10,7 +10,7 @@ from absl import flags
 
 from fqs_jax import watch, workdir
 from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.data import text
+from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -43,7 +43,7 @@ def main(fresh_text: str) -> int:
     f = flags.FLAGS
     cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
     watch.check_tolerances(**{"--tolerance": f.tolerance, "--loss_tolerance": f.loss_tolerance})
-    fresh = watch.spread(text.read_documents(fresh_text), f.documents)
+    fresh = watch.spread(documents_lib.read_documents(fresh_text), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
     if teacher.thought is None:  # before anything takes long
@@ -87,7 +87,7 @@ def _split(name: str) -> tuple[str, str | None]:
 def _reference(student: str, reference: str, limit: int) -> list[str]:
     """The documents that the gap of training time is measured on."""
     if reference:
-        return watch.spread(text.read_documents(reference), limit)
+        return watch.spread(documents_lib.read_documents(reference), limit)
     folder, stage = _split(student)
     if stage is None or stage == "init":
         raise UserError(

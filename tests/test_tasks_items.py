@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 import tensorflow_datasets as tfds
 
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import choices, commonsense_qa, gsm8k, items, piqa, social_iqa
 from fqs_jax.tasks.items import Item

@@ -8,7 +8,6 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from fqs_jax.data import cache
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
@@ -16,7 +15,8 @@ from fqs_jax.data.problems.parity import Parity
 from fqs_jax.data.problems.task import Task
 from fqs_jax.data.problems.word_problems import WordProblems
 from fqs_jax.data.rows import order, token_store
-from fqs_jax.data.sources import Documents, Source, fingerprint, open_sources
+from fqs_jax.data.sources import options as options_lib
+from fqs_jax.data.sources.specification import Documents, Source, fingerprint, open_sources
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.runtime import files
@@ -65,10 +65,10 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
     return open_sources(data.text, options(data))
 
 
-def options(data: ml_collections.ConfigDict) -> cache.Options:
+def options(data: ml_collections.ConfigDict) -> options_lib.Options:
     """How the config says to open sources."""
     folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.DEFAULT
-    return cache.Options(data.text_key, folder, data.tfds_dir or None, data.download)
+    return options_lib.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 
 def vocab_size(task: Task) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fqs_jax.data import plain
+from fqs_jax.data.sources import text_files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import records
 from fqs_jax.tasks.items import Item, Task
@@ -19,7 +19,7 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
     choices, answer = fields.get("choices"), fields.get("answer")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
         raise UserError(f"{where}: 'choices' must be a list of texts that are not empty")
-    choices = [plain.whole(choice, "choices", where) for choice in choices]
+    choices = [text_files.whole(choice, "choices", where) for choice in choices]
     if len(choices) < 2 or len(set(choices)) < len(choices):
         raise UserError(f"{where}: 'choices' must be two or more, all different")
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fqs_jax import comparison, workdir
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import records
 

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from fqs_jax.data import hub, plain
-from fqs_jax.data import records as tfds_records
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources import array_records, hub, text_files
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
 Record = tuple[str, dict[str, Any]]  # where it is, for errors; its fields
@@ -55,9 +54,9 @@ def read(source: str, key: str, options: Options) -> list[Record]:
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, and their numbers."""
     try:
-        text = plain.decode(path.read_bytes(), path)
+        text = text_files.decode(path.read_bytes(), path)
     except OSError as error:
-        raise plain.unreadable(path, error) from error
+        raise text_files.unreadable(path, error) from error
     return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
@@ -67,7 +66,7 @@ def text(where: str, fields: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         seen = ", ".join(map(repr, fields)) or "none"
         raise UserError(f"{where}: no text {name!r} (seen: {seen}); is this the right --task?")
-    return plain.whole(value, name, where)
+    return text_files.whole(value, name, where)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
@@ -98,7 +97,7 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _tfds(name: str, split: str, key: str, options: Options) -> Iterator[Record]:
     import tensorflow_datasets as tfds
 
-    source = tfds_records.open_tfds(name, split, key, options)  # which says what is wrong with it
+    source = array_records.open_tfds(name, split, key, options)  # which says what is wrong with it
     examples = tfds.builder_from_directory(source.folder).as_data_source(split=source.split)
     for number in range(len(examples)):
         yield f"tfds:{name}:{split}, example {number}", _plain(examples[number])

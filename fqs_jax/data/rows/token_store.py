@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax.data.plain import unreadable
-from fqs_jax.data.sources import Source, fingerprint
+from fqs_jax.data.sources.specification import Source, fingerprint
+from fqs_jax.data.sources.text_files import unreadable
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array

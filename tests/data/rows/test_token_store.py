@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.cache import Options
 from fqs_jax.data.rows import token_store
-from fqs_jax.data.sources import Documents, open_sources
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import Documents, open_sources
 from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import sentences

@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fqs_jax.data import sources
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import Concatenation, Documents, fingerprint, open_sources
+from fqs_jax.data.sources import specification
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import Concatenation, Documents, fingerprint, open_sources
 from fqs_jax.runtime.errors import UserError
 
 
@@ -124,9 +124,9 @@ def test_fingerprints_follow_the_text_and_not_its_place(place, monkeypatch):
     (place / "c.jsonl").rename(place / "moved" / "d.jsonl")
     assert of("moved/d.jsonl") == first != of("moved/d.jsonl#body")
     text = (place / "moved" / "d.jsonl").read_text()
-    monkeypatch.setattr(sources, "_SAMPLE", 16)
-    for whole in (sources._WHOLE, 0):  # small files, and those of which a sample is read
-        monkeypatch.setattr(sources, "_WHOLE", whole)
+    monkeypatch.setattr(specification, "_SAMPLE", 16)
+    for whole in (specification._WHOLE, 0):  # small files, and those of which a sample is read
+        monkeypatch.setattr(specification, "_WHOLE", whole)
         before = of("moved/d.jsonl")
         (place / "moved" / "d.jsonl").write_text(text.replace("line 2", "line 3"))
         assert of("moved/d.jsonl") != before

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import open_sources
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
 from fqs_jax.runtime.errors import UserError
 
 

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import Documents, open_sources
-from fqs_jax.data.tfds_corpus import build
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import Documents, open_sources
+from fqs_jax.data.sources.tfds_writer import build
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import refusal, run, sentences
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from array_record.python import array_record_module
 
-from fqs_jax.data import plain
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources import text_files
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
 INFO = "dataset_info.json"  # in the folder of a prepared TFDS dataset
@@ -37,7 +37,9 @@ class ArrayRecords:
     def __getitem__(self, index: int) -> str:
         path = self.files[0]
         text = _record_text(path, index)
-        return plain.text_of(text, self.key, f"{path}, record {index}") if self.is_json else text
+        return (
+            text_files.text_of(text, self.key, f"{path}, record {index}") if self.is_json else text
+        )
 
 
 def open_array_records(path: Path, key: str) -> ArrayRecords:
@@ -51,7 +53,7 @@ def open_array_records(path: Path, key: str) -> ArrayRecords:
     try:
         size = _reader(path).num_records()
     except (RuntimeError, ValueError) as error:
-        raise plain.damaged(path, error) from error
+        raise text_files.damaged(path, error) from error
     is_json = False
     if size:
         try:
@@ -82,7 +84,7 @@ def _record_text(path: Path, index: int) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, record {index}: not UTF-8 text; write records of text") from error
     except (RuntimeError, ValueError, IndexError) as error:
-        raise plain.damaged(path, error) from error
+        raise text_files.damaged(path, error) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Tfds:
         try:
             value = _examples(self.folder, self.split)[index][self.key]
         except (RuntimeError, IndexError) as error:
-            raise plain.damaged(Path(self.folder), error) from error
+            raise text_files.damaged(Path(self.folder), error) from error
         return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -146,7 +148,7 @@ def open_tfds(name: str, split: str, key: str, options: Options) -> Tfds:
     try:
         return Tfds(paths, folder, split, key, len(_examples(folder, split)))
     except (RuntimeError, OSError, ValueError) as error:
-        raise plain.damaged(Path(folder), error) from error
+        raise text_files.damaged(Path(folder), error) from error
 
 
 @functools.lru_cache(maxsize=64)

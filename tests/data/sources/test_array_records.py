@@ -9,10 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from fqs_jax.data import records
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import Documents, open_sources
-from fqs_jax.data.tfds_corpus import build
+from fqs_jax.data.sources import array_records
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import Documents, open_sources
+from fqs_jax.data.sources.tfds_writer import build
 from fqs_jax.runtime.errors import UserError
 
 TEXTS = [f"document {i}, été" for i in range(40)]
@@ -167,7 +167,7 @@ def test_a_download_that_fails(tmp_path, monkeypatch):
 def test_reading_tfds_from_many_threads(prepared):
     from concurrent.futures import ThreadPoolExecutor
 
-    records._examples.cache_clear()
+    array_records._examples.cache_clear()
     [(source, _)] = open_sources(f"tfds:{prepared}", Options())
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(source.__getitem__, list(range(40)) * 5)) == TEXTS * 5

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress

@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import open_sources
-from fqs_jax.data.tables import open_parquet, open_saved_dataset
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
+from fqs_jax.data.sources.tables import open_parquet, open_saved_dataset
 from fqs_jax.runtime.errors import UserError
 
 TEXTS = [f"document {i} " * 20 for i in range(250)]

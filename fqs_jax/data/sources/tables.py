@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from fqs_jax.data import plain
+from fqs_jax.data.sources import text_files
 from fqs_jax.runtime import files as files_lib
 from fqs_jax.runtime.errors import UserError
 
@@ -157,5 +157,5 @@ def _ends(sizes: Any) -> tuple[int, ...]:
 
 def _damaged(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.strerror:
-        return plain.unreadable(path, error)
-    return plain.damaged(path, error)
+        return text_files.unreadable(path, error)
+    return text_files.damaged(path, error)

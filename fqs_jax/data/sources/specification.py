@@ -28,8 +28,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from fqs_jax.data import hub, plain, records, tables
-from fqs_jax.data.cache import Options
+from fqs_jax.data.sources import array_records, hub, tables, text_files
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
 RECORDS = (".array_record", ".arrayrecord")
@@ -139,7 +139,7 @@ def fingerprint(source: Source) -> str:
         try:
             digest.update(_content(path))
         except OSError as error:
-            raise plain.unreadable(path, error) from error
+            raise text_files.unreadable(path, error) from error
     return digest.hexdigest()
 
 
@@ -195,7 +195,7 @@ def _open(parts: Sequence[_Part], options: Options) -> Source:
     keyed = [(paths[name], name[1]) for name in sorted(paths)]
     for is_txt, group in itertools.groupby(keyed, lambda item: _suffix(item[0]) == ".txt"):
         if is_txt:
-            found.append(plain.open_text_files(tuple(path for path, _ in group)))
+            found.append(text_files.open_text_files(tuple(path for path, _ in group)))
         else:
             found += [_open_file(path, key, options) for path, key in group]
     for opener in others.values():
@@ -217,7 +217,7 @@ def _dataset(part: _Part, options: Options) -> _Open | None:
             raise UserError(f"{part.name}: no dataset is named; write it as {kind}:NAME[:SPLIT]")
         split = split or "train"
         if kind == "tfds":
-            return lambda: [records.open_tfds(name, split, part.key, options)]
+            return lambda: [array_records.open_tfds(name, split, part.key, options)]
         return lambda: [
             tables.open_parquet(path, part.key)
             for path in hub.parquet_files(name, split, options.download)
@@ -228,17 +228,17 @@ def _dataset(part: _Part, options: Options) -> _Open | None:
         folder = Path(name).expanduser()
     if any((folder / mark).is_file() for mark in (tables.DATASET, tables.SPLITS)):
         return lambda: tables.open_saved_dataset(folder, split, part.key)
-    if (folder / records.FEATURES).is_file():
-        return lambda: [records.open_tfds(f"{folder}/", split or "train", part.key, options)]
+    if (folder / array_records.FEATURES).is_file():
+        return lambda: [array_records.open_tfds(f"{folder}/", split or "train", part.key, options)]
     return None
 
 
 def _open_file(path: Path, key: str, options: Options) -> Source:
     if _suffix(path) == ".jsonl":
-        return plain.open_json_lines(path, key, options)
+        return text_files.open_json_lines(path, key, options)
     if _suffix(path) == ".parquet":
         return tables.open_parquet(path, key)
-    return records.open_array_records(path, key)
+    return array_records.open_array_records(path, key)
 
 
 def _match(pattern: str) -> list[Path]:

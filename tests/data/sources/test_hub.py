@@ -4,8 +4,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fqs_jax.data.cache import Options
-from fqs_jax.data.sources import open_sources
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
 from fqs_jax.runtime.errors import UserError
 
 hub = pytest.importorskip("huggingface_hub")

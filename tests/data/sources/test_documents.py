@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from fqs_jax.data.text import read_documents
+from fqs_jax.data.sources.documents import read_documents
 from fqs_jax.runtime.errors import UserError
 
 
