@@ -3,7 +3,7 @@
 Compares figures with the table of benchmarks/gate.json, prints a JSON line a step, and exits with 1 if one
 is above its own by more than a margin. All are ratios of shape A's steps (benchmarks/train_step.py):
 
-    flops_over_minimal      FLOPs of the traced program over the least that do (fqs_jax/flops.py)
+    flops_over_minimal      FLOPs of the traced program over the least that do (fqs_jax/thinking/flops.py)
     temporaries_over_plain  bytes the compiled program allocates, over the plain step's on the same rows
     instructions, fusions   in the compiled program
     ratio_to_floor          seconds over what the minimal FLOPs take at the rate of a matrix product

@@ -34,11 +34,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shapes import SHAPES
-from fqs_jax import generation, thoughts
+from fqs_jax import generation
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import parameters, prediction
+from fqs_jax.thinking.config import ThoughtConfig
 
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 8], "Texts in a batch.", 1)
 _N_AHEAD = flags.DEFINE_multi_integer(
@@ -96,7 +97,7 @@ def think_everywhere(
     thought: ThoughtConfig,
 ) -> jax.Array:
     """The published way: log-probabilities [B, V] at `last_B`, of a thought at each position."""
-    mixed_BxTxRxV, *_ = thoughts.think(params, tokens_BxT, key, model, thought)
+    mixed_BxTxRxV, *_ = prediction.think(params, tokens_BxT, key, model, thought)
     return mixed_BxTxRxV[jnp.arange(len(last_B)), last_B, 0]
 
 
@@ -110,7 +111,7 @@ def think_at_last(
     thought: ThoughtConfig,
 ) -> jax.Array:
     """Ours: the same, of one thought a row."""
-    mixed_Bx1xRxV, *_ = thoughts.think(
+    mixed_Bx1xRxV, *_ = prediction.think(
         params, tokens_BxT, key, model, thought, index_BxP=last_B[:, None]
     )
     return mixed_Bx1xRxV[:, 0, 0]
@@ -251,7 +252,7 @@ def thinking(model: ModelConfig, n_ahead: int) -> tuple[ThoughtConfig, Params]:
     key = jax.random.key(0)
     thought = ThoughtConfig(n_ahead, rationales=1)
     lm = decoder.init(model, key)
-    added = thoughts.init(model, thought, lm, key, 3, 4)
+    added = parameters.init(model, thought, lm, key, 3, 4)
     out = added["talk_head"]["out"]
     out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
     return thought, {"lm": lm, "thought": added}

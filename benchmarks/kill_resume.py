@@ -330,7 +330,8 @@ def _draw(root: Path, number: int) -> Any:
     import jax
     import numpy as np
 
-    from fqs_jax import thoughts, workdir
+    from fqs_jax import workdir
+    from fqs_jax.thinking import thoughts
 
     loaded = workdir.load(str(root), str(number), as_trained=True)
     if loaded.thought is None:

@@ -15,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import flops, optimizer, thoughts
+from fqs_jax import optimizer
 from fqs_jax import step as step_lib
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import flops as flops_lib
+from fqs_jax.thinking import parameters
+from fqs_jax.thinking.config import ThoughtConfig
 
 Shape = tuple[tuple[int, ...], int, int]
 
@@ -45,12 +47,12 @@ class Kind:
 
     @property
     def flops(self) -> int:
-        """The minimal FLOPs of the step (fqs_jax/flops.py)."""
+        """The minimal FLOPs of the step (fqs_jax/thinking/flops.py)."""
         if self.thought is not None:
             positions = self.settings.num_positions(self.length)
             some = self.settings.position_fraction < 1
             choosing = some and self.settings.positions == "high_entropy"
-            return flops.quiet_star_step(
+            return flops_lib.quiet_star_step(
                 self.model,
                 self.thought,
                 self.rows,
@@ -60,13 +62,13 @@ class Kind:
                 self.settings.reads_alone,
             )
         if self.ntp:
-            return flops.ntp_step(self.model, self.rows, self.length, sampled=True)
-        return flops.next_token_step(self.model, self.rows, self.length)
+            return flops_lib.ntp_step(self.model, self.rows, self.length, sampled=True)
+        return flops_lib.next_token_step(self.model, self.rows, self.length)
 
     def params(self, key: jax.Array) -> Any:
         params: dict[str, Any] = {"lm": decoder.init(self.model, key)}
         if self.thought is not None:
-            made = thoughts.init(self.model, self.thought, params["lm"], key, 3, 4)
+            made = parameters.init(self.model, self.thought, params["lm"], key, 3, 4)
             # A head that is not zero, as after some steps: all of the backward pass is real.
             out = made["talk_head"]["out"]
             out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)

@@ -10,7 +10,7 @@ One thread, process CPU seconds, best of three. Prints a JSON line a phase and a
     step            the whole step as the training loop compiles it
     of it, head     reading the vocabulary in sampling, in scoring and in the backward pass
 
-each with its FLOPs (fqs_jax/flops.py) and what share of a matrix product's rate it computes them at.
+each with its FLOPs (fqs_jax/thinking/flops.py) and what share of a matrix product's rate it computes them at.
 Text, sampling, head and optimizer are programs of their own; scoring is the loss without a gradient less
 text and sampling; backward is what the gradient adds.
 """
@@ -79,7 +79,7 @@ def main(_: list[str]) -> None:
 
 def phase_flops(kind: Any) -> dict[str, int]:
     """Minimal FLOPs of each phase; all but the head's add up to the step's."""
-    from fqs_jax import flops
+    from fqs_jax.thinking import flops
 
     model, thought, T = kind.model, kind.thought, kind.length
     R, K, A = thought.rationales, thought.num_tokens, thought.n_ahead_talk
@@ -101,8 +101,8 @@ def phase_seconds(kind: Any) -> dict[str, float]:
     import jax
 
     from benchmarks import measure
-    from fqs_jax import thoughts
     from fqs_jax.model import decoder
+    from fqs_jax.thinking import thoughts
 
     key = jax.random.key(0)
     state, batch, number = kind.arguments(key)
@@ -142,14 +142,14 @@ def head_seconds(kind: Any) -> float:
     import jax
     import jax.numpy as jnp
 
-    from fqs_jax import rollout
     from fqs_jax.model import vocab
+    from fqs_jax.thinking import keys as keys_lib
 
     model, thought, B, T = kind.model, kind.thought, kind.rows, kind.length
     R, K, A = thought.rationales, thought.num_tokens, thought.n_ahead_talk
     key = jax.random.key(0)
     size = model.position_chunk or T
-    keys = rollout.thought_keys(key, jnp.broadcast_to(jnp.arange(T), (B, T)), R)
+    keys = keys_lib.thought_keys(key, jnp.broadcast_to(jnp.arange(T), (B, T)), R)
     hidden = jax.random.normal(key, (K, B, T, R, model.width))
     text = jax.random.normal(key, (B, T, model.width))
     read = jax.random.normal(key, (-(-T // size), B, size, R, K + A, model.width))

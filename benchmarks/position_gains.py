@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import optimizer, problem_scores, thoughts, workdir
+from fqs_jax import optimizer, problem_scores, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
@@ -26,6 +26,7 @@ from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
+from fqs_jax.thinking import parameters
 
 Kind = tuple[float, str]  # position_fraction, positions
 Rows = list[dict[str, Any]]
@@ -186,7 +187,7 @@ def _beginning(setting: Setting, seed: int) -> Params:
     thought = settings.thought_config(setting.config, setting.stage)
     lm = setting.base["lm"]
     key = jax.random.key(seed)
-    return {"lm": lm, "thought": thoughts.init(setting.model, thought, lm, key, *setting.marks)}
+    return {"lm": lm, "thought": parameters.init(setting.model, thought, lm, key, *setting.marks)}
 
 
 def _data(setting: Setting, stream: int) -> Any:

@@ -9,7 +9,7 @@ backward, clipping and AdamW, as the training loop compiles it.
     floor_seconds               what the step's FLOPs take at the rate of the product below
     ratio_to_floor              seconds_median over that
     peak_rss_over_startup_mb    highest resident memory during the steps over that before the first
-    flops                       model FLOPs of the step (fqs_jax/flops.py)
+    flops                       model FLOPs of the step (fqs_jax/thinking/flops.py)
     gemm_gflops                 1024^3 float32 product in this process, mean of before and after
     seconds_all, compile_seconds, achieved_gflops
 """

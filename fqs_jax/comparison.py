@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, flops, generation, intervals, problem_scores, token_scores, workdir
+from fqs_jax import checkpoints, generation, intervals, problem_scores, token_scores, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
 from fqs_jax.problem_scores import Answers
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
+from fqs_jax.thinking import flops
 from fqs_jax.workdir import Loaded
 
 TIMED_TOKENS = 24
@@ -40,7 +41,7 @@ class Row:
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "student" (taught by thoughts, has none) or "control".
       temperature: that logits were divided by.
-      flops_per_token: what a generated token costs, thought and head included (flops.py), there.
+      flops_per_token: what a generated token costs, thought and head included (thinking/flops.py), there.
       nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
         likely and least likely under the first row's model; NaN where unknown.
     """

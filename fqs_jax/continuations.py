@@ -11,15 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import mixing, rollout
-from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import sampling, talk_head
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.prediction import mixed_log_probs
 from fqs_jax.workdir import Loaded
 
 _TEXT = 64  # texts are padded to multiples of it, so that few programs serve all lengths
@@ -163,7 +164,7 @@ def _read(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities float32 [B, P] of the targets, and whether nothing is likelier, bool [B, P]."""
     hidden_BxTxD, kept = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
-    text = rollout.TextCache(*kept, batch["mask"])
+    text = sampling.TextCache(*kept, batch["mask"])
 
     def read(places: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index_BxP, target_BxP = places
@@ -171,13 +172,13 @@ def _read(
         if thought is None:
             log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], base_BxPxD))
         else:
-            keys = rollout.thought_keys(key, index_BxP, thought.rationales, batch["row"])
-            _, _, after = rollout.rollout(
+            keys = keys_lib.thought_keys(key, index_BxP, thought.rationales, batch["row"])
+            _, _, after = sampling.rollout(
                 params, text, keys, model, thought, index_BxP, finish=True
             )
             assert after is not None  # finished
             mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after, thought)
-            log_probs = mixing.mean_log_probs(mixed, axis=2)
+            log_probs = talk_head.mean_log_probs(mixed, axis=2)
         target_log_prob = jnp.take_along_axis(log_probs, target_BxP[..., None], axis=-1)[..., 0]
         return target_log_prob, jnp.argmax(log_probs, -1) == target_BxP
 

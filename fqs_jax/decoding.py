@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import blocks, rollout
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.rollout import TextCache
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import prediction, sampling
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.sampling import TextCache
 
 
 class Cursor(NamedTuple):
@@ -89,9 +89,11 @@ def next_log_probs(
         return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
     text = TextCache(cursor.key, cursor.value, None)
     index_Bx1 = cursor.length_B[:, None] - 1
-    tokens, _, after = rollout.rollout(params, text, key, model, thought, index_Bx1, finish=True)
+    tokens, _, after = sampling.rollout(params, text, key, model, thought, index_Bx1, finish=True)
     assert after is not None  # finished
-    mixed, weight = blocks.mixed_log_probs(params, cursor.hidden_BxD[:, None, None], after, thought)
+    mixed, weight = prediction.mixed_log_probs(
+        params, cursor.hidden_BxD[:, None, None], after, thought
+    )
     return mixed[:, 0, 0], tokens[:, 0, 0], weight[:, 0, 0]
 
 

@@ -31,7 +31,7 @@ class Flops:
     """FLOPs of one step, on all devices together.
 
     Attributes:
-      model: counted from shapes (flops.py), what the arithmetic needs.
+      model: counted from shapes (thinking/flops.py), what the arithmetic needs.
       program: matrix products of the step, without those that it does twice to save memory.
       recomputed: those, and what fills the last chunk of tokens.
     """

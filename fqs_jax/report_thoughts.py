@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import thoughts
 from fqs_jax.data.rows import windows
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import Scores, ThoughtConfig
+from fqs_jax.thinking import thoughts as thoughts_lib
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.thoughts import Scores
 from fqs_jax.workdir import Loaded
 
 ROWS, BATCH_TOKENS = 8, 1024  # documents in a batch, and positions, at most
@@ -113,7 +114,7 @@ def _sample(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    return thoughts.sample_thoughts(params, tokens, key, model, thought, mask)
+    return thoughts_lib.sample_thoughts(params, tokens, key, model, thought, mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -125,7 +126,7 @@ def _score(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> Scores:
-    return thoughts.score_thoughts(params, tokens, thought_BxTxRxK, model, thought, mask)
+    return thoughts_lib.score_thoughts(params, tokens, thought_BxTxRxK, model, thought, mask)
 
 
 def examine(

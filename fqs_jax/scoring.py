@@ -11,14 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import rollout, thoughts
 from fqs_jax.data.rows import windows
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import prediction, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.workdir import Loaded
 
 DEFAULT_WINDOW = 1024  # tokens
@@ -131,8 +132,8 @@ def _answer_log_probs(
     last_Bx1 = jnp.sum(mask, axis=1, keepdims=True) - 1
     keys = None
     if thought is not None:
-        keys = rollout.thought_keys(key, last_Bx1, thought.rationales, row_B)
-    plain, mixed = thoughts.predict_at(params, tokens, last_Bx1, keys, model, thought, mask)
+        keys = keys_lib.thought_keys(key, last_Bx1, thought.rationales, row_B)
+    plain, mixed = prediction.predict_at(params, tokens, last_Bx1, keys, model, thought, mask)
     log_probs = plain[:, 0] if mixed is None else mixed[:, 0, 0]
     return log_probs[:, answer_ids]
 

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import mixing, rollout, thoughts
 from fqs_jax import step as step_lib
-from fqs_jax.blocks import mixed_log_probs
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
@@ -28,7 +26,10 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives.distillation import Arrays
 from fqs_jax.runtime import agreement, files, processes, sharding
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import sampling, talk_head, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.prediction import mixed_log_probs
 
 PIECE = 8  # batches in a file; a stop is heeded after each
 
@@ -129,7 +130,7 @@ def label_log_probs(
         batch["row"],
     )
     log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
-    return {"teacher_log_prob": mixing.mean_log_probs(log_prob_BxTxR, axis=-1)}
+    return {"teacher_log_prob": talk_head.mean_log_probs(log_prob_BxTxR, axis=-1)}
 
 
 def predictions(
@@ -148,9 +149,9 @@ def predictions(
     lm = params["lm"]
     base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
     where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-    keys_BxTxR = rollout.thought_keys(key, where_BxT, thought.rationales, batch["row"])
-    text = rollout.TextCache(text_key, text_value, segment_BxT)
-    _, _, after_BxTxRxD = rollout.rollout(
+    keys_BxTxR = keys_lib.thought_keys(key, where_BxT, thought.rationales, batch["row"])
+    text = sampling.TextCache(text_key, text_value, segment_BxT)
+    _, _, after_BxTxRxD = sampling.rollout(
         params, text, keys_BxTxR, model, thought, None, finish=True
     )
     shape, _ = arrays.get("teacher_ids", ((0,), None))
@@ -158,7 +159,7 @@ def predictions(
     def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         after, following = others
         mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
-        log_p = mixing.mean_log_probs(mixed, axis=2)
+        log_p = talk_head.mean_log_probs(mixed, axis=2)
         plain = jax.nn.softmax(decoder.head_logits(lm, base))
         said = {
             "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import scoring, thoughts
+from fqs_jax import scoring
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.workdir import Loaded
 
 

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, lineage, optimizer, run_record, teacher, thoughts, workdir
+from fqs_jax import checkpoints, lineage, optimizer, run_record, teacher, workdir
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
@@ -36,6 +36,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.step import Program, State
+from fqs_jax.thinking import parameters
 
 RESUME = "run the same command again to go on"
 _INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
@@ -219,7 +220,7 @@ def starting_params(run: Run, stage: Stage) -> Params:
     key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
 
     def thought(embed: Params, old: Params | None) -> Params:
-        fresh = thoughts.init(run.model, how, {"embed": embed}, key, *marks)
+        fresh = parameters.init(run.model, how, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
         kept: Params = {name: old.get(name, new) for name, new in fresh.items()}

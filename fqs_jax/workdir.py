@@ -22,7 +22,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, huggingface, lineage, thoughts
+from fqs_jax import checkpoints, huggingface, lineage
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
@@ -34,6 +34,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import agreement, files, sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import config as config_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Loaded:
     params: Params
     model: ModelConfig
     tokenizer: Tokenizer
-    thought: thoughts.ThoughtConfig | None
+    thought: config_lib.ThoughtConfig | None
     source: Path
     label: str
     mesh: Mesh = dataclasses.field(default_factory=sharding.single_device)
@@ -307,7 +308,7 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
         fields["masked_ids"] = tuple(fields["masked_ids"])
         where = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, where)
-        thought = thoughts.ThoughtConfig(**fields)
+        thought = config_lib.ThoughtConfig(**fields)
     return Loaded(params, model, tokenizer_lib.load(folder), thought, folder, folder.name, mesh)
 
 

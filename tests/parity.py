@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import thoughts
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
@@ -27,7 +26,8 @@ from fqs_jax.objectives import plain
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import prediction, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from tests import published
 from tests.published import Arrays, Fixture
 
@@ -87,7 +87,7 @@ class Comparison:
         return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {', '.join(self.parts)}"
 
 
-_think = jax.jit(thoughts.think, static_argnames=("model", "thought"))
+_think = jax.jit(prediction.think, static_argnames=("model", "thought"))
 
 
 def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:

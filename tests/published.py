@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 
 Arrays = dict[str, np.ndarray]
 

@@ -12,9 +12,10 @@ from fqs_jax import continuations, workdir
 from fqs_jax.continuations import Request
 from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
-from fqs_jax.rollout import thought_keys
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig, think
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.keys import thought_keys
+from fqs_jax.thinking.prediction import think
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
 from tests.tiny_runs import sentences
 

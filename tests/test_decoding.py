@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fqs_jax import decoding
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params, texts
 

@@ -40,7 +40,7 @@ def test_a_dearer_step_is_named(figure: str) -> None:
 
 def test_text_read_twice_is_noticed() -> None:
     """One more text pass is a small part of a thinking step, and still above the margin."""
-    from fqs_jax import flops
+    from fqs_jax.thinking import flops
 
     kind = gate.step_kind("1")
     again = kind.rows * flops.text_forward(kind.model, kind.length)

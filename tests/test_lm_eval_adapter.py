@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fqs_jax import continuations, generation, huggingface, workdir
-from fqs_jax.rollout import thought_keys
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import think
+from fqs_jax.thinking.keys import thought_keys
+from fqs_jax.thinking.prediction import think
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
 pytest.importorskip(

@@ -15,12 +15,13 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from configs import qwen2_5_0_5b, tiny
-from fqs_jax import compiled, flops, planning, topologies
+from fqs_jax import compiled, planning, topologies
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import flops
 from tests.tiny_runs import refusal, run
 
 SMALL = {

@@ -22,7 +22,6 @@ from fqs_jax import (
     report_page,
     report_text,
     report_thoughts,
-    thoughts,
     workdir,
 )
 from fqs_jax.comparison import Row
@@ -32,6 +31,7 @@ from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
+from fqs_jax.thinking import prediction
 from tests.tiny_runs import (
     clock_config,
     hf_folder,
@@ -136,7 +136,7 @@ def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
         tokens_BxT = jnp.zeros((8, 32), jnp.int32).at[d % 8, : len(ids)].set(jnp.array(ids))
         mask_BxT = jnp.zeros((8, 32), bool).at[d % 8, : len(ids)].set(True)
         key = jax.random.fold_in(jax.random.key(0), d // 8)
-        mixed, base_BxPxV, drawn, weight = thoughts.think(
+        mixed, base_BxPxV, drawn, weight = prediction.think(
             loaded.params, tokens_BxT, key, loaded.model, thought, mask_BxT
         )
         base_BxPxV = jax.nn.log_softmax(base_BxPxV)

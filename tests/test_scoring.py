@@ -11,7 +11,7 @@ from fqs_jax.generate import generate
 from fqs_jax.model import decoder
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import reference, tiny_models
 from tests.tiny_runs import hf_folder, sentences

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import thoughts
 from fqs_jax.data import tokenizer_training
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
@@ -14,7 +13,8 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, piqa, social_iqa
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import prediction
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.workdir import Loaded
 from tests import benchmark_files, reference, tiny_models
 from tests.tiny_runs import sentences
@@ -155,13 +155,13 @@ def test_batches_and_mesh_change_nothing(thinking, asked):
 
 def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, monkeypatch):
     """Behind the colon and behind the letter: places of the compiled program, against its length."""
-    shapes, real = [], thoughts.think
+    shapes, real = [], prediction.think
 
     def think(params, tokens, keys_BxPxR, *rest):
         shapes.append((tokens.shape[1], *keys_BxPxR.shape[1:]))
         return real(params, tokens, keys_BxPxR, *rest)
 
-    monkeypatch.setattr(thoughts, "think", think)
+    monkeypatch.setattr(prediction, "think", think)
     evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
     assert [(places, seeds) for _, places, seeds in shapes] == [(2, 2)]
     assert shapes[0][0] > 50

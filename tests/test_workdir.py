@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, run_record, thoughts, workdir
+from fqs_jax import huggingface, run_record, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import config as config_lib
 from tests.tiny_runs import clock_config, hf_folder, save_stage
 
 
@@ -180,7 +181,7 @@ def test_load_of_stages(run):
     assert_same(base.params, saved[0])
     thinking = workdir.load(str(root), "think-5-2", dtype="bfloat16")
     assert_same(thinking.params, saved[1])
-    assert thinking.thought == thoughts.ThoughtConfig(n_ahead=5, n_ahead_talk=1, rationales=1)
+    assert thinking.thought == config_lib.ThoughtConfig(n_ahead=5, n_ahead_talk=1, rationales=1)
     assert (thinking.model.dtype, base.model.dtype) == ("bfloat16", "float32")
     assert workdir.load(str(root), "2").label == "stage 2 (think-4-1)"  # unfinished as it is
     initial = workdir.load(str(root), "init")

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import thoughts
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig, RopeScaling
 from fqs_jax.model.decoder import Params
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import parameters
+from fqs_jax.thinking.config import ThoughtConfig
 
 VOCAB = 19
 MASKED_IDS = (17, 4)
@@ -49,7 +49,7 @@ def random_params(model: ModelConfig, seed: int = 0) -> Params:
 
     def tree() -> Params:
         lm = decoder.init(model, jax.random.key(0))
-        thought = thoughts.init(model, ThoughtConfig(n_ahead=4), lm, jax.random.key(0), 0, 1)
+        thought = parameters.init(model, ThoughtConfig(n_ahead=4), lm, jax.random.key(0), 0, 1)
         return {"lm": lm, "thought": thought}
 
     def draw(path: tuple[Any, ...], leaf: Any) -> jax.Array:

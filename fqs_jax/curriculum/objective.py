@@ -10,7 +10,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax import flops, thoughts
 from fqs_jax.curriculum import settings as settings_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder
@@ -18,6 +17,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import distillation, plain, quiet_star
+from fqs_jax.thinking import flops, parameters
 
 OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
 
@@ -82,14 +82,14 @@ def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: Mode
         params: Params = {"lm": decoder.init(model, key)}
         if stage.thinks:
             thought = settings_lib.thought_config(config, stage)
-            params["thought"] = thoughts.init(model, thought, params["lm"], key, 0, 0)
+            params["thought"] = parameters.init(model, thought, params["lm"], key, 0, 0)
         return params
 
     return jax.eval_shape(make)
 
 
 def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> int:
-    """Model FLOPs of one training step of the stage (flops.py)."""
+    """Model FLOPs of one training step of the stage (thinking/flops.py)."""
     batch, length = config.batch_size, config.data.seq_len
     if stage.thinks:
         weights = settings_lib.quiet_star_config(config, stage)

@@ -13,7 +13,7 @@ from fqs_jax.objectives import distillation, plain
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 
 # Of a built-in task: which documents are read, not which problems there are.
 OF_TASKS = "worked|direct|chatter|unanswered|true_after_chatter|label_noise|lengths"

@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import rollout
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -38,6 +37,7 @@ from fqs_jax.objectives.batch import (
     talk_targets,
 )
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import keys as keys_lib
 
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")
@@ -140,7 +140,7 @@ def distill_loss(
             others["ids"] = batch["teacher_ids"]
     if config.form == "policy":
         where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-        others["key"] = rollout.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+        others["key"] = keys_lib.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
 
     def read(logits: jax.Array, others: dict[str, jax.Array]) -> dict[str, jax.Array]:
         log_q = jax.nn.log_softmax(logits)

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import rollout
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params, label_log_probs
@@ -28,6 +27,7 @@ from fqs_jax.objectives.batch import (
     talk_targets,
 )
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import keys as keys_lib
 
 NTP_ACTIONS = ("sampled", "expected", "label")
 
@@ -77,7 +77,7 @@ def ntp_loss(
         lm = jax.lax.stop_gradient(params["lm"])
         hidden_BxTxD, _ = decoder.text_forward(lm, tokens_BxT, model, segments(batch))
         where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
-        keys_BxT = rollout.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+        keys_BxT = keys_lib.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
         kernel_DxV = decoder.head_kernel(lm)
         action_BxT, _ = vocab.sample(
             hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import positions, thoughts
-from fqs_jax.blocks import Text, score_blocks
 from fqs_jax.model import decoder, placement, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -30,9 +28,12 @@ from fqs_jax.objectives.thought_losses import (
     blocks_loss,
     targets_at,
 )
-from fqs_jax.positions import Positions
 from fqs_jax.runtime import sharding
-from fqs_jax.thoughts import Choose, Thinking, ThoughtConfig
+from fqs_jax.thinking import positions, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.positions import Positions
+from fqs_jax.thinking.scoring import Text, score_blocks
+from fqs_jax.thinking.thoughts import Choose, Thinking
 
 MAX_SPANS = 8  # programs of attention over text, of keys up to 1/8, 2/8, ... of it
 _POSITIONS = 2**32 - 2  # in the place of a row's number, for the key that positions are chosen with

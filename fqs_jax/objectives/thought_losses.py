@@ -11,12 +11,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import positions
-from fqs_jax.blocks import BlockScores, ahead
 from fqs_jax.objectives.batch import masked_mean, target_counts
-from fqs_jax.positions import Positions
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import Scores
+from fqs_jax.thinking import positions as positions_lib
+from fqs_jax.thinking.positions import Positions
+from fqs_jax.thinking.scoring import BlockScores, ahead
+from fqs_jax.thinking.thoughts import Scores
 
 ADVANTAGES = ("clipped", "leave_one_out")
 REWARDS = ("mixed", "post_thought")
@@ -53,8 +53,10 @@ class QuietStarConfig:
             raise UserError(
                 f"position_fraction is {self.position_fraction}; set above 0, at most 1"
             )
-        if self.positions not in positions.KINDS:
-            raise UserError(f"positions {self.positions!r} is none of {', '.join(positions.KINDS)}")
+        if self.positions not in positions_lib.KINDS:
+            raise UserError(
+                f"positions {self.positions!r} is none of {', '.join(positions_lib.KINDS)}"
+            )
         if self.advantage not in ADVANTAGES:
             raise UserError(f"advantage {self.advantage!r} is none of {', '.join(ADVANTAGES)}")
         if self.reward not in REWARDS:
@@ -136,7 +138,7 @@ def thought_losses(
       where: of the P positions that were thought at, with what each counts in the sums; None = all T.
     """
     counts_A = target_counts(target_BxAxT) if counts_A is None else counts_A
-    where = where or positions.everywhere(*scores.base_BxT.shape)
+    where = where or positions_lib.everywhere(*scores.base_BxT.shape)
     blocks = BlockScores(*scores[1:])
     parts = block_losses(blocks, scores.base_BxT, target_BxAxT, counts_A, where, config)
     return ThoughtLosses(base=base_loss(scores.base_BxT, target_BxAxT, counts_A), **vars(parts))

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import rollout, thoughts
 from fqs_jax.data.rows import windows
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -24,7 +23,9 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.items import Item
 from fqs_jax.tasks.questions import Question, Row, Step, prepare
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import prediction
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.workdir import Loaded
 
 Advance = Callable[[int, int], None]
@@ -137,9 +138,11 @@ def _log_probs(
     keys_BxPxR = None
     if thought is not None:
         keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["owner"])
-        row_keys = functools.partial(rollout.thought_keys, rationales=thought.rationales)
+        row_keys = functools.partial(keys_lib.thought_keys, rationales=thought.rationales)
         keys_BxPxR = jax.vmap(lambda k, index: row_keys(k, index[None])[0])(keys_B, index_BxP)
-    plain, mixed = thoughts.predict_at(params, tokens, index_BxP, keys_BxPxR, model, thought, mask)
+    plain, mixed = prediction.predict_at(
+        params, tokens, index_BxP, keys_BxPxR, model, thought, mask
+    )
     plain = jnp.take_along_axis(plain, ids_BxPxA, axis=-1)
     if mixed is None:
         return plain, jnp.zeros((*ids_BxPxA.shape[:2], 0, ids_BxPxA.shape[2]))

@@ -9,12 +9,12 @@ import ml_collections
 import pytest
 
 from configs import common, mistral_7b
-from fqs_jax import flops
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage, row
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import flops
 from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 

@@ -17,7 +17,7 @@ from fqs_jax.objectives import quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 from tests import tiny_models
 
 B, N, G, H = 2, 4, 2, 8

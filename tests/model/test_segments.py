@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import thoughts
 from fqs_jax.model import decoder
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import distillation, plain, quiet_star
 from fqs_jax.objectives.distillation import DistillConfig
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from tests.tiny_models import VOCAB, model_config, random_params
 
 LENGTHS = (6, 4)

@@ -12,7 +12,7 @@ import pytest
 
 from fqs_jax.objectives import accumulation, quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 from tests.tiny_models import model_config, random_params, texts
 
 TOKENS, MASK = texts((7, 5), 7)

@@ -22,7 +22,7 @@ from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference
 from tests.objectives.test_losses import student_logits
 from tests.test_train import BEFORE, SignalAt, assert_same_stage, train_stage

@@ -15,9 +15,10 @@ from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.batch import Batch, masked_mean, talk_targets
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, thought_losses
-from fqs_jax.positions import Positions, choose
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import Scores, ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.positions import Positions, choose
+from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.parity import thinking_step
 from tests.tiny_models import MASKED_IDS, VOCAB, flat, model_config, random_params, texts

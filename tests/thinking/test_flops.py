@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import decoding, flops, teacher, thoughts
+from fqs_jax import decoding, teacher
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model import config as config_lib
 from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import flops, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import positions
+from fqs_jax.thinking import positions
 
 scores = st.lists(
     st.one_of(st.just(0.0), st.floats(1 / 128, 100, width=32)), min_size=1, max_size=40

@@ -7,7 +7,7 @@ published scripts: K = n_ahead - 3 (Quiet-STaR, arXiv 2403.09629; Fast Quiet-STa
 
 Phase one, `sample_thoughts`: a text pass whose keys and values are shared by all rationales, then K
 short cached steps, each one query a position and rationale. Phase two, `score_thoughts`: text and
-all blocks through the network at once (blocks.py). The published code instead keeps n_ahead +
+all blocks through the network at once (thinking/scoring.py). The published code instead keeps n_ahead +
 n_ahead_talk - 1 passes on one tape; loss and gradients are the same.
 """
 
@@ -20,85 +20,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import mixing
-from fqs_jax.blocks import Text, mixed_log_probs, read_text, score_blocks
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.positions import Positions
-from fqs_jax.rollout import TextCache, rollout, thought_keys
 from fqs_jax.runtime import sharding
-from fqs_jax.runtime.errors import UserError
-
-TOKENS = ("sampled", "random", "pause")
-
-
-@dataclasses.dataclass(frozen=True)
-class ThoughtConfig:
-    """What a thought is and how it is mixed in; defaults are the published ones.
-
-    Attributes:
-      n_ahead: passes up to the first prediction made with the thought; K = n_ahead - 3 sampled tokens.
-      n_ahead_talk: A, predictions scored after each thought, teacher-forced.
-      rationales: R, thoughts sampled at every position.
-      mixing: `linear` mixes hidden states with an unbounded weight (published), `sigmoid` the same
-        with the weight squashed, `probability` mixes the two predicted distributions.
-      mixing_bias: added before the sigmoid, so that mixing starts at sigmoid(mixing_bias); unused
-        by `linear`, which starts at 0.
-      embedding_scale: the marks are stored divided by it and used multiplied by it, which makes
-        their learning rate under Adam that many times larger.
-      temperature: of sampling thought tokens; 0 takes the likeliest.
-      reinforce_temperature: at which their log-probabilities are scored.
-      masked_ids: vocabulary ids that are never drawn as thought tokens.
-      tokens: what stands between the marks: tokens `sampled` from the model (published), or one of
-        two controls: `random` ones, drawn uniformly; or one learned `pause` embedding, K times
-        (Goyal et al., arXiv 2310.02226), shown as id 0.
-    """
-
-    n_ahead: int
-    n_ahead_talk: int = 1
-    rationales: int = 2
-    mixing: str = "linear"
-    mixing_bias: float = 0.0
-    embedding_scale: float = 100.0
-    temperature: float = 1.0
-    reinforce_temperature: float = 3.0
-    masked_ids: tuple[int, ...] = ()
-    tokens: str = "sampled"
-
-    def __post_init__(self) -> None:
-        if self.n_ahead < 4:
-            raise UserError(
-                f"n_ahead {self.n_ahead} leaves no sampled token; it must be at least 4"
-            )
-        if self.n_ahead_talk < 1 or self.rationales < 1:
-            raise UserError("n_ahead_talk and rationales must be at least 1")
-        if self.mixing not in mixing.KINDS:
-            raise UserError(f"mixing {self.mixing!r} is none of {', '.join(mixing.KINDS)}")
-        if self.tokens not in TOKENS:
-            raise UserError(f"tokens {self.tokens!r} is none of {', '.join(TOKENS)}")
-
-    @property
-    def num_tokens(self) -> int:
-        """K, tokens of a thought between the marks."""
-        return self.n_ahead - 3
-
-    @property
-    def head_reads(self) -> int:
-        """How often the output head is read to think up a thought; only sampled tokens need it."""
-        return self.num_tokens if self.tokens == "sampled" else 0
-
-    @property
-    def num_slots(self) -> int:
-        """M, slots of a block: start, K tokens, end, A - 1 forced tokens."""
-        return self.num_tokens + 1 + self.n_ahead_talk
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.keys import thought_keys
+from fqs_jax.thinking.positions import Positions
+from fqs_jax.thinking.sampling import TextCache, rollout
+from fqs_jax.thinking.scoring import Text, read_text, score_blocks
 
 
 class Scores(NamedTuple):
     """What one packed pass reads off.
 
     base_BxT: log p(x_{t+1}) of the plain prediction at t, float32; the last entry is for x_0, wrapped
-    around. The others: see `blocks.BlockScores`.
+    around. The others: see `scoring.BlockScores`.
     """
 
     base_BxT: jax.Array
@@ -106,31 +43,6 @@ class Scores(NamedTuple):
     talk_BxPxRxA: jax.Array
     mixing_weight_BxPxRxA: jax.Array
     alone_BxPxRxA: jax.Array | None = None
-
-
-def init(
-    model: ModelConfig,
-    thought: ThoughtConfig,
-    lm: Params,
-    key: jax.Array,
-    start_id: int,
-    end_id: int,
-) -> Params:
-    """Fresh marks and talk head, as the published code makes them.
-
-    The marks begin as the embeddings of two vocabulary ids (published: the first sub-token of "---"
-    for both) divided by `embedding_scale`; the talk head's last layer is zero, so a `linear`
-    thought has no influence at first. A learned pause begins as the start mark does.
-    """
-    embedding_VxD = lm["embed"]["embedding"].astype(jnp.float32)
-    params = {
-        "start": embedding_VxD[start_id] / thought.embedding_scale,
-        "end": embedding_VxD[end_id] / thought.embedding_scale,
-        "talk_head": mixing.init(model.width, key),
-    }
-    if thought.tokens == "pause":
-        params["pause"] = params["start"]
-    return jax.tree.map(lambda x: x.astype(model.param_dtype), params)
 
 
 def sample_thoughts(
@@ -157,64 +69,6 @@ def sample_thoughts(
     text = TextCache(text_key, text_value, segment_BxT)
     tokens, entropy, _ = rollout(params, text, key, model, thought, index_BxP, finish=False)
     return tokens, entropy
-
-
-def think(
-    params: Params,
-    tokens_BxT: jax.Array,
-    key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
-    segment_BxT: jax.Array | None = None,
-    index_BxP: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Text pass, then a thought and its mixed prediction at the chosen positions, all cached.
-
-    Args: as of `sample_thoughts`.
-
-    Returns:
-      mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
-      thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
-    """
-    hidden_BxTxD, (text_key, text_value) = decoder.text_forward(
-        params["lm"], tokens_BxT, model, segment_BxT
-    )
-    text = TextCache(text_key, text_value, segment_BxT)
-    tokens, _, after_BxPxRxD = rollout(params, text, key, model, thought, index_BxP, finish=True)
-    assert after_BxPxRxD is not None  # finished
-    base_BxPxD = hidden_BxTxD
-    if index_BxP is not None:
-        base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-    mixed, weight = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thought)
-    return mixed, decoder.head_logits(params["lm"], base_BxPxD), tokens, weight
-
-
-def predict_at(
-    params: Params,
-    tokens_BxT: jax.Array,
-    index_BxP: jax.Array,
-    keys_BxPxR: jax.Array | None,
-    model: ModelConfig,
-    thought: ThoughtConfig | None,
-    segment_BxT: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Log-probabilities of the next token at few text positions, float32: plain, and after thoughts.
-
-    Args:
-      keys_BxPxR: `thought_keys`; None without thoughts.
-
-    Returns:
-      [B, P, V], and [B, P, R, V] or None where the model does not think.
-    """
-    if thought is None:
-        hidden_BxTxD, _ = decoder.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
-        hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-        return jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxPxD)), None
-    assert keys_BxPxR is not None
-    mixed, logits_BxPxV, _, _ = think(
-        params, tokens_BxT, keys_BxPxR, model, thought, segment_BxT, index_BxP
-    )
-    return jax.nn.log_softmax(logits_BxPxV), mixed
 
 
 class Thinking(NamedTuple):

@@ -14,7 +14,9 @@ from fqs_jax.model import attention_xla, decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.keys import _fold_in_all, thought_keys
+from fqs_jax.thinking.parameters import mark
 
 
 class TextCache(NamedTuple):
@@ -123,11 +125,6 @@ def rollout(
     return jnp.moveaxis(tokens, 0, -1), jnp.moveaxis(entropy, 0, -1), after
 
 
-def mark(params: Params, name: str, model: ModelConfig, thought: ThoughtConfig) -> jax.Array:
-    """The "start", "end" or "pause" embedding [D] as the network sees it, in the compute dtype."""
-    return (params["thought"][name] * thought.embedding_scale).astype(model.dtype)
-
-
 def _unsampled(
     keys: jax.Array, thought: ThoughtConfig, vocab_size: int
 ) -> tuple[jax.Array, jax.Array]:
@@ -138,21 +135,6 @@ def _unsampled(
     place = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(allowed)))(keys.reshape(-1))
     tokens = jnp.asarray(allowed)[place].reshape(keys.shape)
     return tokens, jnp.full(keys.shape, np.log(len(allowed)), jnp.float32)
-
-
-def thought_keys(
-    key: jax.Array, where_BxP: jax.Array, rationales: int, row_B: jax.Array | None = None
-) -> jax.Array:
-    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks.
-
-    Args:
-      row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
-    """
-    B, P = where_BxP.shape
-    row_B = jnp.arange(B) if row_B is None else row_B
-    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
-    places = _fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
-    return _fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
 
 
 def text_attention(
@@ -178,12 +160,3 @@ def text_attention(
         segment_BxT,
         model.sliding_window,
     )
-
-
-def _fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:
-    """jax.random.fold_in elementwise over arrays that broadcast."""
-    shape = jnp.broadcast_shapes(keys.shape, jnp.shape(data))
-    flat = jax.vmap(jax.random.fold_in)(
-        jnp.broadcast_to(keys, shape).reshape(-1), jnp.broadcast_to(data, shape).reshape(-1)
-    )
-    return flat.reshape(shape)

@@ -8,7 +8,7 @@ Causal attention counts the visible half only; sliding windows are counted as if
 from __future__ import annotations
 
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking.config import ThoughtConfig
 
 FORWARD, TRAIN = 1, 3  # forward alone; forward and backward
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import thoughts
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference
 from tests.tiny_models import MASKED_IDS, VOCAB, flat, model_config, random_params, texts
 

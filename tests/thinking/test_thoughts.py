@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import mixing, thoughts
 from fqs_jax.model import attention_xla
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.rollout import mark
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import Scores, ThoughtConfig
+from fqs_jax.thinking import parameters, prediction, talk_head, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.parameters import mark
+from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.tiny_models import (
     LLAMA3_ROPE,
@@ -132,7 +133,7 @@ class Run:
         @jax.jit
         def think(params: Params) -> Any:
             how = (self.model, self.thought, self.mask, self.index)
-            return thoughts.think(params, self.tokens, self.key, *how)
+            return prediction.think(params, self.tokens, self.key, *how)
 
         return jax.tree.map(np.asarray, think(self.params))
 
@@ -244,7 +245,7 @@ def test_fresh_marks_and_talk_head() -> None:
     model = model_config(param_dtype="bfloat16")
     lm = random_params(model)["lm"]
     thought = ThoughtConfig(n_ahead=4, embedding_scale=50.0)
-    fresh = thoughts.init(model, thought, lm, jax.random.key(0), start_id=3, end_id=8)
+    fresh = parameters.init(model, thought, lm, jax.random.key(0), start_id=3, end_id=8)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fresh))
     embedding = np.asarray(lm["embed"]["embedding"], np.float32)
     for name, token in (("start", 3), ("end", 8)):
@@ -264,7 +265,7 @@ def test_mixture_of_distributions(weight: float) -> None:
     rng = np.random.default_rng(0)
     base, after = reference.log_softmax(rng.normal(0, 30, (2, 5)))
     score = jnp.float32(np.log(weight) - np.log1p(-weight))
-    mixed = mixing.mix_log_probs(jnp.array(base), jnp.array(after), score)
+    mixed = talk_head.mix_log_probs(jnp.array(base), jnp.array(after), score)
     expected = np.log((1 - weight) * np.exp(base) + weight * np.exp(after))
     np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-5)
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import thoughts
 from fqs_jax.model import attention_xla
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.thoughts import Scores, ThoughtConfig
+from fqs_jax.thinking import thoughts
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.tiny_models import (
     LLAMA3_ROPE,

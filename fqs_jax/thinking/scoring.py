@@ -1,6 +1,6 @@
 """Thought blocks behind a text, in one differentiable pass: the second phase of a training step.
 
-A block is the M slots of a thought (thoughts.py). All blocks go through the network at once; each
+A block is the M slots of a thought (thinking/thoughts.py). All blocks go through the network at once; each
 sees the text's keys and values up to its position, and its own slots up to each.
 """
 
@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax import mixing
 from fqs_jax.model import attention, attention_xla, decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.rollout import mark
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import talk_head
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.parameters import mark
 
 
 class Text(NamedTuple):
@@ -124,7 +124,7 @@ def score_blocks(
     after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
     base_BxPx1xAxD = ahead(text.hidden_BxTxD, where_BxP, A)[:, :, None]
     score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
-    weight_BxPxRxA = mixing.weight(score_BxPxRxA, thought.mixing)
+    weight_BxPxRxA = talk_head.weight(score_BxPxRxA, thought.mixing)
     target_BxPxRxA = jnp.broadcast_to(ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A))
 
     def read(hidden_BxPxRxAxD: jax.Array) -> jax.Array:
@@ -136,36 +136,17 @@ def score_blocks(
     if thought.mixing == "probability":
         base_BxPx1xA = ahead(text.log_prob_BxT, where_BxP, A)[:, :, None]
         assert alone_BxPxRxA is not None
-        talk_BxPxRxA = mixing.mix_log_probs(base_BxPx1xA, alone_BxPxRxA, score_BxPxRxA)
+        talk_BxPxRxA = talk_head.mix_log_probs(base_BxPx1xA, alone_BxPxRxA, score_BxPxRxA)
     else:
-        talk_BxPxRxA = read(mixing.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA))
+        talk_BxPxRxA = read(talk_head.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA))
     return BlockScores(
         thought_log_probs, talk_BxPxRxA, weight_BxPxRxA, alone_BxPxRxA if alone else None
     )
 
 
-def mixed_log_probs(
-    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities [..., V] of the mixed next-token prediction, and the mixing weight [...].
-
-    Args:
-      base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
-      after: final-norm hidden states of the end mark, [..., D].
-    """
-    score = _score(params, base, after, thought)
-    weight = mixing.weight(score, thought.mixing)
-    if thought.mixing != "probability":
-        mixed = mixing.mix_hidden(base, after, weight)
-        return jax.nn.log_softmax(decoder.head_logits(params["lm"], mixed)), weight
-    base_log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], base))
-    after_log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], after))
-    return mixing.mix_log_probs(base_log_p, after_log_p, score[..., None]), weight
-
-
 def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
     """The talk head's score with the configured bias."""
-    score = mixing.score(params["thought"]["talk_head"], base, after)
+    score = talk_head.score(params["thought"]["talk_head"], base, after)
     return score if thought.mixing == "linear" else score + thought.mixing_bias
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from fqs_jax import blocks, rollout, thoughts
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder
@@ -21,7 +20,10 @@ from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thoughts import ThoughtConfig
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import parameters as parameters_lib
+from fqs_jax.thinking import prediction, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
 from tests.tiny_models import model_config
 
 B, T, K = 2, 6, 2
@@ -33,7 +35,7 @@ MODEL = model_config(vocab_size=13)
 
 def parameters(thought: ThoughtConfig, model: ModelConfig = MODEL) -> Any:
     lm = decoder.init(model, jax.random.key(0))
-    params = {"lm": lm, "thought": thoughts.init(model, thought, lm, jax.random.key(1), 3, 4)}
+    params = {"lm": lm, "thought": parameters_lib.init(model, thought, lm, jax.random.key(1), 3, 4)}
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape)  # noqa: E731
     return params | {"thought": jax.tree.map(noise, params["thought"])}
 
@@ -66,7 +68,7 @@ def test_the_prediction_after_such_a_thought_equals_a_plain_pass_over_it(tokens:
     thought = dataclasses.replace(THOUGHT, tokens=tokens)
     params, data, where = parameters(thought), text(), 3
     key = jax.random.key(7)
-    mixed, _, drawn, weight = thoughts.think(params, data, key, MODEL, thought)
+    mixed, _, drawn, weight = prediction.think(params, data, key, MODEL, thought)
     for r in range(2):
         marks = {name: 2.0 * params["thought"][name] for name in ("start", "end")}
         middle = decoder.embed(params["lm"], drawn[0, where, r], MODEL)
@@ -76,7 +78,7 @@ def test_the_prediction_after_such_a_thought_equals_a_plain_pass_over_it(tokens:
         row = jnp.concatenate([read, marks["start"][None], middle, marks["end"][None]])
         hidden = plain_pass(params["lm"], row)
         base, after = hidden[where], hidden[-1]
-        expected, expected_weight = blocks.mixed_log_probs(params, base, after, thought)
+        expected, expected_weight = prediction.mixed_log_probs(params, base, after, thought)
         np.testing.assert_allclose(mixed[0, where, r], expected, atol=2e-5)
         np.testing.assert_allclose(weight[0, where, r], expected_weight, atol=1e-5)
 
@@ -103,7 +105,7 @@ def test_training_and_reading_see_the_same_thoughts(tokens: str) -> None:
     thought = dataclasses.replace(THOUGHT, tokens=tokens)
     params, data, key = parameters(thought), text(), jax.random.key(7)
     drawn, _ = thoughts.sample_thoughts(params, data, key, MODEL, thought)
-    mixed, _, thought_of, _ = thoughts.think(params, data, key, MODEL, thought)
+    mixed, _, thought_of, _ = prediction.think(params, data, key, MODEL, thought)
     np.testing.assert_array_equal(drawn, thought_of)
     scores = thoughts.score_thoughts(params, data, drawn, MODEL, thought)
     found = jnp.take_along_axis(mixed[:, :-1], data[:, 1:, None, None], axis=-1)[..., 0]
@@ -152,7 +154,7 @@ def numbers(config: QuietStarConfig) -> tuple[Any, Any, Any]:
     batch = {"tokens": data, "mask": jnp.ones((B, T), bool)}
     loss, metrics = quiet_star.quiet_star_loss(params, batch, key, MODEL, THOUGHT, config)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
-    keys = rollout.thought_keys(key, where_BxP, THOUGHT.rationales)
+    keys = keys_lib.thought_keys(key, where_BxP, THOUGHT.rationales)
     drawn, _ = thoughts.sample_thoughts(params, data, keys, MODEL, THOUGHT)
     # A weight of all but 1 leaves the thought's own prediction.
     own = jax.tree.map(jnp.copy, params)
