@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.shapes import SHAPES
-from fqs_jax import generation
+from fqs_jax.inference import generation
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -162,7 +162,7 @@ def scoring_items(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]
 def generate(
     model: ModelConfig, params: Params, thought: ThoughtConfig | None, prompt_BxT: jax.Array
 ) -> list[np.ndarray]:
-    """The likeliest tokens, as fqs_jax/generation.py makes them: [B] for each step."""
+    """The likeliest tokens, as fqs_jax/inference/generation.py makes them: [B] for each step."""
     rows, length = prompt_BxT.shape
     cursor = generation.prefill(
         params, prompt_BxT, jnp.full(rows, length), model=model, room=_NEW.value

@@ -23,6 +23,7 @@ from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.inference import loaded as loaded_lib
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
@@ -229,7 +230,7 @@ def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
     """Held-out problems answered at once, after a thought: `problem_scores.task_accuracy`."""
     thought = settings.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
     thought = dataclasses.replace(thought, temperature=setting.config.thought.eval_temperature)
-    loaded = workdir.Loaded(
+    loaded = loaded_lib.Loaded(
         params, setting.model, setting.tokenizer, thought, Path("."), setting.stage.name
     )
     task = corpus.built_in_task(setting.config.data, setting.config.seed)

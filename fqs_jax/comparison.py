@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, generation, intervals, problem_scores, token_scores, workdir
+from fqs_jax import checkpoints, intervals, problem_scores, token_scores, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
+from fqs_jax.inference import generation
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.problem_scores import Answers
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking import flops
-from fqs_jax.workdir import Loaded
 
 TIMED_TOKENS = 24
 TIMED_ROUNDS = 3

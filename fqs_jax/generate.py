@@ -5,21 +5,19 @@ Also a Python API: `generate(loaded, prompts, ...)`.
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 from rich.text import Text
 
 from fqs_jax import workdir
-from fqs_jax.generation import Emitted, check_sampling, generate, prompt_ids
+from fqs_jax.inference.generation import check_sampling, generate, prompt_ids
+from fqs_jax.inference.loaded import Loaded
+from fqs_jax.inference.stream import _console, _Stream, _thought_text
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.workdir import Loaded
 
 __all__ = ["Emitted", "Generation", "generate"]
 
@@ -82,17 +80,6 @@ def main(_: Sequence[str]) -> None:
                 console.print(_thought_text(loaded, drawn, weight))
 
 
-def _console() -> Console:
-    """Styles on a terminal only, and with NO_COLOR none at all: rich itself would still dim.
-
-    What the terminal cannot write becomes a question mark.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    plain = bool(os.environ.get("NO_COLOR"))
-    return Console(highlight=False, soft_wrap=True, color_system=None if plain else "auto")
-
-
 def _longest(loaded: Loaded, prompts: Sequence[str]) -> int:
     """Tokens of the longest prompt, which must be as many as the model can read."""
     lengths = [len(prompt_ids(loaded, prompt)) for prompt in prompts]
@@ -112,37 +99,6 @@ def _refuse_endless(max_new_tokens: int, max_seq_len: int) -> None:
             f"--max_new_tokens={max_new_tokens} is more than {_MOST_LENGTHS} times the {max_seq_len} "
             "tokens that the model was made for; set it lower"
         )
-
-
-class _Stream:
-    """Prints one continuation while it is made."""
-
-    def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
-        self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
-        self._prompt_ids = prompt_ids(loaded, prompt)
-        self._ids: list[int] = []
-        self._shown = loaded.tokenizer.decode(self._prompt_ids)
-        console.print(Text(prompt, style="bold"), end="")
-
-    def step(self, emitted: Emitted) -> None:
-        if self._show_thoughts and emitted.thought_BxK.size:
-            thought = _thought_text(
-                self._loaded, emitted.thought_BxK[0].tolist(), float(emitted.weight_B[0])
-            )
-            self._console.print(thought, end="")
-        if emitted.token_B[0] < 0:
-            return
-        # Pieces are no texts of their own (spaces, bytes of a character): show what decoding adds.
-        self._ids.append(int(emitted.token_B[0]))
-        text = self._loaded.tokenizer.decode(self._prompt_ids + self._ids)
-        if not text.endswith("\ufffd"):
-            self._console.print(Text(text[len(self._shown) :]), end="")
-            self._shown = text
-
-
-def _thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
-    words = loaded.tokenizer.decode(drawn).replace("\n", "\u23ce")
-    return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")
 
 
 def _read_prompts(path: str) -> list[str]:

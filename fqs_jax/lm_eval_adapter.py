@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax import continuations, generation, workdir
-from fqs_jax.generation import Emitted
+from fqs_jax import workdir
+from fqs_jax.inference import generation, readings
+from fqs_jax.inference.generation import Emitted
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import cli, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.workdir import Loaded
 
 try:
     import lm_eval.models  # noqa: F401  its own ones, which it does not look for once there is ours
@@ -89,23 +90,23 @@ class FqsJax(LM):
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and whether it is the greedy one."""
         tokenizer = self.loaded.tokenizer
-        return self._score([continuations.encode(tokenizer, *r.args) for r in requests])
+        return self._score([readings.encode(tokenizer, *r.args) for r in requests])
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-probability of each text: every token once, in windows the model was made for."""
         tokenizer = self.loaded.tokenizer
-        windows: list[continuations.Request] = []
+        windows: list[readings.Request] = []
         owners = []
         for i, request in enumerate(requests):
             cut = harness.get_rolling_token_windows(
                 tokenizer.encode(request.args[0]),
-                continuations.first_id(tokenizer),
+                readings.first_id(tokenizer),
                 self.loaded.model.max_seq_len,
                 1,
             )
-            pairs = [continuations.Request(*harness.make_disjoint_window(pair)) for pair in cut]
+            pairs = [readings.Request(*harness.make_disjoint_window(pair)) for pair in cut]
             windows += pairs
             owners += [i] * len(pairs)
         log_probs = [log_prob for log_prob, _ in self._score(windows)]
@@ -127,9 +128,9 @@ class FqsJax(LM):
                     results[i] = text
         return results
 
-    def _score(self, requests: Sequence[continuations.Request]) -> list[tuple[float, bool]]:
+    def _score(self, requests: Sequence[readings.Request]) -> list[tuple[float, bool]]:
         with Progress(f"{self.loaded.label}: continuations", 0, 0) as bar:
-            scores, cropped = continuations.score(
+            scores, cropped = readings.score(
                 self.loaded,
                 requests,
                 self._batch_size,

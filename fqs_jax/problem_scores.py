@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from fqs_jax import scoring
 from fqs_jax.data.problems.task import Task
-from fqs_jax.workdir import Loaded
+from fqs_jax.inference import readings
+from fqs_jax.inference.loaded import Loaded
 
 BATCH = 256  # problems in an evaluation batch
 MAX_TEMPERATURE = math.exp(3.0)  # of a fit, which is exact up to it
@@ -61,7 +61,7 @@ def _read(
             " ".join([prompt, *answer[:place]])
             for (prompt, _), answer in zip(problems, answers, strict=True)
         ]
-        return scoring.answer_log_probs(loaded, prompts, task.answers, BATCH, seed)
+        return readings.answer_log_probs(loaded, prompts, task.answers, BATCH, seed)
 
     places = range(right_NxA.shape[1])
     scores = [np.stack([at_NxC(place, seed) for place in places], axis=1) for seed in seeds]

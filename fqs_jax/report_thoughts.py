@@ -14,13 +14,13 @@ import numpy as np
 
 from fqs_jax.data.rows import windows
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import thoughts as thoughts_lib
 from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.thinking.thoughts import Scores
-from fqs_jax.workdir import Loaded
 
 ROWS, BATCH_TOKENS = 8, 1024  # documents in a batch, and positions, at most
 LENGTHS = 32  # documents are padded to a multiple of it, so that few programs serve all

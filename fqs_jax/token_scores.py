@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax import scoring
+from fqs_jax.inference import readings
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import thoughts
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 
 
 class TokenScores(NamedTuple):
@@ -59,7 +60,7 @@ def score(
     count = len(rows["tokens"])
     tables: list[list[np.ndarray]] = []
     order: list[np.ndarray] = []
-    for i, (chosen, batch) in enumerate(scoring.batches(rows, batch_size, loaded.mesh)):
+    for i, (chosen, batch) in enumerate(readings.batches(rows, batch_size, loaded.mesh)):
         with jax.set_mesh(loaded.mesh):
             scores = _log_probs(
                 loaded.params,

@@ -18,8 +18,8 @@ import numpy as np
 from fqs_jax import intervals, scoring, token_scores, workdir
 from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.workdir import Loaded
 
 LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
 RESAMPLINGS = 2000

@@ -11,10 +11,10 @@ from absl import flags
 from fqs_jax import watch, workdir
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.workdir import Loaded
 
 RETRAIN = 3  # exit code
 

@@ -29,32 +29,13 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import agreement, files, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import config as config_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Loaded:
-    """A model ready to run.
-
-    Attributes:
-      thought: what its thoughts are; None for a model that does not think.
-      source: folder of its config.json and tokenizer files.
-      label: what it is, for people.
-      mesh: the devices that its parameters lie on.
-    """
-
-    params: Params
-    model: ModelConfig
-    tokenizer: Tokenizer
-    thought: config_lib.ThoughtConfig | None
-    source: Path
-    label: str
-    mesh: Mesh = dataclasses.field(default_factory=sharding.single_device)
 
 
 def source_folder(root: Path) -> Path:

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import comparison, generation, problem_scores, scoring, workdir
+from fqs_jax import comparison, problem_scores, scoring, workdir
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.inference import generation, readings
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 
@@ -116,7 +117,7 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
             scores[i, told] = math.log(0.9)
         return scores
 
-    monkeypatch.setattr(scoring, "answer_log_probs", answer)
+    monkeypatch.setattr(readings, "answer_log_probs", answer)
     accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=2)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
@@ -147,7 +148,7 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
             scores[i, right if known else (right + 1) % 10] = math.log(0.8)
         return scores
 
-    monkeypatch.setattr(scoring, "answer_log_probs", answer)
+    monkeypatch.setattr(readings, "answer_log_probs", answer)
     loaded = workdir.load(str(run[0]), "0")
     accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=3)
     sizes = [len(task.problems("test", n)) for n in task.lengths]

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from fqs_jax import generate, generation, workdir
+from fqs_jax import generate, workdir
+from fqs_jax.inference import generation
+from fqs_jax.inference import stream as stream_lib
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, refusal, save_stage
 
@@ -35,7 +37,7 @@ def no_terminal(monkeypatch):
 
 
 def printed(model, capsys, show_thoughts):
-    stream = generate._Stream(model, generate._console(), "3 +1", show_thoughts)
+    stream = stream_lib._Stream(model, stream_lib._console(), "3 +1", show_thoughts)
     seen = []
 
     def step(emitted):
@@ -70,7 +72,7 @@ def test_thoughts_have_no_style_elsewhere(model, capsys, no_terminal):
 def test_what_a_terminal_cannot_write_is_a_question_mark(monkeypatch, no_terminal):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    generate._console().print("3 \udcff é")
+    stream_lib._console().print("3 \udcff é")
     sys.stdout.flush()
     assert written.getvalue() == b"3 ? ?\n"
 

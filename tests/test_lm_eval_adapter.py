@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import continuations, generation, huggingface, workdir
+from fqs_jax import huggingface, workdir
+from fqs_jax.inference import generation, readings
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.keys import thought_keys
 from fqs_jax.thinking.prediction import think
@@ -151,7 +152,7 @@ def test_thoughts_are_thought_one_position_after_another(place, manager):
     number = 0
     for document, answers in zip(documents, scored, strict=True):
         for choice, (log_prob, greedy) in zip(["0", "1", "2", "3 +1 = 4"], answers, strict=True):
-            asked = continuations.encode(model.tokenizer, document["question"], f" {choice}")
+            asked = readings.encode(model.tokenizer, document["question"], f" {choice}")
             row = asked.context + asked.continuation
             if len(row) <= room:
                 padded = jnp.array([row + [0] * (room - len(row))])

@@ -8,11 +8,12 @@ import pytest
 from fqs_jax import scoring, workdir
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.generate import generate
+from fqs_jax.inference import readings
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 from tests import reference, tiny_models
 from tests.tiny_runs import hf_folder, sentences
 
@@ -125,7 +126,7 @@ def test_answers_without_thoughts(plain):
     answers = ["a", "b", "."]
     ids = [plain.tokenizer.encode(answer)[0] for answer in answers]
     prompts = ["the cat", "a small dog sat on", "one"]
-    scores = scoring.answer_log_probs(plain, prompts, answers, 2, 0)
+    scores = readings.answer_log_probs(plain, prompts, answers, 2, 0)
     np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
     for prompt, row in zip(prompts, scores, strict=True):
         tokens = jnp.array([[plain.tokenizer.bos_id, *plain.tokenizer.encode(prompt)]])
@@ -139,7 +140,7 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
     assert isinstance(tokenizer, tokenizer_lib.Tokenizer)
     ids = [tokenizer.encode(answer)[0] for answer in answers]
     rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)
+    scores = readings.answer_log_probs(thinking, prompts, answers, 2, seed=3)
     longest, key = max(map(len, rows)), jax.random.key(3)
     for b, row in enumerate(rows):
         text = (np.array(row + [0] * (longest - len(row))), np.arange(longest) < len(row))
@@ -159,20 +160,20 @@ def test_answers_after_a_thought_at_the_last_token(thinking):
 def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
     """Prompts of like length share a batch, cut to what holds them; each thinks as it would alone."""
     shapes = []
-    compute = scoring._answer_log_probs
+    compute = readings._answer_log_probs
 
     def recorded(params, batch, *arguments):
         shapes.append(batch["tokens"].shape)
         return compute(params, batch, *arguments)
 
-    monkeypatch.setattr(scoring, "_answer_log_probs", recorded)
+    monkeypatch.setattr(readings, "_answer_log_probs", recorded)
     prompts = ["the cat", " ".join(sentences(16)), "one old king", "a small dog saw"]
     answers = ["a", "b", "."]
-    scores = scoring.answer_log_probs(thinking, prompts, answers, 2, seed=3)
+    scores = readings.answer_log_probs(thinking, prompts, answers, 2, seed=3)
     (_, longest), second = shapes
     assert longest > 64 and second == (2, 64)
     np.testing.assert_allclose(
-        scoring.answer_log_probs(thinking, prompts, answers, 1, seed=3), scores, atol=1e-5
+        readings.answer_log_probs(thinking, prompts, answers, 1, seed=3), scores, atol=1e-5
     )
 
 
@@ -186,7 +187,7 @@ def test_a_mesh_changes_nothing(folder, plain):
     assert scoring.text_nll(spread, texts, 9, 2, 0) == pytest.approx(
         scoring.text_nll(plain, texts, 9, 2, 0)
     )
-    answers = [scoring.answer_log_probs(m, texts, ["the", "a"], 3, 0) for m in (spread, plain)]
+    answers = [readings.answer_log_probs(m, texts, ["the", "a"], 3, 0) for m in (spread, plain)]
     np.testing.assert_allclose(*answers, atol=1e-5)
     results = [generate(m, texts[:2], max_new_tokens=4) for m in (spread, plain)]
     assert results[0] == results[1]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer_training
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.tasks import metrics
 from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item, lettered
-from fqs_jax.workdir import Loaded
 from tests.tiny_runs import sentences
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer_training
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
@@ -15,7 +16,6 @@ from fqs_jax.tasks.evaluation import Settings, evaluate
 from fqs_jax.tasks.items import Item
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 from tests import benchmark_files, reference, tiny_models
 from tests.tiny_runs import sentences
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from fqs_jax import scoring, token_scores, workdir
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 from tests import tiny_models
 from tests.tiny_runs import hf_folder, sentences
 

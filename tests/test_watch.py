@@ -11,11 +11,11 @@ from fqs_jax import scoring, token_scores, train, watch, workdir
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 from tests import tiny_models
 from tests.tiny_runs import clock_config, hf_folder, sentences
 

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqs_jax import generation, intervals
+from fqs_jax import intervals
+from fqs_jax.inference import generation
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import answers, gsm8k
 from fqs_jax.tasks.items import Item
-from fqs_jax.workdir import Loaded
 
 PROMPT = (
     "You are a helpful assistant. Work the question out step by step, and end with "

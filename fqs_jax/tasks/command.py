@@ -17,6 +17,7 @@ from rich.table import Table
 
 from fqs_jax import comparison, workdir
 from fqs_jax.data.sources.options import Options
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -34,7 +35,6 @@ from fqs_jax.tasks import (
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.evaluation import Answers
 from fqs_jax.tasks.items import Item, Task
-from fqs_jax.workdir import Loaded
 
 NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
 _FIT_ITEMS = 500  # of --fit_file

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.data.rows import windows
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
@@ -26,7 +27,6 @@ from fqs_jax.tasks.questions import Question, Row, Step, prepare
 from fqs_jax.thinking import keys as keys_lib
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.workdir import Loaded
 
 Advance = Callable[[int, int], None]
 _FEW = 32  # rows

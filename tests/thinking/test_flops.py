@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import decoding, teacher
+from fqs_jax import teacher
+from fqs_jax.inference import decoding
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model import config as config_lib
 from fqs_jax.objectives import plain, quiet_star

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import decoding
+from fqs_jax.inference import decoding
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference

@@ -10,18 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from fqs_jax.data.rows import windows
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
-from fqs_jax.thinking import sampling, talk_head
+from fqs_jax.thinking import prediction, sampling, talk_head
 from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.thinking.prediction import mixed_log_probs
-from fqs_jax.workdir import Loaded
 
 _TEXT = 64  # texts are padded to multiples of it, so that few programs serve all lengths
 _READ = 32  # positions predicted at once: bounds the [B, P, V] log-probabilities
@@ -189,3 +191,82 @@ def _read(
     parts = jax.lax.map(read, (chunks(batch["index"]), chunks(batch["target"])))
     log_prob, likeliest = (jnp.moveaxis(part, 0, 1).reshape(batch["index"].shape) for part in parts)
     return log_prob, likeliest
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _answer_log_probs(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    row_B: jax.Array,
+    answer_ids: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> jax.Array:
+    tokens, mask = batch["tokens"], batch["mask"]
+    last_Bx1 = jnp.sum(mask, axis=1, keepdims=True) - 1
+    keys = None
+    if thought is not None:
+        keys = keys_lib.thought_keys(key, last_Bx1, thought.rationales, row_B)
+    plain, mixed = prediction.predict_at(params, tokens, last_Bx1, keys, model, thought, mask)
+    log_probs = plain[:, 0] if mixed is None else mixed[:, 0, 0]
+    return log_probs[:, answer_ids]
+
+
+def answer_log_probs(
+    loaded: Loaded, prompts: Sequence[str], answers: Sequence[str], batch_size: int, seed: int
+) -> np.ndarray:
+    """Log-probability of each one-token answer after each prompt, renormalised over the answers.
+
+    A thinking model thinks once, at the prompt's last token. Prompts of like length share a batch; what
+    is drawn depends on the seed and the prompt's place in the list alone.
+
+    Returns:
+      float32 [prompts, answers].
+    """
+    tokenizer = loaded.tokenizer
+    ids = [tokenizer.opening + encoded for encoded in tokenizer.encode_batch(list(prompts))]
+    rows = windows.pad_rows(
+        [np.array(row, np.int32) for row in ids], max(map(len, ids)), tokenizer.pad_id
+    )
+    answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
+    key = jax.random.key(seed)
+    scores = np.zeros((len(prompts), len(answers)), np.float32)
+    for chosen, batch in batches(rows, batch_size, loaded.mesh):
+        row_B = np.pad(chosen, (0, batch_size - len(chosen)))
+        with jax.set_mesh(loaded.mesh):
+            log_probs = _answer_log_probs(
+                loaded.params, batch, key, row_B, answer_ids, loaded.model, loaded.thought
+            )
+        scores[chosen] = np.asarray(jax.nn.log_softmax(log_probs))[: len(chosen)]
+    return scores
+
+
+def batches(
+    rows: windows.Batch, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Full batches of the rows, short ones filled up with empty rows, dealt out to the mesh.
+
+    Rows are sorted by length, and each batch is cut to a multiple of 64 that holds its longest.
+
+    Yields:
+      Which rows they are, and the batch.
+    """
+    lengths = rows["mask"].sum(axis=1)
+    order = np.argsort(-lengths, kind="stable")
+    full = rows["tokens"].shape[1]
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        longest = int(lengths[chosen].max())
+        length = min(full, -(-longest // 64) * 64)
+        missing = batch_size - len(chosen)
+        where = sharding.rows((batch_size, length), mesh)
+        yield (
+            chosen,
+            {
+                name: jax.device_put(
+                    np.pad(rows[name][chosen, :length], ((0, missing), (0, 0))), where
+                )
+                for name in ("tokens", "mask")
+            },
+        )

@@ -1,4 +1,4 @@
-"""Generation of text: a host loop around the cached steps of decoding.py."""
+"""Generation of text: a host loop around the cached steps of inference/decoding.py."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import decoding
-from fqs_jax.decoding import Cursor
+from fqs_jax.inference import decoding
+from fqs_jax.inference.decoding import Cursor
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.workdir import Loaded
 
 
 class Generation(NamedTuple):

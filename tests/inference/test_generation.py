@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import generation, workdir
-from fqs_jax.generation import generate
+from fqs_jax import workdir
+from fqs_jax.inference import generation
+from fqs_jax.inference.generation import generate
 from tests.tiny_runs import clock_config, save_stage
 
 BASE, THINKS, NTP = "0", "1", "3"

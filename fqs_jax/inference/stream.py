@@ -1,0 +1,55 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from fqs_jax.inference.generation import Emitted, prompt_ids
+from fqs_jax.inference.loaded import Loaded
+
+
+class _Stream:
+    """Prints one continuation while it is made."""
+
+    def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
+        self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
+        self._prompt_ids = prompt_ids(loaded, prompt)
+        self._ids: list[int] = []
+        self._shown = loaded.tokenizer.decode(self._prompt_ids)
+        console.print(Text(prompt, style="bold"), end="")
+
+    def step(self, emitted: Emitted) -> None:
+        if self._show_thoughts and emitted.thought_BxK.size:
+            thought = _thought_text(
+                self._loaded, emitted.thought_BxK[0].tolist(), float(emitted.weight_B[0])
+            )
+            self._console.print(thought, end="")
+        if emitted.token_B[0] < 0:
+            return
+        # Pieces are no texts of their own (spaces, bytes of a character): show what decoding adds.
+        self._ids.append(int(emitted.token_B[0]))
+        text = self._loaded.tokenizer.decode(self._prompt_ids + self._ids)
+        if not text.endswith("\ufffd"):
+            self._console.print(Text(text[len(self._shown) :]), end="")
+            self._shown = text
+
+
+def _console() -> Console:
+    """Styles on a terminal only, and with NO_COLOR none at all: rich itself would still dim.
+
+    What the terminal cannot write becomes a question mark.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    plain = bool(os.environ.get("NO_COLOR"))
+    return Console(highlight=False, soft_wrap=True, color_system=None if plain else "auto")
+
+
+def _thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
+    words = loaded.tokenizer.decode(drawn).replace("\n", "\u23ce")
+    return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")
