@@ -236,10 +236,10 @@ def _changed(path: Path) -> float:
 
 def first_difference(root: Path, other: Path) -> str:
     """The first thing in which two working directories differ; empty if they are one to the bit."""
-    from fqs_jax import workdir
+    from fqs_jax.runs import folders
 
-    numbers = [stage.number for stage in workdir.existing_stages(root)]
-    if numbers != [stage.number for stage in workdir.existing_stages(other)]:
+    numbers = [stage.number for stage in folders.existing_stages(root)]
+    if numbers != [stage.number for stage in folders.existing_stages(other)]:
         return "stages that there are"
     found = (f"stage {n}: {d}" for n in numbers if (d := stage_difference(root, other, n)))
     return next(found, "")
@@ -287,31 +287,32 @@ def _teacher_scores(root: Path, other: Path, number: int) -> str:
 def _states(root: Path, other: Path, number: int) -> str:
     import numpy as np
 
-    from fqs_jax import fingerprints
+    from fqs_jax.runs import damage
 
     (step, state), (other_step, other_state) = (final_state(r, number) for r in (root, other))
     if step != other_step:
         return f"the last step, {step} and {other_step}"
     for (name, a), (_, b) in zip(
-        fingerprints.by_path(state).items(), fingerprints.by_path(other_state).items(), strict=True
+        damage.by_path(state).items(), damage.by_path(other_state).items(), strict=True
     ):
         a, b = np.asarray(a), np.asarray(b)
         if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes()):
             return f"the numbers of {name}"
-    if fingerprints.describe(state) != fingerprints.describe(other_state):
+    if damage.describe(state) != damage.describe(other_state):
         return "fingerprints"
     return ""
 
 
 def final_state(root: Path, number: int) -> tuple[int, Any]:
     """The newest step of a stage and its (parameters, optimizer state), on one device."""
-    from fqs_jax import checkpoints, step, workdir
+    from fqs_jax import step
+    from fqs_jax.runs import checkpoints, folders, source
     from fqs_jax.runtime import sharding
 
-    stage, config = workdir.read_run(root, number)
-    model = workdir.read_model(workdir.source_folder(root), config)
+    stage, config = folders.read_run(root, number)
+    model = source.read_model(folders.source_folder(root), config)
     wanted = step.program(config, stage, model, sharding.single_device()).state
-    with checkpoints.Checkpoints(workdir.stage_folder(root, number) / "checkpoints") as saved:
+    with checkpoints.Checkpoints(folders.stage_folder(root, number) / "checkpoints") as saved:
         newest = saved.latest()
         assert newest is not None  # the stage is one of existing_stages
         params, optimizer, _ = saved.restore(newest, *wanted)
@@ -330,10 +331,10 @@ def _draw(root: Path, number: int) -> Any:
     import jax
     import numpy as np
 
-    from fqs_jax import workdir
+    from fqs_jax.runs import loading
     from fqs_jax.thinking import thoughts
 
-    loaded = workdir.load(str(root), str(number), as_trained=True)
+    loaded = loading.load(str(root), str(number), as_trained=True)
     if loaded.thought is None:
         return np.zeros(0)
     tokens = np.arange(64, dtype=np.int32).reshape(4, 16) % loaded.model.vocab_size

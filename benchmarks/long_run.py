@@ -85,8 +85,9 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     import jax
 
     from configs import tiny
-    from fqs_jax import train, workdir
+    from fqs_jax import train
     from fqs_jax.curriculum import checks, stage
+    from fqs_jax.runs import source
     from fqs_jax.runtime import cli, sharding
     from fqs_jax.runtime.interrupts import Interrupts, Wishes
 
@@ -110,7 +111,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
 
     with tempfile.TemporaryDirectory() as folder, Watching() as interrupts:
         root = Path(folder)
-        model, tokenizer = workdir.prepare(root, config)
+        model, tokenizer = source.prepare(root, config)
         mesh = sharding.make_mesh(config.mesh)
         run = train.Run(root, config, model, tokenizer, mesh, interrupts, str)
         train.run_stage(run, checks.read_stages(config, model)[0])

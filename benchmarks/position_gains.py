@@ -17,7 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import optimizer, problem_scores, workdir
+from fqs_jax import optimizer, problem_scores
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
@@ -27,6 +27,7 @@ from fqs_jax.inference import loaded as loaded_lib
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
+from fqs_jax.runs import source
 from fqs_jax.thinking import parameters
 
 Kind = tuple[float, str]  # position_fraction, positions
@@ -54,9 +55,9 @@ def prepare() -> Setting:
         100_000  # as good as constant: a run of any length is a part of it
     )
     with tempfile.TemporaryDirectory() as folder:
-        model, tokenizer = workdir.prepare(Path(folder), config)
+        model, tokenizer = source.prepare(Path(folder), config)
     base, stage, *_ = checks.read_stages(config, model)
-    marks = workdir.mark_ids(config, tokenizer)
+    marks = source.mark_ids(config, tokenizer)
     setting = Setting(config, model, tokenizer, base, {}, marks)
     params = {"lm": init_model(model, jax.random.key(config.seed))}
     params = _train(setting, _step(setting), params, base.steps)

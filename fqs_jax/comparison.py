@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, intervals, problem_scores, token_scores, workdir
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax import intervals, problem_scores, token_scores
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
 from fqs_jax.inference import generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.problem_scores import Answers
+from fqs_jax.runs import folders
+from fqs_jax.runs.loading import models, trained_stages
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking import flops
@@ -90,7 +91,7 @@ def compare(
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
     """
-    _, config = workdir.read_run(root, trained_stages(root)[0].number)
+    _, config = folders.read_run(root, trained_stages(root)[0].number)
     task = corpus.built_in_task(config.data, config.seed)
     if task is None and not text:
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
@@ -123,44 +124,10 @@ def compare(
     return rows
 
 
-def models(
-    root: Path, note: Callable[[str], None] = lambda _: None, mesh: Mesh | None = None
-) -> Iterator[tuple[str, str, int, Loaded]]:
-    """Every model of a working directory, loaded one after the other: stage, name, steps, model.
-
-    First the initial model if that was imported, then all stages that have a checkpoint.
-
-    Raises:
-      UserError: there is none.
-    """
-    stages = trained_stages(root)
-    _, config = workdir.read_run(root, stages[0].number)
-    if config.init_from:
-        note("initial model")
-        yield "init", "base", 0, workdir.load(str(root), "init", mesh=mesh)
-    for stage in stages:
-        note(stage.name)
-        loaded = workdir.load(str(root), str(stage.number), mesh=mesh)
-        folder = workdir.stage_folder(root, stage.number) / "checkpoints"
-        step = checkpoints.latest_step(folder) or 0
-        name = stage.name if step >= stage.steps else f"{stage.name} (unfinished)"
-        yield str(stage.number), name, step, loaded
-
-
-def trained_stages(root: Path) -> list[stage_lib.Stage]:
-    """The stages that have a checkpoint, of which there must be one."""
-    stages = workdir.existing_stages(root)
-    if not stages:
-        raise UserError(
-            f"{root} has no trained stage; train with python -m fqs_jax.launch --workdir={root}"
-        )
-    return stages
-
-
 def _kind(root: Path, number: str) -> str:
     if number == "init":
         return "base"
-    stage, _ = workdir.read_run(root, int(number))
+    stage, _ = folders.read_run(root, int(number))
     if stage.control:
         return "control"
     kinds = {"quiet_star": "thinking", "ntp": "student", "distill": "student"}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import huggingface, workdir
+from fqs_jax import huggingface
+from fqs_jax.runs import loading, source
 from fqs_jax.runtime import cli, sharding
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
@@ -33,7 +34,7 @@ def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     # In the host's memory, where a model fits that was trained on many devices.
     mesh = sharding.host_memory()
-    loaded = workdir.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
+    loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
     huggingface.export(
         loaded.params["lm"],
@@ -44,7 +45,7 @@ def main(_: Sequence[str]) -> None:
         thought=loaded.params.get("thought"),
         thought_settings=settings,
         max_shard_bytes=_MAX_SHARD_GB.value * 1e9,
-        base=f"{workdir.origin_name(Path(_WORKDIR.value))}; this is {loaded.label}",
+        base=f"{source.origin_name(Path(_WORKDIR.value))}; this is {loaded.label}",
     )
     print(f"{loaded.label} exported to {_EXPORT.value}")
 

@@ -18,8 +18,9 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import comparison, evaluation_file, scoring, watch_command, workdir
+from fqs_jax import comparison, evaluation_file, scoring, watch_command
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, processes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         return
     cli.require(checkpoint=_CHECKPOINT.value, text=_TEXT.value)
     documents = documents_lib.read_documents(_TEXT.value)
-    loaded = workdir.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
+    loaded = loading.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
         scores = scoring.text_nll(
             loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value or 8, _SEED.value, bar.advance_to

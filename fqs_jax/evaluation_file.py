@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fqs_jax import checkpoints, workdir
 from fqs_jax.comparison import Row
+from fqs_jax.runs import folders
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
@@ -59,8 +59,8 @@ def as_json(row: Row) -> dict[str, Any]:
 def _steps(root: Path) -> dict[str, int | None]:
     """Of each stage, which checkpoint is its newest."""
     return {
-        str(stage.number): checkpoints.latest_step(
-            workdir.stage_folder(root, stage.number) / "checkpoints"
+        str(stage.number): folders.latest_step(
+            folders.stage_folder(root, stage.number) / "checkpoints"
         )
-        for stage in workdir.existing_stages(root)
+        for stage in folders.existing_stages(root)
     }

@@ -12,10 +12,10 @@ from pathlib import Path
 from absl import flags
 from rich.text import Text
 
-from fqs_jax import workdir
 from fqs_jax.inference.generation import check_sampling, generate, prompt_ids
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.inference.stream import _console, _Stream, _thought_text
+from fqs_jax.runs import loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 
@@ -46,7 +46,7 @@ def main(_: Sequence[str]) -> None:
     # Before anything is loaded or printed.
     check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
     prompts = list(flags.FLAGS.prompt) + _read_prompts(flags.FLAGS.prompt_file)
-    loaded = workdir.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
+    loaded = loading.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
     length = _longest(loaded, prompts) + flags.FLAGS.max_new_tokens
     _refuse_endless(flags.FLAGS.max_new_tokens, loaded.model.max_seq_len)
     if length > loaded.model.max_seq_len:

@@ -20,12 +20,13 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import checkpoints, lineage, step, train, workdir
+from fqs_jax import step, train
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runs import folders, history, source
 from fqs_jax.runtime import agreement, cli, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
@@ -63,7 +64,7 @@ def main(_: Sequence[str]) -> None:
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
-        model, tokenizer = workdir.prepare(place, config, everyone=_DRY_RUN.value)
+        model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
     stages = checks.read_stages(config, model, _MAX_STEPS.value)
     todo = stage_lib.select(stages, _STAGE.value)
     mesh = sharding.make_mesh(config.mesh)
@@ -80,7 +81,7 @@ def main(_: Sequence[str]) -> None:
         for stage in todo:
             train.run_stage(run, stage)
             interrupts.check(f"{stage} is done; run the same command again to go on")
-        lineage.record_command(root, _command(_STAGE.value))
+        history.record_command(root, _command(_STAGE.value))
     print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
 
 
@@ -128,9 +129,7 @@ def _print_plan(
     for stage in todo:
         per_step = config.batch_size * config.data.seq_len
         _, groups = step.split_rows(config, stage, mesh)
-        done = (
-            checkpoints.latest_step(workdir.stage_folder(root, stage.number) / "checkpoints") or 0
-        )
+        done = folders.latest_step(folders.stage_folder(root, stage.number) / "checkpoints") or 0
         start = "initial model" if stage.start is None else names[stage.start]
         teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
         table.add_row(

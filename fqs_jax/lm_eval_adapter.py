@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax import workdir
 from fqs_jax.inference import generation, readings
 from fqs_jax.inference.generation import Emitted
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -71,7 +71,7 @@ class FqsJax(LM):
         if not 0 <= seed <= cli.MAX_SEED:
             raise UserError(f"seed must be 0 to {cli.MAX_SEED}, not {seed}")
         name = None if stage is None else str(stage)
-        loaded = workdir.load(str(checkpoint), name, mesh=sharding.local_mesh(fsdp, tensor))
+        loaded = loading.load(str(checkpoint), name, mesh=sharding.local_mesh(fsdp, tensor))
         if not think:
             loaded = dataclasses.replace(loaded, thought=None)
         elif loaded.thought is not None and thought_temperature is not None:

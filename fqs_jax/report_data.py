@@ -16,12 +16,14 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax import comparison, evaluation_file, lineage, metrics, report_thoughts, workdir
+from fqs_jax import comparison, evaluation_file, report_thoughts
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_thoughts import Diagnostics, Token
+from fqs_jax.runs import folders, history, loading, metrics_file
+from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 
@@ -116,13 +118,13 @@ def collect(
     """
     training = read_training(root)
     last = training[-1].stage
-    _, config = workdir.read_run(root, last.number)
+    _, config = folders.read_run(root, last.number)
     documents = _documents(config, settings)
     on_text = config.data.source == "text"
     models = _compared(root, settings, documents, on_text, note, mesh)
     return Report(
         name=root.resolve().name,
-        origin=workdir.origin_name(root).strip("`"),
+        origin=source_lib.origin_name(root).strip("`"),
         training=training,
         models=models,
         reading=_reading(root, training, settings, documents, note, mesh),
@@ -140,14 +142,14 @@ def read_training(root: Path) -> list[Training]:
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the --workdir of a training run")
-    if not (workdir.source_folder(root) / "config.json").exists():
+    if not (folders.source_folder(root) / "config.json").exists():
         raise UserError(f"{root} is no working directory; give the --workdir of a training run")
     found = []
-    for stage in workdir.existing_stages(root):
-        folder = workdir.stage_folder(root, stage.number)
-        every = [_numbers(row) for row in metrics.read_rows(folder / "metrics.jsonl")]
-        events = metrics.read_events(folder / "metrics.jsonl", "start")
-        step = workdir.saved_step(root, stage.number) or 0
+    for stage in folders.existing_stages(root):
+        folder = folders.stage_folder(root, stage.number)
+        every = [_numbers(row) for row in metrics_file.read_rows(folder / "metrics.jsonl")]
+        events = metrics_file.read_events(folder / "metrics.jsonl", "start")
+        step = folders.saved_step(root, stage.number) or 0
         found.append(Training(stage, step, tuple(every), events[-1] if events else {}))
     if not any(training.step >= training.stage.steps for training in found):
         raise UserError(
@@ -234,7 +236,7 @@ def _reading(
         return None
     stage = stage or thinking[-1]
     note(f"reading thoughts of {stage}")
-    loaded = workdir.load(str(root), str(stage.number), mesh=mesh)
+    loaded = loading.load(str(root), str(stage.number), mesh=mesh)
     chosen: list[str] = []
     room = settings.tokens
     limit = min(settings.max_tokens, loaded.model.max_seq_len)
@@ -259,7 +261,7 @@ def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list
         if getattr(settings, name) != getattr(Settings(), name)
     }
     return [
-        *lineage.commands(root),
+        *history.commands(root),
         cli.command_line("fqs_jax.evaluate", workdir=root, all_stages=True, **evaluated),
         cli.command_line("fqs_jax.report", workdir=root, stage=settings.stage, **text, **changed),
     ]

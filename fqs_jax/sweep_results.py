@@ -10,10 +10,12 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from fqs_jax import comparison, evaluation_file, lineage, workdir
+from fqs_jax import comparison, evaluation_file
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.runs import folders, history
+from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import files
 from fqs_jax.sweep_cells import Cell
 
@@ -56,7 +58,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         for row in comparison.compare(cell.folder, timed=False)
         if int(row.stage) in cell.stage_numbers
     ]
-    _, config = workdir.read_run(cell.folder, cell.stage_numbers[0])
+    _, config = folders.read_run(cell.folder, cell.stage_numbers[0])
     task = corpus.built_in_task(config.data, cell.seed)
     assert task is not None  # checked when the sweep was read
     result = {
@@ -64,7 +66,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "flags": cell.flags,
         "command": cell.command,
-        "commit": lineage.commit(),
+        "commit": history.commit(),
         "chance": task.chance,
         "rows": rows,
         "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
@@ -79,18 +81,18 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
     That is what it starts from and its teacher, what those are made from, and asking the teachers.
     `after_base_flops` leaves out plain first stages.
     """
-    source = workdir.source_folder(cell.folder)
+    source = folders.source_folder(cell.folder)
     runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
     left = [number]
     while left:
         at = left.pop()
         if at not in runs:
-            stage, _ = runs[at] = workdir.read_run(cell.folder, at)
+            stage, _ = runs[at] = folders.read_run(cell.folder, at)
             taught_by = stage.teacher if stage.objective in objective.TAUGHT else None
             left += [parent for parent in (stage.start, taught_by) if parent is not None]
     cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
     for stage, config in runs.values():
-        model = workdir.read_model(source, config)
+        model = source_lib.read_model(source, config)
         teacher, teacher_config = runs.get(stage.teacher, (None, config))
         per_step = objective.step_flops(config, stage, model)
         per_step += objective.asking_flops(config, stage, teacher_config, teacher, model)

@@ -20,17 +20,18 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import checkpoints, lineage, optimizer, run_record, teacher, workdir
+from fqs_jax import optimizer, teacher
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.data.tokenizer import Tokenizer
-from fqs_jax.metrics import MetricsFile
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runs import checkpoints, folders, loading, record, source
+from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runtime import processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
@@ -49,7 +50,7 @@ class Run:
     """What all stages of a run share.
 
     Attributes:
-      root: the working directory, already prepared (`workdir.prepare`).
+      root: the working directory, already prepared (`source.prepare`).
       command: the command line that makes a stage of this working directory, by number.
     """
 
@@ -62,7 +63,7 @@ class Run:
     command: Callable[[int], str]
 
     def folder(self, stage: Stage) -> Path:
-        return workdir.stage_folder(self.root, stage.number)
+        return folders.stage_folder(self.root, stage.number)
 
 
 def run_stage(run: Run, stage: Stage) -> None:
@@ -73,11 +74,11 @@ def run_stage(run: Run, stage: Stage) -> None:
       Interrupted: on request; the state is saved first.
     """
     config, folder = run.config, run.folder(stage)
-    if workdir.saved_step(run.root, stage.number) is None:
+    if folders.saved_step(run.root, stage.number) is None:
         # Asked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
-                workdir.check_stage(run.root, number, run.command(number))
+                loading.check_stage(run.root, number, run.command(number))
     data = corpus.dataset(
         settings.data_config(config, stage),
         run.tokenizer,
@@ -85,8 +86,8 @@ def run_stage(run: Run, stage: Stage) -> None:
         config.seed,
         stage.stream,
     )
-    run_record.write(run.root, config, stage, data.digest())
-    if (workdir.saved_step(run.root, stage.number) or 0) >= stage.steps:
+    record.write(run.root, config, stage, data.digest())
+    if (folders.saved_step(run.root, stage.number) or 0) >= stage.steps:
         return
     with (
         jax.set_mesh(run.mesh),
@@ -208,15 +209,15 @@ def starting_params(run: Run, stage: Stage) -> Params:
     """
     config = run.config
     if stage.start is None:
-        params = workdir.initial_params(run.root, config, run.model, run.mesh)
+        params = source.initial_params(run.root, config, run.model, run.mesh)
     else:
-        params, _ = workdir.load_stage(
+        params, _ = loading.load_stage(
             run.root, stage.start, run.command(stage.start), mesh=run.mesh
         )
     if not stage.thinks:
         return {"lm": params["lm"]}
     how = settings.thought_config(config, stage)
-    marks = workdir.mark_ids(config, run.tokenizer)
+    marks = source.mark_ids(config, run.tokenizer)
     key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
 
     def thought(embed: Params, old: Params | None) -> Params:
@@ -246,16 +247,16 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     if not arrays:
         return None
     assert stage.teacher is not None  # checked when the row was read
-    params, row = workdir.load_stage(
+    params, row = loading.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
     renewed = config.thought.reset_marks_at_eval
     if renewed:
-        params["thought"].update(workdir.fresh_marks(config, params["lm"], run.tokenizer))
-    _, teacher_config = workdir.read_run(run.root, stage.teacher)
+        params["thought"].update(source.fresh_marks(config, params["lm"], run.tokenizer))
+    _, teacher_config = folders.read_run(run.root, stage.teacher)
     thought = settings.teacher_thought(config, stage, teacher_config, row)
     said_by = {
-        "teacher": run_record.origin_of(run.root, stage.teacher),
+        "teacher": record.origin_of(run.root, stage.teacher),
         "model": dataclasses.asdict(run.model),
         "thought": dataclasses.asdict(thought),
         "marks": renewed and [config.thought.start_text, config.thought.end_text],
@@ -279,8 +280,8 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
             data,
             stage.steps,
             config.seed,
-            workdir.stage_folder(run.root, stage.stream) / "teacher",
-            lineage.digest(said_by),
+            folders.stage_folder(run.root, stage.stream) / "teacher",
+            record.digest(said_by),
             progress,
             run.mesh,
             config.microbatches,

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax import intervals, scoring, token_scores, workdir
+from fqs_jax import intervals, scoring, token_scores
 from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 
 LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
@@ -211,7 +212,7 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
     Raises:
       UserError: the text is not there any more, or is a mixture, of which a document is no fair part.
     """
-    _, config = workdir.read_run(root, number)
+    _, config = folders.read_run(root, number)
     sources = corpus.sources(config.data, config.seed)
     if len(sources) > 1:
         raise UserError(f"it was trained on a weighted mixture, {config.data.text}")

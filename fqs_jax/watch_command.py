@@ -8,10 +8,11 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import watch, workdir
+from fqs_jax import watch
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runs import folders, loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -71,10 +72,10 @@ def main(fresh_text: str) -> int:
 def _load(flag: str, name: str) -> Loaded:
     """WORKDIR:STAGE or a folder."""
     folder, stage = _split(name)
-    if stage is None and workdir.existing_stages(Path(folder)):
+    if stage is None and folders.existing_stages(Path(folder)):
         raise UserError(f"--{flag}={name} is a working directory: say which stage, as in {name}:3")
     try:
-        return workdir.load(folder, stage, mesh=cli.mesh_from_flags())
+        return loading.load(folder, stage, mesh=cli.mesh_from_flags())
     except UserError as error:
         raise UserError(f"--{flag}={name}: {error}") from error
 
@@ -93,7 +94,7 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
         raise UserError(
             f"--reference is missing: {student} does not say what it was trained on; give text like that"
         )
-    number = stage_lib.find(workdir.existing_stages(Path(folder)), stage).number
+    number = stage_lib.find(folders.existing_stages(Path(folder)), stage).number
     try:
         return watch.training_text(Path(folder), number, limit)
     except UserError as error:

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import comparison, problem_scores, scoring, workdir
+from fqs_jax import comparison, problem_scores, scoring
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.inference import generation, readings
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 
@@ -105,7 +106,7 @@ def test_difficulty_is_how_likely_the_first_model_finds_an_item():
 def test_accuracy_is_over_held_out_items(run, monkeypatch):
     """A predictor that is right on every n-th test item, checked against hand counts."""
     root, config = run
-    task, loaded = corpus.built_in_task(config.data, config.seed), workdir.load(str(root), "0")
+    task, loaded = corpus.built_in_task(config.data, config.seed), loading.load(str(root), "0")
     answers = dict(task.problems("test"))
     assert len(answers) > 20
 
@@ -149,7 +150,7 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
-    loaded = workdir.load(str(run[0]), "0")
+    loaded = loading.load(str(run[0]), "0")
     accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=3)
     sizes = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n for n in sizes]
@@ -181,7 +182,7 @@ def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatc
 def test_time_a_token_is_that_of_the_quietest_round_and_ignores_the_end_of_the_text(
     run, monkeypatch
 ):
-    loaded = workdir.load(str(run[0]), "0")
+    loaded = loading.load(str(run[0]), "0")
     seen, rounds = [], iter((0.001, 0.007, 0.002, 0.005))  # the first compiles: not counted
 
     def emit(model, prompts, max_new_tokens, on_step):
@@ -206,7 +207,7 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     assert (base.stage, base.name, base.steps) == ("init", "base", 0)
     assert (trained.stage, trained.name, trained.steps) == ("0", "base", 6)
     for row in (base, trained):
-        expected = scoring.text_nll(workdir.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0)
+        expected = scoring.text_nll(loading.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0)
         assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
         assert math.isnan(row.accuracy)
     assert base.nll_easy < base.nll_middle < base.nll_hard

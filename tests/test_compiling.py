@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from fqs_jax import train, workdir
+from fqs_jax import train
 from fqs_jax.curriculum import checks
+from fqs_jax.runs import source
 from fqs_jax.runtime import cli, files, sharding
 from fqs_jax.runtime.interrupts import Interrupts, Wishes
 from tests.tiny_runs import clock_config
@@ -59,7 +60,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
     tmp_path: Path, compiled: Compiled
 ) -> None:
     root, config = tmp_path / "W", clock_config({"checkpoint_every": 2})
-    model, tokenizer = workdir.prepare(root, config)
+    model, tokenizer = source.prepare(root, config)
     for stage in checks.read_stages(config, model):
         compiled.names.clear()
         watch = Watching(compiled)

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from configs import tiny
-from fqs_jax import evaluation_file, workdir
+from fqs_jax import evaluation_file
 from fqs_jax.curriculum import checks
-from fqs_jax.metrics import read_rows
+from fqs_jax.runs import folders, source
+from fqs_jax.runs.metrics_file import read_rows
 from tests.conftest import REPO
 from tests.tiny_runs import run
 
@@ -22,7 +23,7 @@ def test_demo(tmp_path):
     done = run("launch", *options, f"--max_steps={STEPS}")
     assert done.stdout.startswith("Done: stage 0 (base), ")
     config = tiny.get_config()
-    model = workdir.read_model(workdir.source_folder(root), config)
+    model = source.read_model(folders.source_folder(root), config)
     stages = checks.read_stages(config, model)
     for stage in stages:
         rows = read_rows(root / f"stage_{stage.number}" / "metrics.jsonl")

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import workdir
-from fqs_jax.metrics import read_rows
 from fqs_jax.model import decoder
+from fqs_jax.runs import loading
+from fqs_jax.runs.metrics_file import read_rows
 from tests.tiny_runs import TINY, hf_folder, refusal, run, start, write_text
 
 SMALL = "--config=configs/small_hf.py"
@@ -193,14 +193,14 @@ def test_exported_folders_are_stock(place, trained, family):
         run("launch", *options, f"--workdir={root}", "--stage=1", "--max_steps=2")
     out = place / f"out-{family}"
     done = run("convert", f"--workdir={root}", f"--stage={stage}", f"--export={out}")
-    assert done.stdout == f"{workdir.load(root, str(stage)).label} exported to {out}\n"
+    assert done.stdout == f"{loading.load(root, str(stage)).label} exported to {out}\n"
     for name in ("tokenizer.model", "tokenizer_config.json", "config.json"):
         assert (out / name).read_bytes() == (place / family / name).read_bytes()
     assert not (out / "thought.safetensors").exists()
 
     tokens = np.random.default_rng(0).integers(0, 300, (2, 30))
-    ours = our_logits(workdir.load(root, str(stage)), tokens)
-    assert (ours != our_logits(workdir.load(place / family), tokens)).any()  # trained
+    ours = our_logits(loading.load(root, str(stage)), tokens)
+    assert (ours != our_logits(loading.load(place / family), tokens)).any()  # trained
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tests.huggingface.test_transformers_parity import load_theirs

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from fqs_jax import generate, workdir
+from fqs_jax import generate
 from fqs_jax.inference import generation
 from fqs_jax.inference import stream as stream_lib
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, refusal, save_stage
 
@@ -20,7 +21,7 @@ THINKS = "1"
 def model(tmp_path_factory):
     root = tmp_path_factory.mktemp("generate") / "W"
     save_stage(root, clock_config(), int(THINKS))
-    return workdir.load(str(root), THINKS)
+    return loading.load(str(root), THINKS)
 
 
 @pytest.fixture

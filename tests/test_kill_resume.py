@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import kill_resume
-from fqs_jax import checkpoints
-from fqs_jax.metrics import read_rows
+from fqs_jax.runs import folders as folders_lib
+from fqs_jax.runs.metrics_file import read_rows
 from tests import programs
 from tests.programs import Moment, Orders
 from tests.tiny_runs import hf_folder, run, write_text
@@ -51,7 +51,7 @@ MOMENTS = {
     "the next one is made ready": Moment("fqs_jax.train:starting_state", after=True),
     "a thinking step is made": Moment(STEP, call=5, after=True),
     "an old checkpoint is deleted": Moment("os:rename", argument="/deleted_", after=True),
-    "a save has begun": Moment("fqs_jax.checkpoints:Checkpoints.save", after=True),
+    "a save has begun": Moment("fqs_jax.runs.checkpoints:Checkpoints.save", after=True),
     "a save is whole": Moment("os:rename", argument=f"stage_2{SAVED}", after=True),
     "between pieces of teacher scores": Moment("fqs_jax.teacher:_read_piece", call=2),
     "inside a piece": Moment("fqs_jax.data.rows.order:Dataset.batch", call=3, caller="score_batch"),
@@ -91,7 +91,7 @@ def command(place, name):
 def saved(root):
     """How far a run is: the newest step of each stage, and the pieces of teacher scores."""
     folders = [root / f"stage_{number}" / "checkpoints" for number in range(4)]
-    steps = [checkpoints.latest_step(folder) or 0 for folder in folders]
+    steps = [folders_lib.latest_step(folder) or 0 for folder in folders]
     return [*steps, len(list(root.glob("stage_3/teacher/*.npy")))]
 
 

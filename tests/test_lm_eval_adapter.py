@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, workdir
+from fqs_jax import huggingface
 from fqs_jax.inference import generation, readings
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.keys import thought_keys
 from fqs_jax.thinking.prediction import think
@@ -72,7 +73,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("harness")
     for number in (THINKS, NTP):
         save_stage(place / "W", clock_config(), int(number), seed=int(number))
-    model = workdir.load(str(place / "W"), NTP)
+    model = loading.load(str(place / "W"), NTP)
     huggingface.export(model.params["lm"], model.model, place / "ntp", model.source)
     return place
 
@@ -139,7 +140,7 @@ def test_thoughts_are_thought_one_position_after_another(place, manager):
     arguments = f"checkpoint={place / 'W'},stage={THINKS},seed=5"
     _, scored = evaluate(manager, "choice", "fqs_jax", arguments)
 
-    model = workdir.load(str(place / "W"), THINKS)
+    model = loading.load(str(place / "W"), THINKS)
     room = 16
 
     @jax.jit
@@ -183,7 +184,7 @@ def test_generation_ends_before_the_first_stop_text(place, manager, stage, monke
     _, answers = evaluate(manager, "generated", "fqs_jax", arguments, batch_size=4)
     assert len(steps) < 12 * NUM_DOCUMENTS // 4  # batches are not generated to the end
 
-    model = workdir.load(str(place / "W"), stage)
+    model = loading.load(str(place / "W"), stage)
     if model.thought is not None:
         thought = dataclasses.replace(model.thought, temperature=0.0)
         model = dataclasses.replace(model, thought=thought)

@@ -16,13 +16,11 @@ import pytest
 from configs import small_hf
 from fqs_jax import (
     evaluation_file,
-    lineage,
     report_charts,
     report_data,
     report_page,
     report_text,
     report_thoughts,
-    workdir,
 )
 from fqs_jax.comparison import Row
 from fqs_jax.curriculum.stage import Stage
@@ -31,6 +29,7 @@ from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
+from fqs_jax.runs import folders, history, loading
 from fqs_jax.thinking import prediction
 from tests.tiny_runs import (
     clock_config,
@@ -127,7 +126,7 @@ class Page(HTMLParser):
 def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
     """The report scores sampled thoughts in one pass; `think` rolls the same thoughts out with a cache."""
     reading = report.reading
-    loaded = workdir.load(str(root), "1")
+    loaded = loading.load(str(root), "1")
     thought = dataclasses.replace(loaded.thought, rationales=3)
     opening = len(loaded.tokenizer.opening)
     for d, document in enumerate(reading.documents[:10]):
@@ -153,7 +152,7 @@ def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
 
 
 def test_text_is_held_out_problems_whole(root, report):
-    _, config = workdir.read_run(root, 0)
+    _, config = folders.read_run(root, 0)
     expected = [
         f"{p} {a}" for p, a in corpus.built_in_task(config.data, config.seed).problems("test")
     ]
@@ -185,7 +184,7 @@ def fake(loaded, gains, drawn_NxRxK, entropy, weight=0.5):
 
 
 def test_collapse_is_said(root):
-    loaded = workdir.load(str(root), "1")
+    loaded = loading.load(str(root), "1")
     rng = np.random.default_rng(0)
     various = rng.integers(0, 17, (100, 1, 3))
     helped = 0.5 + 0.1 * rng.normal(size=100)
@@ -370,8 +369,8 @@ def test_the_door_prints_the_path(root, tmp_path):
 
 def test_commands_are_recorded_once(tmp_path):
     for command in ("a", "a", "b", "a"):
-        lineage.record_command(tmp_path, command)
-    assert lineage.commands(tmp_path) == ["a", "b", "a"]
+        history.record_command(tmp_path, command)
+    assert history.commands(tmp_path) == ["a", "b", "a"]
 
 
 def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):

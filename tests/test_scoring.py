@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, workdir
+from fqs_jax import scoring
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.generate import generate
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
+from fqs_jax.runs import loading
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    return workdir.load(str(folder))
+    return loading.load(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +180,7 @@ def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
 
 def test_a_mesh_changes_nothing(folder, plain):
     """Parameters cut over 4 devices, windows dealt out to 2 groups of them."""
-    spread = workdir.load(str(folder), mesh=sharding.local_mesh(fsdp=2, tensor=2))
+    spread = loading.load(str(folder), mesh=sharding.local_mesh(fsdp=2, tensor=2))
     kernel = spread.params["lm"]["layers"]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     jax.tree.map(np.testing.assert_array_equal, spread.params, plain.params)

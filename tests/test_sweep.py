@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from configs.sweeps import thinking
-from fqs_jax import sweep_cells, sweep_results, sweep_table, workdir
+from fqs_jax import sweep_cells, sweep_results, sweep_table
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.runs import folders, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweep_cells import Cell, variant
 from tests.tiny_runs import clock_config, refusal, run, save_stage
@@ -248,7 +249,7 @@ def test_a_cell_is_evaluated(tmp_path):
     assert result["chance"] == 1 / 7 and re.fullmatch(
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
-    model = workdir.read_model(workdir.source_folder(cell.folder), config)
+    model = source.read_model(folders.source_folder(cell.folder), config)
     base, long, short, student = stage_lib.rows(config)
     asking = objective.asking_flops(config, student, config, short, model)
     flops = [6 * objective.step_flops(config, s, model) for s in (base, long, short, student)]

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from fqs_jax import workdir
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.tasks import chain_of_thought
 from fqs_jax.tasks.chain_of_thought import Chain, Settings, count, sample, vote
@@ -18,7 +18,7 @@ SHORT = Settings(votes=3, max_new_tokens=4, prompt="{question} so", batch_size=6
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    return workdir.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "model")))
+    return loading.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "model")))
 
 
 def test_vote():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from fqs_jax import workdir
+from fqs_jax.runs import loading
 from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, metrics, piqa, social_iqa
 
 FILES = {
@@ -159,7 +159,7 @@ def check(shared: Path, family: str, name: str, chosen: slice) -> None:
     theirs = read_files(name, files)
     ours = items.read(task, str(files / f"{file}.jsonl"))
     assert len(ours) == len(theirs) == lines
-    loaded = workdir.load(str(folder))
+    loaded = loading.load(str(folder))
     expected = independent(folder, theirs[chosen], loaded.model.max_seq_len)
     result = evaluation.evaluate(loaded, ours[chosen], evaluation.Settings())
     about: dict[str, Any] = {"stage": "", "model": "", "task": name, "too_long": result.too_long}

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, token_scores, workdir
+from fqs_jax import scoring, token_scores
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import tiny_models
@@ -30,7 +31,7 @@ def fast_compile():
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return workdir.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "model")))
+    return loading.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "model")))
 
 
 @pytest.fixture(scope="module")

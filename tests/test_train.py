@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, optimizer, teacher, train, workdir
+from fqs_jax import optimizer, teacher, train
 from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
-from fqs_jax.metrics import read_rows
+from fqs_jax.runs import checkpoints, folders, source
+from fqs_jax.runs.metrics_file import read_rows
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
@@ -43,7 +44,7 @@ def train_stage(root, config, number, interrupts=None):
 
 
 def run_of(root, config, interrupts=None):
-    model, tokenizer = workdir.prepare(root, config)
+    model, tokenizer = source.prepare(root, config)
     mesh = sharding.single_device()
     return train.Run(root, config, model, tokenizer, mesh, interrupts or Interrupts(), command)
 
@@ -54,9 +55,9 @@ def stage_of(run, number):
 
 def checkpoint(root, config, number):
     """Step, parameters and optimiser state of a stage's newest checkpoint, as numpy arrays."""
-    folder = workdir.stage_folder(root, number)
-    stage, _ = workdir.read_run(root, number)
-    model = workdir.read_model(workdir.source_folder(root), config)
+    folder = folders.stage_folder(root, number)
+    stage, _ = folders.read_run(root, number)
+    model = source.read_model(folders.source_folder(root), config)
     state = step_lib.program(config, stage, model, sharding.single_device()).state
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         step = saved.latest()
@@ -180,7 +181,7 @@ def test_an_interrupt_before_the_first_step(begun, whole, config, look):
     root = begun(1)
     with pytest.raises(Interrupted, match="is at step 0 of 6; run the same command again"):
         train_stage(root, config, 1, SignalAt(look))
-    assert checkpoints.latest_step(root / "stage_1" / "checkpoints") is None
+    assert folders.latest_step(root / "stage_1" / "checkpoints") is None
     train_stage(root, config, 1)
     assert_same_stage(root, whole, config, 1)
 
@@ -221,7 +222,7 @@ def test_an_interrupt_inside_teacher_scoring(whole, begun, config, monkeypatch):
         "batches_0000002_0000004.npy",
     ]
     kept = [piece.stat().st_mtime_ns for piece in pieces]
-    assert checkpoints.latest_step(root / "stage_3" / "checkpoints") is None
+    assert folders.latest_step(root / "stage_3" / "checkpoints") is None
     train_stage(root, config, 3)
     assert_same_stage(root, whole, config, 3)
     assert kept == [piece.stat().st_mtime_ns for piece in pieces]
@@ -320,8 +321,8 @@ def test_reset_switches(random_stages, marks, head):
         assert_same(now["talk_head"][layer], before["talk_head"][layer])
     out = now["talk_head"]["out"]
     assert_same(out, jax.tree.map(jnp.zeros_like, out) if head else before["talk_head"]["out"])
-    config, tokenizer = clock_config(), workdir.prepare(root, clock_config())[1]
-    fresh = workdir.fresh_marks(config, params["lm"], tokenizer)
+    config, tokenizer = clock_config(), source.prepare(root, clock_config())[1]
+    fresh = source.fresh_marks(config, params["lm"], tokenizer)
     expected = fresh if marks else {name: before[name] for name in ("start", "end")}
     assert_same({name: now[name] for name in ("start", "end")}, expected)
 
@@ -343,8 +344,8 @@ def test_a_plain_stage_after_a_thinking_one_drops_the_thoughts(random_stages):
 def test_a_first_stage_starts_from_the_initial_model(random_stages):
     root, _ = random_stages
     config = clock_config()
-    model, _ = workdir.prepare(root, config)
-    assert_same(start_of(root, config, 0), workdir.initial_params(root, config, model))
+    model, _ = source.prepare(root, config)
+    assert_same(start_of(root, config, 0), source.initial_params(root, config, model))
 
 
 # What stops a stage --------------------
@@ -408,7 +409,7 @@ def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
         loss, metrics = checks.objectives.next_token_loss(params, batch, key, model)
         return loss * math.nan, metrics
 
-    model, _ = workdir.prepare(tmp_path / "W", config)
+    model, _ = source.prepare(tmp_path / "W", config)
     monkeypatch.setattr(objective, "loss_function", lambda *_, **__: no_number)
     with pytest.raises(UserError, match="3 steps in a row up to step 3 had NaN or inf") as refused:
         train_stage(tmp_path / "W", config, 0)

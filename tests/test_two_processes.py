@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, lineage
-from fqs_jax.metrics import read_rows
+from fqs_jax.runs import folders, history
+from fqs_jax.runs.metrics_file import read_rows
 from tests import programs
 from tests.programs import Moment, Orders
 
@@ -120,7 +120,7 @@ def test_two_processes_stop_together_and_one_goes_on(place, alone):
     assert "SIGTERM" in said[1] and "SIGTERM" not in said[0] and "saved" not in said[1]
     assert not re.search("Traceback|Warning", "".join(said))
     root = place / "two_one"
-    assert checkpoints.latest_step(root / "stage_1" / "checkpoints") == int(saved[1])
+    assert folders.latest_step(root / "stage_1" / "checkpoints") == int(saved[1])
     assert_each_read_its_half(place, "two_one")
     one(place, "two_one")
     assert [devices(root, number) for number in STAGES] == [[4], [4, 1], [1]]
@@ -138,8 +138,8 @@ def test_one_process_stops_and_two_go_on(place, alone):
 
     root = place / "one_two"
     one(place, "one_two", Moment(STEP, call=3, after=True), code=128 + signal.SIGTERM)
-    assert 3 <= checkpoints.latest_step(root / "stage_0" / "checkpoints") < 6
-    moment = Moment("fqs_jax.lineage:record_command")
+    assert 3 <= folders.latest_step(root / "stage_0" / "checkpoints") < 6
+    moment = Moment("fqs_jax.runs.history:record_command")
     said = two(
         place,
         "one_two",
@@ -148,7 +148,7 @@ def test_one_process_stops_and_two_go_on(place, alone):
         signum=signal.SIGSTOP,
         then=go_on_after_the_record,
     )
-    assert len(lineage.commands(root)) == 1
+    assert len(history.commands(root)) == 1
     assert not re.search("Traceback|Warning", "".join(said)) and said[1] == ""
     assert_each_read_its_half(place, "one_two")
     assert [devices(root, number) for number in STAGES] == [[1, 4], [4], [4]]

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, token_scores, train, watch, workdir
+from fqs_jax import scoring, token_scores, train, watch
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runs import loading, source
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
@@ -133,7 +134,7 @@ def test_spread():
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    return workdir.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "student")))
+    return loading.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "student")))
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +223,7 @@ def root(tmp_path_factory):
         )
         config.stage_2 = row("student", "next_token", start=0, learning_rate=1e-2, steps=100)
         del config.stage_3
-        model, tokenizer = workdir.prepare(root, config)
+        model, tokenizer = source.prepare(root, config)
         run = train.Run(
             root, config, model, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
         )
@@ -238,7 +239,7 @@ def test_the_text_of_training_is_that_of_the_stage(root):
 
 
 def test_a_student_is_kept_on_text_it_was_trained_for_and_not_on_text_from_elsewhere(root):
-    teacher, student = (workdir.load(str(root), stage) for stage in ("1", "student"))
+    teacher, student = (loading.load(str(root), stage) for stage in ("1", "student"))
     then = watch.measure(teacher, student, watch.training_text(root, 2, 40))
     known, foreign, foreign_to_both = (
         watch.judge(watch.measure(teacher, student, text(40, seed=7)), then, 0.05)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, watch, watch_command, workdir
+from fqs_jax import huggingface, watch, watch_command
 from fqs_jax.data import tokenizer_training
+from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, sharding
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, refusal, run, save_stage, sentences
@@ -43,7 +44,7 @@ def place(tmp_path_factory):
     save_stage(place / "gone", clock_config(changes), 0)
     words = place / "words"
     tokenizer_training.train_sentencepiece([text[::-1] for text in sentences(200)], words, 300)
-    loaded = workdir.load(str(place / "hf"))
+    loaded = loading.load(str(place / "hf"))
     huggingface.export(loaded.params["lm"], loaded.model, place / "other", words)
     return place
 

@@ -19,8 +19,7 @@ import ml_collections
 import numpy as np
 
 from configs import common
-from fqs_jax import huggingface, run_record, workdir
-from fqs_jax.checkpoints import Checkpoints
+from fqs_jax import huggingface
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
@@ -28,6 +27,8 @@ from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runs import folders, record, source
+from fqs_jax.runs.checkpoints import Checkpoints
 from tests.conftest import REPO
 
 SUBJECTS = ("the cat", "a small dog", "one old king", "her friend Tom", "the red bird")
@@ -133,15 +134,15 @@ def save_stage(
     root: Path, config: ml_collections.ConfigDict, number: int, seed: int = 0, step: int = 0
 ) -> Params:
     """A stage with random parameters in place of trained ones, finished unless a step is given."""
-    model, _ = workdir.prepare(root, config)
+    model, _ = source.prepare(root, config)
     stage = stage_lib.find(checks.read_stages(config, model), str(number))
-    run_record.write(root, config, stage)
+    record.write(root, config, stage)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype),
         objective.abstract_params(config, stage, model),
     )
-    with Checkpoints(workdir.stage_folder(root, number) / "checkpoints") as saved:
+    with Checkpoints(folders.stage_folder(root, number) / "checkpoints") as saved:
         saved.save(step or stage.steps, params, {"count": jnp.zeros(1)}, {})
     return params
 

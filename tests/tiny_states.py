@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fqs_jax.checkpoints import Checkpoints
+from fqs_jax.runs.checkpoints import Checkpoints
 
 
 def state_at(step: int) -> tuple[Any, Any]:

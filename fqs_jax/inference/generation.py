@@ -80,7 +80,7 @@ def generate(
     """Continue each of B prompts, all in one batch; the longest sets the size of the caches.
 
     Args:
-      loaded: from `workdir.load`.
+      loaded: from `loading.load`.
       prompts: B texts of any lengths; each is continued as it would be alone.
       max_new_tokens: N at most a prompt.
       temperature: of the text; 0 takes the likeliest token. Thoughts have their own, from the config.

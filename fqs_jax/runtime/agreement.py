@@ -10,35 +10,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax.checkpoint_errors import Damaged
 from fqs_jax.runtime.errors import UserError
 
 T = TypeVar("T")
-
-
-def together(read: Callable[[], T]) -> T:
-    """The result of a read that succeeds on all processes; where one fails, all of them fail.
-
-    Raises:
-      Damaged: on all processes, if damage was found and nothing else was wrong.
-      UserError: a process could not read for another reason; on itself that reason, whatever it is.
-    """
-    result: T
-    failure: Exception | None = None
-    try:
-        result = read()
-    except Exception as error:  # the others would wait for this process for ever
-        failure = error
-    if jax.process_count() > 1:
-        kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
-        kinds = multihost_utils.process_allgather(np.int32(kind))
-        worst = kinds.max()
-        if kind < worst:  # damage here may be a disk that fails elsewhere in another way
-            message = f"process {int(kinds.argmax())} cannot read its part"
-            failure = UserError(f"{message}; see its error") if worst == 2 else Damaged(message)
-    if failure is not None:
-        raise failure
-    return result
 
 
 def on_main(work: Callable[[], None]) -> None:

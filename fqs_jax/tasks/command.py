@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import comparison, workdir
 from fqs_jax.data.sources.options import Options
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runs import loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -133,11 +133,11 @@ def _models(mesh: Mesh) -> Iterator[tuple[str, str, Loaded]]:
     if f.all_stages:
         root = f.workdir or f.checkpoint
         cli.require(workdir=root)
-        for stage, name, _, loaded in comparison.models(Path(root), mesh=mesh):
+        for stage, name, _, loaded in loading.models(Path(root), mesh=mesh):
             yield stage, name, loaded
         return
     cli.require(checkpoint=f.checkpoint)
-    loaded = workdir.load(f.checkpoint, f.stage, mesh=mesh)
+    loaded = loading.load(f.checkpoint, f.stage, mesh=mesh)
     yield f.stage or "-", loaded.label, loaded
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import workdir
 from fqs_jax.inference import generation
 from fqs_jax.inference.generation import generate
+from fqs_jax.runs import loading
 from tests.tiny_runs import clock_config, save_stage
 
 BASE, THINKS, NTP = "0", "1", "3"
@@ -23,7 +23,7 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("generation") / "W"
     for number in (BASE, THINKS, NTP):
         save_stage(root, clock_config({"model.num_layers": 2}), int(number), seed=int(number))
-    loaded = {number: workdir.load(str(root), number) for number in (BASE, THINKS, NTP)}
+    loaded = {number: loading.load(str(root), number) for number in (BASE, THINKS, NTP)}
     return {
         number: dataclasses.replace(
             model, tokenizer=dataclasses.replace(model.tokenizer, eos_id=None)

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import checkpoints, report_page, teacher, workdir
+from fqs_jax import report_page, teacher
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum.stage import row
 from fqs_jax.objectives import distillation
 from fqs_jax.objectives import plain as plain_lib
 from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
+from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.thinking.config import ThoughtConfig
@@ -322,7 +323,7 @@ def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) ->
     train_stage(root, config, 4)
     again = np.load(root / "stage_4" / "teacher" / "batches_0000002_0000004.npy")
     assert not np.array_equal(again["teacher_log_probs"], piece["teacher_log_probs"])
-    assert checkpoints.latest_step(workdir.stage_folder(root, 4) / "checkpoints") == 4
+    assert folders.latest_step(folders.stage_folder(root, 4) / "checkpoints") == 4
 
 
 def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:

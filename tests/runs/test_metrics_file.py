@@ -6,8 +6,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax import metrics
-from fqs_jax.metrics import MetricsFile, read_rows
+from fqs_jax.runs import metrics_file
+from fqs_jax.runs.metrics_file import MetricsFile, read_rows
 from fqs_jax.runtime.progress import Progress
 
 
@@ -96,7 +96,7 @@ def test_a_row_waits_until_the_next_step_is_under_way(tmp_path):
 
 def test_progress_without_a_terminal_says_a_line_now_and_then(capsys, monkeypatch):
     clock = iter(range(0, 1000, 6))  # every look is 6 seconds later
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(metrics_file.time, "monotonic", lambda: float(next(clock)))
     with Progress("stage 1 (base)", 10, 20) as bar:
         for step in range(10):
             bar.show({"nll_base": 2.0 - step / 10, "nll_mixed": 1.5, "loss": 9.0})

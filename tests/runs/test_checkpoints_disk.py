@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax.checkpoints import Checkpoints
+from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract, assert_same
 

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, run_record, workdir
+from fqs_jax import huggingface
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.runs import folders, loading, record, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import config as config_lib
 from tests.tiny_runs import clock_config, hf_folder, save_stage
@@ -44,42 +45,42 @@ def run(tmp_path_factory):
 
 def test_from_scratch(tmp_path):
     config = clock_config()
-    model, tokenizer = workdir.prepare(tmp_path / "W", config)
+    model, tokenizer = source.prepare(tmp_path / "W", config)
     assert (model.width, model.num_layers, model.vocab_size) == (16, 1, tokenizer.vocab_size)
     assert (model.dtype, model.remat) == (config.compute.dtype, config.compute.remat)
     before = sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "W" / "source").iterdir())
-    assert workdir.prepare(tmp_path / "W", config)[0] == model
+    assert source.prepare(tmp_path / "W", config)[0] == model
     assert before == sorted((p, p.stat().st_mtime_ns) for p in (tmp_path / "W/source").iterdir())
 
-    params = workdir.initial_params(tmp_path / "W", config, model)
-    assert_same(params, workdir.initial_params(tmp_path / "W", config, model))
+    params = source.initial_params(tmp_path / "W", config, model)
+    assert_same(params, source.initial_params(tmp_path / "W", config, model))
     config.seed = 1
-    other = workdir.initial_params(tmp_path / "W", config, model)
+    other = source.initial_params(tmp_path / "W", config, model)
     assert (params["lm"]["embed"]["embedding"] != other["lm"]["embed"]["embedding"]).any()
 
 
 def test_from_a_folder(tmp_path, folder):
     config = hf_config(folder)
-    model, tokenizer = workdir.prepare(tmp_path / "W", config)
+    model, tokenizer = source.prepare(tmp_path / "W", config)
     assert model.qkv_bias and tokenizer.vocab_size == model.vocab_size == 300
     names = {p.name for p in (tmp_path / "W" / "source").iterdir()}
     kept = {"config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
     assert names == kept | {"origin.json"}  # and no weights
     for name in kept:
         assert (tmp_path / "W/source" / name).read_bytes() == (folder / name).read_bytes()
-    params = workdir.initial_params(tmp_path / "W", config, model)
+    params = source.initial_params(tmp_path / "W", config, model)
     assert_same(params["lm"], huggingface.load_params(folder, model))
 
 
 def test_a_refused_start_leaves_nothing(tmp_path, folder):
     with pytest.raises(UserError, match="is not a folder"):
-        workdir.prepare(tmp_path / "W", hf_config(tmp_path / "none"))
+        source.prepare(tmp_path / "W", hf_config(tmp_path / "none"))
     with pytest.raises(UserError, match="config.model describes no model .*--init_from=HF_DIR"):
-        workdir.prepare(tmp_path / "W", clock_config({"model": {"width": 4}}))
+        source.prepare(tmp_path / "W", clock_config({"model": {"width": 4}}))
     assert not list(tmp_path.glob("W/*"))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*file/source"):
-        workdir.prepare(tmp_path / "file", clock_config())
+        source.prepare(tmp_path / "file", clock_config())
 
 
 @pytest.mark.parametrize(
@@ -97,26 +98,26 @@ def test_another_initial_model_needs_another_place(run, tmp_path, folder, change
     changes = {name: str(folder) if v == "FOLDER" else v for name, v in changes.items()}
     config = clock_config(changes)
     with pytest.raises(UserError, match=field) as refused:
-        workdir.prepare(root, config)
+        source.prepare(root, config)
     assert "another --workdir" in str(refused.value) and "\n" not in str(refused.value)
 
     for number in range(3):  # with nothing made from it, the old one is just replaced
         shutil.rmtree(root / f"stage_{number}")
-    workdir.prepare(root, config)
-    workdir.prepare(root, config)
+    source.prepare(root, config)
+    source.prepare(root, config)
 
 
 def test_a_relative_path_to_the_same_folder_is_the_same(tmp_path, folder, monkeypatch):
     save_stage(tmp_path / "W", hf_config(folder), 0)
     monkeypatch.chdir(folder.parent)
-    workdir.prepare(tmp_path / "W", hf_config("./model"))
+    source.prepare(tmp_path / "W", hf_config("./model"))
 
 
 # What may change between two starts of a stage --------------------
 
 
 def stage_of(root, config, number):
-    model, _ = workdir.prepare(root, config)
+    model, _ = source.prepare(root, config)
     return stage_lib.find(checks.read_stages(config, model), str(number))
 
 
@@ -135,7 +136,7 @@ def test_a_change_that_matters_is_named(run, changes, field):
     before = (root / "stage_1" / "run.json").read_text()
     config = clock_config(changes)
     with pytest.raises(UserError, match=field) as refused:
-        run_record.write(root, config, stage_of(root, config, 1))
+        record.write(root, config, stage_of(root, config, 1))
     assert str(root / "stage_1") in str(refused.value) and "\n" not in str(refused.value)
     assert (root / "stage_1" / "run.json").read_text() == before
 
@@ -148,15 +149,15 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
     harmless |= {"mesh.fsdp": 2, "microbatches": 2, "compute.remat": "full", "data.workers": 1}
     others = {"stage_2.learning_rate": 1.0, "distill.form": "hinge"}  # this stage is no student
     config = clock_config(harmless | others)
-    run_record.write(root, config, stage_of(root, config, 1))
-    stage, kept = workdir.read_run(root, 1)
+    record.write(root, config, stage_of(root, config, 1))
+    stage, kept = folders.read_run(root, 1)
     assert stage == stage_of(root, config, 1) and stage.steps == 9
     assert kept.log_every == 3 and "stage_2" not in kept
     # A stage without a checkpoint is begun again as the config says now.
     shutil.rmtree(root / "stage_1" / "checkpoints")
     config.batch_size = 4
-    run_record.write(root, config, stage_of(root, config, 1))
-    assert workdir.read_run(root, 1)[1].batch_size == 4
+    record.write(root, config, stage_of(root, config, 1))
+    assert folders.read_run(root, 1)[1].batch_size == 4
 
 
 # What can be loaded --------------------
@@ -164,29 +165,29 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
 
 def test_load_stage(run):
     root, _, saved = run
-    params, stage = workdir.load_stage(root, 1)
+    params, stage = loading.load_stage(root, 1)
     assert_same(params, saved[1])
     assert stage.name == "think-5-2"
-    assert_same(workdir.load_stage(root, 2, finished=False)[0], saved[2])
+    assert_same(loading.load_stage(root, 2, finished=False)[0], saved[2])
     with pytest.raises(UserError, match="stage 2 .* is at step 3 of 6; finish it with: make 2"):
-        workdir.load_stage(root, 2, "make 2")
+        loading.load_stage(root, 2, "make 2")
     with pytest.raises(UserError, match="has no checkpoint of stage 3; make it with: make 3"):
-        workdir.load_stage(root, 3, "make 3")
+        loading.load_stage(root, 3, "make 3")
 
 
 def test_load_of_stages(run):
     root, config, saved = run
-    base = workdir.load(str(root), "0")
+    base = loading.load(str(root), "0")
     assert base.thought is None and base.label == "stage 0 (base)"
     assert_same(base.params, saved[0])
-    thinking = workdir.load(str(root), "think-5-2", dtype="bfloat16")
+    thinking = loading.load(str(root), "think-5-2", dtype="bfloat16")
     assert_same(thinking.params, saved[1])
     assert thinking.thought == config_lib.ThoughtConfig(n_ahead=5, n_ahead_talk=1, rationales=1)
     assert (thinking.model.dtype, base.model.dtype) == ("bfloat16", "float32")
-    assert workdir.load(str(root), "2").label == "stage 2 (think-4-1)"  # unfinished as it is
-    initial = workdir.load(str(root), "init")
-    assert_same(initial.params, workdir.initial_params(root, config, initial.model))
-    assert [stage.number for stage in workdir.existing_stages(root)] == [0, 1, 2]
+    assert loading.load(str(root), "2").label == "stage 2 (think-4-1)"  # unfinished as it is
+    initial = loading.load(str(root), "init")
+    assert_same(initial.params, source.initial_params(root, config, initial.model))
+    assert [stage.number for stage in folders.existing_stages(root)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -199,31 +200,31 @@ def test_load_of_stages(run):
 )
 def test_load_of_what_is_not_there(run, stage, message):
     with pytest.raises(UserError, match=message):
-        workdir.load(str(run[0]), stage)
+        loading.load(str(run[0]), stage)
 
 
 def test_load_of_no_run(tmp_path):
     with pytest.raises(UserError, match="there is no folder .*none"):
-        workdir.load(str(tmp_path / "none"))
-    workdir.prepare(tmp_path / "W", clock_config())
+        loading.load(str(tmp_path / "none"))
+    source.prepare(tmp_path / "W", clock_config())
     for stage, message in ((None, "of none yet"), ("init", "has no stage yet"), ("1", "no stage")):
         with pytest.raises(UserError, match=message):
-            workdir.load(str(tmp_path / "W"), stage)
+            loading.load(str(tmp_path / "W"), stage)
 
 
 def test_load_of_a_folder(folder, tmp_path):
-    loaded = workdir.load(str(folder))
+    loaded = loading.load(str(folder))
     assert loaded.thought is None and loaded.label == "model" and loaded.source == folder
     assert loaded.model.dtype == loaded.model.param_dtype == "float32"
     with pytest.raises(UserError, match="no working directory, so it has no stage 2"):
-        workdir.load(str(folder), "2")
+        loading.load(str(folder), "2")
     with pytest.raises(UserError, match="config.json"):
-        workdir.load(str(tmp_path))
+        loading.load(str(tmp_path))
 
 
 def test_an_exported_thinking_stage_thinks(run, tmp_path):
 
-    stage = workdir.load(str(run[0]), "1")
+    stage = loading.load(str(run[0]), "1")
     assert stage.thought is not None
     huggingface.export(
         stage.params["lm"],
@@ -235,7 +236,7 @@ def test_an_exported_thinking_stage_thinks(run, tmp_path):
             dataclasses.replace(stage.thought, masked_ids=(4, 2), mixing="sigmoid")
         ),
     )
-    exported = workdir.load(str(tmp_path / "out"))
+    exported = loading.load(str(tmp_path / "out"))
     assert_same(exported.params, stage.params)
     assert exported.thought == dataclasses.replace(
         stage.thought, masked_ids=(4, 2), mixing="sigmoid"
@@ -248,29 +249,29 @@ def test_an_exported_thinking_stage_thinks(run, tmp_path):
 def test_marks_begin_as_vocabulary_entries(run):
     root, config, saved = run
     tokenizer = tokenizer_lib.load(root / "source")
-    start, end = workdir.mark_ids(config, tokenizer)
+    start, end = source.mark_ids(config, tokenizer)
     assert (tokenizer.decode([start]), tokenizer.decode([end])) == (":", "=")
-    marks = workdir.fresh_marks(config, saved[0]["lm"], tokenizer)
+    marks = source.fresh_marks(config, saved[0]["lm"], tokenizer)
     table = saved[0]["lm"]["embed"]["embedding"]
     np.testing.assert_allclose(marks["start"] * 100, table[start], rtol=1e-6)
     np.testing.assert_allclose(marks["end"] * 100, table[end], rtol=1e-6)
     config = clock_config({"thought.end_text": ""})
     with pytest.raises(UserError, match="thought.end_text '' has no token"):
-        workdir.mark_ids(config, tokenizer)
+        source.mark_ids(config, tokenizer)
 
 
 def test_the_published_evaluation_renews_the_marks(run, tmp_path):
     root = tmp_path / "W"
     config = clock_config({"thought.reset_marks_at_eval": True})
     saved = save_stage(root, config, 0), save_stage(root, config, 1, seed=1)
-    loaded = workdir.load(str(root), "1")
-    fresh = workdir.fresh_marks(config, saved[1]["lm"], loaded.tokenizer)
+    loaded = loading.load(str(root), "1")
+    fresh = source.fresh_marks(config, saved[1]["lm"], loaded.tokenizer)
     assert_same({k: loaded.params["thought"][k] for k in ("start", "end")}, fresh)
     assert_same(loaded.params["thought"]["talk_head"], saved[1]["thought"]["talk_head"])
 
 
 def test_origin_says_where_the_weights_are(run, tmp_path, folder):
     assert json.loads((run[0] / "source/origin.json").read_text())["init_from"] == ""
-    workdir.prepare(tmp_path / "W", hf_config(folder))
+    source.prepare(tmp_path / "W", hf_config(folder))
     origin = json.loads((tmp_path / "W/source/origin.json").read_text())
     assert origin == {"init_from": str(folder.resolve())}

@@ -1,19 +1,40 @@
-"""The record of what a stage is made from, beside its checkpoints (run.json); lineage.py reads records."""
+"""The record of what a stage is made from, beside its checkpoints (run.json); runs/history.py reads records."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from fqs_jax import lineage
 from fqs_jax.curriculum.stage import Stage
+from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
 from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.workdir import existing_stages, saved_step, stage_folder
+from fqs_jax.runtime.files import flat
+
+# Fields that may change between two starts of the same stage.
+HARMLESS = (
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "max_bad_steps",
+    # How a step is computed; its result is the same up to rounding.
+    "microbatches",
+    "remat",
+    "vocab_chunk",
+    "position_chunk",
+    "attention",
+    "workers",
+    "cache_dir",
+    "tfds_dir",
+    "download",
+)
 
 
 def write(
@@ -56,8 +77,8 @@ def _compare(
     folder = stage_folder(root, stage.number)
     # How long a stage is matters to its own learning rate if that decays to its last step.
     decays = config.optimizer.decay_steps == 0 and step < stage.steps
-    ignored = tuple(name for name in lineage.HARMLESS if name != "steps" or not decays)
-    if changed := lineage.change(files.read_json(folder / "run.json"), run, ignored):
+    ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
+    if changed := change(files.read_json(folder / "run.json"), run, ignored):
         if changed.startswith("data="):  # hashes, which tell nobody anything
             changed = "other training rows: the text itself, or its tokens, changed"
         raise UserError(
@@ -84,7 +105,7 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
     """Which checkpoint of a stage there is now, and what it was made from. All processes must ask."""
     folder = stage_folder(root, number)
     run = folder / "run.json"
-    made_from = lineage.digest(files.read_json(run)) if run.exists() else None
+    made_from = digest(files.read_json(run)) if run.exists() else None
     return {"step": saved_step(root, number), "lineage": made_from}
 
 
@@ -97,3 +118,24 @@ def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]
     if stage.objective != "distill":
         kept.pop("distill", None)
     return kept
+
+
+def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
+    """Whether a field, by its dotted path, may change."""
+    return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
+
+
+def digest(run: dict[str, Any]) -> str:
+    """A hash of what a stage is made from, without the fields that may change."""
+    kept = {key: value for key, value in flat(run).items() if not _is_harmless(key)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
+    """The first field that differs, with both values; empty if none does."""
+    flat_before, flat_now = flat(before), flat(now)
+    for key in flat_now | flat_before:
+        old, new = flat_before.get(key), flat_now.get(key)
+        if old != new and not _is_harmless(key, ignored):
+            return f"{key}={old!r}, now it is {new!r}"
+    return ""

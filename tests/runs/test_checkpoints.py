@@ -8,8 +8,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from fqs_jax import fingerprints
-from fqs_jax.checkpoints import Checkpoints, appears, latest_step
+from fqs_jax.runs import damage
+from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runs.folders import appears, latest_step
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import (
     abstract,
@@ -197,10 +198,10 @@ def test_old_checkpoints_that_do_not_fit_are_refused(old_folder):
 
 
 def test_a_record_that_lost_one_of_its_keys_is_not_taken_for_an_old_one():
-    record = fingerprints.record({"steps": 1}, {"params": {"w": jnp.ones(3)}})
-    assert fingerprints.open_record(record)[0] == {"steps": 1}
-    assert fingerprints.open_record({"steps": 1}) == ({"steps": 1}, None)
+    record = damage.record({"steps": 1}, {"params": {"w": jnp.ones(3)}})
+    assert damage.open_record(record)[0] == {"steps": 1}
+    assert damage.open_record({"steps": 1}) == ({"steps": 1}, None)
     for key in record:
         changed = {("x" if name == key else name): value for name, value in record.items()}
-        with pytest.raises(fingerprints.Damaged):
-            fingerprints.open_record(changed)
+        with pytest.raises(damage.Damaged):
+            damage.open_record(changed)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax import fingerprints
-from fqs_jax.fingerprints import fingerprint
+from fqs_jax.runs import damage
+from fqs_jax.runs.damage import fingerprint
 
 DTYPES = ("float32", "bfloat16", "float16", "int32", "uint32", "int8", "bool")
 SHAPES = ((), (1,), (7,), (3, 5), (2, 3, 4))
@@ -121,7 +121,7 @@ def test_a_tree_keeps_its_structure():
     tree = {"a": jnp.ones(3), "b": [jnp.zeros((2, 2), jnp.bfloat16), jnp.int32(4)]}
     result = fingerprint(tree)
     assert jax.tree.structure(result) == jax.tree.structure(tree)
-    assert fingerprints.describe(tree)["b/1"] == {
+    assert damage.describe(tree)["b/1"] == {
         "shape": [],
         "dtype": "int32",
         "fingerprint": value(np.int32(4)),
@@ -131,18 +131,16 @@ def test_a_tree_keeps_its_structure():
 def test_little_memory_is_needed():
     """Not a copy of the leaf: on the CPU, one layer of a stack; elsewhere sums are fused."""
     leaf = jax.ShapeDtypeStruct((32, 256, 512), jnp.float32)
-    memory = fingerprints._leaf.lower(leaf).compile().memory_analysis()
+    memory = damage._leaf.lower(leaf).compile().memory_analysis()
     assert memory.temp_size_in_bytes <= leaf.size * 4 / 16
 
 
 def test_what_does_not_fit_is_named():
-    described = fingerprints.describe({"lm": {"w": jnp.ones((3, 4))}})
+    described = damage.describe({"lm": {"w": jnp.ones((3, 4))}})
     abstract = jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)
-    assert fingerprints.misfit(described, {"lm": {"w": abstract}}) is None
+    assert damage.misfit(described, {"lm": {"w": abstract}}) is None
     other = jax.ShapeDtypeStruct((3, 5), jnp.float32)
-    message = fingerprints.misfit(described, {"lm": {"w": other}})
+    message = damage.misfit(described, {"lm": {"w": other}})
     assert message == "lm/w has shape (3, 4) there, and (3, 5) is wanted"
-    assert fingerprints.misfit(described, {"lm": {}}) == "lm/w is there, and is not wanted"
-    assert fingerprints.misfit(described, {"lm": {"w": abstract, "v": abstract}}) == (
-        "lm/v is not there"
-    )
+    assert damage.misfit(described, {"lm": {}}) == "lm/w is there, and is not wanted"
+    assert damage.misfit(described, {"lm": {"w": abstract, "v": abstract}}) == ("lm/v is not there")

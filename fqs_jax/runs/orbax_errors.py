@@ -17,10 +17,6 @@ from typing import Any
 _LENGTH = 200  # of a reason, in characters
 
 
-class Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was saved; one line."""
-
-
 def reason(error: BaseException) -> str:
     """The gist of an exception in one line."""
     while error.__cause__ is not None:

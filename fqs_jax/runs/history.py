@@ -6,35 +6,10 @@ people, W/commands.txt has the commands beside it.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 from fqs_jax.runtime import agreement, files
-from fqs_jax.runtime.files import flat
-
-# Fields that may change between two starts of the same stage.
-HARMLESS = (
-    "steps",
-    "log_every",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "max_bad_steps",
-    # How a step is computed; its result is the same up to rounding.
-    "microbatches",
-    "remat",
-    "vocab_chunk",
-    "position_chunk",
-    "attention",
-    "workers",
-    "cache_dir",
-    "tfds_dir",
-    "download",
-)
-
 
 _COMMANDS = "commands.txt"
 
@@ -70,24 +45,3 @@ def commit() -> str:
         return git("rev-parse", "--short=10", "HEAD") + "-changed" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
-    """Whether a field, by its dotted path, may change."""
-    return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
-
-
-def digest(run: dict[str, Any]) -> str:
-    """A hash of what a stage is made from, without the fields that may change."""
-    kept = {key: value for key, value in flat(run).items() if not _is_harmless(key)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
-    """The first field that differs, with both values; empty if none does."""
-    flat_before, flat_now = flat(before), flat(now)
-    for key in flat_now | flat_before:
-        old, new = flat_before.get(key), flat_now.get(key)
-        if old != new and not _is_harmless(key, ignored):
-            return f"{key}={old!r}, now it is {new!r}"
-    return ""

@@ -11,18 +11,18 @@ import contextlib
 import shutil
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from fqs_jax import checkpoint_errors, fingerprints
-from fqs_jax.checkpoint_errors import Damaged, reason
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime import waiting
-from fqs_jax.runtime.agreement import agreed, on_main, together
+from fqs_jax.runs import damage, orbax_errors
+from fqs_jax.runs.damage import Damaged, together
+from fqs_jax.runs.folders import _free_name, _steps, appears, latest_step
+from fqs_jax.runs.orbax_errors import reason
+from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
@@ -38,7 +38,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        checkpoint_errors.silence()
+        orbax_errors.silence()
         self._folder, self._keep = folder.resolve(), keep
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
@@ -85,7 +85,7 @@ class Checkpoints:
             raise UserError(
                 f"{self._folder} holds a step after {step} already; use another --workdir"
             )
-        record = fingerprints.record(progress, {"params": params, "optimizer": optimizer})
+        record = damage.record(progress, {"params": params, "optimizer": optimizer})
         args = ocp.args.Composite(
             params=ocp.args.StandardSave(params),
             optimizer=ocp.args.StandardSave(optimizer),
@@ -257,15 +257,15 @@ class Checkpoints:
             return self._restore_old(step, wanted), progress
         stored = {}
         for item, tree in wanted.items():
-            if difference := fingerprints.misfit(described[item], tree):
+            if difference := damage.misfit(described[item], tree):
                 raise UserError(
                     f"cannot restore step {step} of {self._folder}: {item}/{difference}; use the "
                     "config that it was saved with, or another --workdir"
                 )
-            stored[item] = fingerprints.with_types(described[item], tree)
+            stored[item] = damage.with_types(described[item], tree)
         restored = together(lambda: self._read(step, stored))
         for item, tree in wanted.items():
-            if difference := fingerprints.damage(described[item], restored[item]):
+            if difference := damage.damage(described[item], restored[item]):
                 raise Damaged(f"{item}: {difference}")
             restored[item] = jax.tree.map(_converted, restored[item], tree)
         return restored, progress
@@ -285,7 +285,7 @@ class Checkpoints:
         if jax.process_count() > 1 and not appears(path):
             raise UserError(f"{path} does not show here; is it on a disk that all processes share?")
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
-        return fingerprints.open_record(self._read_items(step, args)["progress"])
+        return damage.open_record(self._read_items(step, args)["progress"])
 
     def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
         items = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
@@ -326,28 +326,6 @@ class Checkpoints:
         on_main(rename)
 
 
-def latest_step(folder: Path) -> int | None:
-    """The newest whole step in a folder of checkpoints, without opening it; None if none."""
-    return max(_steps(folder), default=None)
-
-
-def appears(folder: Path, seconds: float = 90.0) -> bool:
-    """Whether a folder is there, or comes in time.
-
-    Network disks may show what another host made up to a minute late.
-    """
-    deadline = time.monotonic() + seconds
-    return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
-
-
-def _steps(folder: Path) -> list[int]:
-    """Whole steps in a folder, newest first."""
-    if not folder.is_dir():
-        return []
-    steps = (int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
-    return sorted(steps, reverse=True)
-
-
 def _reader() -> ocp.Checkpointer:
     """A reader that waits for no other process, as one may fail where the others do not."""
     here = jax.process_index()
@@ -359,12 +337,3 @@ def _reader() -> ocp.Checkpointer:
 
 def _converted(array: jax.Array, like: Any) -> jax.Array:
     return array if array.dtype == like.dtype else array.astype(like.dtype)
-
-
-def _free_name(path: Path) -> Path:
-    """The path, or the first of path_2, path_3, ... that does not exist."""
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}_{number}")
-    return free

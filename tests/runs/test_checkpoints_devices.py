@@ -7,9 +7,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fqs_jax import fingerprints
-from fqs_jax.checkpoints import Checkpoints
-from tests.test_checkpoints_damage import cut_arrays
+from fqs_jax.runs import damage
+from fqs_jax.runs.checkpoints import Checkpoints
+from tests.runs.test_checkpoints_damage import cut_arrays
 from tests.tiny_states import abstract, abstract_state, assert_newest, assert_same, state_at
 
 DEVICES = 8
@@ -73,18 +73,18 @@ def test_a_damaged_one_is_noticed_on_any_mesh(tmp_path):
 def test_fingerprints_do_not_depend_on_the_mesh(dtype):
     numbers = np.random.default_rng(0).normal(size=(8, 16, 8)) * 3
     array = jnp.asarray(numbers, dtype)
-    expected = int(fingerprints.fingerprint(array))
+    expected = int(damage.fingerprint(array))
     for spec in (P(), P("fsdp"), P(None, "fsdp", "tensor"), P(None, None, ("fsdp", "tensor"))):
         for shape in MESHES:
             placed = jax.device_put(array, NamedSharding(mesh_of(*shape), spec))
-            assert int(fingerprints.fingerprint(placed)) == expected
+            assert int(damage.fingerprint(placed)) == expected
 
 
 @pytest.mark.parametrize("spec", [P("fsdp"), P(None, "fsdp"), P(None, "tensor", "fsdp")])
 def test_a_fingerprint_moves_sums_only(spec):
     sharding = NamedSharding(mesh_of(4, 2), spec)
     leaf = jax.ShapeDtypeStruct((8, 256, 512), jnp.float32, sharding=sharding)
-    compiled = fingerprints._leaf.lower(leaf).compile()
+    compiled = damage._leaf.lower(leaf).compile()
     program = compiled.as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in program

@@ -14,11 +14,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fqs_jax.checkpoints import Checkpoints
+from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
-from tests.test_checkpoints_damage import cut_arrays
+from tests.runs.test_checkpoints_damage import cut_arrays
 from tests.tiny_states import assert_newest, save_steps, state_at
 
 PROCESSES = 2
@@ -170,7 +170,7 @@ def run(task, root):
     """Exit codes and standard errors of both processes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    program = "from tests.test_checkpoints_processes import main; main()"
+    program = "from tests.runs.test_checkpoints_processes import main; main()"
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, task, str(root), str(process), str(port)],

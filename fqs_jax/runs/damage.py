@@ -10,15 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 
-from fqs_jax.checkpoint_errors import Damaged
+from fqs_jax.runtime.agreement import T
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.processes import settled
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or is not what was saved; one line."""
+
 
 # {path: {"shape": [...], "dtype": name, "fingerprint": int}}: leaves as JSON has them.
 Description = dict[str, dict[str, Any]]
@@ -160,3 +168,28 @@ def _mix(words: jax.Array) -> jax.Array:
 
 def _uint32(value: int) -> np.uint32:
     return np.uint32(value % 2**32)
+
+
+def together(read: Callable[[], T]) -> T:
+    """The result of a read that succeeds on all processes; where one fails, all of them fail.
+
+    Raises:
+      Damaged: on all processes, if damage was found and nothing else was wrong.
+      UserError: a process could not read for another reason; on itself that reason, whatever it is.
+    """
+    result: T
+    failure: Exception | None = None
+    try:
+        result = read()
+    except Exception as error:  # the others would wait for this process for ever
+        failure = error
+    if jax.process_count() > 1:
+        kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
+        kinds = multihost_utils.process_allgather(np.int32(kind))
+        worst = kinds.max()
+        if kind < worst:  # damage here may be a disk that fails elsewhere in another way
+            message = f"process {int(kinds.argmax())} cannot read its part"
+            failure = UserError(f"{message}; see its error") if worst == 2 else Damaged(message)
+    if failure is not None:
+        raise failure
+    return result

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 
-from fqs_jax import checkpoint_errors
+from fqs_jax.runs import orbax_errors
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from fqs_jax import checkpoint_errors
 )
 def test_an_error_that_nobody_asks_for(file, expected, caplog):
     """A full disk's own words name nobody; where they come from does."""
-    checkpoint_errors.silence()
+    orbax_errors.silence()
     write = {}
     exec(compile("def write():\n    raise OSError(28, 'No space left')", file, "exec"), write)
 

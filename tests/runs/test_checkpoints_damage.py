@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from fqs_jax.checkpoints import Checkpoints, latest_step
+from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runs.folders import latest_step
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 

@@ -1,0 +1,75 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from fqs_jax.curriculum.stage import Stage
+from fqs_jax.runtime import agreement, files, waiting
+
+
+def latest_step(folder: Path) -> int | None:
+    """The newest whole step in a folder of checkpoints, without opening it; None if none."""
+    return max(_steps(folder), default=None)
+
+
+def appears(folder: Path, seconds: float = 90.0) -> bool:
+    """Whether a folder is there, or comes in time.
+
+    Network disks may show what another host made up to a minute late.
+    """
+    deadline = time.monotonic() + seconds
+    return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
+
+
+def _steps(folder: Path) -> list[int]:
+    """Whole steps in a folder, newest first."""
+    if not folder.is_dir():
+        return []
+    steps = (int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+    return sorted(steps, reverse=True)
+
+
+def _free_name(path: Path) -> Path:
+    """The path, or the first of path_2, path_3, ... that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free
+
+
+def source_folder(root: Path) -> Path:
+    return root / "source"
+
+
+def stage_folder(root: Path, number: int) -> Path:
+    return root / f"stage_{number}"
+
+
+def saved_step(root: Path, number: int) -> int | None:
+    """The newest step saved of a stage, None if there is none; of several processes, as the first sees it."""
+    step = latest_step(stage_folder(root, number) / "checkpoints")
+    return next(iter(agreement.agreed([] if step is None else [step])), None)
+
+
+def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
+    """The stage row and config that a stage of the working directory was started with."""
+    run = files.read_json(stage_folder(root, number) / "run.json")
+    fields: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in run["stage"].items()
+    }
+    return Stage(**fields), ml_collections.ConfigDict(run["config"])
+
+
+def existing_stages(root: Path) -> list[Stage]:
+    """Stages of a working directory that have a checkpoint, in order."""
+    numbers = sorted(
+        int(p.name.split("_")[1]) for p in root.glob("stage_*") if (p / "run.json").exists()
+    )
+    saved = [n for n in numbers if latest_step(stage_folder(root, n) / "checkpoints") is not None]
+    return [read_run(root, n)[0] for n in saved]
