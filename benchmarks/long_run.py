@@ -85,11 +85,11 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     import jax
 
     from configs import tiny
-    from fqs_jax import train
     from fqs_jax.curriculum import checks, stage
     from fqs_jax.runs import source
     from fqs_jax.runtime import cli, sharding
     from fqs_jax.runtime.interrupts import Interrupts, Wishes
+    from fqs_jax.training import loop, start
 
     logging.set_verbosity(logging.ERROR)  # Orbax tells every save
     cli.keep_programs()
@@ -113,8 +113,8 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
         root = Path(folder)
         model, tokenizer = source.prepare(root, config)
         mesh = sharding.make_mesh(config.mesh)
-        run = train.Run(root, config, model, tokenizer, mesh, interrupts, str)
-        train.run_stage(run, checks.read_stages(config, model)[0])
+        run = start.Run(root, config, model, tokenizer, mesh, interrupts, str)
+        loop.run_stage(run, checks.read_stages(config, model)[0])
     return moments
 
 

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
-from fqs_jax import optimizer
-from fqs_jax import step as step_lib
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import plain, quiet_star
@@ -24,6 +22,8 @@ from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import flops as flops_lib
 from fqs_jax.thinking import parameters
 from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.training import optimizer
+from fqs_jax.training import step as step_lib
 
 Shape = tuple[tuple[int, ...], int, int]
 

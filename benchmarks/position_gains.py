@@ -17,8 +17,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import optimizer, problem_scores
-from fqs_jax import step as step_lib
+from fqs_jax import problem_scores
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
@@ -29,6 +28,8 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
 from fqs_jax.runs import source
 from fqs_jax.thinking import parameters
+from fqs_jax.training import optimizer
+from fqs_jax.training import step as step_lib
 
 Kind = tuple[float, str]  # position_fraction, positions
 Rows = list[dict[str, Any]]

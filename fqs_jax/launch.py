@@ -12,24 +12,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-import ml_collections
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import config_flags
-from rich.console import Console
-from rich.table import Table
 
-from fqs_jax import step, train
-from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.curriculum.stage import Stage
-from fqs_jax.model import decoder, placement
-from fqs_jax.model.config import ModelConfig
-from fqs_jax.runs import folders, history, source
+from fqs_jax.model import placement
+from fqs_jax.runs import history, source
 from fqs_jax.runtime import agreement, cli, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
+from fqs_jax.training import loop, step
+from fqs_jax.training import start as start_lib
+from fqs_jax.training.overview import _print_plan
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -75,11 +70,11 @@ def main(_: Sequence[str]) -> None:
         _print_plan(root, config, todo, stages, model, mesh)
         return
     with Interrupts() as interrupts:
-        run = train.Run(
+        run = start_lib.Run(
             root, config, model, tokenizer, mesh, interrupts, lambda number: _command(str(number))
         )
         for stage in todo:
-            train.run_stage(run, stage)
+            loop.run_stage(run, stage)
             interrupts.check(f"{stage} is done; run the same command again to go on")
         history.record_command(root, _command(_STAGE.value))
     print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
@@ -97,54 +92,6 @@ def _command(stage: str) -> str:
         stage=stage,
     )
     return " ".join([command, *map(shlex.quote, cli.config_overrides())])
-
-
-def _print_plan(
-    root: Path,
-    config: ml_collections.ConfigDict,
-    todo: list[Stage],
-    stages: list[Stage],
-    model: ModelConfig,
-    mesh: Mesh,
-) -> None:
-    """What would run."""
-    names = {stage.number: str(stage) for stage in stages}
-    parameters = decoder.num_params(decoder.abstract_params(model))
-    places = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    devices = f"{mesh.size} {jax.default_backend()} device{'s' * (mesh.size > 1)} ({places})"
-    table = Table(title=f"{root}: {parameters:,} parameters on {devices}")
-    for column in (
-        "stage",
-        "name",
-        "objective",
-        "n_ahead/talk",
-        "starts from",
-        "steps",
-        "text tokens",
-        "FLOPs",
-        "rows over",
-        "done",
-    ):
-        table.add_column(column)
-    for stage in todo:
-        per_step = config.batch_size * config.data.seq_len
-        _, groups = step.split_rows(config, stage, mesh)
-        done = folders.latest_step(folders.stage_folder(root, stage.number) / "checkpoints") or 0
-        start = "initial model" if stage.start is None else names[stage.start]
-        teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
-        table.add_row(
-            str(stage.number),
-            stage.name,
-            stage.objective,
-            f"{stage.n_ahead}/{stage.n_ahead_talk}" if stage.thinks else "-",
-            start + teacher,
-            f"{stage.steps:,}",
-            f"{stage.steps * per_step:,}",
-            f"{stage.steps * objective.step_flops(config, stage, model):.2e}",
-            f"{groups} x {mesh.size // groups}",
-            f"{done:,}",
-        )
-    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fqs_jax import compiled, huggingface
-from fqs_jax import step as step_lib
 from fqs_jax.compiled import Collective, Memory
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
@@ -24,6 +23,7 @@ from fqs_jax.model import attention, decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.topologies import Chip
+from fqs_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True)

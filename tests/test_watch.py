@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, token_scores, train, watch
+from fqs_jax import scoring, token_scores, watch
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
@@ -17,6 +17,7 @@ from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.training import loop, start
 from tests import tiny_models
 from tests.tiny_runs import clock_config, hf_folder, sentences
 
@@ -224,11 +225,11 @@ def root(tmp_path_factory):
         config.stage_2 = row("student", "next_token", start=0, learning_rate=1e-2, steps=100)
         del config.stage_3
         model, tokenizer = source.prepare(root, config)
-        run = train.Run(
+        run = start.Run(
             root, config, model, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
         )
         stages = checks.read_stages(config, model)
-        train.run_stage(run, stage_lib.find(stages, str(number)))
+        loop.run_stage(run, stage_lib.find(stages, str(number)))
     return root
 
 

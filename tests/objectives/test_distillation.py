@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import report_page, teacher
+from fqs_jax import report_page
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum.stage import row
 from fqs_jax.objectives import distillation
@@ -24,11 +24,12 @@ from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.training import teacher, teacher_scores
 from tests import reference
 from tests.objectives.test_losses import student_logits
-from tests.test_train import BEFORE, SignalAt, assert_same_stage, train_stage
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params, texts
 from tests.tiny_runs import clock_config, save_stage
+from tests.training.test_loop import BEFORE, SignalAt, assert_same_stage, train_stage
 
 MODEL = model_config()
 KEY = jax.random.key(4)
@@ -301,7 +302,7 @@ def stage_config(**changes: Any) -> Any:
 
 def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) -> None:
     """Stopped between pieces of the teacher's, and between steps; it starts from its teacher."""
-    monkeypatch.setattr(teacher, "PIECE", 2)
+    monkeypatch.setattr(teacher_scores, "PIECE", 2)
     config = stage_config(
         **{"distill.form": "policy", "distill.top_k": 5, "distill.weighting": "shift"}
     )

@@ -16,8 +16,6 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from fqs_jax import optimizer
-from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import objective as objective_lib
 from fqs_jax.curriculum import stage as stage_lib
@@ -25,6 +23,7 @@ from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.training import optimizer, step
 
 MODEL = ModelConfig(
     vocab_size=32,
@@ -69,7 +68,7 @@ def make_config(batch_size: int = 8, **changes: Any) -> ml_collections.ConfigDic
     return c
 
 
-def random_state(program: step_lib.Program, transform: Any) -> step_lib.State:
+def random_state(program: step.Program, transform: Any) -> step.State:
     """Parameters at which nothing is trivial, the same on every mesh, placed as the program says."""
     rng = np.random.default_rng(0)
 
@@ -79,7 +78,7 @@ def random_state(program: step_lib.Program, transform: Any) -> step_lib.State:
         return values.astype(leaf.dtype)
 
     params = jax.tree_util.tree_map_with_path(draw, program.state.params)
-    state = step_lib.State(params, transform.init(jax.tree.map(jnp.asarray, params)))
+    state = step.State(params, transform.init(jax.tree.map(jnp.asarray, params)))
     return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, program.state))
 
 
@@ -105,12 +104,12 @@ def random_batch(config: ml_collections.ConfigDict, teacher: bool) -> dict[str, 
 
 def take_step(
     sizes: Sizes, objective: str, config: ml_collections.ConfigDict
-) -> tuple[step_lib.Program, step_lib.State, dict[str, Any]]:
+) -> tuple[step.Program, step.State, dict[str, Any]]:
     """One step on a mesh: the program, the new state (as placed) and the metrics."""
     mesh = make_mesh(sizes)
     stages = checks.read_stages(config, MODEL)
     stage = stage_lib.find(stages, str(STAGES[objective]))
-    program = step_lib.program(config, stage, MODEL, mesh, ("segment",))
+    program = step.program(config, stage, MODEL, mesh, ("segment",))
     transform = optimizer.make(config, stage.learning_rate, stage.steps)
     batch = random_batch(config, stage.objective in objective_lib.TAUGHT)
     with jax.set_mesh(mesh):
@@ -132,7 +131,7 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
         assert worst <= tolerance * (np.max(np.abs(b), initial=0) + 1e-9), (path, worst)
 
 
-def moments(state: step_lib.State) -> Any:
+def moments(state: step.State) -> Any:
     """Adam's first moments: after one step, the clipped gradient times 1 - beta1."""
     return state.optimizer.inner_state[1].mu
 
@@ -158,7 +157,7 @@ def test_any_mesh_gives_the_loss_and_gradients_of_one_device(
     assert_placed_as_the_table_says(state, sizes)
 
 
-def assert_placed_as_the_table_says(state: step_lib.State, sizes: Sizes) -> None:
+def assert_placed_as_the_table_says(state: step.State, sizes: Sizes) -> None:
     """Worked out apart from runtime/sharding.py: which axes of which leaf are cut into how many pieces."""
     _, fsdp, tensor = sizes
     kv = tensor if MODEL.num_kv_heads % tensor == 0 else 1
@@ -243,7 +242,7 @@ def test_rationales_share_the_devices_that_rows_leave_idle() -> None:
 
 def split(config: ml_collections.ConfigDict, objective: str, sizes: Sizes) -> tuple[bool, int]:
     stage = stage_lib.find(checks.read_stages(config, MODEL), str(STAGES[objective]))
-    return step_lib.split_rows(config, stage, make_mesh(sizes))
+    return step.split_rows(config, stage, make_mesh(sizes))
 
 
 def test_how_rows_are_dealt_out() -> None:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fqs_jax import teacher
 from fqs_jax.inference import decoding
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model import config as config_lib
@@ -23,6 +22,7 @@ from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import flops, thoughts
 from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.training import teacher
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts
 

@@ -1,6 +1,6 @@
 """The training step: a pure function of (state, batch, step number), compiled for a mesh.
 
-The same program is run by train.py and compiled ahead of time by plan.py.
+The same program is run by training/loop.py and compiled ahead of time by plan.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from fqs_jax import optimizer
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.objective import Loss
 from fqs_jax.curriculum.stage import Stage
@@ -27,6 +26,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.training import optimizer as optimizer_lib
 
 
 class State(NamedTuple):
@@ -71,7 +71,7 @@ def program(
     """
     placement.check_model(model, mesh)
     split, row_groups = split_rows(config, stage, mesh)
-    transform = optimizer.make(config, stage.learning_rate, stage.steps)
+    transform = optimizer_lib.make(config, stage.learning_rate, stage.steps)
     step = make_step(
         objective.loss_function(config, stage, model, split_rationales=split),
         transform,
@@ -171,7 +171,7 @@ def make_step(
         grads = placement.constrain_parameters(grads)
         updates, optimizer_state = transform.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"loss": loss, **optimizer.part_norms(grads)}
+        metrics |= {"loss": loss, **optimizer_lib.part_norms(grads)}
         metrics |= {
             "skipped_in_a_row": optimizer_state.notfinite_count,
             "skipped_steps": optimizer_state.total_notfinite,

@@ -9,61 +9,28 @@ Randomness is fold_in(seed, stage, step); nothing random is stored.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
-from fqs_jax import optimizer, teacher
-from fqs_jax import step as step_lib
 from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.data.rows.order import Dataset
-from fqs_jax.data.tokenizer import Tokenizer
-from fqs_jax.model import decoder, placement
-from fqs_jax.model.config import ModelConfig
-from fqs_jax.model.decoder import Params
-from fqs_jax.runs import checkpoints, folders, loading, record, source
+from fqs_jax.model import decoder
+from fqs_jax.runs import checkpoints, folders, loading, record
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runtime import processes, sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.interrupts import Interrupted, Interrupts
+from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.step import Program, State
-from fqs_jax.thinking import parameters
-
-RESUME = "run the same command again to go on"
-_INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
-
-Batches = Iterator[dict[str, np.ndarray]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What all stages of a run share.
-
-    Attributes:
-      root: the working directory, already prepared (`source.prepare`).
-      command: the command line that makes a stage of this working directory, by number.
-    """
-
-    root: Path
-    config: ml_collections.ConfigDict
-    model: ModelConfig
-    tokenizer: Tokenizer
-    mesh: Mesh
-    interrupts: Interrupts
-    command: Callable[[int], str]
-
-    def folder(self, stage: Stage) -> Path:
-        return folders.stage_folder(self.root, stage.number)
+from fqs_jax.training import optimizer
+from fqs_jax.training import step as step_lib
+from fqs_jax.training.start import RESUME, Batches, Run, starting_state
+from fqs_jax.training.step import Program, State
+from fqs_jax.training.teacher_scores import _with_scores, teacher_scores
 
 
 def run_stage(run: Run, stage: Stage) -> None:
@@ -191,111 +158,6 @@ def _loop(
 def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:
     minutes = config.checkpoint_minutes
     return bool(minutes) and time.monotonic() - last_save > 60 * minutes
-
-
-def starting_state(run: Run, stage: Stage, program: Program) -> State:
-    """The state before a stage's first step, made where it lies on the mesh."""
-    params = starting_params(run, stage)
-    transform = optimizer.make(run.config, stage.learning_rate, stage.steps)
-    where = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
-    return State(params, jax.jit(transform.init, out_shardings=where)(params))
-
-
-def starting_params(run: Run, stage: Stage) -> Params:
-    """Parameters before the stage's first step: see the precedence list above.
-
-    A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
-    reset switches renew (published: marks and the head's last layer at every stage).
-    """
-    config = run.config
-    if stage.start is None:
-        params = source.initial_params(run.root, config, run.model, run.mesh)
-    else:
-        params, _ = loading.load_stage(
-            run.root, stage.start, run.command(stage.start), mesh=run.mesh
-        )
-    if not stage.thinks:
-        return {"lm": params["lm"]}
-    how = settings.thought_config(config, stage)
-    marks = source.mark_ids(config, run.tokenizer)
-    key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
-
-    def thought(embed: Params, old: Params | None) -> Params:
-        fresh = parameters.init(run.model, how, {"embed": embed}, key, *marks)
-        if old is None:
-            return fresh
-        kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
-        if config.thought.reset_marks_on_load:
-            kept |= {name: fresh[name] for name in fresh if name != "talk_head"}
-        if config.thought.reset_talk_head_on_load:
-            kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
-        return kept
-
-    abstract = objective.abstract_params(config, stage, run.model)
-    where = placement.of_parameters(abstract, run.mesh)["thought"]
-    made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
-    return {**params, "thought": made}
-
-
-def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
-    """For a taught stage, what its teacher says of all its rows, made now or before; else None.
-
-    The result has one record a row (`teacher.score_rows`). Stages that read the same rows share it.
-    """
-    config = run.config
-    arrays = objective.teacher_arrays(config, stage, run.model)
-    if not arrays:
-        return None
-    assert stage.teacher is not None  # checked when the row was read
-    params, row = loading.load_stage(
-        run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
-    )
-    renewed = config.thought.reset_marks_at_eval
-    if renewed:
-        params["thought"].update(source.fresh_marks(config, params["lm"], run.tokenizer))
-    _, teacher_config = folders.read_run(run.root, stage.teacher)
-    thought = settings.teacher_thought(config, stage, teacher_config, row)
-    said_by = {
-        "teacher": record.origin_of(run.root, stage.teacher),
-        "model": dataclasses.asdict(run.model),
-        "thought": dataclasses.asdict(thought),
-        "marks": renewed and [config.thought.start_text, config.thought.end_text],
-        "rows": [data.digest(), config.batch_size],
-        "seed": config.seed,
-    }
-    with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
-
-        def progress(done: int, _: int) -> None:
-            bar.advance_to(done)
-            if done < stage.steps:
-                run.interrupts.check(
-                    f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
-                )
-
-        return teacher.score_rows(
-            params,
-            run.model,
-            thought,
-            arrays,
-            data,
-            stage.steps,
-            config.seed,
-            folders.stage_folder(run.root, stage.stream) / "teacher",
-            record.digest(said_by),
-            progress,
-            run.mesh,
-            config.microbatches,
-        )
-
-
-def _with_scores(
-    batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
-) -> Batches:
-    """Batches from step `first` on with what the teacher says of their rows."""
-    assert scores.dtype.names is not None  # records
-    for step, batch in zip(itertools.count(first), batches):
-        records = scores[step * size + rows]
-        yield {**batch, **{name: records[name] for name in scores.dtype.names}}
 
 
 def _check_finite(

@@ -1,14 +1,10 @@
-"""The teacher's part of the stages that have one: what it says of their rows, asked once and kept.
-
-For NTP that is one float a token: the released code stores the teacher's whole mixed logits, 33 MB a
-sequence, of which the loss reads one number, log p(x_{t+1}). Distillation keeps more
-(`distillation.teacher_arrays`). Scores are written in pieces of some batches each, so that an
-interrupted job goes on where it was.
-"""
+"""TODO."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,18 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import step as step_lib
+from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.rows.order import Dataset
-from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives.distillation import Arrays
+from fqs_jax.runs import folders, loading, record, source
 from fqs_jax.runtime import agreement, files, processes, sharding
-from fqs_jax.thinking import keys as keys_lib
-from fqs_jax.thinking import sampling, talk_head, thoughts
+from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.thinking.prediction import mixed_log_probs
+from fqs_jax.training import step as step_lib
+from fqs_jax.training.start import RESUME, Batches, Run
+from fqs_jax.training.teacher import label_log_probs, predictions
 
 PIECE = 8  # batches in a file; a stop is heeded after each
 
@@ -110,72 +107,6 @@ def score_rows(
     return scores
 
 
-def label_log_probs(
-    params: Params,
-    batch: batch_lib.Batch,
-    key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
-    arrays: Arrays,
-) -> dict[str, jax.Array]:
-    """{"teacher_log_prob": log p(x_{t+1}) [B, T - 1]}, its probability the mean over thoughts."""
-    del arrays
-    scores, *_ = thoughts.sample_and_score(
-        params,
-        batch["tokens"],
-        key,
-        model,
-        thought,
-        batch_lib.segments(batch),
-        batch["row"],
-    )
-    log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
-    return {"teacher_log_prob": talk_head.mean_log_probs(log_prob_BxTxR, axis=-1)}
-
-
-def predictions(
-    params: Params,
-    batch: batch_lib.Batch,
-    key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
-    arrays: Arrays,
-) -> dict[str, jax.Array]:
-    """What distillation keeps of rows [B, ...] (`distillation.teacher_arrays`).
-
-    Whole distributions [B, T, R, V] never exist: they are made and read some positions at a time.
-    """
-    tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
-    lm = params["lm"]
-    base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
-    where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-    keys_BxTxR = keys_lib.thought_keys(key, where_BxT, thought.rationales, batch["row"])
-    text = sampling.TextCache(text_key, text_value, segment_BxT)
-    _, _, after_BxTxRxD = sampling.rollout(
-        params, text, keys_BxTxR, model, thought, None, finish=True
-    )
-    shape, _ = arrays.get("teacher_ids", ((0,), None))
-
-    def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-        after, following = others
-        mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
-        log_p = talk_head.mean_log_probs(mixed, axis=2)
-        plain = jax.nn.softmax(decoder.head_logits(lm, base))
-        said = {
-            "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
-            "teacher_log_probs": log_p,
-            "teacher_shift": jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2,
-        }
-        if top_k := shape[-1]:
-            said["teacher_log_probs"], said["teacher_ids"] = jax.lax.top_k(log_p, top_k)
-        return {name: said[name] for name in arrays}
-
-    chunk = model.vocab_chunk and max(1, model.vocab_chunk // thought.rationales)
-    others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
-    said = vocab.by_chunks(read, chunk, base_BxTxD, others)
-    return said | {"teacher_log_prob": said["teacher_log_prob"][:, :-1]}
-
-
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
     """What is needed of a piece that was kept; None if there is none, or it lacks some or is damaged."""
     try:
@@ -203,3 +134,64 @@ def _check_identity(folder: Path, identity: str) -> None:
     for piece in folder.glob("batches_*.npy"):
         piece.unlink()
     path.write_text(identity)
+
+
+def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
+    """For a taught stage, what its teacher says of all its rows, made now or before; else None.
+
+    The result has one record a row (`teacher_scores.score_rows`). Stages that read the same rows share it.
+    """
+    config = run.config
+    arrays = objective.teacher_arrays(config, stage, run.model)
+    if not arrays:
+        return None
+    assert stage.teacher is not None  # checked when the row was read
+    params, row = loading.load_stage(
+        run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
+    )
+    renewed = config.thought.reset_marks_at_eval
+    if renewed:
+        params["thought"].update(source.fresh_marks(config, params["lm"], run.tokenizer))
+    _, teacher_config = folders.read_run(run.root, stage.teacher)
+    thought = settings.teacher_thought(config, stage, teacher_config, row)
+    said_by = {
+        "teacher": record.origin_of(run.root, stage.teacher),
+        "model": dataclasses.asdict(run.model),
+        "thought": dataclasses.asdict(thought),
+        "marks": renewed and [config.thought.start_text, config.thought.end_text],
+        "rows": [data.digest(), config.batch_size],
+        "seed": config.seed,
+    }
+    with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
+
+        def progress(done: int, _: int) -> None:
+            bar.advance_to(done)
+            if done < stage.steps:
+                run.interrupts.check(
+                    f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
+                )
+
+        return score_rows(
+            params,
+            run.model,
+            thought,
+            arrays,
+            data,
+            stage.steps,
+            config.seed,
+            folders.stage_folder(run.root, stage.stream) / "teacher",
+            record.digest(said_by),
+            progress,
+            run.mesh,
+            config.microbatches,
+        )
+
+
+def _with_scores(
+    batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
+) -> Batches:
+    """Batches from step `first` on with what the teacher says of their rows."""
+    assert scores.dtype.names is not None  # records
+    for step, batch in zip(itertools.count(first), batches):
+        records = scores[step * size + rows]
+        yield {**batch, **{name: records[name] for name in scores.dtype.names}}

@@ -47,13 +47,15 @@ MOMENTS = {
     "a step is made, and has no row yet": Moment(STEP, call=5, after=True),
     WRITTEN: Moment("os:rename", argument=f"stage_0{SAVED}"),
     "the metrics are trimmed": Moment("os:replace", argument="stage_0/metrics.jsonl$"),
-    "a stage is over": Moment("fqs_jax.train:run_stage", call=2),
-    "the next one is made ready": Moment("fqs_jax.train:starting_state", after=True),
+    "a stage is over": Moment("fqs_jax.training.loop:run_stage", call=2),
+    "the next one is made ready": Moment("fqs_jax.training.start:starting_state", after=True),
     "a thinking step is made": Moment(STEP, call=5, after=True),
     "an old checkpoint is deleted": Moment("os:rename", argument="/deleted_", after=True),
     "a save has begun": Moment("fqs_jax.runs.checkpoints:Checkpoints.save", after=True),
     "a save is whole": Moment("os:rename", argument=f"stage_2{SAVED}", after=True),
-    "between pieces of teacher scores": Moment("fqs_jax.teacher:_read_piece", call=2),
+    "between pieces of teacher scores": Moment(
+        "fqs_jax.training.teacher_scores:_read_piece", call=2
+    ),
     "inside a piece": Moment("fqs_jax.data.rows.order:Dataset.batch", call=3, caller="score_batch"),
     "a piece is written, not renamed": Moment("os:replace", argument=r"batches_\d+_\d+.npy$"),
     "a step with teacher scores is made": Moment(STEP, call=5, after=True),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from fqs_jax import optimizer
+from fqs_jax.training import optimizer
 from tests.tiny_models import flat, model_config, random_params
 
 LEARNING_RATE = 0.5

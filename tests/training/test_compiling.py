@@ -13,11 +13,11 @@ from pathlib import Path
 import jax
 import pytest
 
-from fqs_jax import train
 from fqs_jax.curriculum import checks
 from fqs_jax.runs import source
 from fqs_jax.runtime import cli, files, sharding
 from fqs_jax.runtime.interrupts import Interrupts, Wishes
+from fqs_jax.training import loop, start
 from tests.tiny_runs import clock_config
 
 
@@ -64,8 +64,8 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
     for stage in checks.read_stages(config, model):
         compiled.names.clear()
         watch = Watching(compiled)
-        run = train.Run(root, config, model, tokenizer, sharding.single_device(), watch, str)
-        train.run_stage(run, stage)
+        run = start.Run(root, config, model, tokenizer, sharding.single_device(), watch, str)
+        loop.run_stage(run, stage)
         assert len(watch.counts) == 5  # after every step but the last, over two saves
         # The first save makes the programs of the fingerprints.
         first, second, third, *_, last = watch.counts

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import optimizer, teacher, train
-from fqs_jax import step as step_lib
 from fqs_jax.curriculum import checks, objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data import corpus
@@ -21,6 +19,8 @@ from fqs_jax.runs.metrics_file import read_rows
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
+from fqs_jax.training import loop, optimizer, start, teacher_scores
+from fqs_jax.training import step as step_lib
 from tests.tiny_runs import clock_config, rows_without_time, save_stage
 
 KEY = jax.random.key(0)
@@ -40,13 +40,13 @@ def command(number):
 
 def train_stage(root, config, number, interrupts=None):
     run = run_of(root, config, interrupts)
-    train.run_stage(run, stage_of(run, number))
+    loop.run_stage(run, stage_of(run, number))
 
 
 def run_of(root, config, interrupts=None):
     model, tokenizer = source.prepare(root, config)
     mesh = sharding.single_device()
-    return train.Run(root, config, model, tokenizer, mesh, interrupts or Interrupts(), command)
+    return start.Run(root, config, model, tokenizer, mesh, interrupts or Interrupts(), command)
 
 
 def stage_of(run, number):
@@ -211,7 +211,7 @@ def test_a_killed_stage_ends_like_an_uninterrupted_one(whole, begun, config):
 
 def test_an_interrupt_inside_teacher_scoring(whole, begun, config, monkeypatch):
     """Scores are kept piece by piece, and are the same however they are cut."""
-    monkeypatch.setattr(teacher, "PIECE", 2)
+    monkeypatch.setattr(teacher_scores, "PIECE", 2)
     root = begun(3)
     with pytest.raises(Interrupted, match="teacher scores saved up to batch 4 of 6; run the same"):
         train_stage(root, config, 3, SignalAt(2))
@@ -229,7 +229,7 @@ def test_an_interrupt_inside_teacher_scoring(whole, begun, config, monkeypatch):
 
 
 def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config, monkeypatch):
-    monkeypatch.setattr(teacher, "PIECE", 6)
+    monkeypatch.setattr(teacher_scores, "PIECE", 6)
     root = shutil.copytree(whole, tmp_path / "W")
     shutil.rmtree(root / "stage_3")
     train_stage(root, config, 3)
@@ -240,7 +240,7 @@ def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config, m
         other = clock_config({"stage_0.steps": 40} | changes)
         run = dataclasses.replace(run_of(root, config), config=other)
         data = corpus.dataset(other.data, run.tokenizer, other.batch_size, other.seed, 3)
-        given = train.teacher_scores(run, stage_of(run, 3), data)["teacher_log_prob"]
+        given = teacher_scores.teacher_scores(run, stage_of(run, 3), data)["teacher_log_prob"]
         again = np.load(piece)["teacher_log_prob"]
         assert np.array_equal(again, scores) == (not changes)
         np.testing.assert_array_equal(given, again)
@@ -295,7 +295,7 @@ def test_a_damaged_finished_stage_can_be_made_again(begun, whole, config, capfd)
 
 def start_of(root, config, number):
     run = run_of(root, config)
-    return train.starting_params(run, stage_of(run, number))
+    return start.starting_params(run, stage_of(run, number))
 
 
 def assert_same(a, b):

@@ -1,0 +1,98 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum.stage import Stage
+from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.runs import folders, loading, source
+from fqs_jax.runtime.interrupts import Interrupts
+from fqs_jax.thinking import parameters
+from fqs_jax.training import optimizer
+from fqs_jax.training import step as step_lib
+from fqs_jax.training.step import Program, State
+
+RESUME = "run the same command again to go on"
+
+
+_INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
+
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share.
+
+    Attributes:
+      root: the working directory, already prepared (`source.prepare`).
+      command: the command line that makes a stage of this working directory, by number.
+    """
+
+    root: Path
+    config: ml_collections.ConfigDict
+    model: ModelConfig
+    tokenizer: Tokenizer
+    mesh: Mesh
+    interrupts: Interrupts
+    command: Callable[[int], str]
+
+    def folder(self, stage: Stage) -> Path:
+        return folders.stage_folder(self.root, stage.number)
+
+
+def starting_state(run: Run, stage: Stage, program: Program) -> State:
+    """The state before a stage's first step, made where it lies on the mesh."""
+    params = starting_params(run, stage)
+    transform = optimizer.make(run.config, stage.learning_rate, stage.steps)
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
+    return State(params, jax.jit(transform.init, out_shardings=where)(params))
+
+
+def starting_params(run: Run, stage: Stage) -> Params:
+    """Parameters before the stage's first step: see the precedence list above.
+
+    A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
+    reset switches renew (published: marks and the head's last layer at every stage).
+    """
+    config = run.config
+    if stage.start is None:
+        params = source.initial_params(run.root, config, run.model, run.mesh)
+    else:
+        params, _ = loading.load_stage(
+            run.root, stage.start, run.command(stage.start), mesh=run.mesh
+        )
+    if not stage.thinks:
+        return {"lm": params["lm"]}
+    how = settings.thought_config(config, stage)
+    marks = source.mark_ids(config, run.tokenizer)
+    key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
+
+    def thought(embed: Params, old: Params | None) -> Params:
+        fresh = parameters.init(run.model, how, {"embed": embed}, key, *marks)
+        if old is None:
+            return fresh
+        kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
+        if config.thought.reset_marks_on_load:
+            kept |= {name: fresh[name] for name in fresh if name != "talk_head"}
+        if config.thought.reset_talk_head_on_load:
+            kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
+        return kept
+
+    abstract = objective.abstract_params(config, stage, run.model)
+    where = placement.of_parameters(abstract, run.mesh)["thought"]
+    made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
+    return {**params, "thought": made}

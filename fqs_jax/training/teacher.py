@@ -1,0 +1,88 @@
+"""The teacher's part of the stages that have one: what it says of their rows, asked once and kept.
+
+For NTP that is one float a token: the released code stores the teacher's whole mixed logits, 33 MB a
+sequence, of which the loss reads one number, log p(x_{t+1}). Distillation keeps more
+(`distillation.teacher_arrays`). Scores are written in pieces of some batches each, so that an
+interrupted job goes on where it was.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax.model import decoder, vocab
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives.distillation import Arrays
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import sampling, talk_head, thoughts
+from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.prediction import mixed_log_probs
+
+
+def label_log_probs(
+    params: Params,
+    batch: batch_lib.Batch,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    arrays: Arrays,
+) -> dict[str, jax.Array]:
+    """{"teacher_log_prob": log p(x_{t+1}) [B, T - 1]}, its probability the mean over thoughts."""
+    del arrays
+    scores, *_ = thoughts.sample_and_score(
+        params,
+        batch["tokens"],
+        key,
+        model,
+        thought,
+        batch_lib.segments(batch),
+        batch["row"],
+    )
+    log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
+    return {"teacher_log_prob": talk_head.mean_log_probs(log_prob_BxTxR, axis=-1)}
+
+
+def predictions(
+    params: Params,
+    batch: batch_lib.Batch,
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    arrays: Arrays,
+) -> dict[str, jax.Array]:
+    """What distillation keeps of rows [B, ...] (`distillation.teacher_arrays`).
+
+    Whole distributions [B, T, R, V] never exist: they are made and read some positions at a time.
+    """
+    tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
+    lm = params["lm"]
+    base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
+    where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
+    keys_BxTxR = keys_lib.thought_keys(key, where_BxT, thought.rationales, batch["row"])
+    text = sampling.TextCache(text_key, text_value, segment_BxT)
+    _, _, after_BxTxRxD = sampling.rollout(
+        params, text, keys_BxTxR, model, thought, None, finish=True
+    )
+    shape, _ = arrays.get("teacher_ids", ((0,), None))
+
+    def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
+        after, following = others
+        mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
+        log_p = talk_head.mean_log_probs(mixed, axis=2)
+        plain = jax.nn.softmax(decoder.head_logits(lm, base))
+        said = {
+            "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
+            "teacher_log_probs": log_p,
+            "teacher_shift": jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2,
+        }
+        if top_k := shape[-1]:
+            said["teacher_log_probs"], said["teacher_ids"] = jax.lax.top_k(log_p, top_k)
+        return {name: said[name] for name in arrays}
+
+    chunk = model.vocab_chunk and max(1, model.vocab_chunk // thought.rationales)
+    others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
+    said = vocab.by_chunks(read, chunk, base_BxTxD, others)
+    return said | {"teacher_log_prob": said["teacher_log_prob"][:, :-1]}
