@@ -51,7 +51,7 @@ _NEW = flags.DEFINE_integer("new_tokens", 128, "Tokens of a continuation.", 8)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
 _ITEMS = flags.DEFINE_integer("items", 32, "Items of mixed length.", 8)
 
-BUCKET = 64  # a batch is cut to a multiple of this, as in fqs_jax/scoring.py
+BUCKET = 64  # a batch is cut to a multiple of this, as in fqs_jax/evaluation/text.py
 TIMED_LENGTHS = 5  # at which the published way is timed
 Seconds = dict[str, list[float]]
 

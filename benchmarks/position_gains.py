@@ -17,11 +17,11 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax import problem_scores
 from fqs_jax.curriculum import checks, objective, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.evaluation import problems
 from fqs_jax.inference import loaded as loaded_lib
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -229,7 +229,7 @@ def _train(
 
 
 def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
-    """Held-out problems answered at once, after a thought: `problem_scores.task_accuracy`."""
+    """Held-out problems answered at once, after a thought: `problems.task_accuracy`."""
     thought = settings.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
     thought = dataclasses.replace(thought, temperature=setting.config.thought.eval_temperature)
     loaded = loaded_lib.Loaded(
@@ -237,4 +237,4 @@ def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
     )
     task = corpus.built_in_task(setting.config.data, setting.config.seed)
     assert task is not None  # configs/shorten.py has one
-    return problem_scores.task_accuracy(loaded, task, _THOUGHT_SEEDS)
+    return problems.task_accuracy(loaded, task, _THOUGHT_SEEDS)

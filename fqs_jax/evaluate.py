@@ -18,8 +18,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax import comparison, evaluation_file, scoring, watch_command
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.evaluation import comparison, comparison_file, text, watch_command
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, processes
 from fqs_jax.runtime.errors import UserError
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     documents = documents_lib.read_documents(_TEXT.value)
     loaded = loading.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
-        scores = scoring.text_nll(
+        scores = text.text_nll(
             loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value or 8, _SEED.value, bar.advance_to
         )
     if scores["seq_len"] > loaded.model.max_seq_len:
@@ -109,19 +109,19 @@ def _compare_all() -> None:
         _SEQ_LEN.value,
         _BATCH_SIZE.value,
     )
-    from fqs_jax import tradeoff  # matplotlib takes most of a second to import
+    from fqs_jax.evaluation import tradeoff  # matplotlib takes most of a second to import
 
-    about = _TEXT.value or evaluation_file.PROBLEMS
+    about = _TEXT.value or comparison_file.PROBLEMS
     given = {name: flags.FLAGS[name] for name in ("text", "thought_seeds", "seed", "seq_len")}
     changed = {name: flag.value for name, flag in given.items() if flag.value != flag.default}
     try:
-        evaluation_file.write(Path(root), rows, about, changed)  # for the report
+        comparison_file.write(Path(root), rows, about, changed)  # for the report
         tradeoff.write(rows, Path(root) / tradeoff.NAME, Path(about).name)
     except OSError as error:
         print(f"note: {error.filename}: {error.strerror}; not kept for the report", file=sys.stderr)
     if _JSON.value:
         for row in rows:
-            print(json.dumps(evaluation_file.as_json(row)))
+            print(json.dumps(comparison_file.as_json(row)))
         return
     table = Table(title=f"{root}: held-out items")
     columns = ("stage", "model", "steps", "accuracy", "NLL", "easy", "middle", "hard")

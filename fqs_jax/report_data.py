@@ -16,11 +16,12 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax import comparison, evaluation_file, report_thoughts
+from fqs_jax import report_thoughts
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.evaluation_file import Kept
+from fqs_jax.evaluation import comparison, comparison_file
+from fqs_jax.evaluation.comparison_file import Kept
 from fqs_jax.report_thoughts import Diagnostics, Token
 from fqs_jax.runs import folders, history, loading, metrics_file
 from fqs_jax.runs import source as source_lib
@@ -185,7 +186,7 @@ def _documents(config: Any, settings: Settings) -> Documents:
         return Documents(list(settings.documents), settings.text or "held-out text", True)
     if (task := corpus.built_in_task(config.data, config.seed)) is not None:
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
-        return Documents(texts, evaluation_file.PROBLEMS, True)
+        return Documents(texts, comparison_file.PROBLEMS, True)
     try:
         source = corpus.sources(config.data, config.seed)[0][0]
     except (UserError, OSError) as error:
@@ -204,19 +205,19 @@ def _compared(
     mesh: Mesh | None,
 ) -> Kept:
     """The comparison: as `evaluate --all_stages` left it, or made now and left for the next time."""
-    kept = evaluation_file.read(root)
+    kept = comparison_file.read(root)
     wanted = settings.text if on_text else ""  # problems of its own are what a run is compared on
     if kept is not None and (not wanted or kept.flags.get("text") == wanted):
         return kept
     texts, source = (
-        (documents.texts, documents.source) if on_text else ([], evaluation_file.PROBLEMS)
+        (documents.texts, documents.source) if on_text else ([], comparison_file.PROBLEMS)
     )
     rows = comparison.compare(root, None, texts, lambda name: note(f"evaluating {name}"), mesh)
     flags = {"text": wanted} if wanted else {}
     if documents.held_out or not on_text:
         with contextlib.suppress(OSError):  # the next report measures again
-            evaluation_file.write(root, rows, source, flags)
-    return Kept([evaluation_file.as_json(row) for row in rows], source, flags)
+            comparison_file.write(root, rows, source, flags)
+    return Kept([comparison_file.as_json(row) for row in rows], source, flags)
 
 
 def _reading(

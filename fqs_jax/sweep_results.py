@@ -10,10 +10,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from fqs_jax import comparison, evaluation_file
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.runs import folders, history
 from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import files
@@ -54,7 +54,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
       UserError: a stage was not trained.
     """
     rows = [
-        evaluation_file.as_json(row)
+        comparison_file.as_json(row)
         for row in comparison.compare(cell.folder, timed=False)
         if int(row.stage) in cell.stage_numbers
     ]

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from configs import tiny
-from fqs_jax import evaluation_file
 from fqs_jax.curriculum import checks
+from fqs_jax.evaluation import comparison_file
 from fqs_jax.runs import folders, source
 from fqs_jax.runs.metrics_file import read_rows
 from tests.conftest import REPO
@@ -46,7 +46,7 @@ def test_demo(tmp_path):
     page = (root / "report.html").read_text()
     assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
     # Numbers are those that were just printed: the comparison was not made again.
-    kept = evaluation_file.read(root)
+    kept = comparison_file.read(root)
     assert all(f"{row['nll']:.3f}" in page for row in kept.rows)
     assert all(f"<h3>{stage}</h3>" in page for stage in stages)
 

@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 
 from configs import small_hf
-from fqs_jax import (
-    evaluation_file,
-    report_charts,
-    report_data,
-    report_page,
-    report_text,
-    report_thoughts,
-)
-from fqs_jax.comparison import Row
+from fqs_jax import report_charts, report_data, report_page, report_text, report_thoughts
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.evaluation_file import Kept
+from fqs_jax.evaluation import comparison_file
+from fqs_jax.evaluation.comparison import Row
+from fqs_jax.evaluation.comparison_file import Kept
 from fqs_jax.report_data import Reading, Report, Settings, Training
 from fqs_jax.report_thoughts import Thought, Token
 from fqs_jax.runs import folders, history, loading
@@ -85,7 +79,7 @@ def a_report(**changes) -> Report:
         "name": NASTY,
         "origin": NASTY,
         "training": [Training(stage, 2, numbers, {})],
-        "models": Kept([evaluation_file.as_json(ROW)], NASTY, {}),
+        "models": Kept([comparison_file.as_json(ROW)], NASTY, {}),
         "reading": Reading(NASTY, NASTY, False, [tokens], diagnostics),
         "config": {NASTY: NASTY},
         "versions": {"fqs_jax": NASTY},
@@ -281,7 +275,7 @@ def test_a_run_that_never_thinks_has_a_page():
 
 def test_models_without_accuracy_are_compared_by_loss():
     rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
-    models = [evaluation_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
+    models = [comparison_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
     page = Page(report_page.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
     assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
@@ -327,20 +321,20 @@ def test_long_curves_are_thinned_to_means():
 
 
 def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path):
-    assert (root / evaluation_file.NAME).exists()
-    kept = evaluation_file.read(root)
+    assert (root / comparison_file.NAME).exists()
+    kept = comparison_file.read(root)
     assert kept == report.models and kept.about == "held-out problems"
     row = Row("0", "base", math.nan, math.nan, 1.0, 2.0, 3)
     other = tmp_path / "W"
     config = clock_config()
     save_stage(other, config, 0, step=2)
-    assert evaluation_file.read(other) is None
-    evaluation_file.write(other, [row], "a text")
-    assert evaluation_file.read(other).rows[0]["accuracy"] is None
+    assert comparison_file.read(other) is None
+    comparison_file.write(other, [row], "a text")
+    assert comparison_file.read(other).rows[0]["accuracy"] is None
     save_stage(other, config, 0, step=6)
-    assert evaluation_file.read(other) is None
-    (other / evaluation_file.NAME).write_text("{")
-    assert evaluation_file.read(other) is None
+    assert comparison_file.read(other) is None
+    (other / comparison_file.NAME).write_text("{")
+    assert comparison_file.read(other) is None
 
 
 # The door --------------------
@@ -383,7 +377,7 @@ def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):
     save_stage(root, config, 1)
     report = report_data.collect(root, Settings(tokens=20, max_tokens=12, samples=2))
     assert report.reading is not None and not report.reading.held_out
-    assert evaluation_file.read(root) is None  # loss on training text is not kept as an evaluation
+    assert comparison_file.read(root) is None  # loss on training text is not kept as an evaluation
     shown = "".join(token.text for token in report.reading.documents[0])
     assert any(sentence.startswith(shown.strip()) for sentence in sentences(30)), shown
     [base, *_] = report.models.rows

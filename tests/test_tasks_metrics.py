@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import intervals
+from fqs_jax.evaluation import statistics
 from fqs_jax.tasks import metrics
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.evaluation import Answers
@@ -128,4 +128,4 @@ def test_wilson():
         centre = (share + z * z / (2 * count)) / (1 + z * z / count)
         half = z / (1 + z * z / count)
         half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
-        assert intervals.wilson(share, count) == pytest.approx((centre - half, centre + half))
+        assert statistics.wilson(share, count) == pytest.approx((centre - half, centre + half))

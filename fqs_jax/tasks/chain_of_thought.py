@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fqs_jax import intervals
+from fqs_jax.evaluation import statistics
 from fqs_jax.inference import generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime.errors import UserError
@@ -136,7 +136,7 @@ def count(
     published = [[chain.published() for chain in own] for own in chains.values()]
     votes = len(parsed[0])
     majority = float(np.mean([vote(own) == true for own, true in zip(parsed, right, strict=True)]))
-    low, high = intervals.wilson(majority, len(right))
+    low, high = statistics.wilson(majority, len(right))
     return Row(
         stage=stage,
         model=model,

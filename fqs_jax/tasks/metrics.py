@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fqs_jax import intervals, problem_scores
+from fqs_jax.evaluation import statistics
 from fqs_jax.tasks.decisions import Decisions
 from fqs_jax.tasks.evaluation import Answers
 
@@ -78,7 +78,7 @@ def row(
     prob_NxR = np.exp(answers.published.right_log_prob())
     correct_NxR = answers.choices.all_right()
     accuracy = float(correct_NxR.mean())
-    low, high = intervals.wilson(accuracy, len(correct_NxR))
+    low, high = statistics.wilson(accuracy, len(correct_NxR))
     gain, gain_low, gain_high = math.nan, math.nan, math.nan
     if base is not None:
         gain, gain_low, gain_high = difference(correct_NxR, base.choices.all_right())
@@ -121,7 +121,7 @@ def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, fl
     """
     change_N = first_NxR.mean(axis=1) - second_NxR.mean(axis=1)
     picked = np.random.default_rng(0).integers(len(change_N), size=(2000, len(change_N)))
-    low, high = intervals.percentile(change_N[picked].mean(axis=1))
+    low, high = statistics.percentile(change_N[picked].mean(axis=1))
     return float(change_N.mean()), low, high
 
 
@@ -151,7 +151,7 @@ def scaled(
 
 def least_nll_temperature(decisions: Decisions) -> float:
     """The temperature at which the right ids are likeliest; all decisions count alike."""
-    return problem_scores.fit_temperature(*decisions.single())
+    return statistics.fit_temperature(*decisions.single())
 
 
 def highest_temperature(decisions: Decisions) -> float:

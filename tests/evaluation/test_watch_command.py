@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fqs_jax import huggingface, watch, watch_command
+from fqs_jax import huggingface
 from fqs_jax.data import tokenizer_training
+from fqs_jax.evaluation import watch, watch_command
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, sharding
 from fqs_jax.runtime.errors import UserError

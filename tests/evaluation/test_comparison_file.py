@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from fqs_jax import evaluation_file
-from fqs_jax.comparison import Row
+from fqs_jax.evaluation import comparison_file
+from fqs_jax.evaluation.comparison import Row
 from tests.tiny_runs import clock_config, save_stage
 
 ROWS = [
@@ -22,28 +22,28 @@ def root(tmp_path):
 
 
 def test_rows_come_back(root):
-    assert evaluation_file.read(root) is None
-    evaluation_file.write(root, ROWS, "some text", {"text": "a.txt"})
-    rows, about, flags = evaluation_file.read(root)
+    assert comparison_file.read(root) is None
+    comparison_file.write(root, ROWS, "some text", {"text": "a.txt"})
+    rows, about, flags = comparison_file.read(root)
     assert flags == {"text": "a.txt"}
-    assert about == "some text" and rows == [evaluation_file.as_json(row) for row in ROWS]
+    assert about == "some text" and rows == [comparison_file.as_json(row) for row in ROWS]
     assert Row(**rows[0]) == ROWS[0]
     assert rows[1]["accuracy"] is None and rows[1]["nll_hard"] is None
-    assert "NaN" not in (root / evaluation_file.NAME).read_text()  # which is no JSON
+    assert "NaN" not in (root / comparison_file.NAME).read_text()  # which is no JSON
 
 
 def test_a_stage_trained_since_makes_it_out_of_date(root):
-    evaluation_file.write(root, ROWS)
+    comparison_file.write(root, ROWS)
     save_stage(root, clock_config(), 1)
-    assert evaluation_file.read(root) is None
+    assert comparison_file.read(root) is None
 
 
 @pytest.mark.parametrize("change", ["{", "[]", "null", "rows: 3", "rows: [1]", "rows: [{}]"])
 def test_a_damaged_file_is_none(root, change):
-    evaluation_file.write(root, ROWS)
-    path = root / evaluation_file.NAME
+    comparison_file.write(root, ROWS)
+    path = root / comparison_file.NAME
     if change.startswith("rows"):
         content = json.loads(path.read_text())
         change = json.dumps(content | {"rows": json.loads(change.removeprefix("rows: "))})
     path.write_text(change)
-    assert evaluation_file.read(root) is None
+    assert comparison_file.read(root) is None

@@ -16,7 +16,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Bbox
 
-from fqs_jax.comparison import Row
+from fqs_jax.evaluation.comparison import Row
 from fqs_jax.runtime import files
 
 NAME = "tradeoff.png"

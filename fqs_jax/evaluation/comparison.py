@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import intervals, problem_scores, token_scores
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
+from fqs_jax.evaluation import problems, statistics
+from fqs_jax.evaluation import text as text_lib
+from fqs_jax.evaluation.problems import Answers
 from fqs_jax.inference import generation
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.problem_scores import Answers
 from fqs_jax.runs import folders
 from fqs_jax.runs.loading import models, trained_stages
 from fqs_jax.runtime.errors import UserError
@@ -85,7 +86,7 @@ def compare(
       text: held-out documents, for runs on text.
       note: told the name of each model before it is evaluated.
       mesh: where models are loaded; None = one device.
-      seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `token_scores.score`.
+      seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `text.score`.
       timed: whether tokens are timed, which takes seconds a model; without it ms_per_token is NaN.
 
     Raises:
@@ -138,10 +139,10 @@ def _on_answers(
     loaded: Loaded, row: Row, task: Task, seeds: Sequence[int], first_N: np.ndarray | None
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
-    answers = problem_scores.read(loaded, task, "test", seeds)
-    accuracy, error, nll = problem_scores.accuracy(answers)
-    nll_N = problem_scores.nll_by_item(answers)
-    low, high = intervals.wilson(accuracy, len(nll_N))
+    answers = problems.read(loaded, task, "test", seeds)
+    accuracy, error, nll = problems.accuracy(answers)
+    nll_N = problems.nll_by_item(answers)
+    low, high = statistics.wilson(accuracy, len(nll_N))
     row = dataclasses.replace(
         row,
         accuracy=accuracy,
@@ -169,7 +170,7 @@ def _on_text(
     temperatures = TEMPERATURES if first_N is None and loaded.thought is None else ()
     with Progress(f"{row.name}: windows", 0, 0) as bar:
         scores = [
-            token_scores.score(
+            text_lib.score(
                 loaded,
                 text,
                 seq_len,
@@ -235,12 +236,12 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
-    temperature = problem_scores.fit_to_answers(problem_scores.read(base, task, "validation", (0,)))
+    temperature = problems.fit_to_answers(problems.read(base, task, "validation", (0,)))
     nll = float(np.mean([answers.nll_SxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
-        _at_temperature(row, temperature, problem_scores.MAX_TEMPERATURE), nll=nll
+        _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll
     )
-    return _by_difficulty(scaled, problem_scores.nll_by_item(tests, temperature), nll_N)
+    return _by_difficulty(scaled, problems.nll_by_item(tests, temperature), nll_N)
 
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:

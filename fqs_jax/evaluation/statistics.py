@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+
+from fqs_jax.evaluation.problems import Answers
+
+MAX_TEMPERATURE = math.exp(3.0)  # of a fit, which is exact up to it
+
 
 _Z = 1.959964  # standard deviations to either side that hold 95% of a normal distribution
 
@@ -24,3 +30,14 @@ def percentile(resampled: np.ndarray) -> tuple[float, float]:
     """Of a statistic, from its values on resampled data (percentile bootstrap)."""
     low, high = np.percentile(resampled, [2.5, 97.5])
     return float(low), float(high)
+
+
+def fit_temperature(log_probs_NxC: np.ndarray, right_N: np.ndarray) -> float:
+    """The temperature at which the mean NLL of these choices is least."""
+    choices = Answers(log_probs_NxC[None, :, None], right_N[:, None])
+
+    def nll(log_temperature: float) -> float:
+        return float(choices.nll_SxN(math.exp(log_temperature)).mean())
+
+    most = math.log(MAX_TEMPERATURE)
+    return math.exp(minimize_scalar(nll, bounds=(-most, most), method="bounded").x)

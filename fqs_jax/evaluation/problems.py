@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from fqs_jax.data.problems.task import Task
+from fqs_jax.evaluation.statistics import fit_temperature
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
 
 BATCH = 256  # problems in an evaluation batch
-MAX_TEMPERATURE = math.exp(3.0)  # of a fit, which is exact up to it
 
 
 class Answers(NamedTuple):
@@ -90,17 +89,6 @@ def accuracy(by_length: Sequence[Answers]) -> tuple[float, float, float]:
 def nll_by_item(by_length: Sequence[Answers], temperature: float = 1.0) -> np.ndarray:
     """-log p(right answer) of every item, mean over thought seeds; lengths one after the other."""
     return np.concatenate([answers.nll_SxN(temperature).mean(axis=0) for answers in by_length])
-
-
-def fit_temperature(log_probs_NxC: np.ndarray, right_N: np.ndarray) -> float:
-    """The temperature at which the mean NLL of these choices is least."""
-    choices = Answers(log_probs_NxC[None, :, None], right_N[:, None])
-
-    def nll(log_temperature: float) -> float:
-        return float(choices.nll_SxN(math.exp(log_temperature)).mean())
-
-    most = math.log(MAX_TEMPERATURE)
-    return math.exp(minimize_scalar(nll, bounds=(-most, most), method="bounded").x)
 
 
 def fit_to_answers(by_length: Sequence[Answers]) -> float:

@@ -1,15 +1,17 @@
-"""Scores of a loaded model: loss on text, and probabilities of answers."""
+"""Log-probabilities of single tokens of a text: where it gets harder, and for which documents."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.data.rows import windows
+from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.inference.readings import batches
 from fqs_jax.model import decoder
@@ -113,3 +115,102 @@ def evaluation_rows(
         raise UserError("the text has no token to predict; give a longer one")
     rows_by_name = windows.pad_rows(kept, max(map(len, kept)), tokenizer.pad_id)
     return rows_by_name | {"document": np.array(numbers)}, left_out
+
+
+class TokenScores(NamedTuple):
+    """log p of every predicted token of a text, N of them, in nats, float32.
+
+    window_N, document_N: which window and which document each is in. tempered_CxN: without thoughts,
+    logits divided by each temperature asked for. thinking_N: after one sampled thought, None if the
+    model has none.
+    """
+
+    window_N: np.ndarray
+    document_N: np.ndarray
+    plain_N: np.ndarray
+    thinking_N: np.ndarray | None
+    tempered_CxN: np.ndarray
+
+    @property
+    def best_N(self) -> np.ndarray:
+        """What the model predicts with: after a thought if it thinks."""
+        return self.plain_N if self.thinking_N is None else self.thinking_N
+
+
+def score(
+    loaded: Loaded,
+    documents: Sequence[str],
+    seq_len: int | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    temperatures: Sequence[float] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TokenScores:
+    """Score every token that `text.text_nll` scores, with the same thoughts.
+
+    Raises:
+      UserError: there is nothing to predict.
+    """
+    seq_len = seq_len or window(loaded)
+    rows, _ = evaluation_rows(loaded, documents, seq_len)
+    key, scales = jax.random.key(seed), jnp.asarray(temperatures, jnp.float32)
+    count = len(rows["tokens"])
+    tables: list[list[np.ndarray]] = []
+    order: list[np.ndarray] = []
+    for i, (chosen, batch) in enumerate(readings.batches(rows, batch_size, loaded.mesh)):
+        with jax.set_mesh(loaded.mesh):
+            scores = _log_probs(
+                loaded.params,
+                batch,
+                jax.random.fold_in(key, i),
+                scales,
+                loaded.model,
+                loaded.thought,
+            )
+        kept = rows["mask"][chosen, 1 : batch["tokens"].shape[1]]
+        tables.append([np.asarray(table)[:, : len(chosen)][:, kept] for table in scores])
+        order.append(np.repeat(chosen, kept.sum(axis=1)))
+        progress(min((i + 1) * batch_size, count), count)
+    plain, thinking, tempered = (
+        np.concatenate(parts, axis=1) for parts in zip(*tables, strict=True)
+    )
+    window_N = np.concatenate(order)
+    in_text = np.argsort(window_N, kind="stable")
+    return TokenScores(
+        window_N[in_text],
+        rows["document"][window_N[in_text]],
+        plain[0, in_text],
+        thinking[0, in_text] if len(thinking) else None,
+        tempered[:, in_text],
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _log_probs(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    temperatures_C: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """log p(x_{t+1}): plain [1, B, T-1], after a thought [1 or 0, B, T-1], tempered [C, B, T-1]."""
+    tokens, mask = batch["tokens"], batch["mask"]
+    none = jnp.zeros((0, tokens.shape[0], tokens.shape[1] - 1))
+    tempered, thinking = none, none
+    if thought is None or len(temperatures_C):
+        hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
+    if len(temperatures_C):
+
+        def at(temperature: jax.Array) -> jax.Array:
+            scaled = (hidden / temperature).astype(hidden.dtype)  # the head is linear
+            return decoder.label_log_probs(params["lm"], scaled, tokens, model)
+
+        tempered = jax.lax.map(at, temperatures_C)
+    if thought is None:
+        plain = decoder.label_log_probs(params["lm"], hidden, tokens, model)
+    else:
+        scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
+        thinking = scores.talk_BxPxRxA[None, :, :-1, 0, 0]
+        plain = scores.base_BxT[:, :-1]
+    return plain[None], thinking, tempered

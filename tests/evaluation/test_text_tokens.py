@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, token_scores
+from fqs_jax.evaluation import text
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading
@@ -44,7 +44,7 @@ def thinking(plain) -> Loaded:
 
 @pytest.fixture(scope="module")
 def scores(plain):
-    return token_scores.score(plain, DOCUMENTS, WINDOW, 2, temperatures=(1.0, 2.0))
+    return text.score(plain, DOCUMENTS, WINDOW, 2, temperatures=(1.0, 2.0))
 
 
 def by_hand(loaded, temperature=1.0):
@@ -80,7 +80,7 @@ def test_temperatures(plain, scores):
     np.testing.assert_allclose(scores.tempered_CxN[0], scores.plain_N, atol=1e-5)
     warm = np.concatenate(by_hand(plain, 2.0)[0])
     np.testing.assert_allclose(scores.tempered_CxN[1], warm, atol=1e-4)
-    without = token_scores.score(plain, DOCUMENTS[:1], WINDOW, 2)
+    without = text.score(plain, DOCUMENTS[:1], WINDOW, 2)
     assert without.tempered_CxN.shape == (0, len(without.plain_N))
 
 
@@ -88,10 +88,10 @@ def test_temperatures(plain, scores):
 def test_means_are_those_of_the_text(kind, request):
     """With the same seed the same thoughts are drawn."""
     loaded, told = request.getfixturevalue(kind), []
-    scores = token_scores.score(
+    scores = text.score(
         loaded, DOCUMENTS, WINDOW, 2, seed=5, progress=lambda *done: told.append(done)
     )
-    expected = scoring.text_nll(loaded, DOCUMENTS, WINDOW, 2, seed=5)
+    expected = text.text_nll(loaded, DOCUMENTS, WINDOW, 2, seed=5)
     assert len(scores.plain_N) == expected["tokens"]
     assert -scores.plain_N.mean(dtype=np.float64) == pytest.approx(expected["nll_base"], rel=1e-5)
     assert told[-1] == (expected["windows"],) * 2
@@ -100,17 +100,17 @@ def test_means_are_those_of_the_text(kind, request):
         assert mean == pytest.approx(expected["nll_thought"], rel=1e-5)
         assert abs(mean - expected["nll_base"]) > 1e-2
         assert scores.best_N is scores.thinking_N
-        other = token_scores.score(loaded, DOCUMENTS, WINDOW, 2, seed=6)
+        other = text.score(loaded, DOCUMENTS, WINDOW, 2, seed=6)
         np.testing.assert_allclose(other.plain_N, scores.plain_N, atol=1e-5)
         assert np.abs(other.thinking_N - scores.thinking_N).max() > 1e-2
 
 
 def test_window(plain):
-    assert scoring.window(plain) == plain.model.max_seq_len == 64
+    assert text.window(plain) == plain.model.max_seq_len == 64
     model = dataclasses.replace(plain.model, max_seq_len=1 << 20)
-    assert scoring.window(dataclasses.replace(plain, model=model)) == 1024
+    assert text.window(dataclasses.replace(plain, model=model)) == 1024
 
 
 def test_nothing_to_predict(plain):
     with pytest.raises(UserError, match="no token to predict"):
-        token_scores.score(plain, ["", ""])
+        text.score(plain, ["", ""])

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax import scoring, token_scores, watch
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import row
+from fqs_jax.evaluation import text as text_lib
+from fqs_jax.evaluation import watch
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading, source
 from fqs_jax.runtime import sharding
@@ -153,10 +154,10 @@ def test_losses_are_those_of_each_document_alone(teacher, student):
     assert told == [(3, 6), (6, 6)]
     kept = [document for document in documents if document]
     for i, document in enumerate(kept):
-        alone = scoring.text_nll(student, [document], 32, 8, 0)  # the teacher's, shorter, window
+        alone = text_lib.text_nll(student, [document], 32, 8, 0)  # the teacher's, shorter, window
         assert measured.tokens_D[i] == alone["tokens"]
         assert measured.student_D[i] / alone["tokens"] == pytest.approx(alone["nll_base"], rel=1e-5)
-    scores = token_scores.score(teacher, documents, 32, 8, 0)
+    scores = text_lib.score(teacher, documents, 32, 8, 0)
     assert measured.teacher_D.sum() == pytest.approx(-scores.thinking_N.sum(), rel=1e-5)
     assert measured.teacher_D.sum() != pytest.approx(-scores.plain_N.sum(), rel=1e-3)
 

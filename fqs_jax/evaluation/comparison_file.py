@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fqs_jax.comparison import Row
+from fqs_jax.evaluation.comparison import Row
 from fqs_jax.runs import folders
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import watch
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.evaluation import watch
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders, loading
 from fqs_jax.runtime import cli

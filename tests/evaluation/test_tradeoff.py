@@ -9,8 +9,8 @@ import pytest
 from matplotlib.container import ErrorbarContainer
 from matplotlib.image import imread
 
-from fqs_jax import tradeoff
-from fqs_jax.comparison import Row
+from fqs_jax.evaluation import tradeoff
+from fqs_jax.evaluation.comparison import Row
 
 ROWS = [
     Row("0", "base", 0.109, 0.024, 1.970, 0.23, 1000, "base"),

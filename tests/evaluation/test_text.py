@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import scoring
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.evaluation import text as text_lib
 from fqs_jax.generate import generate
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
@@ -57,11 +57,11 @@ def test_windows(plain):
     short, _, long = [len(plain.tokenizer.encode(text)) for text in texts]
     windows, left = divmod(long, 3)
     assert 0 < short <= 3 < long and left
-    scores = scoring.text_nll(plain, texts, 4, 2, 0)
+    scores = text_lib.text_nll(plain, texts, 4, 2, 0)
     assert scores["tokens"] == short + 3 * windows
     assert scores["tokens_left_out"] == left
     assert scores["windows"] == 1 + windows
-    whole = scoring.text_nll(plain, texts, None, 2, 0)
+    whole = text_lib.text_nll(plain, texts, None, 2, 0)
     assert whole["tokens"] == short + long and whole["tokens_left_out"] == 0
     assert whole["seq_len"] == plain.model.max_seq_len
     assert "nll_thought" not in whole
@@ -69,7 +69,7 @@ def test_windows(plain):
 
 def test_nothing_to_predict(plain):
     with pytest.raises(UserError, match="no token to predict"):
-        scoring.text_nll(plain, ["", ""], None, 2, 0)
+        text_lib.text_nll(plain, ["", ""], None, 2, 0)
 
 
 def test_text_nll_is_that_of_transformers(folder, plain):
@@ -83,7 +83,7 @@ def test_text_nll_is_that_of_transformers(folder, plain):
         with torch.no_grad():
             total += theirs(ids, labels=ids).loss.item() * (len(row) - 1)
         count += len(row) - 1
-    scores = scoring.text_nll(plain, documents, 24, 4, 0)
+    scores = text_lib.text_nll(plain, documents, 24, 4, 0)
     assert scores["tokens"] == count
     assert scores["nll_base"] == pytest.approx(total / count, abs=1e-5)
 
@@ -104,7 +104,7 @@ def test_thoughts_are_those_of_the_slow_rollout(thinking):
         scores = reference.score(*inputs, drawn, talk=1, masked_ids=(4,))
         nll += list(-scores["talk_log_prob_BxTxRxA"][:, :-1, 0, 0][mask[:, 1:]])
         base += list(-scores["base_log_prob_BxT"][:, :-1][mask[:, 1:]])
-    scores = scoring.text_nll(thinking, documents, 9, 2, seed=5)
+    scores = text_lib.text_nll(thinking, documents, 9, 2, seed=5)
     assert scores["tokens"] == len(nll)
     assert scores["nll_base"] == pytest.approx(np.mean(base), abs=1e-4)
     assert scores["nll_thought"] == pytest.approx(np.mean(nll), abs=1e-4)
@@ -114,9 +114,9 @@ def test_thoughts_are_those_of_the_slow_rollout(thinking):
 def test_padding_and_batches_change_nothing(plain):
     documents = [" ".join(sentences(n, n)) for n in (1, 5, 2, 4)]
     done = []
-    expected = scoring.text_nll(plain, documents, 1000, 1, 0)
+    expected = text_lib.text_nll(plain, documents, 1000, 1, 0)
     for batch_size in (3, 50):
-        scores = scoring.text_nll(
+        scores = text_lib.text_nll(
             plain, documents, 1000, batch_size, 0, lambda n, of: done.append((n, of))
         )
         assert scores == expected | {"nll_base": pytest.approx(expected["nll_base"], abs=1e-6)}
@@ -185,8 +185,8 @@ def test_a_mesh_changes_nothing(folder, plain):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     jax.tree.map(np.testing.assert_array_equal, spread.params, plain.params)
     texts = sentences(5)
-    assert scoring.text_nll(spread, texts, 9, 2, 0) == pytest.approx(
-        scoring.text_nll(plain, texts, 9, 2, 0)
+    assert text_lib.text_nll(spread, texts, 9, 2, 0) == pytest.approx(
+        text_lib.text_nll(plain, texts, 9, 2, 0)
     )
     answers = [readings.answer_log_probs(m, texts, ["the", "a"], 3, 0) for m in (spread, plain)]
     np.testing.assert_allclose(*answers, atol=1e-5)

@@ -6,9 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from fqs_jax import comparison, problem_scores, scoring
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.evaluation import comparison, problems, statistics
+from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference import generation, readings
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
@@ -25,7 +26,7 @@ def test_fitted_temperature(odds, share):
     expected = math.log(odds) / math.log(share / (1 - share))
     if expected < 0:  # no temperature swaps the answers: the flattest is best
         expected = math.exp(3)
-    fitted = problem_scores.fit_temperature(log_probs, right)
+    fitted = statistics.fit_temperature(log_probs, right)
     assert fitted == pytest.approx(expected, rel=1e-3)
 
 
@@ -69,8 +70,8 @@ def test_a_temperature_changes_how_sure_the_base_is_and_not_what_it_answers(rows
 
 
 def test_a_fit_that_stops_at_the_highest_temperature_says_so(rows):
-    far = comparison._at_temperature(rows[0], 20.08, problem_scores.MAX_TEMPERATURE)
-    near = comparison._at_temperature(rows[0], 1.234, problem_scores.MAX_TEMPERATURE)
+    far = comparison._at_temperature(rows[0], 20.08, statistics.MAX_TEMPERATURE)
+    near = comparison._at_temperature(rows[0], 1.234, statistics.MAX_TEMPERATURE)
     assert far.name == "base at temperature \u226520" and near.name == "base at temperature 1.23"
 
 
@@ -119,7 +120,7 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
-    accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=2)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=2)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
     assert accuracy == pytest.approx(np.mean(shares))
@@ -151,7 +152,7 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
     loaded = loading.load(str(run[0]), "0")
-    accuracy, error, nll = problem_scores.task_accuracy(loaded, task, seeds=3)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=3)
     sizes = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n for n in sizes]
     assert accuracy == pytest.approx(np.mean(shares))
@@ -207,7 +208,9 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     assert (base.stage, base.name, base.steps) == ("init", "base", 0)
     assert (trained.stage, trained.name, trained.steps) == ("0", "base", 6)
     for row in (base, trained):
-        expected = scoring.text_nll(loading.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0)
+        expected = text_lib.text_nll(
+            loading.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0
+        )
         assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
         assert math.isnan(row.accuracy)
     assert base.nll_easy < base.nll_middle < base.nll_hard

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax import intervals, scoring, token_scores
 from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
+from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
@@ -112,11 +113,11 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     check_tolerances(tolerance=tolerance, loss_tolerance=loss_tolerance)
     rng = np.random.default_rng(0)  # the same text has the same interval
     (teacher, student), (teacher_then, student_then) = fresh.resampled(rng), then.resampled(rng)
-    drift_low, drift_high = intervals.percentile(
+    drift_low, drift_high = statistics.percentile(
         (student - teacher) - (student_then - teacher_then)
     )
-    rise_low, rise_high = intervals.percentile(student - student_then)
-    teacher_rise_low, _ = intervals.percentile(teacher - teacher_then)
+    rise_low, rise_high = statistics.percentile(student - student_then)
+    teacher_rise_low, _ = statistics.percentile(teacher - teacher_then)
     behind, foreign = drift_low > tolerance, rise_low > loss_tolerance
     # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
     both = foreign and (not behind or teacher_rise_low > loss_tolerance)
@@ -184,16 +185,14 @@ def measure(
     ids = [[m.tokenizer.opening, *m.tokenizer.encode_batch(documents)] for m in (teacher, student)]
     if ids[0] != ids[1]:
         raise UserError("teacher and student have different tokenizers; name models of one run")
-    seq_len = seq_len or min(scoring.window(teacher), scoring.window(student))  # the same windows
+    seq_len = seq_len or min(text_lib.window(teacher), text_lib.window(student))  # the same windows
     scores = []
     for before, loaded in enumerate((teacher, student)):
 
         def report(done: int, total: int, before: int = before) -> None:
             progress(before * total + done, 2 * total)
 
-        scores.append(
-            token_scores.score(loaded, documents, seq_len, batch_size, seed, progress=report)
-        )
+        scores.append(text_lib.score(loaded, documents, seq_len, batch_size, seed, progress=report))
     number_N = scores[0].document_N
     tokens_D = np.bincount(number_N, minlength=len(documents))
     teacher_D, student_D = (
