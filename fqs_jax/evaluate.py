@@ -20,11 +20,11 @@ from rich.table import Table
 
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import comparison, comparison_file, text, watch_command
+from fqs_jax.evaluation.tasks import command
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, processes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.tasks import command as task_command
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "", "Hugging Face folder or working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
@@ -47,7 +47,7 @@ _THOUGHT_SEEDS = flags.DEFINE_integer(
     "thought_seeds", None, "Sampled thoughts averaged; default 4 for answers, 1 for text.", 1
 )
 _OF_TASKS = ("task_file", "labels_file", "limit", "greedy", "fit_file", "votes", "chains_file")
-task_command.define_flags()
+command.define_flags()
 watch_command.define_flags()
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")
     if flags.FLAGS.task:
-        task_command.main()
+        command.main()
         return
     for name in _OF_TASKS:
         if flags.FLAGS[name].value != flags.FLAGS[name].default:

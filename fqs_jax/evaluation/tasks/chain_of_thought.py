@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.tasks import answers, gsm8k
+from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.inference import generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import answers, gsm8k
-from fqs_jax.tasks.items import Item
 
 PROMPT = (
     "You are a helpful assistant. Work the question out step by step, and end with "

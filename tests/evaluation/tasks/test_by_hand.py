@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer_training
+from fqs_jax.evaluation.tasks import scores
+from fqs_jax.evaluation.tasks.asking import Settings, evaluate
+from fqs_jax.evaluation.tasks.items import Item, lettered
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.tasks import metrics
-from fqs_jax.tasks.evaluation import Settings, evaluate
-from fqs_jax.tasks.items import Item, lettered
 from tests.tiny_runs import sentences
 
 
@@ -49,7 +49,7 @@ def bigrams(tokenizer, rows, temperature=1.0):
 def measured(loaded, item):
     found = evaluate(loaded, [item], Settings()).plain
     about = {"stage": "", "model": "", "task": "", "thoughts": "none", "too_long": 0}
-    return metrics.row(found, None, **about)
+    return scores.row(found, None, **about)
 
 
 def behind_the_blank(tokenizer, answer):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fqs_jax.tasks import command
+from fqs_jax.evaluation.tasks import command
 from tests import benchmark_files
 from tests.benchmark_files import write_lines
 from tests.tiny_runs import clock_config, refusal, run, save_stage

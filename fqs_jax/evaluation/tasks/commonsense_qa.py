@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fqs_jax.evaluation.tasks import records
+from fqs_jax.evaluation.tasks.items import LETTERS, Item, Task, lettered
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import records
-from fqs_jax.tasks.items import LETTERS, Item, Task, lettered
 
 
 def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:

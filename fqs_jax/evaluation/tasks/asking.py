@@ -16,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.data.rows import windows
+from fqs_jax.evaluation.tasks.decisions import Decisions
+from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.evaluation.tasks.questions import Question, Row, Step, prepare
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks.decisions import Decisions
-from fqs_jax.tasks.items import Item
-from fqs_jax.tasks.questions import Question, Row, Step, prepare
 from fqs_jax.thinking import keys as keys_lib
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig

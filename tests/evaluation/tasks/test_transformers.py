@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from fqs_jax.evaluation.tasks import asking, commonsense_qa, gsm8k, items, piqa, social_iqa
+from fqs_jax.evaluation.tasks import scores as scores_lib
 from fqs_jax.runs import loading
-from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, metrics, piqa, social_iqa
 
 FILES = {
     "csqa": (commonsense_qa.TASK, "csqa_dev_rand_split", 1221),
@@ -161,9 +162,9 @@ def check(shared: Path, family: str, name: str, chosen: slice) -> None:
     assert len(ours) == len(theirs) == lines
     loaded = loading.load(str(folder))
     expected = independent(folder, theirs[chosen], loaded.model.max_seq_len)
-    result = evaluation.evaluate(loaded, ours[chosen], evaluation.Settings())
+    result = asking.evaluate(loaded, ours[chosen], asking.Settings())
     about: dict[str, Any] = {"stage": "", "model": "", "task": name, "too_long": result.too_long}
-    row = metrics.row(result.plain, None, thoughts="none", **about)
+    row = scores_lib.row(result.plain, None, thoughts="none", **about)
     assert row.items == len(expected.prob_N) and row.items + row.too_long == len(ours[chosen])
     published, choices = result.plain
     found = Scores(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from fqs_jax.data.sources import text_files
+from fqs_jax.evaluation.tasks import records
+from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import records
-from fqs_jax.tasks.items import Item, Task
 
 
 def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:

@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from fqs_jax.data.sources.options import Options
+from fqs_jax.evaluation.tasks import choices, commonsense_qa, gsm8k, items, piqa, social_iqa
+from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import choices, commonsense_qa, gsm8k, items, piqa, social_iqa
-from fqs_jax.tasks.items import Item
 from tests import benchmark_files
 from tests.benchmark_files import write_lines
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fqs_jax.data.sources.options import Options
+from fqs_jax.evaluation.tasks import records
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import records
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -16,25 +16,25 @@ from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
+from fqs_jax.evaluation.tasks import (
+    asking,
+    chain_of_thought,
+    choices,
+    commonsense_qa,
+    gsm8k,
+    items,
+    piqa,
+    scores,
+    social_iqa,
+)
+from fqs_jax.evaluation.tasks.asking import Answers
+from fqs_jax.evaluation.tasks.decisions import Decisions
+from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.tasks import (
-    chain_of_thought,
-    choices,
-    commonsense_qa,
-    evaluation,
-    gsm8k,
-    items,
-    metrics,
-    piqa,
-    social_iqa,
-)
-from fqs_jax.tasks.decisions import Decisions
-from fqs_jax.tasks.evaluation import Answers
-from fqs_jax.tasks.items import Item, Task
 
 NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
 _FIT_ITEMS = 500  # of --fit_file
@@ -81,7 +81,7 @@ def main() -> None:
     if f.fit_file:
         fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
         _refuse_leak(asked, fit)
-    found: list[metrics.Row] = []
+    found: list[scores.Row] = []
     base: Answers | None = None  # the first model's, which the others are compared with
     for stage, name, loaded in _models(cli.mesh_from_flags()):
         rows, base = _rows(stage, name, loaded, asked, fit, base)
@@ -148,11 +148,11 @@ def _rows(
     asked: Sequence[Item],
     fit: Sequence[Item],
     base: Answers | None,
-) -> tuple[list[metrics.Row], Answers]:
+) -> tuple[list[scores.Row], Answers]:
     """A row without thoughts, and one with them if the model thinks; and what to compare with."""
     f = flags.FLAGS
-    default = evaluation.Settings()
-    settings = evaluation.Settings(
+    default = asking.Settings()
+    settings = asking.Settings(
         thought_seeds=f.thought_seeds or default.thought_seeds,
         greedy=f.greedy,
         seed=f.seed,
@@ -160,19 +160,19 @@ def _rows(
         seq_len=f.seq_len,
     )
     with Progress(f"{name}: rows", 0, 0) as bar:
-        result = evaluation.evaluate(loaded, asked, settings, bar.advance_to)
+        result = asking.evaluate(loaded, asked, settings, bar.advance_to)
     elsewhere: list[Decisions | None] = [None, None]
     if fit:
         with Progress(f"{name}: rows for temperatures", 0, 0) as bar:
-            other = evaluation.evaluate(loaded, fit, settings, bar.advance_to)
+            other = asking.evaluate(loaded, fit, settings, bar.advance_to)
         elsewhere = [part.published if part else None for part in (other.plain, other.thinking)]
     about: dict[str, Any] = {"stage": stage, "task": f.task, "too_long": result.too_long}
-    rows = [metrics.row(result.plain, elsewhere[0], base, model=name, thoughts="none", **about)]
+    rows = [scores.row(result.plain, elsewhere[0], base, model=name, thoughts="none", **about)]
     base = base or result.plain
     if result.thinking is not None:
         thoughts = "greedy" if settings.greedy else str(settings.thought_seeds)
         rows.append(
-            metrics.row(result.thinking, elsewhere[1], base, model=name, thoughts=thoughts, **about)
+            scores.row(result.thinking, elsewhere[1], base, model=name, thoughts=thoughts, **about)
         )
     return rows, base
 
@@ -210,7 +210,7 @@ def _print(rows: Sequence[Any], table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _table(rows: Sequence[metrics.Row]) -> Table:
+def _table(rows: Sequence[scores.Row]) -> Table:
     table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
     table.add_column("stage", justify="right")
     table.add_column("model")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from fqs_jax.evaluation.tasks import records
+from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import records
-from fqs_jax.tasks.items import Item, Task
 
 _MARK = "####"  # before the final number of a worked answer
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from fqs_jax.evaluation import statistics
-from fqs_jax.tasks.decisions import Decisions
-from fqs_jax.tasks.evaluation import Answers
+from fqs_jax.evaluation.tasks.asking import Answers
+from fqs_jax.evaluation.tasks.decisions import Decisions
 
 _TEMPERATURES = np.exp(np.linspace(-3.0, 3.0, 121))
 

@@ -5,11 +5,11 @@ from decimal import Decimal
 
 import pytest
 
+from fqs_jax.evaluation.tasks import chain_of_thought
+from fqs_jax.evaluation.tasks.chain_of_thought import Chain, Settings, count, sample, vote
+from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import chain_of_thought
-from fqs_jax.tasks.chain_of_thought import Chain, Settings, count, sample, vote
-from fqs_jax.tasks.items import Item
 from tests.tiny_runs import hf_folder
 
 ITEMS = [Item(f"Q: the cat saw {n}\nA:", f" {n}", (), "number") for n in (1, 20)]

@@ -13,8 +13,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks.items import Item
 
 DIGITS = tuple(f" {digit}" for digit in "0123456789")
 _HEAD, _END = "Q: x\nA:", "\n"

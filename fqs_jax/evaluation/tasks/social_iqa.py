@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fqs_jax.tasks import records
-from fqs_jax.tasks.items import Item, Task, lettered
+from fqs_jax.evaluation.tasks import records
+from fqs_jax.evaluation.tasks.items import Item, Task, lettered
 
 PUBLISHED_JOIN = ""
 

@@ -6,9 +6,9 @@ import pytest
 
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data import tokenizer_training
+from fqs_jax.evaluation.tasks import questions
+from fqs_jax.evaluation.tasks.items import Item, lettered
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import questions
-from fqs_jax.tasks.items import Item, lettered
 from tests.tiny_runs import sentences
 
 # The lists of the released evaluation.

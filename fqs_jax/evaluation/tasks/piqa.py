@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fqs_jax.tasks import records
-from fqs_jax.tasks.items import Item, Task, lettered
+from fqs_jax.evaluation.tasks import records
+from fqs_jax.evaluation.tasks.items import Item, Task, lettered
 
 
 def _parse(where: str, fields: dict[str, Any], label: int | None) -> Item:

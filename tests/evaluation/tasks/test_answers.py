@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.tasks.answers import final_number, published_number
+from fqs_jax.evaluation.tasks.answers import final_number, published_number
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from fqs_jax.evaluation import statistics
-from fqs_jax.tasks import metrics
-from fqs_jax.tasks.decisions import Decisions
-from fqs_jax.tasks.evaluation import Answers
+from fqs_jax.evaluation.tasks import scores
+from fqs_jax.evaluation.tasks.asking import Answers
+from fqs_jax.evaluation.tasks.decisions import Decisions
 
 
 def decisions(*items):
@@ -21,7 +21,7 @@ def decisions(*items):
 def row(published, choices=None, elsewhere=None):
     answers = Answers(published, choices or published)
     about = {"stage": "0", "model": "m", "task": "t", "thoughts": "none", "too_long": 0}
-    return metrics.row(answers, elsewhere, **about)
+    return scores.row(answers, elsewhere, **about)
 
 
 def test_a_two_digit_number_by_hand():
@@ -36,7 +36,7 @@ def test_a_two_digit_number_by_hand():
         found = decisions([(first, 1), (second, 8), (third, 10)])
     expected = 0.2 / 0.5 * 0.1 / 0.4 * 0.3 / 0.4
     assert expected == pytest.approx(0.075)
-    assert metrics.expected_prob(found) == pytest.approx(expected)
+    assert scores.expected_prob(found) == pytest.approx(expected)
     assert not found.all_right().any()  # 5 is likelier than 8
 
 
@@ -68,14 +68,14 @@ def test_sharpening_moves_the_published_metric_and_not_the_accuracy():
         probs[0] = 0.4
         items.append([(probs, 0 if n % 10 < 6 else int(rng.integers(1, 4)))])
     base = decisions(*items)
-    values = [metrics.expected_prob(base, t) for t in (2.0, 1.0, 0.5, 0.05)]
+    values = [scores.expected_prob(base, t) for t in (2.0, 1.0, 0.5, 0.05)]
     assert values == sorted(values) and values[1] == pytest.approx(0.6 * 0.4 + 0.4 * 0.2)
     assert values[-1] == pytest.approx(0.6, abs=1e-3)  # its limit is the accuracy
     for temperature in (2.0, 0.5, 0.05):
         scaled = Decisions(base.log_probs_NxRxDxA / temperature, base.target_NxD)
         np.testing.assert_array_equal(scaled.all_right(), base.all_right())
-        assert metrics.expected_prob(scaled) == pytest.approx(
-            metrics.expected_prob(base, temperature)
+        assert scores.expected_prob(scaled) == pytest.approx(
+            scores.expected_prob(base, temperature)
         )
     found = row(base)
     assert found.accuracy == 0.6 and found.expected_prob == pytest.approx(0.32)
@@ -89,13 +89,13 @@ def test_temperatures_are_fitted_elsewhere():
     """Even items want it sharp, odd ones flat: each half gets what the other one wants."""
     sure, wrong = [([0.6, 0.4], 0)], [([0.6, 0.4], 1)]
     mixed = decisions(*[sure, wrong] * 20)
-    value, (even, odd) = metrics.scaled(mixed, None, metrics.highest_temperature)
+    value, (even, odd) = scores.scaled(mixed, None, scores.highest_temperature)
     assert even == pytest.approx(math.exp(3)) and odd == pytest.approx(math.exp(-3))
     assert value == pytest.approx((0.505 + 0) / 2, abs=0.01)
-    value, temperatures = metrics.scaled(mixed, decisions(sure), metrics.highest_temperature)
+    value, temperatures = scores.scaled(mixed, decisions(sure), scores.highest_temperature)
     assert temperatures == pytest.approx([math.exp(-3)])
     assert value == pytest.approx(0.5, abs=1e-3)
-    value, temperatures = metrics.scaled(decisions(sure), None, metrics.highest_temperature)
+    value, temperatures = scores.scaled(decisions(sure), None, scores.highest_temperature)
     assert math.isnan(value) and temperatures == ()  # one item has no other half
 
 
@@ -111,13 +111,13 @@ def test_gain_is_over_the_same_items():
     """Right where the base is, and on two more of ten: the interval is that of the two alone."""
     correct = np.arange(10)[:, None] < 7
     base = np.arange(10)[:, None] < 5
-    gain, low, high = metrics.difference(correct, base)
+    gain, low, high = scores.difference(correct, base)
     assert gain == pytest.approx(0.2) and 0 <= low < 0.2 < high <= 0.5
-    assert metrics.difference(base, base) == (0, 0, 0)
+    assert scores.difference(base, base) == (0, 0, 0)
     sure, unsure = decisions([([0.6, 0.4], 0)]), decisions([([0.4, 0.6], 0)])
     assert math.isnan(row(sure).gain)
     about = {"stage": "", "model": "", "task": "", "thoughts": "", "too_long": 0}
-    found = metrics.row(Answers(sure, sure), None, Answers(unsure, unsure), **about)
+    found = scores.row(Answers(sure, sure), None, Answers(unsure, unsure), **about)
     assert (found.gain, found.gain_low, found.gain_high) == (1, 1, 1)
 
 

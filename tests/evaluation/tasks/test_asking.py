@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer_training
+from fqs_jax.evaluation.tasks import asking, commonsense_qa, gsm8k, items, piqa, social_iqa
+from fqs_jax.evaluation.tasks.asking import Settings, evaluate
+from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.tasks import commonsense_qa, evaluation, gsm8k, items, piqa, social_iqa
-from fqs_jax.tasks.evaluation import Settings, evaluate
-from fqs_jax.tasks.items import Item
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import benchmark_files, reference, tiny_models
@@ -187,7 +187,7 @@ def test_seeds_and_greedy(thinking, asked):
 
 
 def test_too_long_items_are_left_out_and_counted(thinking, asked):
-    lengths = sorted(q.length for q in evaluation.prepare(asked["gsm8k"], thinking.tokenizer))
+    lengths = sorted(q.length for q in asking.prepare(asked["gsm8k"], thinking.tokenizer))
     result = evaluate(thinking, asked["gsm8k"], Settings(seq_len=lengths[1], greedy=True))
     assert (result.items, result.too_long) == (2, 1)
     assert len(result.plain.published.target_NxD) == 2
@@ -199,14 +199,14 @@ def test_few_shapes_are_compiled(thinking):
     """Rows of 3 to 700 tokens that read at 1 to 9 places: powers of two, or the most there is."""
     rng = np.random.default_rng(0)
     rows = [
-        evaluation.Row([1] * int(n), dict.fromkeys(range(int(m)), (1,)))
+        asking.Row([1] * int(n), dict.fromkeys(range(int(m)), (1,)))
         for n, m in zip(rng.integers(3, 700, 500), rng.integers(1, 10, 500), strict=True)
     ]
-    groups = evaluation._groups(rows)
+    groups = asking._groups(rows)
     assert sorted(n for *_, members in groups for n in members) == list(range(500))
     assert len({(places, length) for places, length, _ in groups}) <= 3 * 5
     for places, length, members in groups:
         assert all(len(rows[n].tokens) <= length for n in members)
         assert all(len(rows[n].reads) <= places <= 9 for n in members)
-    few = [evaluation.Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
-    assert evaluation._groups(few) == [(1, 160, [0, 2, 1, 3])]
+    few = [asking.Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
+    assert asking._groups(few) == [(1, 160, [0, 2, 1, 3])]
