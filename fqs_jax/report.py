@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import report_data, report_page
 from fqs_jax.data.sources import documents
+from fqs_jax.reporting import collect
+from fqs_jax.reporting import page as page_lib
 from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 
@@ -37,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
     root = Path(given[0])
     out = Path(_OUT.value) if _OUT.value else root / "report.html"
-    report_data.read_training(root)  # refuses before text is read
+    collect.read_training(root)  # refuses before text is read
     _check_writable(out)
-    settings = report_data.Settings(
+    settings = collect.Settings(
         text=_TEXT.value,
         documents=tuple(documents.read_documents(_TEXT.value)) if _TEXT.value else (),
         stage=_STAGE.value,
@@ -48,10 +49,10 @@ def main(argv: Sequence[str]) -> None:
         samples=_SAMPLES.value,
         seed=_SEED.value,
     )
-    report = report_data.collect(
+    report = collect.collect(
         root, settings, lambda line: print(line, file=sys.stderr), cli.mesh_from_flags()
     )
-    page = report_page.page(report).encode()
+    page = page_lib.page(report).encode()
     files.replace(out, lambda file: file.write(page))
     print(out.resolve())
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import report_page
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum.stage import row
 from fqs_jax.objectives import distillation
 from fqs_jax.objectives import plain as plain_lib
 from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
+from fqs_jax.reporting import page
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
@@ -114,7 +114,7 @@ def test_the_loss_is_its_formula(form: str, top_k: int, shift: bool) -> None:
     np.testing.assert_allclose(metrics["nll_base"], nll, rtol=1e-5)
     np.testing.assert_allclose(metrics["nll_teacher_minus_student"], -behind, rtol=1e-4)
     np.testing.assert_allclose(loss, 0.3 * nll + 0.7 * expected, rtol=1e-4)
-    drawn = {metric for *_, curves in report_page.CURVES for metric, *_ in curves}
+    drawn = {metric for *_, curves in page.CURVES for metric, *_ in curves}
     assert {name for name in metrics if name.startswith("distill/")} <= drawn
 
 

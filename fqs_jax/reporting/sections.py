@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fqs_jax import report_charts as charts
-from fqs_jax.report_data import Reading
-from fqs_jax.report_thoughts import Diagnostics, Token
+from fqs_jax.reporting import charts
+from fqs_jax.reporting.collect import Reading
+from fqs_jax.reporting.diagnosis import Diagnostics, Token
 
 LEVELS = 4  # of colour, each way
 QUANTILE = 0.98  # of |gain|: from there on the colour is full

@@ -10,10 +10,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fqs_jax import report_charts as charts
-from fqs_jax import report_text
-from fqs_jax.report_data import Report, Training, is_number
-from fqs_jax.report_text import facts, figure, signed, table
+from fqs_jax.reporting import charts, sections
+from fqs_jax.reporting.collect import Report, Training, is_number
+from fqs_jax.reporting.sections import facts, figure, signed, table
 
 # Caption, unit, and curves: (metric, name, kind of line, factor).
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
@@ -60,7 +59,7 @@ def page(report: Report) -> str:
     # The browser is told to fetch nothing, and to run this script only.
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     title = f"{report.name}: what it thinks"
-    reading = "" if report.reading is None else report_text.section(report.reading)
+    reading = "" if report.reading is None else sections.section(report.reading)
     metric = _metric(report.models.rows)[1].capitalize()
     links = "".join(
         f'<li><a href="#{anchor}">{_e(name.format(metric))}</a></li>'

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fqs_jax import report_page
-from fqs_jax.report_thoughts import Thought, Token
-from tests.test_report import a_report
+from fqs_jax.reporting import page as page_lib
+from fqs_jax.reporting.diagnosis import Thought, Token
+from tests.reporting.test_page import a_report
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
@@ -46,7 +46,7 @@ def path(tmp_path_factory):
         thought = Thought("z", 0.5, 0.25)
         report.reading.documents.append([Token(f"more{number}", -1.0, (thought,))])
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report_page.page(report))
+    path.write_text(page_lib.page(report))
     return path
 
 

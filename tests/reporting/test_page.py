@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from configs import small_hf
-from fqs_jax import report_charts, report_data, report_page, report_text, report_thoughts
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation import comparison_file
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.comparison_file import Kept
-from fqs_jax.report_data import Reading, Report, Settings, Training
-from fqs_jax.report_thoughts import Thought, Token
+from fqs_jax.reporting import charts, collect, diagnosis, sections
+from fqs_jax.reporting import page as page_lib
+from fqs_jax.reporting.collect import Reading, Report, Settings, Training
+from fqs_jax.reporting.diagnosis import Thought, Token
 from fqs_jax.runs import folders, history, loading
 from fqs_jax.thinking import prediction
 from tests.tiny_runs import (
@@ -58,7 +59,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def report(root):
-    return report_data.collect(root, Settings(tokens=60, samples=3))
+    return collect.collect(root, Settings(tokens=60, samples=3))
 
 
 def a_report(**changes) -> Report:
@@ -69,9 +70,9 @@ def a_report(**changes) -> Report:
         Token("<b>", -2.0, (Thought(NASTY, 0.25, 1.0), Thought("&", 0.75, 0.5))),
         Token("worse\n", -0.5, (Thought("</script>", 0.5, -0.75),)),
     ]
-    diagnostics = report_thoughts.Diagnostics(
+    diagnostics = diagnosis.Diagnostics(
         *(0.1, 0.2, 0.5, 0.5, 2, {1: 0.05, 2: 0.1}, 2, (0.4, 0.2), 3.0, 3, 3),
-        (report_thoughts.Frequent(NASTY, 1.0, 0.1),),
+        (diagnosis.Frequent(NASTY, 1.0, 0.1),),
         (NASTY,),
     )
     numbers = tuple({k: float(v) for k, v in row.items() if k != "time"} for row in ROWS)
@@ -174,7 +175,7 @@ def fake(loaded, gains, drawn_NxRxK, entropy, weight=0.5):
     shown = [[Token("x", -1.0, (Thought("t", weight, gain),)) for gain in gains]]
     length = drawn_NxRxK.shape[-1]
     by_length = {k: float(np.mean(gains)) for k in (1, length)}
-    return report_thoughts.diagnose(shown, by_length, np.full(length, entropy), drawn_NxRxK, loaded)
+    return diagnosis.diagnose(shown, by_length, np.full(length, entropy), drawn_NxRxK, loaded)
 
 
 def test_collapse_is_said(root):
@@ -198,7 +199,7 @@ def test_collapse_is_said(root):
 
 
 def test_lengths_to_try():
-    assert [report_thoughts.lengths_to_try(k) for k in (1, 2, 3, 8, 13)] == [
+    assert [diagnosis.lengths_to_try(k) for k in (1, 2, 3, 8, 13)] == [
         *([1], [1, 2], [1, 2, 3]),
         *([1, 2, 4, 8], [1, 2, 4, 8, 13]),
     ]
@@ -209,7 +210,7 @@ def test_pieces_are_the_text(tmp_path):
     tokenizer = tokenizer_lib.load(folder)
     for text in [*sentences(5), "caf\u00e9 \u6f22\u5b57 \U0001f600!", "two\nlines"]:
         ids = tokenizer.encode(text)
-        found = report_thoughts.pieces(tokenizer, ids)
+        found = diagnosis.pieces(tokenizer, ids)
         assert len(found) == len(ids) and "".join(found) == tokenizer.decode(ids)
         assert "\ufffd" not in "".join(found)
 
@@ -218,7 +219,7 @@ def test_pieces_are_the_text(tmp_path):
 
 
 def test_the_page_is_whole_and_its_numbers_are_those_of_the_files(root, report):
-    text = report_page.page(report)
+    text = page_lib.page(report)
     page = Page(text)
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -258,7 +259,7 @@ def test_the_page_is_whole_and_its_numbers_are_those_of_the_files(root, report):
 
 
 def test_everything_is_escaped():
-    text = report_page.page(a_report())
+    text = page_lib.page(a_report())
     page = Page(text)
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert "<b>" not in text.split("</style>")[1].replace('<b class="', "")
@@ -269,14 +270,14 @@ def test_everything_is_escaped():
 
 def test_a_run_that_never_thinks_has_a_page():
     stage = Stage(0, "base", "next_token", steps=2)
-    text = report_page.page(a_report(reading=None, training=[Training(stage, 2, (), {})]))
+    text = page_lib.page(a_report(reading=None, training=[Training(stage, 2, (), {})]))
     assert "#text" not in text and "Nothing was logged" in text and 'id="panel"' not in text
 
 
 def test_models_without_accuracy_are_compared_by_loss():
     rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
     models = [comparison_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
-    page = Page(report_page.page(a_report(models=Kept(models, "", {}))))
+    page = Page(page_lib.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
     assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
 
@@ -286,7 +287,7 @@ def test_models_without_accuracy_are_compared_by_loss():
     [(0, ""), (0.1, ""), (0.3, "p1"), (1.0, "p4"), (9.0, "p4"), (-0.5, "n2"), (-3, "n4")],
 )
 def test_colours(gain, css):
-    assert report_text.colour(gain, 1.0) == css
+    assert sections.colour(gain, 1.0) == css
 
 
 # Charts --------------------
@@ -297,23 +298,23 @@ def test_colours(gain, css):
     [(0, 10, [0, 5, 10]), (0.11, 0.39, [0.1, 0.2, 0.3, 0.4]), (-1, 1, [-1, 0, 1]), (3, 3, None)],
 )
 def test_ticks_are_round_and_enclose(low, high, expected):
-    found = report_charts.ticks(low, high, 4)
+    found = charts.ticks(low, high, 4)
     assert found[0] <= low and found[-1] >= high and 2 <= len(found) <= 7
     assert expected is None or found == expected
 
 
 def test_curves_leave_out_what_is_not_finite():
-    line = report_charts.Line("x", "a", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)])
-    drawn = report_charts.line_chart([line])
+    line = charts.Line("x", "a", [(1, 2.0), (2, math.nan), (3, math.inf), (4, 1.0)])
+    drawn = charts.line_chart([line])
     assert drawn.count(",") > 0 and "nan" not in drawn and "inf" not in drawn
     assert len(re.search('points="(.*?)"', drawn)[1].split()) == 2
-    assert report_charts.line_chart([dataclasses.replace(line, points=[(1, math.nan)])]) == ""
+    assert charts.line_chart([dataclasses.replace(line, points=[(1, math.nan)])]) == ""
 
 
 def test_long_curves_are_thinned_to_means():
     points = [(float(i), float(i % 2)) for i in range(10_001)]
-    thin = report_charts.thinned(points)
-    assert len(thin) <= report_charts.MAX_POINTS and thin[-1] == points[-1]
+    thin = charts.thinned(points)
+    assert len(thin) <= charts.MAX_POINTS and thin[-1] == points[-1]
     assert np.mean([y for _, y in thin]) == pytest.approx(0.5, abs=0.02)
 
 
@@ -375,11 +376,11 @@ def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):
     config.stage_1.update(n_ahead=4, n_ahead_talk=1)
     root = tmp_path / "W"
     save_stage(root, config, 1)
-    report = report_data.collect(root, Settings(tokens=20, max_tokens=12, samples=2))
+    report = collect.collect(root, Settings(tokens=20, max_tokens=12, samples=2))
     assert report.reading is not None and not report.reading.held_out
     assert comparison_file.read(root) is None  # loss on training text is not kept as an evaluation
     shown = "".join(token.text for token in report.reading.documents[0])
     assert any(sentence.startswith(shown.strip()) for sentence in sentences(30)), shown
     [base, *_] = report.models.rows
     assert math.isfinite(base["nll"]) and base["accuracy"] is None
-    assert "training text" in Page(report_page.page(report)).text
+    assert "training text" in Page(page_lib.page(report)).text

@@ -16,13 +16,13 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax import report_thoughts
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison_file import Kept
-from fqs_jax.report_thoughts import Diagnostics, Token
+from fqs_jax.reporting import diagnosis
+from fqs_jax.reporting.diagnosis import Diagnostics, Token
 from fqs_jax.runs import folders, history, loading, metrics_file
 from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import cli, files
@@ -247,9 +247,7 @@ def _reading(
             break
         chosen.append(document)
         room -= min(size, limit)
-    shown, diagnostics = report_thoughts.examine(
-        loaded, chosen, settings.samples, limit, settings.seed
-    )
+    shown, diagnostics = diagnosis.examine(loaded, chosen, settings.samples, limit, settings.seed)
     return Reading(str(stage), documents.source, documents.held_out, shown, diagnostics)
 
 
