@@ -15,10 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
-from fqs_jax import children, sweep_cells, sweep_results
 from fqs_jax.runtime import cli, processes
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweep_cells import Cell
+from fqs_jax.sweeps import cells as cells_lib
+from fqs_jax.sweeps import children
+from fqs_jax.sweeps import results as results_lib
+from fqs_jax.sweeps.cells import Cell
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Where cells and the table go.")
 _LIST = flags.DEFINE_bool("list", False, "Print the cells, a line each, and stop.")
@@ -39,7 +41,7 @@ def main(_: Sequence[str]) -> None:
     if sum((_LIST.value, _TABLE.value, _CELL.value is not None)) > 1:
         raise UserError("--list, --cell and --table exclude one another; give one")
     root = Path(_WORKDIR.value)
-    cells = sweep_cells.read(flags.FLAGS.config, root)
+    cells = cells_lib.read(flags.FLAGS.config, root)
     if _LIST.value:
         for cell in cells:
             print(f"{cell.number} {cell.command}")
@@ -63,22 +65,22 @@ def main(_: Sequence[str]) -> None:
 
 def _do(cell: Cell) -> None:
     """Train and evaluate one cell, unless that is done."""
-    if sweep_results.is_stale(cell):
+    if results_lib.is_stale(cell):
         _note(f"{cell} was made by another command; its stages go on from what they were")
-    elif sweep_results.read(cell):
-        _note(f"{cell} is done: {cell.folder / sweep_results.RESULT}")
+    elif results_lib.read(cell):
+        _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
     [end] = children.run([[sys.executable, *cell.arguments]])
     if end.code:
         if end.code < 0:
             _note(f"error: {cell}: signal {-end.code} ended the program")
         processes.leave(end.code if end.code > 0 else 128 - end.code)
-    sweep_results.evaluate(cell)
+    results_lib.evaluate(cell)
 
 
 def _do_all(cells: Sequence[Cell]) -> list[str]:
     """Every cell that is not done, each a program of its own; a line for each that failed."""
-    todo = [cell for cell in cells if not sweep_results.read(cell)]
+    todo = [cell for cell in cells if not results_lib.read(cell)]
     if len(todo) < len(cells):
         _note(f"{len(cells) - len(todo)} of {len(cells)} cells are done")
     commands, logs = [], []
@@ -103,20 +105,20 @@ def _do_all(cells: Sequence[Cell]) -> list[str]:
 
 
 def _write_table(root: Path, cells: Sequence[Cell]) -> None:
-    from fqs_jax import sweep_table  # matplotlib takes most of a second to import
+    from fqs_jax.sweeps import table as table_lib  # matplotlib takes most of a second to import
 
-    results = [sweep_results.read(cell) for cell in cells]
+    results = [results_lib.read(cell) for cell in cells]
     if not any(results):
         raise UserError(f"no cell of this sweep is done in {root}; leave --table out to begin")
     show_once = tuple(flags.FLAGS.config.get("show_once", ()))
-    table = sweep_results.lines(cells, results, show_once)
+    table = results_lib.lines(cells, results, show_once)
     command = shlex.join(["python", "-m", "fqs_jax.sweep", *_own()])
-    notes = sweep_results.about(cells, results, show_once, command)
-    sweep_table.write(root, table, cells, results, notes, command)
-    Console(width=160).print(sweep_table.screen(table, str(root)))
+    notes = results_lib.about(cells, results, show_once, command)
+    table_lib.write(root, table, cells, results, notes, command)
+    Console(width=160).print(table_lib.screen(table, str(root)))
     for note in notes:
         print(note)
-    print(root / f"{sweep_table.NAME}.md")
+    print(root / f"{table_lib.NAME}.md")
 
 
 def _own() -> list[str]:

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from fqs_jax.evaluation.tradeoff import STYLES
 from fqs_jax.runtime import files
-from fqs_jax.sweep_cells import Cell
-from fqs_jax.sweep_results import Line, as_json, mean, standard_error
+from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.results import Line, as_json, mean, standard_error
 
 NAME = "results"  # .json, .md and .png, in the sweep's folder
 COLUMNS = (

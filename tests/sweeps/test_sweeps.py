@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from configs.sweeps import thinking
-from fqs_jax import sweep_cells, sweep_results, sweep_table
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.runs import folders, source
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweep_cells import Cell, variant
+from fqs_jax.sweeps import cells as cells_lib
+from fqs_jax.sweeps import results as results_lib
+from fqs_jax.sweeps import table as table_lib
+from fqs_jax.sweeps.cells import Cell, variant
 from tests.tiny_runs import clock_config, refusal, run, save_stage
 
 
@@ -39,7 +41,7 @@ def sweep(**changes: Any) -> ml_collections.ConfigDict:
 
 
 def test_cells_are_variants_times_seeds():
-    cells = sweep_cells.read(sweep(), Path("W"))
+    cells = cells_lib.read(sweep(), Path("W"))
     assert [(c.number, c.variant, c.seed, c.stage_numbers) for c in cells] == [
         (0, "plain", 0, tuple(range(10))),
         (1, "plain", 3, tuple(range(10))),
@@ -54,12 +56,12 @@ def test_cells_are_variants_times_seeds():
 
 
 def test_the_example_can_be_read():
-    cells = sweep_cells.read(thinking.get_config(), Path("W"))
+    cells = cells_lib.read(thinking.get_config(), Path("W"))
     assert len({cell.folder for cell in cells}) == len(cells) >= 10
 
 
 def test_fields_that_may_be_left_out():
-    cells = sweep_cells.read(sweep(overrides=None, show_once=None), Path("W"))
+    cells = cells_lib.read(sweep(overrides=None, show_once=None), Path("W"))
     assert cells[0].overrides == ("seed=0",)
 
 
@@ -98,7 +100,7 @@ def test_fields_that_may_be_left_out():
 )
 def test_refusals(changes, complaint):
     with pytest.raises(UserError, match=complaint) as error:
-        sweep_cells.read(sweep(**changes), Path("W"))
+        cells_lib.read(sweep(**changes), Path("W"))
     assert "\n" not in str(error.value)
 
 
@@ -131,7 +133,7 @@ def measured(tmp_path):
     config = sweep(
         seeds=(0, 1, 5), variants=(variant("a", stages="0,1"), variant("b", stages="0,1"))
     )
-    cells = sweep_cells.read(config, tmp_path)
+    cells = cells_lib.read(config, tmp_path)
     for cell in cells[:-1]:
         base, thinking_ = ACCURACIES["ab".index(cell.variant), (0, 1, 5).index(cell.seed)]
         rows = [
@@ -150,13 +152,13 @@ def measured(tmp_path):
 
 
 def test_lines_are_means_and_standard_errors_over_seeds(measured):
-    results = [sweep_results.read(cell) for cell in measured]
-    table = sweep_results.lines(measured, results)
+    results = [results_lib.read(cell) for cell in measured]
+    table = results_lib.lines(measured, results)
     names = ["base", "base at its best temperature", "think-8-2"]
     assert [(line.variant, line.model) for line in table] == [(v, n) for v in "ab" for n in names]
     last = table[-1]
     values = ACCURACIES[1, :2, 1]  # seed 5 is not done
-    written = sweep_results.as_json(last)
+    written = results_lib.as_json(last)
     assert written["accuracy_mean"] == pytest.approx(values.mean())
     # Two values: the standard error of their mean is half their distance.
     assert written["accuracy_standard_error"] == pytest.approx(abs(values[0] - values[1]) / 2)
@@ -165,20 +167,20 @@ def test_lines_are_means_and_standard_errors_over_seeds(measured):
     assert (last.tokens, last.flops, last.after_base_flops) == (101, 1001, 1)
     three = ACCURACIES[0, :, 1]
     expected = math.sqrt(sum((three - three.mean()) ** 2) / 2 / 3)
-    assert sweep_results.standard_error(table[2].accuracy) == pytest.approx(expected)
-    assert math.isnan(sweep_results.standard_error([0.5]))
+    assert results_lib.standard_error(table[2].accuracy) == pytest.approx(expected)
+    assert math.isnan(results_lib.standard_error([0.5]))
 
 
 def test_what_could_not_be_measured_is_null_in_json():
-    line = sweep_results.Line("a", "0", "base", "base", 2, (0, 1), (math.nan, 0.5), (1.0, 2.0))
-    written = sweep_results.as_json(line)
+    line = results_lib.Line("a", "0", "base", "base", 2, (0, 1), (math.nan, 0.5), (1.0, 2.0))
+    written = results_lib.as_json(line)
     assert written["accuracy"] == [None, 0.5] and written["accuracy_mean"] is None
     json.dumps(written, allow_nan=False)
 
 
 def test_a_stage_is_shown_once(measured):
-    results = [sweep_results.read(cell) for cell in measured]
-    table = sweep_results.lines(measured, results, (0,))
+    results = [results_lib.read(cell) for cell in measured]
+    table = results_lib.lines(measured, results, (0,))
     assert [(line.variant, line.stage) for line in table] == [
         ("a", "0"),
         ("a", "0"),
@@ -186,18 +188,18 @@ def test_a_stage_is_shown_once(measured):
         ("b", "1"),
     ]
     # These bases are not the same, which is said.
-    notes = sweep_results.unlike(measured, results, (0,))
+    notes = results_lib.unlike(measured, results, (0,))
     assert [re.findall(r"of b, seed (\d)", note) for note in notes] == [["0"], ["1"]]
     only_a = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
-    assert not sweep_results.unlike(measured, only_a, (0,))
+    assert not results_lib.unlike(measured, only_a, (0,))
 
 
 def test_what_is_missing_is_marked(measured):
-    results = [sweep_results.read(cell) for cell in measured]
+    results = [results_lib.read(cell) for cell in measured]
     nothing_of_b = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
-    table = sweep_results.lines(measured, nothing_of_b)
-    assert sweep_table.texts(table[-1])[:3] == ["b", "not done yet", "0 of 3"]
-    notes = sweep_results.about(measured, results, (), "COMMAND")
+    table = results_lib.lines(measured, nothing_of_b)
+    assert table_lib.texts(table[-1])[:3] == ["b", "not done yet", "0 of 3"]
+    notes = results_lib.about(measured, results, (), "COMMAND")
     assert notes == [
         "Commit abc; made by: COMMAND",
         "Not done, 1 of 6: cell 5 (b, seed 5)",
@@ -206,16 +208,16 @@ def test_what_is_missing_is_marked(measured):
 
 def test_a_result_of_another_command_does_not_count(measured):
     changed = dataclasses.replace(measured[0], overrides=("seed=0", "data.num_documents=600"))
-    assert sweep_results.read(changed) is None and sweep_results.is_stale(changed)
+    assert results_lib.read(changed) is None and results_lib.is_stale(changed)
     moved = dataclasses.replace(measured[0], stages="0,1")  # elsewhere, but the same
-    assert sweep_results.read(moved) and not sweep_results.is_stale(moved)
-    assert not sweep_results.is_stale(measured[-1])
+    assert results_lib.read(moved) and not results_lib.is_stale(moved)
+    assert not results_lib.is_stale(measured[-1])
 
 
 def test_files_of_the_table(measured, tmp_path):
-    results = [sweep_results.read(cell) for cell in measured]
-    table = sweep_results.lines(measured, results)
-    sweep_table.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
+    results = [results_lib.read(cell) for cell in measured]
+    table = results_lib.lines(measured, results)
+    table_lib.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
     written = json.loads((tmp_path / "results.json").read_text())
     assert len(written["lines"]) == 6 and written["missing_cells"] == [5]
     text = (tmp_path / "results.md").read_text().splitlines()
@@ -227,8 +229,8 @@ def test_files_of_the_table(measured, tmp_path):
 
 
 def test_the_picture_has_every_seed(measured):
-    table = sweep_results.lines(measured, [sweep_results.read(cell) for cell in measured])
-    [axes] = sweep_table.draw(table).axes
+    table = results_lib.lines(measured, [results_lib.read(cell) for cell in measured])
+    [axes] = table_lib.draw(table).axes
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["a: base", "a: think-8-2", "b: base", "b: think-8-2"]
     dots = [c.get_offsets()[:, 0] for c in axes.collections if len(c.get_offsets()) > 1]
@@ -242,7 +244,7 @@ def test_a_cell_is_evaluated(tmp_path):
     cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,2,3", (0, 2, 3))
     for number in range(4):
         save_stage(cell.folder, config, number, seed=number)
-    result = sweep_results.evaluate(cell)
+    result = results_lib.evaluate(cell)
     assert result == json.loads((cell.folder / "result.json").read_text())
     assert [r["stage"] for r in result["rows"]] == ["0", "0", "2", "3"]
     assert all(r["ms_per_token"] is None and 0 <= r["accuracy"] <= 1 for r in result["rows"])

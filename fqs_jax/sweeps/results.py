@@ -17,7 +17,7 @@ from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.runs import folders, history
 from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import files
-from fqs_jax.sweep_cells import Cell
+from fqs_jax.sweeps.cells import Cell
 
 RESULT = "result.json"  # of a cell, in its folder
 

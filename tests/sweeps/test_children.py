@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from fqs_jax import children
 from fqs_jax.runtime.interrupts import Interrupted
+from fqs_jax.sweeps import children
 
 
 def python(code: str) -> list[str]:
