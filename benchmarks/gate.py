@@ -88,13 +88,13 @@ def _count(step: str) -> tuple[Figures, int]:
     """A step's figures, and bytes of its temporaries."""
     import jax
 
-    from fqs_jax import compiled
+    from fqs_jax.planning import traced as traced_lib
 
     kind = step_kind(step)
     arguments = jax.eval_shape(kind.arguments, jax.random.key(0))
     traced = kind.step().trace(*arguments)
     # Chunks of positions lie evenly over a text, and with them the branches that they take.
-    computed = compiled.matmul_flops(traced.jaxpr.jaxpr, statistics.mean)
+    computed = traced_lib.matmul_flops(traced.jaxpr.jaxpr, statistics.mean)
     program = traced.lower().compile(FAST)
     lines = [line for line in program.as_text().splitlines() if " = " in line]
     figures = {
@@ -102,7 +102,7 @@ def _count(step: str) -> tuple[Figures, int]:
         "instructions": len(lines),
         "fusions": sum(" fusion(" in line for line in lines),
     }
-    return figures, compiled.memory(program, "cpu").temporaries
+    return figures, traced_lib.memory(program, "cpu").temporaries
 
 
 def step_kind(step: str) -> Any:

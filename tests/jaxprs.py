@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from fqs_jax.compiled import inner_programs
+from fqs_jax.planning.traced import inner_programs
 
 
 def equations(function: Any, *args: Any) -> Iterator[tuple[Any, int]]:

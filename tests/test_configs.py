@@ -9,10 +9,11 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from fqs_jax import huggingface, planning, topologies
+from fqs_jax import huggingface
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model import decoder
+from fqs_jax.planning import step_plan, topologies
 from fqs_jax.runtime import sharding
 
 # Parameters as the checkpoints' own index files count them.
@@ -36,7 +37,7 @@ def config(name: str) -> ml_collections.ConfigDict:
 
 @names
 def test_parameters(name: str) -> None:
-    model = planning.architecture(config(name))
+    model = step_plan.architecture(config(name))
     assert decoder.num_params(decoder.abstract_params(model)) == PARAMETERS[name]
 
 
@@ -44,7 +45,7 @@ def test_parameters(name: str) -> None:
 def test_the_architecture_is_that_of_the_checkpoint(name: str, shared: Path) -> None:
     c = config(name)
     theirs = huggingface.read_config(shared / "real" / "configs" / FOLDERS[name])
-    ours = planning.architecture(c)
+    ours = step_plan.architecture(c)
     assert ours == dataclasses.replace(theirs, **c.compute.to_dict())
 
 
@@ -52,10 +53,10 @@ def test_the_architecture_is_that_of_the_checkpoint(name: str, shared: Path) -> 
 def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
     """Shapes and settings fit together, and the program does no more than the shapes say."""
     c = config(name)
-    model = planning.architecture(c)
+    model = step_plan.architecture(c)
     stage = stage_lib.find(checks.read_stages(c, model), "1")
     mesh = sharding.make_mesh(c.mesh, topologies.find("cpu:8")[1])
-    counted = planning.count_flops(c, stage, model, mesh)
+    counted = step_plan.count_flops(c, stage, model, mesh)
     assert 1 < counted.program / counted.model < 1.15
 
 
@@ -65,9 +66,9 @@ def test_the_thought_free_step_is_compiled_for_eight_devices(name: str) -> None:
     c = config(name)
     chip, devices = topologies.find("cpu:8")
     mesh = sharding.make_mesh(c.mesh, devices)
-    model = planning.architecture(c)
+    model = step_plan.architecture(c)
     stage = stage_lib.find(checks.read_stages(c, model), "4")
-    plan = planning.plan(c, stage, model, chip, mesh)
+    plan = step_plan.plan(c, stage, model, chip, mesh)
     assert plan.fits and plan.row_groups == 8
     assert plan.flops.program / plan.flops.model < 1.15
     state = plan.parameters * 3 * (4 if c.compute.param_dtype == "float32" else 2)

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax import topologies
 from fqs_jax.model import attention, attention_cudnn, attention_splash
 from fqs_jax.objectives import quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
+from fqs_jax.planning import topologies
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig

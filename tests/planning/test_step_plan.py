@@ -15,10 +15,10 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from configs import qwen2_5_0_5b, tiny
-from fqs_jax import compiled, planning, topologies
 from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.planning import collectives, step_plan, topologies, traced
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops
@@ -57,26 +57,26 @@ def jaxpr_of(function: Any, *shapes: tuple[int, ...]) -> Any:
 
 def test_products_are_counted_as_often_as_a_scan_runs() -> None:
     forward = 5 * 2 * 3 * 7 * 7
-    assert compiled.matmul_flops(jaxpr_of(layers, (3, 7), (5, 7, 7))) == forward
+    assert traced.matmul_flops(jaxpr_of(layers, (3, 7), (5, 7, 7))) == forward
     # Backward: two products for one, and the forward one again.
     gradient = jax.value_and_grad(layers, argnums=(0, 1))
-    assert compiled.matmul_flops(jaxpr_of(gradient, (3, 7), (5, 7, 7))) == 4 * forward
+    assert traced.matmul_flops(jaxpr_of(gradient, (3, 7), (5, 7, 7))) == 4 * forward
 
 
 def test_the_dearest_branch_counts() -> None:
     def choose(x: jax.Array) -> jax.Array:
         return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
-    assert compiled.matmul_flops(jaxpr_of(choose, (4, 4))) == 2 * 2 * 4**3
+    assert traced.matmul_flops(jaxpr_of(choose, (4, 4))) == 2 * 2 * 4**3
 
 
 def test_loops_of_unknown_length_are_refused_if_they_multiply() -> None:
     def loop(body: Any) -> Any:
         return lambda x: jax.lax.while_loop(lambda x: x[0, 0] < 9, body, x)
 
-    assert compiled.matmul_flops(jaxpr_of(loop(lambda x: x + 1), (4, 4))) == 0
+    assert traced.matmul_flops(jaxpr_of(loop(lambda x: x + 1), (4, 4))) == 0
     with pytest.raises(ValueError, match="unknown number of times"):
-        compiled.matmul_flops(jaxpr_of(loop(lambda x: x @ x), (4, 4)))
+        traced.matmul_flops(jaxpr_of(loop(lambda x: x @ x), (4, 4)))
 
 
 # Collectives of a compiled program --------------------
@@ -143,7 +143,7 @@ replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 
 
 def test_collectives_count_as_often_as_their_loops_turn() -> None:
-    found = compiled.collectives(PROGRAM)
+    found = collectives.collectives(PROGRAM)
     calls = {kind: collective.calls for kind, collective in found.items()}
     assert calls == {
         "all-gather": 3 + 1,
@@ -173,7 +173,9 @@ def test_collectives_of_a_program_that_was_compiled() -> None:
         sums, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False
     )
     text = jax.jit(split).lower(jnp.zeros(16)).compile().as_text() or ""
-    assert compiled.collectives(text) == {"all-reduce": compiled.Collective(7, 7 * 64 * 2 * 3 / 4)}
+    assert collectives.collectives(text) == {
+        "all-reduce": collectives.Collective(7, 7 * 64 * 2 * 3 / 4)
+    }
 
 
 # Plans --------------------
@@ -193,7 +195,7 @@ Case = tuple[ml_collections.ConfigDict, stage_lib.Stage, ModelConfig, Mesh]
 def small_case(number: str, changes: dict[str, Any] | None = None, devices: int = 8) -> Case:
     """What a plan is made of, for a small model on virtual devices."""
     config = small_config(changes or {})
-    model = planning.architecture(config)
+    model = step_plan.architecture(config)
     stage = stage_lib.find(checks.read_stages(config, model), number)
     return (
         config,
@@ -203,31 +205,31 @@ def small_case(number: str, changes: dict[str, Any] | None = None, devices: int 
     )
 
 
-def small_plan(case: Case, **chip: Any) -> planning.Plan:
+def small_plan(case: Case, **chip: Any) -> step_plan.Plan:
     config, stage, model, mesh = case
     device = dataclasses.replace(topologies.CPU, **chip)
-    return planning.plan(config, stage, model, device, mesh)
+    return step_plan.plan(config, stage, model, device, mesh)
 
 
 @pytest.fixture(scope="module")
-def planned() -> planning.Plan:
+def planned() -> step_plan.Plan:
     return small_plan(small_case("4"))
 
 
 def test_recomputation_is_told_apart() -> None:
     """The program does what the shapes say, but for what it masks, reads twice, or does not read."""
-    counted = planning.count_flops(*small_case("3"))
+    counted = step_plan.count_flops(*small_case("3"))
     assert 0.8 < counted.program / counted.model < 1.15
     assert counted.recomputed > 0
     keeping = {"compute.remat": "none", "compute.vocab_chunk": 0}
-    kept = planning.count_flops(*small_case("3", keeping))
+    kept = step_plan.count_flops(*small_case("3", keeping))
     assert kept == dataclasses.replace(counted, recomputed=0)
 
 
 def test_a_plain_stage_counts_exactly() -> None:
     """A prediction at a row's last token is in the count and not in the program."""
     case = small_case("4", {"stage_4.objective": "next_token", "stage_4.teacher": None}, devices=1)
-    counted, model = planning.count_flops(*case), case[2]
+    counted, model = step_plan.count_flops(*case), case[2]
     masked = flops.attend(model, 16 * 16 - 16 * 17 / 2)  # of 16 queries in one chunk
     unread = flops.vocabulary(model)
     again = flops.attend(model, 16 * 16) // 2  # the backward pass keeps no scores
@@ -238,7 +240,7 @@ def test_a_plain_stage_counts_exactly() -> None:
     assert counted.recomputed == 8 * (layers + 15 * flops.vocabulary(model))
 
 
-def test_bytes_of_a_device_hold_its_share_of_the_state(planned: planning.Plan) -> None:
+def test_bytes_of_a_device_hold_its_share_of_the_state(planned: step_plan.Plan) -> None:
     assert planned.memory is not None
     state = 3 * 4 * planned.parameters  # parameters and two moments, float32
     assert state / 8 < planned.memory.arguments < 1.5 * state / 8
@@ -247,7 +249,7 @@ def test_bytes_of_a_device_hold_its_share_of_the_state(planned: planning.Plan) -
     assert planned.collectives["all-gather"].bytes > 0
 
 
-def test_devices_that_repeat_others_are_told(planned: planning.Plan) -> None:
+def test_devices_that_repeat_others_are_told(planned: step_plan.Plan) -> None:
     assert (planned.row_groups, planned.working_devices, planned.devices) == (8, 8, 8)
     few = small_plan(small_case("4", {"batch_size": 2, "mesh.data": 4, "mesh.fsdp": 2}))
     assert (few.row_groups, few.working_devices, few.devices) == (2, 2, 8)
@@ -257,29 +259,29 @@ def test_what_does_not_fit_comes_with_what_to_change() -> None:
     case = small_case("4", {"compute.remat": "dots"})
     plan = small_plan(case, memory=1_000, memory_is_real=True)
     assert not plan.fits and dataclasses.replace(plan, chip=topologies.CPU).fits
-    changes = planning.advice(case[0], case[1], case[3], plan)
+    changes = step_plan.advice(case[0], case[1], case[3], plan)
     assert changes[0] == "--config.compute.remat=full" and changes[-1] == "a larger slice"
     assert "--config.compute.param_dtype=bfloat16" in changes
 
 
 def test_variants_keep_all_devices_at_work() -> None:
     config, stage, _, mesh = small_case("1")
-    assert dict(planning.variants(config, stage, mesh)) == {
+    assert dict(step_plan.variants(config, stage, mesh)) == {
         "none": [1, 2],  # 8 sequences of 2 rationales on 8 devices
         "dots": [1, 2],
         "elementwise": [1, 2],
         "full": [1, 2],
     }
     config, stage, _, mesh = small_case("4")
-    assert dict(planning.variants(config, stage, mesh))["full"] == [1]
+    assert dict(step_plan.variants(config, stage, mesh))["full"] == [1]
 
 
 def test_a_compiler_that_runs_out_of_memory_says_how_much() -> None:
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 37.93G of 15.75G HBM."
     )
-    assert planning._out_of_memory(message) == 37.93 * 2**30
-    assert planning._out_of_memory("INTERNAL: a bug, 3.00G of it") == 0
+    assert step_plan._out_of_memory(message) == 37.93 * 2**30
+    assert step_plan._out_of_memory("INTERNAL: a bug, 3.00G of it") == 0
 
 
 # Bad input --------------------
@@ -309,7 +311,7 @@ def test_a_missing_compiler_names_what_to_install(monkeypatch: pytest.MonkeyPatc
 
 def test_a_config_without_a_vocabulary_asks_for_a_folder() -> None:
     with pytest.raises(UserError, match="give --model=HF_DIR"):
-        planning.architecture(tiny.get_config())
+        step_plan.architecture(tiny.get_config())
 
 
 # The command --------------------

@@ -14,15 +14,18 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax import compiled, huggingface
-from fqs_jax.compiled import Collective, Memory
+from fqs_jax import huggingface
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model import attention, decoder
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.planning import collectives as collectives_lib
+from fqs_jax.planning import traced as traced_lib
+from fqs_jax.planning.collectives import Collective
+from fqs_jax.planning.topologies import Chip
+from fqs_jax.planning.traced import Memory
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.topologies import Chip
 from fqs_jax.training import step as step_lib
 
 
@@ -158,10 +161,10 @@ def plan(
         program, needed = None, _out_of_memory(str(error))
         if not needed:
             raise
-    memory = None if program is None else compiled.memory(program, mesh.devices.flat[0].platform)
+    memory = None if program is None else traced_lib.memory(program, mesh.devices.flat[0].platform)
     text = "" if program is None else program.as_text()
     costs: Any = {} if program is None else program.cost_analysis() or {}
-    found = compiled.collectives(text) if text else {}
+    found = collectives_lib.collectives(text) if text else {}
     result = Plan(
         stage=stage,
         model=model,
@@ -257,14 +260,14 @@ def _flops(
     Attention counts as xla computes it, whatever does: kernels do not tell what they skip.
     """
     keeping = dataclasses.replace(model, remat="none", vocab_chunk=0, attention="xla")
-    program = compiled.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
+    program = traced_lib.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
     if attention.choose(model.attention, mesh.devices.flat[0].platform) != "xla":
         plain = dataclasses.replace(model, attention="xla")
         traced = _trace(config, stage, plain, mesh)[1]
     return Flops(
         model=objective.step_flops(config, stage, model),
         program=program,
-        recomputed=compiled.matmul_flops(traced.jaxpr.jaxpr) - program,
+        recomputed=traced_lib.matmul_flops(traced.jaxpr.jaxpr) - program,
     )
 
 

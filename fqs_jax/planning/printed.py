@@ -1,0 +1,92 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fqs_jax.planning.step_plan import Plan, Utilisation
+from fqs_jax.planning.topologies import GIB
+
+
+def _seconds(result: Plan) -> float:
+    return result.times.step if result.times else float("inf")
+
+
+def _rate(result: Plan) -> str:
+    return f"{result.text_tokens / _seconds(result):,.0f}"
+
+
+def _verdict(result: Plan, changes: list[str]) -> str:
+    sizes = f"{result.needed / GIB:.2f} of {result.chip.memory / GIB:.2f} GiB a device"
+    if result.fits and not result.chip.memory_is_real:
+        return f"fits ({result.needed / GIB:.2f} GiB a device; on CPUs this is indicative only)"
+    if result.fits:
+        return f"fits ({sizes})"
+    return f"does not fit ({sizes}); try, in this order: {'; '.join(changes)}"
+
+
+def _at_work(result: Plan) -> str:
+    idle = result.devices - result.working_devices
+    text = f"{result.row_groups} groups of {result.mesh['tensor']} device(s), each with rows of its own"
+    if idle:
+        text += f"; {idle} devices repeat what others do: use a larger batch, or mesh.tensor"
+    return text
+
+
+def _batch(result: Plan) -> str:
+    parts = f" in {result.microbatches} microbatches" if result.microbatches > 1 else ""
+    return (
+        f"{result.batch_size} sequences, {result.text_tokens:,} tokens of text{parts}; "
+        f"remat {result.model.remat}"
+    )
+
+
+def _memory_rows(result: Plan) -> list[tuple[str, str]]:
+    """Bytes of one device."""
+    limit = f"{result.chip.memory / GIB:.2f} GiB"
+    if result.memory is None:
+        return [("memory", f"the compiler needs {result.needed / GIB:.2f} GiB, there are {limit}")]
+    sizes = dataclasses.asdict(result.memory)
+    rows = [(name, f"{sizes[name] / GIB:.3f} GiB") for name in sizes if name != "peak"]
+    of = f"of {limit}" if result.chip.memory_is_real else "(CPU memory figures are indicative)"
+    return [*rows, ("peak", f"{result.needed / GIB:.3f} GiB {of}")]
+
+
+def _flop_rows(result: Plan) -> list[tuple[str, str]]:
+    flops, tokens = result.flops, result.text_tokens
+    again = flops.recomputed / flops.program
+    rows = [
+        ("model FLOPs", f"{flops.model / tokens:.4e} a text token, from shapes"),
+        (
+            "program FLOPs",
+            f"{flops.program / tokens:.4e} a text token, {flops.program / flops.model:.3f} x the "
+            "model's: matrix products, without recomputation",
+        ),
+        ("recomputed", f"{flops.recomputed / tokens:.4e} a text token, {again:.1%} on top"),
+    ]
+    if "flops" in result.compiler:
+        counts = ", ".join(f"{name} {value:.3e}" for name, value in result.compiler.items())
+        rows.append(("compiler says", f"{counts} a device; it counts the body of a loop once"))
+    return rows
+
+
+def _collective_rows(result: Plan) -> list[tuple[str, str]]:
+    return [
+        (kind, f"{found.bytes / 1e9:.3f} GB over a device's links, {found.calls:,} calls")
+        for kind, found in result.collectives.items()
+    ]
+
+
+def _time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
+    if (times := result.times) is None:
+        return []
+    return [
+        ("compute", f"{times.compute:.3g} s at {utilisation.compute:.0%} of {result.chip.flops:.3g} FLOP/s"),
+        ("links", f"{times.links:.3g} s at {utilisation.links:.0%} of {result.chip.link_bandwidth:.3g} B/s"),
+        (
+            "memory traffic",
+            f"at least {times.memory:.3g} s at {utilisation.memory:.0%} of "
+            f"{result.chip.memory_bandwidth:.3g} B/s",
+        ),
+        ("estimated step", f"{times.step:.3g} s, the longest of these; {_rate(result)} text tokens/s"),
+    ]  # fmt: skip
