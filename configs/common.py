@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 
 def for_checkpoint(**model: object) -> ml_collections.ConfigDict:

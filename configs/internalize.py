@@ -11,7 +11,7 @@ import ml_collections
 
 from configs import tiny
 from configs.tiny import QUESTIONS
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 STEPS = 2000  # of a student
 

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from configs import tiny
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:

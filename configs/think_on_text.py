@@ -12,7 +12,7 @@ from typing import Any
 import ml_collections
 
 from configs import common, small_hf
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ml_collections
 
 from configs import tiny
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:

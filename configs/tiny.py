@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from configs import common
-from fqs_jax.curriculum.stage import row
+from fqs_jax.curriculum import row
 
 # The text after the base: questions, of which few are answered and some worked out.
 QUESTIONS = ("data.clock.worked=0.1", "data.clock.direct=0.02", "data.clock.unanswered=0.88")

@@ -14,12 +14,10 @@ from rich.text import Text
 
 from fqs_jax.inference.generation import check_sampling, generate, prompt_ids
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.inference.stream import _console, _Stream, _thought_text
+from fqs_jax.inference.stream import Stream, plain_console, thought_text
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
-
-__all__ = ["Emitted", "Generation", "generate"]
 
 _MOST_LENGTHS = 100  # of what the model was made for
 
@@ -55,11 +53,11 @@ def main(_: Sequence[str]) -> None:
             "beyond that text falls apart",
             file=sys.stderr,
         )
-    console = _console()
+    console = plain_console()
     show = flags.FLAGS.show_thoughts
     if show and loaded.thought is None:
         console.print(Text(f"{loaded.label} does not think: no thoughts to show", style="dim"))
-    stream = _Stream(loaded, console, prompts[0], show) if len(prompts) == 1 else None
+    stream = Stream(loaded, console, prompts[0], show) if len(prompts) == 1 else None
     results = generate(
         loaded,
         prompts,
@@ -77,7 +75,7 @@ def main(_: Sequence[str]) -> None:
         console.print(Text(prompt, style="bold") + Text(result.text))
         if show:
             for drawn, weight in zip(result.thoughts, result.weights, strict=True):
-                console.print(_thought_text(loaded, drawn, weight))
+                console.print(thought_text(loaded, drawn, weight))
 
 
 def _longest(loaded: Loaded, prompts: Sequence[str]) -> int:

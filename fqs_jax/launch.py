@@ -24,7 +24,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.training import loop, step
 from fqs_jax.training import start as start_lib
-from fqs_jax.training.overview import _print_plan
+from fqs_jax.training.overview import print_overview
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -67,7 +67,7 @@ def main(_: Sequence[str]) -> None:
     for stage in todo:  # now, and not when its turn comes
         step.split_rows(config, stage, mesh)
     if _DRY_RUN.value:
-        _print_plan(root, config, todo, stages, model, mesh)
+        print_overview(root, config, todo, stages, model, mesh)
         return
     with Interrupts() as interrupts:
         run = start_lib.Run(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The objective of a stage: its loss, the arrays it needs from a teacher, its FLOPs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A stage of the curriculum as a row of the config."""
 
 from __future__ import annotations
 

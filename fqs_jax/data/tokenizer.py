@@ -268,7 +268,7 @@ def _build_qwen2(folder: Path, added: Mapping[str, int]) -> tokenizers.Tokenizer
     return tokenizer
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that it is either the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Training a SentencePiece tokenizer on a corpus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from fqs_jax.data.tokenizer import Tokenizer, _replace, load
+from fqs_jax.data.tokenizer import Tokenizer, load, replace_file
 from fqs_jax.runtime.errors import UserError
 
 # tokenizer_config.json of a tokenizer that was trained here.
@@ -78,6 +78,6 @@ def train_sentencepiece(
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
-    _replace(folder / "tokenizer.model", model.getvalue())
+    replace_file(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
+    replace_file(folder / "tokenizer.model", model.getvalue())
     return load(folder)

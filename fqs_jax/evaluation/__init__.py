@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation: models compared by loss, accuracy and latency."""

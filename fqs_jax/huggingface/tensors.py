@@ -18,7 +18,7 @@ THOUGHT = "thought.safetensors"
 
 
 class Tensor(NamedTuple):
-    """A row: axes as letters (model/placement.py), where letters joined in a group are one stored dimension."""
+    """A row: axes as letters (model/placement.py); letters joined in a group are one stored dimension."""
 
     name: str  # of the stored tensor; {} is the layer
     path: str  # in the parameter tree, where layer leaves have a leading L axis more

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A loaded model, the text it generates and the log-probabilities it assigns."""

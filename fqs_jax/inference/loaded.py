@@ -1,4 +1,4 @@
-"""TODO."""
+"""A model that is loaded and ready to use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Generated text, printed as it appears."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fqs_jax.inference.generation import Emitted, prompt_ids
 from fqs_jax.inference.loaded import Loaded
 
 
-class _Stream:
+class Stream:
     """Prints one continuation while it is made."""
 
     def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
@@ -25,7 +25,7 @@ class _Stream:
 
     def step(self, emitted: Emitted) -> None:
         if self._show_thoughts and emitted.thought_BxK.size:
-            thought = _thought_text(
+            thought = thought_text(
                 self._loaded, emitted.thought_BxK[0].tolist(), float(emitted.weight_B[0])
             )
             self._console.print(thought, end="")
@@ -39,7 +39,7 @@ class _Stream:
             self._shown = text
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Styles on a terminal only, and with NO_COLOR none at all: rich itself would still dim.
 
     What the terminal cannot write becomes a question mark.
@@ -50,6 +50,6 @@ def _console() -> Console:
     return Console(highlight=False, soft_wrap=True, color_system=None if plain else "auto")
 
 
-def _thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
+def thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
     words = loaded.tokenizer.decode(drawn).replace("\n", "\u23ce")
     return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The decoder: configuration, attention and its back ends, vocabulary, placement of parameters."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The shape and numerics of a model."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Losses: pure functions (params, batch, key) -> (loss, metrics)."""

@@ -8,9 +8,9 @@ to and nobody predicts. More keys it may have:
     target            bool [B, T]: which tokens are predicted, instead of the mask
     teacher_log_prob  float32 [B, T - 1], for NTP and distillation: the teacher's log p(x_{t+1}) at t
     teacher_...       more that the teacher said, for distillation (objectives/distillation.py)
-    row, counts       of a part of a batch (training/step.py): the number of each row in the whole, int32 [B], and
-                      the whole's `target_counts` over the number of parts; means over all parts are then
-                      means over the whole
+    row, counts       of a part of a batch (training/step.py): the number of each row in the whole, int32
+                      [B], and the whole's `target_counts` over the number of parts; means over all parts
+                      are then means over the whole
     weight            of a part likewise, for distillation: the whole's sum of `position_weights`
 """
 

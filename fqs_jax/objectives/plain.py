@@ -1,6 +1,6 @@
 """What training minimises. Pure functions (params, batch, key, ...) -> (loss, metrics).
 
-Here are the objectives without thoughts; objectives/quiet_star.py has the one with. Batches: objectives/batch.py.
+The objectives without thoughts. quiet_star.py has the one with thoughts, batch.py describes batches.
 
 Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
 computes them; where code and paper differ the code is followed and the difference is a config field.

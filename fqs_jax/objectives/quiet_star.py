@@ -1,4 +1,4 @@
-"""The thinking objective: think, score the thoughts, and add up what they gained (objectives/thought_losses.py)."""
+"""The thinking objective: think, score the thoughts, and add up their gains (thought_losses.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Collectives of a compiled program and the bytes they move, read from its HLO text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A plan as tables of text."""
 
 from __future__ import annotations
 

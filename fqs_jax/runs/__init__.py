@@ -1,1 +1,1 @@
-"""TODO."""
+"""Working directories: folders, records, checkpoints, metrics files."""

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import damage, orbax_errors
 from fqs_jax.runs.damage import Damaged, together
-from fqs_jax.runs.folders import _free_name, _steps, appears, latest_step
+from fqs_jax.runs.folders import appears, free_name, latest_step, saved_steps
 from fqs_jax.runs.orbax_errors import reason
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
@@ -127,7 +127,7 @@ class Checkpoints:
             raise self._failed(error) from error
         self._saving = None
         if jax.process_index() == 0:
-            for step in _steps(self._folder)[self._keep :]:
+            for step in saved_steps(self._folder)[self._keep :]:
                 self._delete(self._folder / str(step))
 
     def _open_writer(self) -> ocp.AsyncCheckpointer:
@@ -306,13 +306,13 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """All whole steps, newest first, as process 0 sees them."""
-        return agreed(_steps(self._folder))
+        return agreed(saved_steps(self._folder))
 
     def _move_aside(self, step: int, why: str, used: int | None = None) -> None:
         source = self._folder / str(step)
 
         def rename() -> None:
-            target = _free_name(self._folder / f"damaged_{step}")
+            target = free_name(self._folder / f"damaged_{step}")
             try:
                 source.rename(target)
             except OSError as error:

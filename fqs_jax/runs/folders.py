@@ -1,4 +1,4 @@
-"""TODO."""
+"""Folders of a working directory: where stages and their checkpoints are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fqs_jax.runtime import agreement, files, waiting
 
 def latest_step(folder: Path) -> int | None:
     """The newest whole step in a folder of checkpoints, without opening it; None if none."""
-    return max(_steps(folder), default=None)
+    return max(saved_steps(folder), default=None)
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:
@@ -26,7 +26,7 @@ def appears(folder: Path, seconds: float = 90.0) -> bool:
     return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
 
 
-def _steps(folder: Path) -> list[int]:
+def saved_steps(folder: Path) -> list[int]:
     """Whole steps in a folder, newest first."""
     if not folder.is_dir():
         return []
@@ -34,7 +34,7 @@ def _steps(folder: Path) -> list[int]:
     return sorted(steps, reverse=True)
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
     """The path, or the first of path_2, path_3, ... that does not exist."""
     number, free = 1, path
     while free.exists():

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Loading a model from a working directory or a Hugging Face folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of what a stage is made from, beside its checkpoints (run.json); runs/history.py reads records."""
+"""The record of what a stage is made from, kept beside its checkpoints as run.json."""
 
 from __future__ import annotations
 

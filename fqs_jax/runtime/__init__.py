@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files, processes, devices and flags: everything that knows nothing of models."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Progress bars with an estimated time of arrival, silent where nobody watches."""
 
 from __future__ import annotations
 

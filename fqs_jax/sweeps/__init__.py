@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sweeps: one config varied over cells and seeds, collected in one table."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Thoughts: their parameters, how they are sampled, scored and mixed into the prediction."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The shape of a thought and how it is mixed into the prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Random keys of thoughts: one for each row, text position and rationale."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def thought_keys(
     """
     B, P = where_BxP.shape
     row_B = jnp.arange(B) if row_B is None else row_B
-    rows = _fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
-    places = _fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
-    return _fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
+    rows = fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
+    places = fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
+    return fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
 
 
-def _fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:
+def fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:
     """jax.random.fold_in elementwise over arrays that broadcast."""
     shape = jnp.broadcast_shapes(keys.shape, jnp.shape(data))
     flat = jax.vmap(jax.random.fold_in)(

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Parameters of a thought: the marks and the talk head."""
 
 from __future__ import annotations
 

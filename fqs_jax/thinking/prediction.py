@@ -1,4 +1,4 @@
-"""TODO."""
+"""The next-token prediction after a thought."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import talk_head
 from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.thinking.sampling import TextCache, rollout
-from fqs_jax.thinking.scoring import _score
+from fqs_jax.thinking.scoring import head_score
 
 
 def mixed_log_probs(
@@ -23,7 +23,7 @@ def mixed_log_probs(
       base: final-norm hidden states without the thought, [..., D], broadcasting against `after`.
       after: final-norm hidden states of the end mark, [..., D].
     """
-    score = _score(params, base, after, thought)
+    score = head_score(params, base, after, thought)
     weight = talk_head.weight(score, thought.mixing)
     if thought.mixing != "probability":
         mixed = talk_head.mix_hidden(base, after, weight)

@@ -15,7 +15,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.thinking.keys import _fold_in_all, thought_keys
+from fqs_jax.thinking.keys import fold_in_all, thought_keys
 from fqs_jax.thinking.parameters import mark
 
 
@@ -56,7 +56,7 @@ def rollout(
     keys_BxPxR = thought_keys(key, where_BxP, R) if key.ndim == 0 else key
     if thought.tokens != "sampled" and not finish:  # nothing of the network is needed
         slots_K = jnp.arange(K)
-        keys = _fold_in_all(keys_BxPxR[..., None], slots_K)
+        keys = fold_in_all(keys_BxPxR[..., None], slots_K)
         tokens, entropy = _unsampled(keys, thought, c.vocab_size)
         return tokens, entropy, None
     empty = jnp.zeros((L, B, P, R, G, K + 2 * finish, H), c.dtype)
@@ -98,7 +98,7 @@ def rollout(
     def sampling_step(carry: Any, slot: jax.Array) -> tuple[Any, Any]:
         embedding_BxPxRxD, own = carry
         hidden_BxPxRxD, own = run_slot(embedding_BxPxRxD, slot, own)
-        slot_keys_BxPxR = _fold_in_all(keys_BxPxR, slot)
+        slot_keys_BxPxR = fold_in_all(keys_BxPxR, slot)
         if thought.tokens == "sampled":
             drawn = vocab.sample(
                 hidden_BxPxRxD,

@@ -123,7 +123,7 @@ def score_blocks(
 
     after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
     base_BxPx1xAxD = ahead(text.hidden_BxTxD, where_BxP, A)[:, :, None]
-    score_BxPxRxA = _score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
+    score_BxPxRxA = head_score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
     weight_BxPxRxA = talk_head.weight(score_BxPxRxA, thought.mixing)
     target_BxPxRxA = jnp.broadcast_to(ahead(tokens_BxT, where_BxP + 1, A)[:, :, None], (B, P, R, A))
 
@@ -144,7 +144,9 @@ def score_blocks(
     )
 
 
-def _score(params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig) -> jax.Array:
+def head_score(
+    params: Params, base: jax.Array, after: jax.Array, thought: ThoughtConfig
+) -> jax.Array:
     """The talk head's score with the configured bias."""
     score = talk_head.score(params["thought"]["talk_head"], base, after)
     return score if thought.mixing == "linear" else score + thought.mixing_bias

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training: the optimiser, the step, the loop, and scores from a teacher."""

@@ -30,7 +30,7 @@ from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.start import RESUME, Batches, Run, starting_state
 from fqs_jax.training.step import Program, State
-from fqs_jax.training.teacher_scores import _with_scores, teacher_scores
+from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
 
 def run_stage(run: Run, stage: Stage) -> None:
@@ -71,7 +71,7 @@ def run_stage(run: Run, stage: Stage) -> None:
         rows = sharding.local_rows(program.batch["tokens"])
         batches = data.batches(first, stage.steps, rows)
         if scores is not None:
-            batches = _with_scores(batches, scores, rows, first, data.batch_size)
+            batches = with_scores(batches, scores, rows, first, data.batch_size)
         _loop(run, stage, program, state, batches, rows, first, saved)
 
 

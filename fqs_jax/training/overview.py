@@ -1,4 +1,4 @@
-"""TODO."""
+"""The overview that is printed before a run starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fqs_jax.runs import folders
 from fqs_jax.training import step
 
 
-def _print_plan(
+def print_overview(
     root: Path,
     config: ml_collections.ConfigDict,
     todo: list[Stage],

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The state that a stage starts from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Teacher scores of a stage's training rows, computed once and cached on disk."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
         )
 
 
-def _with_scores(
+def with_scores(
     batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
 ) -> Batches:
     """Batches from step `first` on with what the teacher says of their rows."""

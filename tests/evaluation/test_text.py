@@ -7,8 +7,8 @@ import pytest
 
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation import text as text_lib
-from fqs_jax.generate import generate
 from fqs_jax.inference import readings
+from fqs_jax.inference.generation import generate
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading

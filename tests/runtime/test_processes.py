@@ -9,16 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.roll_call import Cluster, roll_call
+from tests.conftest import REPO
 from tests.programs import free_port
 
-ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import json, sys
 import jax
@@ -52,7 +51,7 @@ def start(*arguments: str, fails: int = -1) -> subprocess.Popen[str]:
     program = PROGRAM.replace("FAILS", str(fails))
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
-        cwd=ROOT,
+        cwd=REPO,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -53,7 +53,7 @@ def masked_slots(model: Any, slots: int) -> int:
 
 
 def scores_again(model: Any, keys: float) -> int:
-    """One query's scores, half of its attention: the backward pass recomputes them (model/attention_xla.py)."""
+    """One query's scores, half of its attention: the backward pass recomputes them."""
     return flops.attend(model, keys) // 2
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Built-in tasks: problems with known answers, made from a seed."""

@@ -17,8 +17,6 @@ import re
 from fqs_jax.data.problems.task import Problem, Task, check_distinct, last_digits
 from fqs_jax.runtime.errors import UserError
 
-__all__ = ["SPLITS", "Clock"]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clock(Task):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sources of text: files, tables, TFDS folders and the Hugging Face hub."""

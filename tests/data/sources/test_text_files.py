@@ -1,4 +1,4 @@
-"""Text files read one document at a time. What is said about bad ones: tests/data/sources/test_documents.py."""
+"""Text files read one document at a time. Messages about bad ones: test_documents.py."""
 
 import json
 
