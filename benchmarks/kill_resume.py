@@ -305,13 +305,14 @@ def _states(root: Path, other: Path, number: int) -> str:
 
 def final_state(root: Path, number: int) -> tuple[int, Any]:
     """The newest step of a stage and its (parameters, optimizer state), on one device."""
+    from fqs_jax.curriculum import resolve
     from fqs_jax.runs import checkpoints, folders, source
     from fqs_jax.runtime import sharding
     from fqs_jax.training import step as step_lib
 
     stage, config = folders.read_run(root, number)
     model = source.read_model(folders.source_folder(root), config)
-    wanted = step_lib.program(config, stage, model, sharding.single_device()).state
+    wanted = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
     with checkpoints.Checkpoints(folders.stage_folder(root, number) / "checkpoints") as saved:
         newest = saved.latest()
         assert newest is not None  # the stage is one of existing_stages

@@ -85,7 +85,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     import jax
 
     from configs import tiny
-    from fqs_jax.curriculum import checks, stage
+    from fqs_jax.curriculum import resolve, stage
     from fqs_jax.runs import source
     from fqs_jax.runtime import cli, sharding
     from fqs_jax.runtime.interrupts import Interrupts, Wishes
@@ -113,8 +113,8 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
         root = Path(folder)
         model, tokenizer = source.prepare(root, config)
         mesh = sharding.make_mesh(config.mesh)
-        run = start.Run(root, config, model, tokenizer, mesh, interrupts, str)
-        loop.run_stage(run, checks.read_stages(config, model)[0])
+        run = start.Run(root, config, tokenizer, mesh, interrupts, str)
+        loop.run_stage(run, resolve.recipes(config, model)[0])
     return moments
 
 

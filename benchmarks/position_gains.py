@@ -17,13 +17,12 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from configs import shorten
-from fqs_jax.curriculum import checks, objective, settings
-from fqs_jax.curriculum.stage import Stage
+from fqs_jax.curriculum import objective, resolve, settings
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data import corpus
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.evaluation import problems
 from fqs_jax.inference import loaded as loaded_lib
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
 from fqs_jax.runs import source
@@ -42,9 +41,8 @@ class Setting(NamedTuple):
     """A base model, and the stage that begins to think with it."""
 
     config: ml_collections.ConfigDict
-    model: ModelConfig
     tokenizer: Tokenizer
-    stage: Stage
+    recipe: Recipe
     base: Params
     marks: tuple[int, int]
 
@@ -57,12 +55,12 @@ def prepare() -> Setting:
     )
     with tempfile.TemporaryDirectory() as folder:
         model, tokenizer = source.prepare(Path(folder), config)
-    base, stage, *_ = checks.read_stages(config, model)
+    base, think, *_ = resolve.recipes(config, model)
     marks = source.mark_ids(config, tokenizer)
-    setting = Setting(config, model, tokenizer, base, {}, marks)
+    setting = Setting(config, tokenizer, base, {}, marks)
     params = {"lm": init_model(model, jax.random.key(config.seed))}
-    params = _train(setting, _step(setting), params, base.steps)
-    return Setting(config, model, tokenizer, stage, params, marks)
+    params = _train(setting, _step(setting), params, base.stage.steps)
+    return Setting(config, tokenizer, think, params, marks)
 
 
 def variances(setting: Setting, kinds: Sequence[Kind], draws: int) -> Rows:
@@ -72,8 +70,7 @@ def variances(setting: Setting, kinds: Sequence[Kind], draws: int) -> Rows:
     rows: Rows = []
     everywhere: dict[str, np.ndarray] = {}
     for kind in kinds:
-        config = _with_positions(setting.config, kind)
-        gradient = _gradient(objective.loss_function(config, setting.stage, setting.model))
+        gradient = _gradient(objective.loss_function(_with_positions(setting.recipe, kind)))
         relative_flops = _flops(setting, kind) / _flops(setting, kinds[0])
         for i, batches in enumerate(("same", "fresh")):
             found = np.stack(
@@ -143,7 +140,7 @@ def _runs(
     setting: Setting, kind: Kind, seeds: Iterable[int], stops: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Accuracies and NLLs, one a seed, after so many steps."""
-    setting = setting._replace(config=_with_positions(setting.config, kind))
+    setting = setting._replace(recipe=_with_positions(setting.recipe, kind))
     found: dict[int, list[tuple[float, float]]] = {stop: [] for stop in stops}
     step = _step(setting)
 
@@ -166,8 +163,7 @@ def _runs(
 
 
 def _flops(setting: Setting, kind: Kind) -> int:
-    config = _with_positions(setting.config, kind)
-    return objective.step_flops(config, setting.stage, setting.model)
+    return objective.step_flops(_with_positions(setting.recipe, kind))
 
 
 def _spread(name: str, values: np.ndarray) -> dict[str, float]:
@@ -179,18 +175,18 @@ def _rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
 
 
-def _with_positions(config: ml_collections.ConfigDict, kind: Kind) -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.thought.position_fraction, config.thought.positions = kind
-    return config
+def _with_positions(recipe: Recipe, kind: Kind) -> Recipe:
+    fraction, positions = kind
+    chosen = dataclasses.replace(recipe.objective, position_fraction=fraction, positions=positions)
+    return dataclasses.replace(recipe, objective=chosen)
 
 
 def _beginning(setting: Setting, seed: int) -> Params:
     """The base with a fresh talk head and marks."""
-    thought = settings.thought_config(setting.config, setting.stage)
-    lm = setting.base["lm"]
+    model, thought, lm = setting.recipe.model, setting.recipe.thought, setting.base["lm"]
+    assert thought is not None
     key = jax.random.key(seed)
-    return {"lm": lm, "thought": parameters.init(setting.model, thought, lm, key, *setting.marks)}
+    return {"lm": lm, "thought": parameters.init(model, thought, lm, key, *setting.marks)}
 
 
 def _data(setting: Setting, stream: int) -> Any:
@@ -200,13 +196,14 @@ def _data(setting: Setting, stream: int) -> Any:
 
 
 def _transform(setting: Setting) -> Any:
-    return optimizer.make(setting.config, setting.stage.learning_rate, setting.stage.steps)
+    recipe = setting.recipe
+    return optimizer.make(recipe.optimizer, recipe.stage.learning_rate, recipe.stage.steps)
 
 
 def _step(setting: Setting) -> Any:
     """The compiled step of the setting's stage."""
-    loss = objective.loss_function(setting.config, setting.stage, setting.model)
-    key = step_lib.stage_key(setting.config, setting.stage)
+    loss = objective.loss_function(setting.recipe)
+    key = step_lib.stage_key(setting.recipe)
     return jax.jit(step_lib.make_step(loss, _transform(setting), key))
 
 
@@ -220,7 +217,7 @@ def _train(
 ) -> Params:
     """Parameters after so many steps; `note` is shown them after each. Seeds have their own data."""
     state = step_lib.State(params, _transform(setting).init(params))
-    stream = 10 * setting.stage.number + seed
+    stream = 10 * setting.recipe.stage.number + seed
     for done, batch in enumerate(_data(setting, stream).batches(0, steps)):
         # Of its number a step makes its random key alone.
         state, _ = step(state, batch, jnp.int32(done + 100_000 * seed))
@@ -230,10 +227,17 @@ def _train(
 
 def _answers(setting: Setting, params: Params) -> tuple[float, float, float]:
     """Held-out problems answered at once, after a thought: `problems.task_accuracy`."""
-    thought = settings.thought_config(setting.config, setting.stage, rationales=1, n_ahead_talk=1)
+    thought = settings.thought_config(
+        setting.config, setting.recipe.stage, rationales=1, n_ahead_talk=1
+    )
     thought = dataclasses.replace(thought, temperature=setting.config.thought.eval_temperature)
     loaded = loaded_lib.Loaded(
-        params, setting.model, setting.tokenizer, thought, Path("."), setting.stage.name
+        params,
+        setting.recipe.model,
+        setting.tokenizer,
+        thought,
+        Path("."),
+        setting.recipe.stage.name,
     )
     task = corpus.built_in_task(setting.config.data, setting.config.seed)
     assert task is not None  # configs/shorten.py has one

@@ -1,7 +1,7 @@
 """Train: `python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=W`.
 
 Runs one stage from the stage before it in W, several (`--stage=0,2`), or all of them in order.
-Stopped runs go on with the same command. Any field of the config can be overridden: `--config.batch_size=4`.
+The same command resumes a stopped run. Any field of the config can be overridden: `--config.batch_size=4`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.model import placement
 from fqs_jax.runs import history, source
@@ -23,8 +23,8 @@ from fqs_jax.runtime import agreement, cli, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.training import loop, step
-from fqs_jax.training import start as start_lib
 from fqs_jax.training.overview import print_overview
+from fqs_jax.training.start import RESUME, Run
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -54,30 +54,30 @@ def main(_: Sequence[str]) -> None:
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
     root = Path(_WORKDIR.value)
-    told = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
-    agreement.check_same(repr(told), "flags or another config")
+    given = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
+    agreement.check_same(repr(given), "flags or another config")
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
-    stages = checks.read_stages(config, model, _MAX_STEPS.value)
-    todo = stage_lib.select(stages, _STAGE.value)
+    recipes = resolve.recipes(config, model, _MAX_STEPS.value)
+    stages = [recipe.stage for recipe in recipes]
+    chosen = stage_lib.select(stages, _STAGE.value)
+    todo = [recipe for recipe in recipes if recipe.stage in chosen]
     mesh = sharding.make_mesh(config.mesh)
     placement.check_model(model, mesh)
-    for stage in todo:  # now, and not when its turn comes
-        step.split_rows(config, stage, mesh)
+    for recipe in todo:  # now, and not when its turn comes
+        step.split_rows(recipe, mesh)
     if _DRY_RUN.value:
-        print_overview(root, config, todo, stages, model, mesh)
+        print_overview(root, todo, recipes, mesh)
         return
     with Interrupts() as interrupts:
-        run = start_lib.Run(
-            root, config, model, tokenizer, mesh, interrupts, lambda number: _command(str(number))
-        )
-        for stage in todo:
-            loop.run_stage(run, stage)
-            interrupts.check(f"{stage} is done; run the same command again to go on")
+        run = Run(root, config, tokenizer, mesh, interrupts, lambda number: _command(str(number)))
+        for recipe in todo:
+            loop.run_stage(run, recipe)
+            interrupts.check(f"{recipe.stage} is done; {RESUME}")
         history.record_command(root, _command(_STAGE.value))
-    print(f"Done: {', '.join(map(str, todo))} in {root}", flush=True)
+    print(f"Done: {', '.join(map(str, chosen))} in {root}", flush=True)
 
 
 def _command(stage: str) -> str:

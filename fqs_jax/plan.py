@@ -14,30 +14,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import ml_collections
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from fqs_jax.curriculum import checks
-from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.curriculum.stage import Stage
-from fqs_jax.planning import step_plan, topologies
-from fqs_jax.planning.printed import (
-    _at_work,
-    _batch,
-    _collective_rows,
-    _flop_rows,
-    _memory_rows,
-    _rate,
-    _seconds,
-    _time_rows,
-    _verdict,
-)
+from fqs_jax.curriculum import resolve
+from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.planning import printed, step_plan, topologies
 from fqs_jax.planning.step_plan import Plan, Utilisation
-from fqs_jax.planning.topologies import GIB
+from fqs_jax.planning.topologies import GIB, Chip
 from fqs_jax.runtime import cli, sharding
 
 _STAGE = flags.DEFINE_string("stage", "1", "Number or name of a stage.")
@@ -64,44 +51,40 @@ def main(_: Sequence[str]) -> None:
         limit = int(_MEMORY.value * GIB)
         chip = dataclasses.replace(chip, memory=limit, memory_is_real=True)
     model = step_plan.architecture(config, _MODEL.value)
-    stage = stage_lib.find(checks.read_stages(config, model), _STAGE.value)
+    recipe = resolve.find(resolve.recipes(config, model), _STAGE.value)
     mesh = sharding.make_mesh(config.mesh, list(devices))
     utilisation = dataclasses.replace(Utilisation(), compute=_UTILISATION.value)
-
-    def compile_with(**changes: Any) -> Plan:
-        config.update(changes)
-        chosen = dataclasses.replace(model, remat=config.compute.remat)
-        return step_plan.plan(config, stage, chosen, chip, mesh, utilisation)
-
     if _SWEEP.value:
-        sys.exit(0 if _sweep(config, stage, mesh, compile_with) else 1)
-    result = compile_with()
-    changes = [] if result.fits else step_plan.advice(config, stage, mesh, result)
+        sys.exit(0 if _sweep(recipe, chip, mesh, utilisation) else 1)
+    result = step_plan.plan(recipe, chip, mesh, utilisation)
+    changes = [] if result.fits else step_plan.advice(recipe, mesh, result)
     if _JSON.value:
         print(json.dumps(_record(result) | {"change": changes}), flush=True)
     else:
         _show(result, utilisation)
-        print(_verdict(result, changes), flush=True)
+        print(printed.verdict(result, changes), flush=True)
     sys.exit(0 if result.fits else 1)
 
 
-def _sweep(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, compile_with: Any) -> bool:
+def _sweep(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation) -> bool:
     """For each remat policy the fewest microbatches that fit; more only gather parameters oftener."""
     fastest: Plan | None = None
-    table = Table(title=f"{stage} on {_TOPOLOGY.value}")
+    table = Table(title=f"{recipe.stage} on {_TOPOLOGY.value}")
     for column in ("remat", "microbatches", "peak GiB", "of GiB", "s/step", "tokens/s", ""):
         table.add_column(column, justify="right")
-    for remat, counts in step_plan.variants(config, stage, mesh):
+    for remat, counts in step_plan.variants(recipe, mesh):
+        model = dataclasses.replace(recipe.model, remat=remat)
         for count in counts:
-            result = compile_with(microbatches=count, compute={"remat": remat})
+            variant = dataclasses.replace(recipe, model=model, microbatches=count)
+            result = step_plan.plan(variant, chip, mesh, utilisation)
             if _JSON.value:
                 print(json.dumps(_record(result)), flush=True)
-            speed = [f"{result.times.step:.3g}", _rate(result)] if result.times else ["", ""]
+            speed = [f"{result.times.step:.3g}", printed.rate(result)] if result.times else ["", ""]
             verdict = "fits" if result.fits else "does not fit"
             sizes = [f"{size / GIB:.2f}" for size in (result.needed, result.chip.memory)]
             table.add_row(remat, str(count), *sizes, *speed, verdict)
             if result.fits:
-                if fastest is None or _seconds(result) < _seconds(fastest):
+                if fastest is None or printed.seconds(result) < printed.seconds(fastest):
                     fastest = result
                 break
     if not _JSON.value:
@@ -126,12 +109,12 @@ def _show(result: Plan, utilisation: Utilisation) -> None:
     for name, value in (
         ("parameters", f"{result.parameters:,} in {result.model.param_dtype}"),
         ("devices", f"{result.devices} x {result.chip.name}; mesh {mesh}"),
-        ("at work", _at_work(result)),
-        ("a step", _batch(result)),
-        *_memory_rows(result),
-        *_flop_rows(result),
-        *_collective_rows(result),
-        *_time_rows(result, utilisation),
+        ("at work", printed.row_groups(result)),
+        ("a step", printed.batch(result)),
+        *printed.memory_rows(result),
+        *printed.flop_rows(result),
+        *printed.collective_rows(result),
+        *printed.time_rows(result, utilisation),
         ("compiled in", f"{result.compile_seconds:.0f} s"),
     ):
         table.add_row(name, value)

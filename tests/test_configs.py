@@ -10,8 +10,7 @@ import ml_collections
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.curriculum import checks
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import resolve
 from fqs_jax.model import decoder
 from fqs_jax.planning import step_plan, topologies
 from fqs_jax.runtime import sharding
@@ -54,9 +53,9 @@ def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
     """Shapes and settings fit together, and the program does no more than the shapes say."""
     c = config(name)
     model = step_plan.architecture(c)
-    stage = stage_lib.find(checks.read_stages(c, model), "1")
+    recipe = resolve.find(resolve.recipes(c, model), "1")
     mesh = sharding.make_mesh(c.mesh, topologies.find("cpu:8")[1])
-    counted = step_plan.count_flops(c, stage, model, mesh)
+    counted = step_plan.count_flops(recipe, mesh)
     assert 1 < counted.program / counted.model < 1.15
 
 
@@ -67,8 +66,7 @@ def test_the_thought_free_step_is_compiled_for_eight_devices(name: str) -> None:
     chip, devices = topologies.find("cpu:8")
     mesh = sharding.make_mesh(c.mesh, devices)
     model = step_plan.architecture(c)
-    stage = stage_lib.find(checks.read_stages(c, model), "4")
-    plan = step_plan.plan(c, stage, model, chip, mesh)
+    plan = step_plan.plan(resolve.find(resolve.recipes(c, model), "4"), chip, mesh)
     assert plan.fits and plan.row_groups == 8
     assert plan.flops.program / plan.flops.model < 1.15
     state = plan.parameters * 3 * (4 if c.compute.param_dtype == "float32" else 2)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import tiny
-from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import resolve
 from fqs_jax.evaluation import comparison_file
 from fqs_jax.runs import folders, source
 from fqs_jax.runs.metrics_file import read_rows
@@ -24,7 +24,7 @@ def test_demo(tmp_path):
     assert done.stdout.startswith("Done: stage 0 (base), ")
     config = tiny.get_config()
     model = source.read_model(folders.source_folder(root), config)
-    stages = checks.read_stages(config, model)
+    stages = [recipe.stage for recipe in resolve.recipes(config, model)]
     for stage in stages:
         rows = read_rows(root / f"stage_{stage.number}" / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

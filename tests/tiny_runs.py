@@ -20,8 +20,7 @@ import numpy as np
 
 from configs import common
 from fqs_jax import huggingface
-from fqs_jax.curriculum import checks, objective
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.curriculum.stage import row
 from fqs_jax.data import tokenizer_training
 from fqs_jax.model import decoder
@@ -135,12 +134,13 @@ def save_stage(
 ) -> Params:
     """A stage with random parameters in place of trained ones, finished unless a step is given."""
     model, _ = source.prepare(root, config)
-    stage = stage_lib.find(checks.read_stages(config, model), str(number))
+    recipe = resolve.find(resolve.recipes(config, model), str(number))
+    stage = recipe.stage
     record.write(root, config, stage)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda leaf: jnp.asarray(rng.normal(0, 0.4, leaf.shape), leaf.dtype),
-        objective.abstract_params(config, stage, model),
+        objective.abstract_params(model, recipe.thought),
     )
     with Checkpoints(folders.stage_folder(root, number) / "checkpoints") as saved:
         saved.save(step or stage.steps, params, {"count": jnp.zeros(1)}, {})

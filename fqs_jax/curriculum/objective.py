@@ -1,7 +1,12 @@
-"""The objective of a stage: its loss, the arrays it needs from a teacher, its FLOPs."""
+"""The table of objectives: one row for each way to train a stage.
+
+A row holds everything that the rest of the program must know of an objective. A new objective is a loss
+function and a row; docs/adding-an-objective.md walks through one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -10,118 +15,237 @@ import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax.curriculum import settings as settings_lib
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import distillation, plain, quiet_star
+from fqs_jax.objectives.distillation import Arrays, DistillConfig
+from fqs_jax.objectives.metrics import Metrics
+from fqs_jax.objectives.plain import NTPConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops, parameters
+from fqs_jax.thinking.config import ThoughtConfig
 
-OBJECTIVES = ("next_token", "quiet_star", "ntp", "distill")
-
-
-TAUGHT = ("ntp", "distill")  # those with a teacher
-
-
-Loss = Callable[..., tuple[Any, batch_lib.Metrics]]
+# (params, batch, key) -> (loss, metrics)
+Loss = Callable[..., tuple[Any, Metrics]]
 
 
-def loss_function(
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    model: ModelConfig,
-    split_rationales: bool = False,
-) -> Loss:
-    """The stage's objective as (params, batch, key) -> (loss, metrics).
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One way to train a stage.
+
+    Attributes:
+      loss: (recipe, split_rationales) -> loss function; `split_rationales` is that of
+        `thoughts.sample_and_score`, for objectives that think.
+      step_flops: model FLOPs of one training step (thinking/flops.py).
+      settings: (config, own section) -> the objective's own settings, `Recipe.objective`. The section is
+        that of the objective's name, with the stage's overrides; None = the objective has no section.
+      kind: group of the trained model in tables and pictures: `base`, `thinking` or `student`.
+      thinks: the stage has thoughts, with parameters of their own.
+      teacher_thoughts: own settings -> thoughts that a teacher's prediction is averaged over; None = the
+        objective has no teacher.
+      teacher_arrays: shape of one row and dtype of each array that batches get from the teacher.
+      check: raises UserError if the recipe cannot be trained. `loss` is built as a check too.
+      in_other_records: the section is part of other stages' records (run.json). If not, stages that
+        do not use it can be shared by several settings of it.
+    """
+
+    loss: Callable[[Recipe, bool], Loss]
+    step_flops: Callable[[Recipe], int]
+    settings: Callable[[ml_collections.ConfigDict, dict[str, Any]], Any] | None = None
+    kind: str = "base"
+    thinks: bool = False
+    teacher_thoughts: Callable[[Any], int] | None = None
+    teacher_arrays: Callable[[Recipe], Arrays] = lambda recipe: {}
+    check: Callable[[Recipe], None] = lambda recipe: None
+    in_other_records: bool = False
+
+    @property
+    def has_teacher(self) -> bool:
+        return self.teacher_thoughts is not None
+
+
+def _next_token_loss(recipe: Recipe, split_rationales: bool) -> Loss:
+    del split_rationales
+    return functools.partial(plain.next_token_loss, model=recipe.model)
+
+
+def _next_token_flops(recipe: Recipe) -> int:
+    return flops.next_token_step(recipe.model, recipe.batch_size, recipe.seq_len)
+
+
+def _quiet_star_settings(
+    config: ml_collections.ConfigDict, section: dict[str, Any]
+) -> QuietStarConfig:
+    chosen = {name: config.thought[name] for name in ("position_fraction", "positions")}
+    return QuietStarConfig(**section, **chosen)
+
+
+def _quiet_star_loss(recipe: Recipe, split_rationales: bool) -> Loss:
+    assert recipe.thought is not None
+    return functools.partial(
+        quiet_star.quiet_star_loss,
+        model=recipe.model,
+        thought=recipe.thought,
+        config=recipe.objective,
+        split_rationales=split_rationales,
+    )
+
+
+def _quiet_star_flops(recipe: Recipe) -> int:
+    weights: QuietStarConfig = recipe.objective
+    assert recipe.thought is not None
+    return flops.quiet_star_step(
+        recipe.model,
+        recipe.thought,
+        recipe.batch_size,
+        recipe.seq_len,
+        weights.num_positions(recipe.seq_len),
+        choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
+        alone=weights.reads_alone,
+    )
+
+
+def _check_quiet_star(recipe: Recipe) -> None:
+    thought = recipe.thought
+    assert thought is not None
+    if recipe.seq_len < thought.n_ahead_talk + 2:
+        raise UserError(
+            f"data.seq_len is {recipe.seq_len}; stage_{recipe.stage.number} needs at least "
+            f"n_ahead_talk + 2 = {thought.n_ahead_talk + 2}, or no position has a reward"
+        )
+    if thought.tokens != "sampled" and recipe.objective.policy_weight:
+        raise UserError(
+            f"thoughts of {thought.tokens} tokens are not the model's to improve: "
+            "set quiet_star.policy_weight to 0"
+        )
+
+
+def _ntp_loss(recipe: Recipe, split_rationales: bool) -> Loss:
+    del split_rationales
+    return functools.partial(plain.ntp_loss, model=recipe.model, config=recipe.objective)
+
+
+def _ntp_flops(recipe: Recipe) -> int:
+    sampled = recipe.objective.action == "sampled"
+    return flops.ntp_step(recipe.model, recipe.batch_size, recipe.seq_len, sampled)
+
+
+def _distill_loss(recipe: Recipe, split_rationales: bool) -> Loss:
+    del split_rationales
+    return functools.partial(distillation.distill_loss, model=recipe.model, config=recipe.objective)
+
+
+def _distill_arrays(recipe: Recipe) -> Arrays:
+    return distillation.teacher_arrays(recipe.objective, recipe.seq_len, recipe.model.vocab_size)
+
+
+def _check_distill(recipe: Recipe) -> None:
+    num_rows = recipe.stage.steps * recipe.batch_size
+    distillation.check_size(_distill_arrays(recipe), num_rows, str(recipe.stage))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "next_token": Objective(loss=_next_token_loss, step_flops=_next_token_flops),
+    "quiet_star": Objective(
+        loss=_quiet_star_loss,
+        step_flops=_quiet_star_flops,
+        settings=_quiet_star_settings,
+        kind="thinking",
+        thinks=True,
+        check=_check_quiet_star,
+        in_other_records=True,
+    ),
+    "ntp": Objective(
+        loss=_ntp_loss,
+        step_flops=_ntp_flops,
+        settings=lambda config, section: NTPConfig(**section),
+        kind="student",
+        teacher_thoughts=lambda settings: 1,
+        teacher_arrays=lambda recipe: {"teacher_log_prob": ((recipe.seq_len - 1,), np.float32)},
+        in_other_records=True,
+    ),
+    "distill": Objective(
+        loss=_distill_loss,
+        step_flops=_next_token_flops,
+        settings=lambda config, section: DistillConfig(**section),
+        kind="student",
+        teacher_thoughts=lambda settings: settings.teacher_thoughts,
+        teacher_arrays=_distill_arrays,
+        check=_check_distill,
+    ),
+}
+
+
+def of(stage: Stage) -> Objective:
+    """The objective of a stage.
+
+    Raises:
+      UserError: the table has no row of that name.
+    """
+    if stage.objective not in OBJECTIVES:
+        raise UserError(
+            f"stage_{stage.number}.objective is {stage.objective!r}; choose from "
+            f"{', '.join(OBJECTIVES)}"
+        )
+    return OBJECTIVES[stage.objective]
+
+
+def loss_function(recipe: Recipe, split_rationales: bool = False) -> Loss:
+    """The loss of a stage as (params, batch, key) -> (loss, metrics)."""
+    return of(recipe.stage).loss(recipe, split_rationales)
+
+
+def step_flops(recipe: Recipe) -> int:
+    """Model FLOPs of one training step of a stage."""
+    return of(recipe.stage).step_flops(recipe)
+
+
+def teacher_arrays(recipe: Recipe) -> Arrays:
+    """Shape of one row and dtype of each array that batches get from the teacher, if there is one."""
+    return of(recipe.stage).teacher_arrays(recipe)
+
+
+def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
+    """The thoughts with which a teacher scores the rows of a stage.
 
     Args:
-      split_rationales: see `thoughts.sample_and_score`.
+      teacher: the thoughts that the teacher was trained with.
     """
-    if stage.objective == "quiet_star":
-        return functools.partial(
-            quiet_star.quiet_star_loss,
-            model=model,
-            thought=settings_lib.thought_config(config, stage),
-            config=settings_lib.quiet_star_config(config, stage),
-            split_rationales=split_rationales,
-        )
-    if stage.objective == "ntp":
-        return functools.partial(
-            plain.ntp_loss, model=model, config=settings_lib.ntp_config(config, stage)
-        )
-    if stage.objective == "distill":
-        return functools.partial(
-            distillation.distill_loss,
-            model=model,
-            config=settings_lib.distill_config(config, stage),
-        )
-    return functools.partial(plain.next_token_loss, model=model)
+    thoughts = of(recipe.stage).teacher_thoughts
+    assert thoughts is not None  # checked when the rows were read
+    return dataclasses.replace(
+        teacher,
+        rationales=thoughts(recipe.objective),
+        n_ahead_talk=1,
+        temperature=recipe.eval_temperature,
+    )
 
 
-def teacher_arrays(
-    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig
-) -> distillation.Arrays:
-    """What a stage's batches have from its teacher: shapes of one row, and types. Empty without one."""
-    length = config.data.seq_len
-    if stage.objective == "ntp":
-        return {"teacher_log_prob": ((length - 1,), np.float32)}
-    if stage.objective == "distill":
-        return distillation.teacher_arrays(
-            settings_lib.distill_config(config, stage), length, model.vocab_size
-        )
-    return {}
+def teacher_flops(recipe: Recipe, teacher: ThoughtConfig | None) -> int:
+    """Model FLOPs of a teacher's scores for the rows of one step; 0 for a stage without a teacher.
+
+    Args:
+      teacher: the thoughts that the teacher was trained with.
+    """
+    if not of(recipe.stage).has_teacher:
+        return 0
+    assert teacher is not None  # checked when the rows were read
+    thought = teacher_thought(recipe, teacher)
+    return flops.asking(recipe.model, thought, recipe.batch_size, recipe.seq_len)
 
 
-def abstract_params(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Params:
-    """Shapes and types of a stage's parameters: {lm, and thought if it thinks}."""
+def abstract_params(model: ModelConfig, thought: ThoughtConfig | None) -> Params:
+    """Shapes and dtypes of parameters: {lm, and thought unless that is None}."""
 
     def make() -> Params:
         key = jax.random.key(0)
         params: Params = {"lm": decoder.init(model, key)}
-        if stage.thinks:
-            thought = settings_lib.thought_config(config, stage)
+        if thought is not None:
             params["thought"] = parameters.init(model, thought, params["lm"], key, 0, 0)
         return params
 
     return jax.eval_shape(make)
-
-
-def step_flops(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> int:
-    """Model FLOPs of one training step of the stage (thinking/flops.py)."""
-    batch, length = config.batch_size, config.data.seq_len
-    if stage.thinks:
-        weights = settings_lib.quiet_star_config(config, stage)
-        return flops.quiet_star_step(
-            model,
-            settings_lib.thought_config(config, stage),
-            batch,
-            length,
-            weights.num_positions(length),
-            choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
-            alone=weights.reads_alone,
-        )
-    if stage.objective == "ntp":
-        sampled = settings_lib.ntp_config(config, stage).action == "sampled"
-        return flops.ntp_step(model, batch, length, sampled)
-    return flops.next_token_step(model, batch, length)
-
-
-def asking_flops(
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    teacher_config: ml_collections.ConfigDict,
-    teacher: Stage | None,
-    model: ModelConfig,
-) -> int:
-    """Model FLOPs of asking the stage's teacher about the rows of one step; 0 for a stage without one.
-
-    Args:
-      teacher_config: that the teacher was trained with.
-    """
-    if stage.objective not in TAUGHT:
-        return 0
-    assert teacher is not None  # checked when the rows were read
-    thought = settings_lib.teacher_thought(config, stage, teacher_config, teacher)
-    return flops.asking(model, thought, config.batch_size, config.data.seq_len)

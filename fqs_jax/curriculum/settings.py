@@ -1,29 +1,31 @@
-"""What a row's stage is set to: sections of the config, with the row's own settings in their place."""
+"""The settings of a stage: the experiment's config with the stage's own overrides applied."""
 
 from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.objectives import distillation, plain
-from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 
-# Of a built-in task: which documents are read, not which problems there are.
+# Fields of a built-in task that a stage may override: which documents are read, not which problems exist.
 OF_TASKS = "worked|direct|chatter|unanswered|true_after_chatter|label_noise|lengths"
-SECTIONS = ("data", "quiet_star", "ntp", "distill")  # that a row may have its own settings of
 
 
 def thought_config(
     config: ml_collections.ConfigDict, stage: Stage, **changes: Any
 ) -> ThoughtConfig:
-    """What a thought is in a thinking stage."""
+    """The thoughts of a thinking stage.
+
+    Args:
+      changes: fields with other values than the config's.
+    """
     t = config.thought
     fields: dict[str, Any] = {
         "n_ahead": stage.n_ahead,
@@ -40,63 +42,26 @@ def thought_config(
     return ThoughtConfig(**fields | changes)
 
 
-def quiet_star_config(config: ml_collections.ConfigDict, stage: Stage) -> QuietStarConfig:
-    """How thoughts are trained."""
-    where = {name: config.thought[name] for name in ("position_fraction", "positions")}
-    return QuietStarConfig(**_sections(config, stage).quiet_star, **where)
-
-
-def ntp_config(config: ml_collections.ConfigDict, stage: Stage) -> plain.NTPConfig:
-    """How a plain model is fine-tuned as published."""
-    return plain.NTPConfig(**_sections(config, stage).ntp)
-
-
-def distill_config(config: ml_collections.ConfigDict, stage: Stage) -> distillation.DistillConfig:
-    """How a plain model is taught."""
-    return distillation.DistillConfig(**_sections(config, stage).distill)
-
-
-def data_config(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
-    """What a stage reads."""
-    return _sections(config, stage).data
-
-
-def teacher_thought(
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    teacher_config: ml_collections.ConfigDict,
-    teacher: Stage,
-) -> ThoughtConfig:
-    """How the teacher of a stage thinks when it is asked.
+def sections(
+    config: ml_collections.ConfigDict, stage: Stage, names: Sequence[str]
+) -> ml_collections.ConfigDict:
+    """The named sections of a config, with the stage's own overrides applied.
 
     Args:
-      teacher_config: that the teacher was trained with.
-    """
-    distills = stage.objective == "distill"
-    return thought_config(
-        teacher_config,
-        teacher,
-        rationales=distill_config(config, stage).teacher_thoughts if distills else 1,
-        n_ahead_talk=1,
-        temperature=config.thought.eval_temperature,
-    )
-
-
-def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
-    """The sections that a stage may have its own settings of, with them.
+      names: the sections that a stage may override. Those that the config lacks are left out, and
+        overrides of them are ignored: the record of a stage lacks sections that it does not use.
 
     Raises:
-      UserError: a setting is of another field, or its value of another type.
+      UserError: an override names another field, or its value has another type.
     """
-    # A record of a stage lacks the sections that are of no concern to it.
-    present = [name for name in SECTIONS if name in config]
-    sections = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
-    known = files.flat(sections.to_dict())
+    present = [name for name in names if name in config]
+    chosen = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
+    known = files.flat(chosen.to_dict())
     data = "text" if config.data.source == "text" else rf"{config.data.source}\.({OF_TASKS})"
     for setting in stage.settings:
         field, equals, text = setting.partition("=")
         section = field.split(".")[0]
-        if section in SECTIONS and section not in present:
+        if section in names and section not in present:
             continue
         try:
             if not equals or section == "data" and not re.fullmatch(rf"data\.({data})", field):
@@ -110,8 +75,8 @@ def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise UserError(
                 f"stage_{stage.number}.settings has {setting!r}; write field=value, as in Python, with "
-                "a field of quiet_star, ntp, distill, with data.text, or the shares of documents of "
-                "the built-in task that is read"
+                f"a field of {', '.join(name for name in names if name != 'data')}, with data.text, or "
+                "the shares of documents of the built-in task that is read"
             ) from error
-        sections.update_from_flattened_dict({field: value})
-    return sections
+        chosen.update_from_flattened_dict({field: value})
+    return chosen

@@ -1,4 +1,8 @@
-"""A stage of the curriculum as a row of the config."""
+"""Stages: the rows of the curriculum, read from a config as they stand.
+
+A stage is a row `stage_N` of the config: its objective, the length of its thoughts, where it starts.
+`--stage=2` runs one row, `--stage=all` runs all in order. Controls are rows like any other.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +19,25 @@ OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One row.
+    """One row of the curriculum.
 
     Attributes:
       number: N of `stage_N`.
-      name: for people and tables.
-      objective: `next_token`, `quiet_star` (thinks), or `ntp` and `distill` (learn from a thinking
-        stage to do without thoughts).
+      name: shown in tables and messages.
+      objective: a name in the table of curriculum/objective.py: `next_token`, `quiet_star` (thinks), or
+        `ntp` and `distill` (learn from a thinking stage to do without thoughts).
       start: number of the stage whose result it starts from; None = the initial model.
-      teacher: for `ntp` and `distill`, number of the thinking stage that scores the text.
-      n_ahead, n_ahead_talk: length of a thought and of what is predicted after it (quiet_star).
+      teacher: number of the thinking stage that scores the text, for `ntp` and `distill`.
+      n_ahead, n_ahead_talk: length of a thought, and of the text predicted after it (quiet_star).
       learning_rate: peak, after warm-up.
       steps: optimiser steps.
-      same_steps_as, same_flops_as: controls run as long as these stages together (instead of `steps`),
-        counted in steps (= tokens of text) or in FLOPs, of which asking a teacher is a part.
-      control: whether the row is a control, not part of the curriculum.
-      rows_of: number of a stage whose training rows it reads, in the same order; None = its own. Students
-        of one teacher on the same rows share what it says of them.
-      settings: "field=value" in place of the config's, of fields of quiet_star, ntp, distill, and of
-        data.text, and the shares of documents of the built-in task, such as data.clock.direct.
+      same_steps_as, same_flops_as: stages that a control matches together instead of setting `steps`: in
+        steps (the same tokens of text) or in FLOPs, including those of a teacher's scores.
+      control: the row is a control, not part of the curriculum.
+      rows_of: number of a stage whose training rows it reads, in the same order; None = its own.
+        Students of one teacher on the same rows share the teacher's scores.
+      settings: overrides "field=value" of the config: fields of quiet_star, ntp, distill, data.text, and
+        the shares of documents of the built-in task, such as data.clock.direct.
     """
 
     number: int
@@ -53,12 +57,8 @@ class Stage:
 
     @property
     def stream(self) -> int:
-        """The number that tells its training rows from those of others."""
+        """The number that identifies its training rows."""
         return self.number if self.rows_of is None else self.rows_of
-
-    @property
-    def thinks(self) -> bool:
-        return self.objective == "quiet_star"
 
     def __str__(self) -> str:
         return f"stage {self.number} ({self.name})"
@@ -76,10 +76,10 @@ def row(name: str, objective: str, **fields: Any) -> ml_collections.ConfigDict:
 
 
 def rows(config: ml_collections.ConfigDict) -> list[Stage]:
-    """The rows as they stand, in order of their number: unchecked, controls' steps not worked out.
+    """The rows of a config in order of their number: unchecked, the steps of controls not worked out.
 
     Raises:
-      UserError: there is none.
+      UserError: the config has no row.
     """
     numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
     if not numbers:
@@ -93,10 +93,10 @@ def rows(config: ml_collections.ConfigDict) -> list[Stage]:
 
 
 def find(stages: list[Stage], which: str) -> Stage:
-    """The stage of a number or a name.
+    """The stage with a number or a name.
 
     Raises:
-      UserError: there is none; names those there are.
+      UserError: no stage has it; the message lists the existing ones.
     """
     for stage in stages:
         if which in (str(stage.number), stage.name):
@@ -106,7 +106,7 @@ def find(stages: list[Stage], which: str) -> Stage:
 
 
 def select(stages: list[Stage], which: str) -> list[Stage]:
-    """Stages of a comma-separated list of numbers or names, or `all`; in the order of the config.
+    """The stages in a comma-separated list of numbers or names, or `all`; in the order of the config.
 
     Raises:
       UserError: one of them does not exist.

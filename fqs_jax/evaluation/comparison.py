@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
+from fqs_jax.curriculum import objective
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
 from fqs_jax.evaluation import problems, statistics
@@ -129,10 +130,7 @@ def _kind(root: Path, number: str) -> str:
     if number == "init":
         return "base"
     stage, _ = folders.read_run(root, int(number))
-    if stage.control:
-        return "control"
-    kinds = {"quiet_star": "thinking", "ntp": "student", "distill": "student"}
-    return kinds.get(stage.objective, "base")
+    return "control" if stage.control else objective.of(stage).kind
 
 
 def _on_answers(

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, jax.Array]
 
 
 def segments(batch: Batch) -> jax.Array:
@@ -78,13 +77,3 @@ def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -
     if count is None:
         count = jnp.sum(mask)
     return jnp.sum(jnp.where(mask > 0, x, 0.0) * mask) / jnp.where(count > 0, count, 1)
-
-
-def reward_metrics(reward: jax.Array, mask: jax.Array) -> Metrics:
-    """Mean, standard deviation and fraction positive of the rewards where mask holds."""
-    mean = masked_mean(reward, mask)
-    return {
-        "reward_mean": mean,
-        "reward_std": jnp.sqrt(masked_mean(jnp.square(reward - mean), mask)),
-        "reward_positive": masked_mean(reward > 0, mask),
-    }

@@ -27,15 +27,16 @@ import numpy as np
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives.batch import (
     Batch,
-    Metrics,
     counts,
     masked_mean,
     position_weights,
     segments,
     talk_targets,
 )
+from fqs_jax.objectives.metrics import Metrics
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
 
@@ -167,10 +168,10 @@ def distill_loss(
     terms = {name: masked_mean(term, weight_BxT, total) for name, term in found.items()}
     loss = config.label_weight * nll + (1 - config.label_weight) * terms[config.form]
     shown = [name for name in terms if name == config.form or name.endswith("_kl")]
-    metrics = {
-        "nll_base": nll,
-        "nll_teacher_minus_student": -masked_mean(behind_BxT, target_BxT, count),
-        **{f"distill/{name}": terms[name] for name in shown},
+    metrics: Metrics = {
+        "nll_base": metrics_lib.scalar(nll),
+        "nll_teacher_minus_student": metrics_lib.mean(-behind_BxT, target_BxT),
+        **{f"distill/{name}": metrics_lib.scalar(terms[name]) for name in shown},
     }
     return loss, metrics
 

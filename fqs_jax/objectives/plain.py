@@ -17,15 +17,9 @@ import jax.numpy as jnp
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params, label_log_probs
-from fqs_jax.objectives.batch import (
-    Batch,
-    Metrics,
-    counts,
-    masked_mean,
-    reward_metrics,
-    segments,
-    talk_targets,
-)
+from fqs_jax.objectives import metrics as metrics_lib
+from fqs_jax.objectives.batch import Batch, counts, masked_mean, segments, talk_targets
+from fqs_jax.objectives.metrics import Metrics
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
 
@@ -63,15 +57,14 @@ def next_token_loss(
     log_prob = label_log_probs(params["lm"], hidden_BxTxD, batch["tokens"], model)
     target_BxAxT = talk_targets(batch, 1)
     loss = -masked_mean(log_prob, target_BxAxT[:, 0], counts(batch, target_BxAxT)[0])
-    return loss, {"nll_base": loss}
+    return loss, {"nll_base": metrics_lib.scalar(loss)}
 
 
 def ntp_loss(
     params: Params, batch: Batch, key: jax.Array, model: ModelConfig, config: NTPConfig
 ) -> tuple[jax.Array, Metrics]:
     """The thought-free fine-tune: see `ntp_losses` for the formula. Draws the action if `sampled`."""
-    tokens_BxT, target_BxAxT = batch["tokens"], talk_targets(batch, 1)
-    target_BxT = target_BxAxT[:, 0]
+    tokens_BxT, target_BxT = batch["tokens"], talk_targets(batch, 1)[:, 0]
     action_BxT = tokens_BxT[:, 1:]
     if config.action == "sampled":
         lm = jax.lax.stop_gradient(params["lm"])
@@ -83,13 +76,12 @@ def ntp_loss(
             hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk
         )
     loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxT, model, config)
+    behind_BxT = parts.label_log_prob - batch["teacher_log_prob"]
     metrics = {
-        "nll_base": -masked_mean(parts.label_log_prob, target_BxT, counts(batch, target_BxAxT)[0]),
-        "policy_loss": parts.policy,
-        **reward_metrics(parts.reward, target_BxT),
-        "nll_teacher_minus_student": masked_mean(
-            parts.label_log_prob - batch["teacher_log_prob"], target_BxT
-        ),
+        "nll_base": metrics_lib.mean(-parts.label_log_prob, target_BxT),
+        "policy_loss": metrics_lib.scalar(parts.policy),
+        **metrics_lib.of_rewards(parts.reward, target_BxT),
+        "nll_teacher_minus_student": metrics_lib.mean(behind_BxT, target_BxT),
     }
     return loss, metrics
 

@@ -11,15 +11,9 @@ from fqs_jax.model import decoder, placement, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import accumulation
-from fqs_jax.objectives.batch import (
-    Batch,
-    Metrics,
-    counts,
-    masked_mean,
-    reward_metrics,
-    segments,
-    talk_targets,
-)
+from fqs_jax.objectives import metrics as metrics_lib
+from fqs_jax.objectives.batch import Batch, counts, masked_mean, segments, talk_targets
+from fqs_jax.objectives.metrics import Metrics
 from fqs_jax.objectives.thought_losses import (
     QuietStarConfig,
     ThoughtLosses,
@@ -95,19 +89,19 @@ def _metrics(
     # Positions whose next token is predicted; padding has no reward and would dilute the means.
     rewarded_Bx1xP = losses.rewarded_BxP[:, None] * target_BxAxP[:, :1] * weight_Bx1xP
     seen_BxP = jnp.take_along_axis(mask_BxT, where.index_BxP, axis=1) * where.weight_BxP
+    mixing_weight = masked_mean(
+        mixing_weight_BxRxAxP, (target_BxAxP * weight_Bx1xP)[:, None], R * jnp.sum(counts_A)
+    )
+    gain = masked_mean(losses.gain_BxRxP, target_BxAxP[:, :1] * weight_Bx1xP, R * counts_A[0])
     return {
-        "nll_base": losses.base,
-        "nll_mixed": losses.talk,
-        "policy_loss": losses.policy,
-        **reward_metrics(losses.reward, rewarded_Bx1xP),
-        "advantage_mean": masked_mean(losses.advantage, rewarded_Bx1xP),
-        "thought_entropy": masked_mean(entropy_BxPxRxK, seen_BxP[..., None, None]),
-        "mixing_weight_mean": masked_mean(
-            mixing_weight_BxRxAxP, (target_BxAxP * weight_Bx1xP)[:, None], R * jnp.sum(counts_A)
-        ),
-        "nll_with_minus_without": -masked_mean(
-            losses.gain_BxRxP, target_BxAxP[:, :1] * weight_Bx1xP, R * counts_A[0]
-        ),
+        "nll_base": metrics_lib.scalar(losses.base),
+        "nll_mixed": metrics_lib.scalar(losses.talk),
+        "policy_loss": metrics_lib.scalar(losses.policy),
+        **metrics_lib.of_rewards(losses.reward, rewarded_Bx1xP),
+        "advantage_mean": metrics_lib.mean(losses.advantage, rewarded_Bx1xP),
+        "thought_entropy": metrics_lib.mean(entropy_BxPxRxK, seen_BxP[..., None, None]),
+        "mixing_weight_mean": metrics_lib.scalar(mixing_weight),
+        "nll_with_minus_without": metrics_lib.scalar(-gain),
     }
 
 

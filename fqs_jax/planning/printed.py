@@ -8,15 +8,15 @@ from fqs_jax.planning.step_plan import Plan, Utilisation
 from fqs_jax.planning.topologies import GIB
 
 
-def _seconds(result: Plan) -> float:
+def seconds(result: Plan) -> float:
     return result.times.step if result.times else float("inf")
 
 
-def _rate(result: Plan) -> str:
-    return f"{result.text_tokens / _seconds(result):,.0f}"
+def rate(result: Plan) -> str:
+    return f"{result.text_tokens / seconds(result):,.0f}"
 
 
-def _verdict(result: Plan, changes: list[str]) -> str:
+def verdict(result: Plan, changes: list[str]) -> str:
     sizes = f"{result.needed / GIB:.2f} of {result.chip.memory / GIB:.2f} GiB a device"
     if result.fits and not result.chip.memory_is_real:
         return f"fits ({result.needed / GIB:.2f} GiB a device; on CPUs this is indicative only)"
@@ -25,7 +25,7 @@ def _verdict(result: Plan, changes: list[str]) -> str:
     return f"does not fit ({sizes}); try, in this order: {'; '.join(changes)}"
 
 
-def _at_work(result: Plan) -> str:
+def row_groups(result: Plan) -> str:
     idle = result.devices - result.working_devices
     text = f"{result.row_groups} groups of {result.mesh['tensor']} device(s), each with rows of its own"
     if idle:
@@ -33,7 +33,7 @@ def _at_work(result: Plan) -> str:
     return text
 
 
-def _batch(result: Plan) -> str:
+def batch(result: Plan) -> str:
     parts = f" in {result.microbatches} microbatches" if result.microbatches > 1 else ""
     return (
         f"{result.batch_size} sequences, {result.text_tokens:,} tokens of text{parts}; "
@@ -41,7 +41,7 @@ def _batch(result: Plan) -> str:
     )
 
 
-def _memory_rows(result: Plan) -> list[tuple[str, str]]:
+def memory_rows(result: Plan) -> list[tuple[str, str]]:
     """Bytes of one device."""
     limit = f"{result.chip.memory / GIB:.2f} GiB"
     if result.memory is None:
@@ -52,7 +52,7 @@ def _memory_rows(result: Plan) -> list[tuple[str, str]]:
     return [*rows, ("peak", f"{result.needed / GIB:.3f} GiB {of}")]
 
 
-def _flop_rows(result: Plan) -> list[tuple[str, str]]:
+def flop_rows(result: Plan) -> list[tuple[str, str]]:
     flops, tokens = result.flops, result.text_tokens
     again = flops.recomputed / flops.program
     rows = [
@@ -70,14 +70,14 @@ def _flop_rows(result: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _collective_rows(result: Plan) -> list[tuple[str, str]]:
+def collective_rows(result: Plan) -> list[tuple[str, str]]:
     return [
         (kind, f"{found.bytes / 1e9:.3f} GB over a device's links, {found.calls:,} calls")
         for kind, found in result.collectives.items()
     ]
 
 
-def _time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
+def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
     if (times := result.times) is None:
         return []
     return [
@@ -88,5 +88,5 @@ def _time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
             f"at least {times.memory:.3g} s at {utilisation.memory:.0%} of "
             f"{result.chip.memory_bandwidth:.3g} B/s",
         ),
-        ("estimated step", f"{times.step:.3g} s, the longest of these; {_rate(result)} text tokens/s"),
+        ("estimated step", f"{times.step:.3g} s, the longest of these; {rate(result)} text tokens/s"),
     ]  # fmt: skip

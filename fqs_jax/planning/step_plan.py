@@ -1,4 +1,4 @@
-"""What a training step needs on devices that need not be here: compile it, and read the result."""
+"""The plan of a training step: compute, memory and traffic, compiled for devices that may be absent."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from fqs_jax import huggingface
 from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model import attention, decoder
@@ -137,22 +138,15 @@ def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelCo
         raise UserError(f"config.model describes no model ({error})") from error
 
 
-def plan(
-    config: ml_collections.ConfigDict,
-    stage: Stage,
-    model: ModelConfig,
-    chip: Chip,
-    mesh: Mesh,
-    utilisation: Utilisation | None = None,
-) -> Plan:
+def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None = None) -> Plan:
     """Compile the step of a stage for a mesh of devices, attached or not.
 
     Raises:
       UserError: the mesh divides neither the model nor the rows.
     """
     before = time.monotonic()
-    step, traced = _trace(config, stage, model, mesh)
-    flops = _flops(config, stage, model, mesh, traced)
+    step, traced = _trace(recipe, mesh)
+    flops = _flops(recipe, mesh, traced)
     needed = 0.0
     try:
         with jax.set_mesh(mesh):
@@ -166,13 +160,13 @@ def plan(
     costs: Any = {} if program is None else program.cost_analysis() or {}
     found = collectives_lib.collectives(text) if text else {}
     result = Plan(
-        stage=stage,
-        model=model,
+        stage=recipe.stage,
+        model=recipe.model,
         chip=chip,
         mesh=dict(mesh.shape),
-        batch_size=config.batch_size,
-        microbatches=config.microbatches,
-        text_tokens=config.batch_size * config.data.seq_len,
+        batch_size=recipe.batch_size,
+        microbatches=recipe.microbatches,
+        text_tokens=recipe.batch_size * recipe.seq_len,
         parameters=decoder.num_params(step.state.params),
         row_groups=step.row_groups,
         flops=flops,
@@ -187,24 +181,20 @@ def plan(
     return dataclasses.replace(result, times=times)
 
 
-def count_flops(
-    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
-) -> Flops:
-    """FLOPs of a step without compiling it."""
-    return _flops(config, stage, model, mesh, _trace(config, stage, model, mesh)[1])
+def count_flops(recipe: Recipe, mesh: Mesh) -> Flops:
+    """FLOPs of a step, without compiling it."""
+    return _flops(recipe, mesh, _trace(recipe, mesh)[1])
 
 
-def variants(
-    config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh
-) -> Iterator[tuple[str, list[int]]]:
+def variants(recipe: Recipe, mesh: Mesh) -> Iterator[tuple[str, list[int]]]:
     """For each remat policy, by FLOPs, the microbatches that leave no group of devices idle."""
-    _, most = step_lib.split_rows(_with(config, microbatches=1), stage, mesh)
+    _, most = step_lib.split_rows(dataclasses.replace(recipe, microbatches=1), mesh)
     parts = []
-    for count in range(1, config.batch_size + 1):
-        if config.batch_size % count or count & (count - 1):
+    for count in range(1, recipe.batch_size + 1):
+        if recipe.batch_size % count or count & (count - 1):
             continue  # powers of two are enough to choose from
         try:
-            _, groups = step_lib.split_rows(_with(config, microbatches=count), stage, mesh)
+            _, groups = step_lib.split_rows(dataclasses.replace(recipe, microbatches=count), mesh)
         except UserError:
             continue
         if groups == most:
@@ -213,18 +203,18 @@ def variants(
         yield remat, parts
 
 
-def advice(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, result: Plan) -> list[str]:
-    """What would make a step fit that does not, the cheapest change first."""
+def advice(recipe: Recipe, mesh: Mesh, result: Plan) -> list[str]:
+    """Changes that may make a step fit that does not, the cheapest first."""
     changes = []
     state = 0 if result.memory is None else result.memory.arguments
     if result.model.remat != "full":
         changes.append("--config.compute.remat=full")
     if not result.model.vocab_chunk:
         changes.append("--config.compute.vocab_chunk=2048")
-    parts = next(iter(variants(config, stage, mesh)))[1]
-    if state < result.chip.memory and (more := [p for p in parts if p > config.microbatches]):
+    parts = next(iter(variants(recipe, mesh)))[1]
+    if state < result.chip.memory and (more := [p for p in parts if p > recipe.microbatches]):
         changes.append(f"--config.microbatches={more[0]}")
-    if stage.thinks and not result.model.position_chunk:
+    if recipe.thought and not result.model.position_chunk:
         changes.append("--config.compute.position_chunk=64")
     if result.model.param_dtype == "float32":
         changes.append("--config.compute.param_dtype=bfloat16")
@@ -237,38 +227,30 @@ def advice(config: ml_collections.ConfigDict, stage: Stage, mesh: Mesh, result: 
     return [*changes, "a larger slice"]
 
 
-def _with(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
-    changed = config.copy_and_resolve_references()
-    changed.update(fields)
-    return changed
-
-
-def _trace(
-    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh
-) -> tuple[step_lib.Program, Any]:
+def _trace(recipe: Recipe, mesh: Mesh) -> tuple[step_lib.Program, Any]:
     """A step and its trace. The step is made outside the mesh, where its random key can exist."""
-    step = step_lib.program(config, stage, model, mesh, corpus.extra_keys(config.data))
+    step = step_lib.program(recipe, mesh, corpus.extra_keys(recipe.data))
     with jax.set_mesh(mesh):
         return step, step.step.trace(step.state, step.batch, jax.ShapeDtypeStruct((), np.int32))
 
 
-def _flops(
-    config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig, mesh: Mesh, traced: Any
-) -> Flops:
-    """Of a traced step, told apart from what it recomputes by a trace that keeps everything.
+def _flops(recipe: Recipe, mesh: Mesh, traced: Any) -> Flops:
+    """FLOPs of a traced step. A second trace that keeps everything shows how many are recomputed.
 
-    Attention counts as xla computes it, whatever does: kernels do not tell what they skip.
+    Attention is counted as the xla back end computes it: kernels do not show which tiles they skip.
     """
-    keeping = dataclasses.replace(model, remat="none", vocab_chunk=0, attention="xla")
-    program = traced_lib.matmul_flops(_trace(config, stage, keeping, mesh)[1].jaxpr.jaxpr)
-    if attention.choose(model.attention, mesh.devices.flat[0].platform) != "xla":
-        plain = dataclasses.replace(model, attention="xla")
-        traced = _trace(config, stage, plain, mesh)[1]
-    return Flops(
-        model=objective.step_flops(config, stage, model),
-        program=program,
-        recomputed=traced_lib.matmul_flops(traced.jaxpr.jaxpr) - program,
-    )
+    model = recipe.model
+
+    def flops_with(**changes: Any) -> int:
+        changed = dataclasses.replace(recipe, model=dataclasses.replace(model, **changes))
+        return traced_lib.matmul_flops(_trace(changed, mesh)[1].jaxpr.jaxpr)
+
+    program = flops_with(remat="none", vocab_chunk=0, attention="xla")
+    if attention.choose(model.attention, mesh.devices.flat[0].platform) == "xla":
+        total = traced_lib.matmul_flops(traced.jaxpr.jaxpr)
+    else:
+        total = flops_with(attention="xla")
+    return Flops(model=objective.step_flops(recipe), program=program, recomputed=total - program)
 
 
 def _out_of_memory(message: str) -> float:

@@ -16,6 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 import fqs_jax
+from fqs_jax.curriculum import objective
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
@@ -229,9 +230,9 @@ def _reading(
     mesh: Mesh | None,
 ) -> Reading | None:
     stages = [entry.stage for entry in training]
-    thinking = [stage for stage in stages if stage.thinks]
+    thinking = [stage for stage in stages if objective.of(stage).thinks]
     stage = stage_lib.find(stages, settings.stage) if settings.stage else None
-    if stage is not None and not stage.thinks:
+    if stage is not None and not objective.of(stage).thinks:
         raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
     if stage is None and not thinking:
         return None

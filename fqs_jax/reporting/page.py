@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fqs_jax.curriculum import objective
 from fqs_jax.reporting import charts, sections
 from fqs_jax.reporting.collect import Report, Training, is_number
 from fqs_jax.reporting.sections import facts, figure, signed, table
@@ -197,7 +198,7 @@ def _training(training: Sequence[Training]) -> str:
     rows = []
     for entry in training:
         stage, last = entry.stage, entry.rows[-1] if entry.rows else {}
-        shape = f"{stage.n_ahead}/{stage.n_ahead_talk}" if stage.thinks else "\u2013"
+        shape = f"{stage.n_ahead}/{stage.n_ahead_talk}" if objective.of(stage).thinks else "\u2013"
         rows.append(
             [
                 str(stage.number),

@@ -24,7 +24,7 @@ from fqs_jax.runs.folders import existing_stages, read_run, saved_step, source_f
 from fqs_jax.runs.source import fresh_marks, initial_params, read_model
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking import config as config_lib
+from fqs_jax.thinking.config import ThoughtConfig
 
 
 def models(
@@ -81,7 +81,8 @@ def load_stage(
     step, stage, config = check_stage(root, number, command, finished)
     model = read_model(source_folder(root), config)
     with checkpoints.Checkpoints(stage_folder(root, number) / "checkpoints") as saved:
-        params = objective.abstract_params(config, stage, model)
+        thought = _thought(config, stage)
+        params = objective.abstract_params(model, thought)
         placed = placement.placed(params, mesh or sharding.single_device())
         return saved.restore_params(step, placed, move_aside=bool(command)), stage
 
@@ -151,17 +152,21 @@ def load(
     row = stage_lib.find(known, stage)
     _, config = read_run(root, row.number)
     params, _ = load_stage(root, row.number, finished=False, mesh=mesh)
-    thought = None
-    if row.thinks:
-        temperature = config.thought.eval_temperature
-        thought = settings.thought_config(
-            config, row, rationales=1, n_ahead_talk=1, temperature=temperature
-        )
+    temperature = config.thought.eval_temperature
+    thought = _thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
     tokenizer = tokenizer_lib.load(source)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(fresh_marks(config, params["lm"], tokenizer))
     model = dataclasses.replace(read_model(source, config), **changes)
     return Loaded(params, model, tokenizer, thought, source, str(row), mesh)
+
+
+def _thought(
+    config: ml_collections.ConfigDict, stage: Stage, **changes: Any
+) -> ThoughtConfig | None:
+    """The thoughts of a stage; None if it does not think."""
+    thinks = objective.of(stage).thinks
+    return settings.thought_config(config, stage, **changes) if thinks else None
 
 
 def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
@@ -174,7 +179,7 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
         fields["masked_ids"] = tuple(fields["masked_ids"])
         where = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, where)
-        thought = config_lib.ThoughtConfig(**fields)
+        thought = ThoughtConfig(**fields)
     return Loaded(params, model, tokenizer_lib.load(folder), thought, folder, folder.name, mesh)
 
 

@@ -37,7 +37,6 @@ class MetricsFile:
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
         self._file = path.open("a")
-        self._pending: dict[str, Any] | None = None
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -54,20 +53,12 @@ class MetricsFile:
         """Steps are timed from now on."""
         self._clock = time.perf_counter()
 
-    def later(self, step: int, values: dict[str, jax.Array], **fields: Any) -> None:
-        """Remember a step's device values; they are read when the device has had time to finish."""
-        self.flush()
-        self._pending = {"step": step, **values, **fields}
-
-    def read_pending(self) -> dict[str, Any] | None:
-        """Write the remembered row, and return it."""
-        if self._pending is None:
-            return None
-        row = {key: _plain(value) for key, value in self._pending.items()}  # waits for the device
-        self._pending = None
+    def step(self, step: int, values: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        """Write the row of a step with the time since the row before it, and return it."""
         now = time.perf_counter()
-        seconds = (now - self._clock) / max(1, row["step"] - self._timed_step)
-        self._timed_step, self._clock = row["step"], now
+        seconds = (now - self._clock) / max(1, step - self._timed_step)
+        self._timed_step, self._clock = step, now
+        row = {"step": step, **{key: _plain(value) for key, value in (values | fields).items()}}
         row["time"] = {
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens_per_step / seconds, 1),
@@ -77,7 +68,6 @@ class MetricsFile:
 
     def flush(self) -> None:
         """Everything so far is on disk afterwards."""
-        self.read_pending()
         self._file.flush()
 
     def _write(self, row: dict[str, Any]) -> None:

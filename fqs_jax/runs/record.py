@@ -10,6 +10,7 @@ from typing import Any
 
 import ml_collections
 
+from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
 from fqs_jax.runtime import agreement, files
@@ -110,14 +111,17 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
 
 
 def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
-    """The config without the rows of stages; the stage's own is saved beside it.
+    """The config without the rows of stages; the stage's own row is saved beside it.
 
-    How a student is taught is of no concern to the stages before, which may so have many students.
+    Sections such as `distill` are left out of the records of other stages, so that several students can
+    be trained from the same teacher.
     """
-    kept = {key: value for key, value in config.to_dict().items() if not key.startswith("stage_")}
-    if stage.objective != "distill":
-        kept.pop("distill", None)
-    return kept
+    private = {name for name, row in OBJECTIVES.items() if not row.in_other_records}
+    return {
+        key: value
+        for key, value in config.to_dict().items()
+        if not key.startswith("stage_") and (key not in private or key == stage.objective)
+    }
 
 
 def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:

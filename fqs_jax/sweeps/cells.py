@@ -16,7 +16,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
@@ -200,7 +200,7 @@ def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
         model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
     except TypeError as error:
         raise UserError(f"config.model describes no model ({error})") from error
-    return checks.read_stages(experiment, model)
+    return [recipe.stage for recipe in resolve.recipes(experiment, model)]
 
 
 def _check_complete(todo: list[Stage]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from fqs_jax.curriculum import objective
+from fqs_jax.curriculum import objective, resolve, settings
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.evaluation import comparison, comparison_file
@@ -88,14 +88,17 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
         at = left.pop()
         if at not in runs:
             stage, _ = runs[at] = folders.read_run(cell.folder, at)
-            taught_by = stage.teacher if stage.objective in objective.TAUGHT else None
+            taught_by = stage.teacher if objective.of(stage).has_teacher else None
             left += [parent for parent in (stage.start, taught_by) if parent is not None]
     cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
     for stage, config in runs.values():
         model = source_lib.read_model(source, config)
-        teacher, teacher_config = runs.get(stage.teacher, (None, config))
-        per_step = objective.step_flops(config, stage, model)
-        per_step += objective.asking_flops(config, stage, teacher_config, teacher, model)
+        recipe = resolve.recipe(config, stage, model)
+        thought = None
+        if stage.teacher in runs:
+            teacher, teacher_config = runs[stage.teacher]
+            thought = settings.thought_config(teacher_config, teacher)
+        per_step = objective.step_flops(recipe) + objective.teacher_flops(recipe, thought)
         is_base = stage.start is None and stage.objective == "next_token"
         cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
         cost["flops"] += stage.steps * per_step

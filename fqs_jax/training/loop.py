@@ -1,23 +1,23 @@
-"""Training one stage: its state, the loop around the step, metrics, saves.
+"""The training loop of one stage: its state, its steps, metrics and checkpoints.
 
-Where a stage's parameters come from, first match wins:
+A stage's parameters come from the first of these that exists:
 1. its own newest checkpoint in the working directory (resume);
 2. the finished stage that its row names as `start`;
 3. the initial model: `init_from`, or random.
-Randomness is fold_in(seed, stage, step); nothing random is stored.
+Randomness is fold_in(seed, stage, step); no random state is stored.
 """
 
 from __future__ import annotations
 
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import jax
 import ml_collections
 import numpy as np
 
-from fqs_jax.curriculum import objective, settings
-from fqs_jax.curriculum.stage import Stage
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data import corpus
 from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, loading, record
@@ -32,27 +32,43 @@ from fqs_jax.training.start import RESUME, Batches, Run, starting_state
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
+# Metrics of a step: (step, device values) -> None.
+Read = Callable[[int, dict[str, jax.Array]], None]
 
-def run_stage(run: Run, stage: Stage) -> None:
+
+class OneBehind:
+    """Metrics of a step are read while the next step runs, so that the device never waits for the host."""
+
+    def __init__(self, read: Read):
+        self._read = read
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def add(self, step: int, values: dict[str, jax.Array]) -> None:
+        """Hold the values of a step that was just started, and read those of the step before."""
+        self.drain()
+        self._pending = step, values
+
+    def drain(self) -> None:
+        """Read the values on hold now; this waits for the device."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            self._read(*pending)
+
+
+def run_stage(run: Run, recipe: Recipe) -> None:
     """Train a stage to its last step, from its newest checkpoint if it has one.
 
     Raises:
       UserError: a stage it needs is missing, or training diverged.
       Interrupted: on request; the state is saved first.
     """
-    config, folder = run.config, run.folder(stage)
+    config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
     if folders.saved_step(run.root, stage.number) is None:
-        # Asked before anything is written, so that a refused stage leaves no trace.
+        # Checked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
                 loading.check_stage(run.root, number, run.command(number))
-    data = corpus.dataset(
-        settings.data_config(config, stage),
-        run.tokenizer,
-        config.batch_size,
-        config.seed,
-        stage.stream,
-    )
+    data = corpus.dataset(recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream)
     record.write(run.root, config, stage, data.digest())
     if (folders.saved_step(run.root, stage.number) or 0) >= stage.steps:
         return
@@ -60,24 +76,23 @@ def run_stage(run: Run, stage: Stage) -> None:
         jax.set_mesh(run.mesh),
         checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved,
     ):
-        keys = corpus.extra_keys(config.data)
-        program = step_lib.program(config, stage, run.model, run.mesh, keys)
-        scores = teacher_scores(run, stage, data)  # before the state: both need memory
+        program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
+        scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         restored = saved.newest(*program.state)
         if restored is None:
-            first, state = 0, starting_state(run, stage, program)
+            first, state = 0, starting_state(run, recipe, program)
         else:
             first, state = restored[0], State(*restored[1:3])
         rows = sharding.local_rows(program.batch["tokens"])
         batches = data.batches(first, stage.steps, rows)
         if scores is not None:
             batches = with_scores(batches, scores, rows, first, data.batch_size)
-        _loop(run, stage, program, state, batches, rows, first, saved)
+        _loop(run, recipe, program, state, batches, rows, first, saved)
 
 
 def _loop(
     run: Run,
-    stage: Stage,
+    recipe: Recipe,
     program: Program,
     state: State,
     batches: Batches,
@@ -85,14 +100,23 @@ def _loop(
     first: int,
     saved: checkpoints.Checkpoints,
 ) -> None:
-    config, folder = run.config, run.folder(stage)
-    rates = optimizer.schedule(config, stage.learning_rate, stage.steps)
-    tokens_per_step = config.batch_size * config.data.seq_len
+    config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
+    rate = jax.jit(optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps))
+    tokens_per_step = recipe.batch_size * recipe.seq_len
+
+    def read(step: int, values: dict[str, jax.Array]) -> None:
+        """Check the metrics of a step, and log them if they are due."""
+        numbers = jax.device_get(values)
+        _check_finite(numbers, step, run, recipe)
+        if step % config.log_every == 0 or step == stage.steps:
+            bar.show(metrics.step(step, numbers, tokens=step * tokens_per_step))
 
     def save(step: int) -> None:
+        behind.drain()
         metrics.flush()  # rows up to a checkpoint are on disk before it is
         saved.save(step, state.params, state.optimizer, {"steps": stage.steps})
 
+    behind = OneBehind(read)
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
@@ -106,7 +130,7 @@ def _loop(
             stage=stage.name,
             step=first,
             parameters=decoder.num_params(state.params),
-            flops_per_step=objective.step_flops(config, stage, run.model),
+            flops_per_step=objective.step_flops(recipe),
             devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
@@ -114,31 +138,24 @@ def _loop(
         metrics.start_clock()
         run.interrupts.forget_last_step()
         last_save, saved_at = time.monotonic(), first
-        values = None
         for step, batch in zip(range(first, stage.steps), batches, strict=True):
-            before = values
             placed = {
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
-            state, values = processes.settled(compiled(state, placed, np.int32(step)))
+            number = jax.device_put(np.int32(step))
+            # Whatever else moved between host and device here would stall the device at every step.
+            with jax.transfer_guard("disallow"):
+                state, values = processes.settled(compiled(state, placed, number))
+                values["learning_rate"] = rate(number)
             done = step + 1
-            # What the step before left is read only now, when this one is under way, so that the
-            # device never waits for the host.
-            if before is not None:
-                _check_finite(before, step, config, folder)
-            if (row := metrics.read_pending()) is not None:
-                bar.show(row)
-            if done % config.log_every == 0 or done == stage.steps:
-                # The rate too is read later: as a number now it would wait for the step under way.
-                rate = rates(step)
-                metrics.later(done, values, learning_rate=rate, tokens=done * tokens_per_step)
+            behind.add(done, values)
             bar.advance()
             saved.check()
             if done == stage.steps:
                 break
             wishes = run.interrupts.wishes_of_last_step(save=_is_overdue(last_save, config))
-            # A wish of one step ago may have been granted since.
+            # A request of one step ago may have been granted since.
             overdue = wishes.save and done > saved_at + 1
             if wishes.signum or overdue or done % config.checkpoint_every == 0:
                 save(done)
@@ -148,10 +165,6 @@ def _loop(
                 bar.close()
                 message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
                 raise Interrupted(message, wishes.signum)
-        assert values is not None  # there was a step to take
-        _check_finite(values, stage.steps, config, folder)
-        if (row := metrics.read_pending()) is not None:
-            bar.show(row)
         save(stage.steps)
 
 
@@ -160,13 +173,11 @@ def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:
     return bool(minutes) and time.monotonic() - last_save > 60 * minutes
 
 
-def _check_finite(
-    values: dict[str, jax.Array], step: int, config: ml_collections.ConfigDict, folder: Path
-) -> None:
-    """Raise if the steps up to number `step` were skipped too often in a row."""
-    skipped = int(values["skipped_in_a_row"])
-    if skipped >= config.max_bad_steps:
+def _check_finite(numbers: dict[str, np.ndarray], step: int, run: Run, recipe: Recipe) -> None:
+    """Raise if too many steps in a row, up to this one, were skipped."""
+    skipped = int(numbers["skipped_in_a_row"])
+    if skipped >= run.config.max_bad_steps:
         raise UserError(
-            f"{skipped} steps in a row up to step {step} had NaN or inf gradients; "
-            f"the last checkpoint is in {folder / 'checkpoints'}; lower the learning rate"
+            f"{skipped} steps in a row up to step {step} had NaN or inf gradients; the last "
+            f"checkpoint is in {run.folder(recipe.stage) / 'checkpoints'}; lower the learning rate"
         )

@@ -11,14 +11,17 @@ import optax
 
 from fqs_jax.model.decoder import Params
 
-PARTS = ("lm", "talk_head", "marks")  # what gradient norms and learning rates are told apart by
-# apply_if_finite would take bad steps after this many; the training loop stops long before.
+PARTS = ("lm", "talk_head", "marks")  # each has a gradient norm and a learning rate
+# apply_if_finite applies bad steps after this many in a row; the training loop stops long before.
 _NEVER = 2**31 - 1
 
 
-def schedule(config: ml_collections.ConfigDict, learning_rate: float, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then linear decay to 0 at `decay_steps` (0 = the stage's last step)."""
-    o = config.optimizer
+def schedule(o: ml_collections.ConfigDict, learning_rate: float, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then linear decay to 0 at `decay_steps` (0 = the stage's last step).
+
+    Args:
+      o: the section `optimizer` of a config.
+    """
     total = max(o.decay_steps or steps, o.warmup_steps + 1)
     return optax.join_schedules(
         [
@@ -30,27 +33,29 @@ def schedule(config: ml_collections.ConfigDict, learning_rate: float, steps: int
 
 
 def make(
-    config: ml_collections.ConfigDict, learning_rate: float, steps: int
+    o: ml_collections.ConfigDict, learning_rate: float, steps: int
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, AdamW, per-part learning rates; steps with NaN or inf are skipped.
 
-    Adam does not feel the scale of a gradient, so a part's learning rate is scaled after it. Weight
-    decay spares norms and biases.
+    Adam is invariant to the scale of a gradient, so a part's learning rate is scaled after it. Norms and
+    biases have no weight decay.
+
+    Args:
+      o: the section `optimizer` of a config.
     """
-    o = config.optimizer
     scales = {name: optax.scale(o.lr_scale[name]) for name in PARTS}
     chain = optax.chain(
         optax.clip_by_global_norm(o.clip_norm),
         optax.scale_by_adam(o.beta1, o.beta2, o.eps),
         optax.add_decayed_weights(o.weight_decay, mask=_decays),
         optax.partition(scales, part_labels),
-        optax.scale_by_learning_rate(schedule(config, learning_rate, steps)),
+        optax.scale_by_learning_rate(schedule(o, learning_rate, steps)),
     )
     return optax.apply_if_finite(chain, max_consecutive_errors=_NEVER)
 
 
 def part_labels(params: Params) -> Any:
-    """The tree with the name of its part at every leaf."""
+    """A tree like `params` with the name of its part at every leaf."""
 
     def label(path: tuple[Any, ...], _: Any) -> str:
         names = [entry.key for entry in path]
@@ -62,15 +67,12 @@ def part_labels(params: Params) -> Any:
 
 
 def part_norms(grads: Params) -> dict[str, jax.Array]:
-    """Global gradient norm of each part that the tree has, by `grad_norm/PART`."""
+    """The gradient norm of each part in the tree, by the name `grad_norm/PART`."""
+    leaves: dict[str, list[jax.Array]] = {part: [] for part in PARTS}
     labels = jax.tree.leaves(part_labels(grads))
-    squares = [jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)]
-    norms = {}
-    for part in PARTS:
-        own = [square for square, label in zip(squares, labels, strict=True) if label == part]
-        if own:
-            norms[f"grad_norm/{part}"] = jnp.sqrt(sum(own))
-    return norms
+    for leaf, part in zip(jax.tree.leaves(grads), labels, strict=True):
+        leaves[part].append(leaf.astype(jnp.float32))
+    return {f"grad_norm/{part}": optax.global_norm(own) for part, own in leaves.items() if own}
 
 
 def _decays(params: Params) -> Any:

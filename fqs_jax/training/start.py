@@ -11,11 +11,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.model import placement
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.interrupts import Interrupts
@@ -24,27 +24,23 @@ from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.step import Program, State
 
-RESUME = "run the same command again to go on"
-
-
-_INIT = 2**32 - 1  # in the place of a step number, for what is drawn before the first step
-
+RESUME = "run the same command again to resume"
+_INIT = 2**32 - 1  # folded in instead of a step number, for draws before the first step
 
 Batches = Iterator[dict[str, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages of a run share.
+    """Everything that the stages of a run share.
 
     Attributes:
       root: the working directory, already prepared (`source.prepare`).
-      command: the command line that makes a stage of this working directory, by number.
+      command: from a stage's number to the command line that makes it.
     """
 
     root: Path
     config: ml_collections.ConfigDict
-    model: ModelConfig
     tokenizer: Tokenizer
     mesh: Mesh
     interrupts: Interrupts
@@ -54,35 +50,34 @@ class Run:
         return folders.stage_folder(self.root, stage.number)
 
 
-def starting_state(run: Run, stage: Stage, program: Program) -> State:
-    """The state before a stage's first step, made where it lies on the mesh."""
-    params = starting_params(run, stage)
-    transform = optimizer.make(run.config, stage.learning_rate, stage.steps)
-    where = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
-    return State(params, jax.jit(transform.init, out_shardings=where)(params))
+def starting_state(run: Run, recipe: Recipe, program: Program) -> State:
+    """The state before a stage's first step, created in its place on the mesh."""
+    params = starting_params(run, recipe)
+    stage = recipe.stage
+    transform = optimizer.make(recipe.optimizer, stage.learning_rate, stage.steps)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
+    return State(params, jax.jit(transform.init, out_shardings=shardings)(params))
 
 
-def starting_params(run: Run, stage: Stage) -> Params:
-    """Parameters before the stage's first step: see the precedence list above.
+def starting_params(run: Run, recipe: Recipe) -> Params:
+    """Parameters before the stage's first step: see the order of precedence in training/loop.py.
 
     A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
     reset switches renew (published: marks and the head's last layer at every stage).
     """
-    config = run.config
-    if stage.start is None:
-        params = source.initial_params(run.root, config, run.model, run.mesh)
+    config, start = run.config, recipe.stage.start
+    if start is None:
+        params = source.initial_params(run.root, config, recipe.model, run.mesh)
     else:
-        params, _ = loading.load_stage(
-            run.root, stage.start, run.command(stage.start), mesh=run.mesh
-        )
-    if not stage.thinks:
+        params, _ = loading.load_stage(run.root, start, run.command(start), mesh=run.mesh)
+    how = recipe.thought
+    if how is None:
         return {"lm": params["lm"]}
-    how = settings.thought_config(config, stage)
     marks = source.mark_ids(config, run.tokenizer)
-    key = jax.random.fold_in(step_lib.stage_key(config, stage), _INIT)
+    key = jax.random.fold_in(step_lib.stage_key(recipe), _INIT)
 
     def thought(embed: Params, old: Params | None) -> Params:
-        fresh = parameters.init(run.model, how, {"embed": embed}, key, *marks)
+        fresh = parameters.init(recipe.model, how, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
         kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
@@ -92,7 +87,7 @@ def starting_params(run: Run, stage: Stage) -> Params:
             kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
         return kept
 
-    abstract = objective.abstract_params(config, stage, run.model)
-    where = placement.of_parameters(abstract, run.mesh)["thought"]
-    made = jax.jit(thought, out_shardings=where)(params["lm"]["embed"], params.get("thought"))
+    abstract = objective.abstract_params(recipe.model, how)
+    shardings = placement.of_parameters(abstract, run.mesh)["thought"]
+    made = jax.jit(thought, out_shardings=shardings)(params["lm"]["embed"], params.get("thought"))
     return {**params, "thought": made}

@@ -12,74 +12,65 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from optax.microbatching import AccumulationType, microbatch
 
 from fqs_jax.curriculum import objective, settings
-from fqs_jax.curriculum.stage import Stage
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data.rows.order import Dataset
-from fqs_jax.model.config import ModelConfig
+from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
-from fqs_jax.objectives.distillation import Arrays
 from fqs_jax.runs import folders, loading, record, source
 from fqs_jax.runtime import agreement, files, processes, sharding
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.training import step as step_lib
 from fqs_jax.training.start import RESUME, Batches, Run
 from fqs_jax.training.teacher import label_log_probs, predictions
 
-PIECE = 8  # batches in a file; a stop is heeded after each
+PIECE = 8  # batches in a file; a request to stop is checked after each
 
 
 def score_rows(
-    params: Params,
-    model: ModelConfig,
-    thought: ThoughtConfig,
-    arrays: Arrays,
+    teacher: Loaded,
+    recipe: Recipe,
     dataset: Dataset,
-    steps: int,
-    seed: int,
     folder: Path,
     identity: str,
     progress: Callable[[int, int], None],
-    mesh: Mesh | None = None,
-    microbatches: int = 1,
 ) -> np.ndarray:
-    """What the teacher says of rows: steps * B records, with `arrays` as their fields.
+    """A teacher's scores of all training rows of a stage: steps * B records.
+
+    The fields of a record are `objective.teacher_arrays`; `teacher_log_prob` alone is computed without
+    the whole vocabulary. A batch is scored in the stage's microbatches; the scores do not depend on them.
 
     Args:
-      thought: with as many rationales as its prediction is averaged over.
-      arrays: names, shapes and types of what is kept of a row; `log_prob` alone is read off without
-        the whole vocabulary.
-      dataset: its first `steps` batches are scored, the rows the stage trains on.
-      folder: where pieces are kept; pieces made under another `identity` are made again.
+      teacher: with as many rationales as its prediction is averaged over.
+      folder: of the pieces on disk; pieces of another `identity` are computed again. Of several
+        processes the first one writes.
       progress: called with (batches done, batches in all) after each piece; may raise to stop.
-      mesh: of the parameters; None = one device. Of several processes the first one writes.
-      microbatches: parts in which a batch is scored, for less memory; the scores are the same.
     """
     agreement.on_main(lambda: _check_identity(folder, identity))
-    length = dataset.seq_len
-    key = jax.random.key(seed)
-    mesh = mesh or sharding.single_device()
-    shape = (dataset.batch_size, length)
+    key = jax.random.key(recipe.seed)
+    arrays = objective.teacher_arrays(recipe)
+    params, model, mesh = teacher.params, teacher.model, teacher.mesh
+    thought, steps = teacher.thought, recipe.stage.steps
+    assert thought is not None  # a teacher thinks
+    shape = (dataset.batch_size, dataset.seq_len)
     leaf = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.rows(shape, mesh))
     rows = sharding.local_rows(leaf)
 
     record = np.dtype([(name, dtype, shape) for name, (shape, dtype) in arrays.items()])
-    say = label_log_probs if list(arrays) == ["teacher_log_prob"] else predictions
+    score_part = label_log_probs if list(arrays) == ["teacher_log_prob"] else predictions
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def score(params: Params, batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
         step_key = jax.random.fold_in(key, step)
 
-        def score_part(part: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            return say(params, part, step_key, model, thought, arrays)
-
-        batch = batch | {"row": jnp.arange(dataset.batch_size)}
-        parts = jax.lax.map(score_part, step_lib.in_parts(batch, microbatches))
-        return jax.tree.map(
-            lambda x: jnp.moveaxis(x, 0, 1).reshape(dataset.batch_size, *x.shape[2:]), parts
+        in_microbatches = microbatch(
+            lambda part: score_part(params, part, step_key, model, thought, arrays),
+            argnums=0,
+            microbatch_size=dataset.batch_size // recipe.microbatches,
+            accumulator=AccumulationType.CONCAT,
         )
+        return in_microbatches(batch | {"row": jnp.arange(dataset.batch_size)})
 
     def score_batch(step: int) -> np.ndarray:
         batch = {
@@ -88,8 +79,8 @@ def score_rows(
         }
         records = np.empty(dataset.batch_size, record)
         with jax.set_mesh(mesh):
-            for name, said in score(params, batch, np.int32(step)).items():
-                records[name] = said
+            for name, scores in score(params, batch, np.int32(step)).items():
+                records[name] = scores
         return records
 
     scores = np.empty(steps * dataset.batch_size, record)
@@ -108,7 +99,7 @@ def score_rows(
 
 
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
-    """What is needed of a piece that was kept; None if there is none, or it lacks some or is damaged."""
+    """The needed fields of a piece on disk; None if it does not exist, lacks one, or is damaged."""
     try:
         piece: np.ndarray = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -126,7 +117,7 @@ def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
 
 
 def _check_identity(folder: Path, identity: str) -> None:
-    """Drop pieces that another teacher made."""
+    """Delete the pieces of another teacher."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "identity"
     if path.exists() and path.read_text() == identity:
@@ -136,14 +127,13 @@ def _check_identity(folder: Path, identity: str) -> None:
     path.write_text(identity)
 
 
-def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
-    """For a taught stage, what its teacher says of all its rows, made now or before; else None.
+def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None:
+    """The teacher's scores of all rows of a stage, computed now or earlier; None without a teacher.
 
-    The result has one record a row (`teacher_scores.score_rows`). Stages that read the same rows share it.
+    Stages that read the same rows share the scores.
     """
-    config = run.config
-    arrays = objective.teacher_arrays(config, stage, run.model)
-    if not arrays:
+    config, stage = run.config, recipe.stage
+    if not objective.teacher_arrays(recipe):
         return None
     assert stage.teacher is not None  # checked when the row was read
     params, row = loading.load_stage(
@@ -153,14 +143,24 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
     if renewed:
         params["thought"].update(source.fresh_marks(config, params["lm"], run.tokenizer))
     _, teacher_config = folders.read_run(run.root, stage.teacher)
-    thought = settings.teacher_thought(config, stage, teacher_config, row)
-    said_by = {
+    trained_thought = settings.thought_config(teacher_config, row)
+    thought = objective.teacher_thought(recipe, trained_thought)
+    teacher = Loaded(
+        params,
+        recipe.model,
+        run.tokenizer,
+        thought,
+        folders.source_folder(run.root),
+        str(row),
+        run.mesh,
+    )
+    identity = {
         "teacher": record.origin_of(run.root, stage.teacher),
-        "model": dataclasses.asdict(run.model),
+        "model": dataclasses.asdict(recipe.model),
         "thought": dataclasses.asdict(thought),
         "marks": renewed and [config.thought.start_text, config.thought.end_text],
-        "rows": [data.digest(), config.batch_size],
-        "seed": config.seed,
+        "rows": [data.digest(), recipe.batch_size],
+        "seed": recipe.seed,
     }
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
@@ -171,26 +171,14 @@ def teacher_scores(run: Run, stage: Stage, data: Dataset) -> np.ndarray | None:
                     f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
                 )
 
-        return score_rows(
-            params,
-            run.model,
-            thought,
-            arrays,
-            data,
-            stage.steps,
-            config.seed,
-            folders.stage_folder(run.root, stage.stream) / "teacher",
-            record.digest(said_by),
-            progress,
-            run.mesh,
-            config.microbatches,
-        )
+        folder = folders.stage_folder(run.root, stage.stream) / "teacher"
+        return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
 
 
 def with_scores(
     batches: Batches, scores: np.ndarray, rows: np.ndarray, first: int, size: int
 ) -> Batches:
-    """Batches from step `first` on with what the teacher says of their rows."""
+    """Batches from step `first` on, with the teacher's scores of their rows."""
     assert scores.dtype.names is not None  # records
     for step, batch in zip(itertools.count(first), batches):
         records = scores[step * size + rows]

@@ -9,7 +9,7 @@ import ml_collections
 import pytest
 
 from configs import common, mistral_7b
-from fqs_jax.curriculum import checks, objective, settings
+from fqs_jax.curriculum import objective, resolve, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage, row
 from fqs_jax.model.config import ModelConfig
@@ -25,25 +25,30 @@ CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "_
 
 
 def stages_of(changes: dict[str, Any], max_steps: int | None = None) -> list[Stage]:
-    return checks.read_stages(clock_config(changes), MODEL, max_steps)
+    return stages_in(clock_config(changes), max_steps)
+
+
+def stages_in(config: ml_collections.ConfigDict, max_steps: int | None = None) -> list[Stage]:
+    return [recipe.stage for recipe in resolve.recipes(config, MODEL, max_steps)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_consistent_rows(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    stages = checks.read_stages(config, MODEL)
+    stages = stages_in(config)
     assert all(stage.steps > 0 for stage in stages)
     if name in EXPERIMENTS:
         return
     *thinking, last = [stage for stage in stages if not stage.control][-4:]
-    assert all(stage.thinks for stage in thinking) and last.objective in objective.TAUGHT
-    lengths = [stage.n_ahead for stage in stages if stage.thinks]
+    assert all(objective.of(stage).thinks for stage in thinking) and objective.of(last).has_teacher
+    lengths = [stage.n_ahead for stage in stages if objective.of(stage).thinks]
     assert lengths == sorted(lengths, reverse=True)
 
 
 def test_published_rows():
     config = mistral_7b.get_config()
-    stages = checks.read_stages(config, MODEL)
+    recipes = resolve.recipes(config, MODEL)
+    stages = [recipe.stage for recipe in recipes]
     rows = [
         *[(s.number, s.objective, s.start, s.teacher, s.n_ahead, s.n_ahead_talk) for s in stages],
         *[(s.learning_rate, s.steps, s.control) for s in stages],
@@ -58,7 +63,7 @@ def test_published_rows():
         (1e-6, 150, False),
         (1e-6, 300, False),
     ]
-    assert [settings.thought_config(config, s).num_tokens for s in stages[:3]] == [13, 9, 5]
+    assert [r.thought.num_tokens for r in recipes if r.thought] == [13, 9, 5]
 
 
 PUBLISHED = {
@@ -110,42 +115,44 @@ def test_controls_run_as_long_as_the_stages_they_control():
     plain = {"objective": "next_token", "start": 0, "control": True}
     config.stage_7 = row("steps", same_steps_as=(1, 2), **plain)
     config.stage_10 = row("flops", same_flops_as=(1, 2), **plain)
-    stages = checks.read_stages(config, MODEL)
+    recipes = resolve.recipes(config, MODEL)
+    stages = [recipe.stage for recipe in recipes]
     assert [stage.number for stage in stages] == [0, 1, 2, 3, 7, 10]  # by number, not as text
     assert stages[4].steps == 11
 
-    spent = sum(s.steps * objective.step_flops(config, s, MODEL) for s in stages[1:3])
-    own = objective.step_flops(config, stages[5], MODEL)
+    spent = sum(r.stage.steps * objective.step_flops(r) for r in recipes[1:3])
+    own = objective.step_flops(recipes[5])
     assert abs(stages[5].steps * own - spent) <= own / 2 and stages[5].steps > 3 * 11
-    capped = checks.read_stages(config, MODEL, max_steps=5)
+    capped = stages_in(config, max_steps=5)
     assert [stage.steps for stage in capped] == [5, 5, 4, 5, 5, 5]
 
 
 def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
     config = clock_config({"stage_3.steps": 5})
     config.stage_7 = row("flops", "next_token", same_flops_as=(3,))
-    *_, ntp, control = checks.read_stages(config, MODEL)
-    step, own = (objective.step_flops(config, stage, MODEL) for stage in (ntp, control))
-    asked = checks.read_stages(config, MODEL)[ntp.teacher]
-    thought = settings.teacher_thought(config, ntp, config, asked)
-    assert thought.num_tokens == asked.n_ahead - 3 and thought.rationales == 1
+    recipes = resolve.recipes(config, MODEL)
+    *_, ntp, control = recipes
+    step, own = (objective.step_flops(recipe) for recipe in (ntp, control))
+    teacher = recipes[2]
+    assert ntp.stage.teacher == teacher.stage.number and teacher.thought
+    thought = objective.teacher_thought(ntp, teacher.thought)
+    assert thought.num_tokens == teacher.stage.n_ahead - 3 and thought.rationales == 1
     spent = 5 * (step + flops.asking(MODEL, thought, 2, 16))
-    assert control.steps == round(spent / own) > 2 * 5
-    assert 5 * (step + objective.asking_flops(config, ntp, config, asked, MODEL)) == spent
-    assert objective.asking_flops(config, asked, config, None, MODEL) == 0
+    assert control.stage.steps == round(spent / own) > 2 * 5
+    assert 5 * (step + objective.teacher_flops(ntp, teacher.thought)) == spent
+    assert objective.teacher_flops(teacher, None) == 0
 
 
 def test_step_flops_are_those_of_the_objective():
     config = clock_config()
-    base, think, _, ntp = checks.read_stages(config, MODEL)
-    assert objective.step_flops(config, base, MODEL) == flops.next_token_step(MODEL, 2, 16)
-    thought = settings.thought_config(config, think)
-    assert objective.step_flops(config, think, MODEL) == flops.quiet_star_step(
-        MODEL, thought, 2, 16
-    )
-    assert objective.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=True)
+    base, think, _, ntp = resolve.recipes(config, MODEL)
+    assert objective.step_flops(base) == flops.next_token_step(MODEL, 2, 16)
+    assert think.thought is not None
+    assert objective.step_flops(think) == flops.quiet_star_step(MODEL, think.thought, 2, 16)
+    assert objective.step_flops(ntp) == flops.ntp_step(MODEL, 2, 16, sampled=True)
     config.ntp.action = "label"
-    assert objective.step_flops(config, ntp, MODEL) == flops.ntp_step(MODEL, 2, 16, sampled=False)
+    *_, ntp = resolve.recipes(config, MODEL)
+    assert objective.step_flops(ntp) == flops.ntp_step(MODEL, 2, 16, sampled=False)
 
 
 @pytest.mark.parametrize(
@@ -189,12 +196,12 @@ def test_inconsistent_rows_and_settings(changes, message):
 def test_settings_of_a_row_are_its_own():
     own = ("quiet_star.policy_weight=3", "quiet_star.advantage=clipped", "data.clock.lengths=(3,)")
     config = clock_config({"stage_1.settings": own, "quiet_star.advantage": "leave_one_out"})
-    base, think, again, _ = checks.read_stages(config, MODEL)
-    weights = settings.quiet_star_config(config, think)
+    base, think, again, _ = resolve.recipes(config, MODEL)
+    weights = think.objective
     assert (weights.policy_weight, weights.advantage) == (3.0, "clipped")
-    assert settings.quiet_star_config(config, again).advantage == "leave_one_out"
-    assert tuple(settings.data_config(config, think).clock.lengths) == (3,)
-    assert settings.data_config(config, base) == config.data
+    assert again.objective.advantage == "leave_one_out"
+    assert tuple(think.data.clock.lengths) == (3,)
+    assert base.data == config.data
 
 
 @pytest.mark.parametrize(
@@ -224,9 +231,9 @@ def test_rows_of_another_stage():
     assert ntp.stream == 1 and stages_of({})[-1].stream == 3
     with pytest.raises(UserError, match="stage_1 refers to stage 2"):
         stages_of({"stage_1.rows_of": 2})
-    with pytest.raises(UserError, match="stage_3.rows_of is 1, which reads other rows"):
+    with pytest.raises(UserError, match="stage_3.rows_of is 1, whose training rows differ"):
         stages_of({"stage_3.rows_of": 1, "stage_1.settings": ("data.clock.direct=0.5",)})
-    with pytest.raises(UserError, match="stage_3.rows_of is 2, which reads other rows"):
+    with pytest.raises(UserError, match="stage_3.rows_of is 2, whose training rows differ"):
         stages_of({"stage_3.rows_of": 2, "stage_2.rows_of": 1})
 
 
@@ -235,9 +242,9 @@ def test_settings_are_read_back_from_a_record():
     config = clock_config({"stage_3.settings": own})
     config = ml_collections.ConfigDict(json.loads(json.dumps(config.to_dict())))
     del config.distill  # a record leaves out what other objectives are set to
-    ntp = stage_lib.rows(config)[3]
-    assert not settings.ntp_config(config, ntp).clip
-    assert tuple(settings.data_config(config, ntp).clock.lengths) == (2,)
+    ntp = resolve.recipe(config, stage_lib.rows(config)[3], MODEL)
+    assert not ntp.objective.clip
+    assert tuple(ntp.data.clock.lengths) == (2,)
 
 
 def test_no_rows():
@@ -245,7 +252,7 @@ def test_no_rows():
     for number in range(4):
         del config[f"stage_{number}"]
     with pytest.raises(UserError, match="no stage_N rows"):
-        checks.read_stages(config, MODEL)
+        stages_in(config)
 
 
 def test_find():
@@ -263,7 +270,7 @@ def test_rows_know_every_field_and_no_other():
     config = common.get_config()
     config.stage_4.start = 3  # was None: a placeholder of its type
     config.stage_4.teacher = 3
-    assert checks.read_stages(config, MODEL)[3].start == 3
+    assert stages_in(config)[3].start == 3
     with pytest.raises(TypeError):
         config.stage_4.start = "three"
     with pytest.raises(AttributeError):
@@ -272,11 +279,12 @@ def test_rows_know_every_field_and_no_other():
 
 def test_thought_config_follows_the_row_and_the_config():
     config = clock_config({"thought.masked_ids": (3, 5), "thought.mixing": "sigmoid"})
-    stage = checks.read_stages(config, MODEL)[1]
-    thought = settings.thought_config(config, stage)
+    recipe = resolve.recipes(config, MODEL)[1]
+    thought = recipe.thought
+    assert thought is not None
     assert (thought.n_ahead, thought.n_ahead_talk, thought.rationales) == (5, 2, 2)
     assert (thought.mixing, thought.masked_ids) == ("sigmoid", (3, 5))
-    assert settings.thought_config(config, stage, rationales=1).rationales == 1
+    assert settings.thought_config(config, recipe.stage, rationales=1).rationales == 1
 
 
 def test_several_stages_in_the_order_of_the_config():

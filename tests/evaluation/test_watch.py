@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from fqs_jax.curriculum import checks
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.stage import row
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.evaluation import watch
@@ -227,10 +226,9 @@ def root(tmp_path_factory):
         del config.stage_3
         model, tokenizer = source.prepare(root, config)
         run = start.Run(
-            root, config, model, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
+            root, config, tokenizer, sharding.single_device(), Interrupts(), lambda _: ""
         )
-        stages = checks.read_stages(config, model)
-        loop.run_stage(run, stage_lib.find(stages, str(number)))
+        loop.run_stage(run, resolve.find(resolve.recipes(config, model), str(number)))
     return root
 
 

@@ -12,6 +12,7 @@ import pytest
 from fqs_jax.model import decoder
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import distillation, plain, quiet_star
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives.distillation import DistillConfig
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
@@ -96,15 +97,17 @@ def test_losses_of_packed_documents(objective: str) -> None:
 
     def loss(batch: batch_lib.Batch) -> Any:
         if objective == "next_token":
-            return plain.next_token_loss(params, batch, key, model)[1]
+            return metrics_lib.values(plain.next_token_loss(params, batch, key, model)[1])
         batch = batch | {"teacher_log_prob": jnp.full(batch["tokens"][:, 1:].shape, -3.0)}
         if objective == "distill":  # every token of every document counts, also the last ones
             log_p = jax.nn.log_softmax(jnp.arange(model.vocab_size) / 5)
             same = jnp.broadcast_to(log_p, (*batch["tokens"].shape, model.vocab_size))
             batch |= {"teacher_log_probs": same}
-            return distillation.distill_loss(params, batch, key, model, DistillConfig())[1]
+            return metrics_lib.values(
+                distillation.distill_loss(params, batch, key, model, DistillConfig())[1]
+            )
         config = NTPConfig("expected", clip=False)
-        metrics = plain.ntp_loss(params, batch, key, model, config)[1]
+        metrics = metrics_lib.values(plain.ntp_loss(params, batch, key, model, config)[1])
         places = batch["tokens"][:, 1:].size
         return metrics | {"policy_loss": metrics["policy_loss"] * places}
 

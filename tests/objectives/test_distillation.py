@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.stage import row
 from fqs_jax.objectives import distillation
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives import plain as plain_lib
 from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
@@ -92,6 +93,7 @@ def test_the_loss_is_its_formula(form: str, top_k: int, shift: bool) -> None:
     weighting = "shift" if shift else "all"
     config = DistillConfig(form, 0.3, weighting, top_k=top_k)
     loss, metrics = distill_loss(params, data, KEY, config)
+    metrics = metrics_lib.values(metrics)
 
     log_q = reference.log_softmax(student_logits(params, data))
     tokens, mask, target = (np.asarray(data[name]) for name in ("tokens", "mask", "target"))
@@ -374,5 +376,5 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
 def test_settings_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     model = model_config(vocab_size=32)
     with pytest.raises(UserError, match=message) as refused:
-        checks.read_stages(stage_config(**changes), model)
+        resolve.recipes(stage_config(**changes), model)
     assert "\n" not in str(refused.value)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.batch import Batch, masked_mean, talk_targets
 from fqs_jax.objectives.plain import NTPConfig
@@ -147,7 +148,8 @@ def test_quiet_star_loss_and_metrics() -> None:
     """Drawing and scoring together, on padded rows with a token that is not predicted."""
     params, data, key = random_params(MODEL), batch(), jax.random.key(3)
     config = QuietStarConfig(policy_weight=10.0)
-    loss, metrics = quiet_star_loss(params, data, key, config)
+    loss, sums = quiet_star_loss(params, data, key, config)
+    metrics = metrics_lib.values(sums)
 
     tokens, mask, target = (np.asarray(data[name]) for name in ("tokens", "mask", "target"))
     drawn = reference.sample(
@@ -261,7 +263,8 @@ def ntp_loss(params: Any, data: Any, key: Any, config: NTPConfig) -> Any:
 def test_ntp_loss_and_metrics(config: NTPConfig, unpredicted: int | None) -> None:
     params, key = random_params(MODEL), jax.random.key(4)
     data = with_teacher(batch(unpredicted=unpredicted))
-    loss, metrics = ntp_loss(params, data, key, config)
+    loss, sums = ntp_loss(params, data, key, config)
+    metrics = metrics_lib.values(sums)
 
     tokens, target = np.asarray(data["tokens"]), targets(data)
     logits, teacher = student_logits(params, data), np.asarray(data["teacher_log_prob"])
@@ -319,7 +322,8 @@ def test_the_expected_action_is_the_mean_of_sampled_ones() -> None:
 @pytest.mark.parametrize("unpredicted", [None, 2])
 def test_next_token_loss(unpredicted: int | None) -> None:
     params, data = random_params(MODEL), batch(unpredicted=unpredicted)
-    loss, metrics = plain.next_token_loss(params, data, jax.random.key(0), MODEL)
+    loss, sums = plain.next_token_loss(params, data, jax.random.key(0), MODEL)
+    metrics = metrics_lib.values(sums)
     log_p = reference.log_softmax(student_logits(params, data))[:, :-1]
     label = np.take_along_axis(log_p, np.asarray(data["tokens"])[:, 1:, None], -1)[..., 0]
     assert loss == metrics["nll_base"]
@@ -343,6 +347,7 @@ def test_some_positions_estimate_the_loss_and_gradient_of_all(positions: str) ->
             return quiet_star.quiet_star_loss(p, data, key, MODEL, thought, config)
 
         (total, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        metrics = metrics_lib.values(metrics)
         few = [metrics["nll_mixed"], metrics["policy_loss"], metrics["nll_with_minus_without"]]
         parts = [
             grads["lm"]["layers"]["q"]["kernel"],
@@ -394,7 +399,8 @@ def test_positions_do_not_depend_on_how_rows_are_dealt_out() -> None:
 
     @functools.partial(jax.jit, static_argnames="split")
     def metrics(split: bool) -> Any:
-        return quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config, split)
+        loss, sums = quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config, split)
+        return loss, metrics_lib.values(sums)
 
     together, apart = metrics(False), metrics(True)
     np.testing.assert_allclose(together[0], apart[0], rtol=1e-5)

@@ -15,9 +15,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from configs import qwen2_5_0_5b, tiny
-from fqs_jax.curriculum import checks
-from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.model.config import ModelConfig
+from fqs_jax.curriculum import resolve
+from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.planning import collectives, step_plan, topologies, traced
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
@@ -189,26 +188,20 @@ def small_config(changes: dict[str, Any]) -> ml_collections.ConfigDict:
     return c
 
 
-Case = tuple[ml_collections.ConfigDict, stage_lib.Stage, ModelConfig, Mesh]
+Case = tuple[Recipe, Mesh]
 
 
 def small_case(number: str, changes: dict[str, Any] | None = None, devices: int = 8) -> Case:
-    """What a plan is made of, for a small model on virtual devices."""
+    """The recipe of a small model's stage, and a mesh of virtual devices."""
     config = small_config(changes or {})
-    model = step_plan.architecture(config)
-    stage = stage_lib.find(checks.read_stages(config, model), number)
-    return (
-        config,
-        stage,
-        model,
-        sharding.make_mesh(config.mesh, topologies.find(f"cpu:{devices}")[1]),
-    )
+    recipes = resolve.recipes(config, step_plan.architecture(config))
+    mesh = sharding.make_mesh(config.mesh, topologies.find(f"cpu:{devices}")[1])
+    return resolve.find(recipes, number), mesh
 
 
 def small_plan(case: Case, **chip: Any) -> step_plan.Plan:
-    config, stage, model, mesh = case
-    device = dataclasses.replace(topologies.CPU, **chip)
-    return step_plan.plan(config, stage, model, device, mesh)
+    recipe, mesh = case
+    return step_plan.plan(recipe, dataclasses.replace(topologies.CPU, **chip), mesh)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +222,7 @@ def test_recomputation_is_told_apart() -> None:
 def test_a_plain_stage_counts_exactly() -> None:
     """A prediction at a row's last token is in the count and not in the program."""
     case = small_case("4", {"stage_4.objective": "next_token", "stage_4.teacher": None}, devices=1)
-    counted, model = step_plan.count_flops(*case), case[2]
+    counted, model = step_plan.count_flops(*case), case[0].model
     masked = flops.attend(model, 16 * 16 - 16 * 17 / 2)  # of 16 queries in one chunk
     unread = flops.vocabulary(model)
     again = flops.attend(model, 16 * 16) // 2  # the backward pass keeps no scores
@@ -259,21 +252,19 @@ def test_what_does_not_fit_comes_with_what_to_change() -> None:
     case = small_case("4", {"compute.remat": "dots"})
     plan = small_plan(case, memory=1_000, memory_is_real=True)
     assert not plan.fits and dataclasses.replace(plan, chip=topologies.CPU).fits
-    changes = step_plan.advice(case[0], case[1], case[3], plan)
+    changes = step_plan.advice(*case, plan)
     assert changes[0] == "--config.compute.remat=full" and changes[-1] == "a larger slice"
     assert "--config.compute.param_dtype=bfloat16" in changes
 
 
 def test_variants_keep_all_devices_at_work() -> None:
-    config, stage, _, mesh = small_case("1")
-    assert dict(step_plan.variants(config, stage, mesh)) == {
+    assert dict(step_plan.variants(*small_case("1"))) == {
         "none": [1, 2],  # 8 sequences of 2 rationales on 8 devices
         "dots": [1, 2],
         "elementwise": [1, 2],
         "full": [1, 2],
     }
-    config, stage, _, mesh = small_case("4")
-    assert dict(step_plan.variants(config, stage, mesh))["full"] == [1]
+    assert dict(step_plan.variants(*small_case("4")))["full"] == [1]
 
 
 def test_a_compiler_that_runs_out_of_memory_says_how_much() -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.curriculum import checks
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import resolve
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.runs import folders, loading, record, source
 from fqs_jax.runtime.errors import UserError
@@ -118,7 +117,7 @@ def test_a_relative_path_to_the_same_folder_is_the_same(tmp_path, folder, monkey
 
 def stage_of(root, config, number):
     model, _ = source.prepare(root, config)
-    return stage_lib.find(checks.read_stages(config, model), str(number))
+    return resolve.find(resolve.recipes(config, model), str(number)).stage
 
 
 @pytest.mark.parametrize(

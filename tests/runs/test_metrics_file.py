@@ -15,7 +15,7 @@ def write(path, first, steps):
     with MetricsFile(path, first) as file:
         file.event("start", step=first)
         for step in steps:
-            file.later(step, {"loss": jnp.float32(step / 2)}, tokens=step * 10)
+            file.step(step, {"loss": jnp.float32(step / 2)}, tokens=step * 10)
 
 
 def steps_of(path):
@@ -68,7 +68,7 @@ def test_numbers_that_json_lacks(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = {"a": jnp.float32(math.nan), "b": np.float64(-math.inf), "c": np.int32(3), "d": True}
     with MetricsFile(path, 0) as file:
-        file.later(1, values, e=math.inf)
+        file.step(1, values, e=math.inf)
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -78,20 +78,13 @@ def test_numbers_that_json_lacks(tmp_path):
     assert row == {"step": 1, "a": "nan", "b": "-inf", "c": 3, "d": True, "e": "inf"}
 
 
-def test_a_row_waits_until_the_next_step_is_under_way(tmp_path):
+def test_a_row_is_returned_as_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with MetricsFile(path, 0) as file:
-        file.later(1, {"loss": jnp.float32(1)})
+        row = file.step(2, {"loss": jnp.float32(2)})
         file.flush()
-        assert steps_of(path) == [1]
-        assert file.read_pending() is None
-        file.later(2, {"loss": jnp.float32(2)})
-        assert steps_of(path) == [1]
-        row = file.read_pending()
-        assert row is not None and row.pop("time")["step_seconds"] > 0
-        assert row == {"step": 2, "loss": 2.0}
-        file.later(3, {"loss": jnp.float32(3)})
-    assert steps_of(path) == [1, 2, 3]
+        assert read_rows(path) == [row]
+        assert row.pop("time")["step_seconds"] > 0 and row == {"step": 2, "loss": 2.0}
 
 
 def test_progress_without_a_terminal_says_a_line_now_and_then(capsys, monkeypatch):

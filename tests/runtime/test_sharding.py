@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from configs import common
-from fqs_jax.curriculum import checks
 from fqs_jax.curriculum import objective as objective_lib
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import resolve, row
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime import sharding
@@ -60,8 +59,8 @@ def make_config(batch_size: int = 8, **changes: Any) -> ml_collections.ConfigDic
     c.quiet_star.policy_weight = c.ntp.policy_weight = 10.0
     c.thought.mixing = "probability"
     c.stage_1.n_ahead, c.stage_1.n_ahead_talk = 5, 2
-    c.stage_5 = stage_lib.row("plain", "next_token", steps=3)
-    c.stage_6 = stage_lib.row("taught", "distill", teacher=1, steps=3)
+    c.stage_5 = row("plain", "next_token", steps=3)
+    c.stage_6 = row("taught", "distill", teacher=1, steps=3)
     c.distill.form, c.distill.top_k, c.distill.weighting = "policy", 3, "shift"
     c.distill.label_weight = 0.2
     c.update_from_flattened_dict(changes)
@@ -107,11 +106,11 @@ def take_step(
 ) -> tuple[step.Program, step.State, dict[str, Any]]:
     """One step on a mesh: the program, the new state (as placed) and the metrics."""
     mesh = make_mesh(sizes)
-    stages = checks.read_stages(config, MODEL)
-    stage = stage_lib.find(stages, str(STAGES[objective]))
-    program = step.program(config, stage, MODEL, mesh, ("segment",))
-    transform = optimizer.make(config, stage.learning_rate, stage.steps)
-    batch = random_batch(config, stage.objective in objective_lib.TAUGHT)
+    recipe = resolve.find(resolve.recipes(config, MODEL), str(STAGES[objective]))
+    stage = recipe.stage
+    program = step.program(recipe, mesh, ("segment",))
+    transform = optimizer.make(recipe.optimizer, stage.learning_rate, stage.steps)
+    batch = random_batch(config, objective_lib.of(stage).has_teacher)
     with jax.set_mesh(mesh):
         placed = {
             name: jax.device_put(batch[name], leaf.sharding) for name, leaf in program.batch.items()
@@ -241,8 +240,8 @@ def test_rationales_share_the_devices_that_rows_leave_idle() -> None:
 
 
 def split(config: ml_collections.ConfigDict, objective: str, sizes: Sizes) -> tuple[bool, int]:
-    stage = stage_lib.find(checks.read_stages(config, MODEL), str(STAGES[objective]))
-    return step.split_rows(config, stage, make_mesh(sizes))
+    recipe = resolve.find(resolve.recipes(config, MODEL), str(STAGES[objective]))
+    return step.split_rows(recipe, make_mesh(sizes))
 
 
 def test_how_rows_are_dealt_out() -> None:
@@ -270,8 +269,7 @@ def test_rows_that_cannot_be_dealt_out_are_refused() -> None:
 
 def test_every_parameter_has_axes_of_its_sizes() -> None:
     sizes = {"L": 2, "V": 32, "D": 16, "N": 8, "G": 2, "H": 4, "F": 24}
-    stage = checks.read_stages(make_config(), MODEL)[0]
-    params = objective_lib.abstract_params(make_config(), stage, MODEL)
+    params = objective_lib.abstract_params(MODEL, resolve.recipes(make_config(), MODEL)[0].thought)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         letters = placement.of_leaf(path)
         assert letters is not None and len(letters) == leaf.ndim, path

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from configs.sweeps import thinking
-from fqs_jax.curriculum import objective
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.runs import folders, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
@@ -252,9 +251,10 @@ def test_a_cell_is_evaluated(tmp_path):
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
     model = source.read_model(folders.source_folder(cell.folder), config)
-    base, long, short, student = stage_lib.rows(config)
-    asking = objective.asking_flops(config, student, config, short, model)
-    flops = [6 * objective.step_flops(config, s, model) for s in (base, long, short, student)]
+    recipes = resolve.recipes(config, model)
+    *_, short, student = recipes
+    asking = objective.teacher_flops(student, short.thought)
+    flops = [6 * objective.step_flops(recipe) for recipe in recipes]
     flops[3] += 6 * asking
     tokens = 6 * 2 * 16  # steps, rows, tokens of a row
     assert result["training"] == {

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from fqs_jax.curriculum import checks, objective
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import batch as batch_lib
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives import quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime.errors import UserError
@@ -133,9 +134,9 @@ def test_unsampled_thoughts_have_no_policy_to_improve() -> None:
     config = tiny.get_config()
     config.thought.tokens = "random"
     with pytest.raises(UserError, match="set quiet_star.policy_weight to 0"):
-        checks.read_stages(config, MODEL)
+        resolve.recipes(config, MODEL)
     config.quiet_star.policy_weight = 0.0
-    checks.read_stages(config, MODEL)
+    resolve.recipes(config, MODEL)
     with pytest.raises(UserError, match="tokens 'words' is none of sampled, random, pause"):
         dataclasses.replace(THOUGHT, tokens="words")
 
@@ -143,16 +144,17 @@ def test_unsampled_thoughts_have_no_policy_to_improve() -> None:
 def test_no_network_pass_is_counted_for_thoughts_that_are_not_sampled() -> None:
     config = tiny.get_config()
     stage = Stage(1, "think", "quiet_star", n_ahead=6, n_ahead_talk=2, steps=1)
-    sampled = objective.step_flops(config, stage, MODEL)
+    sampled = objective.step_flops(resolve.recipe(config, stage, MODEL))
     config.thought.tokens = "pause"
-    assert objective.step_flops(config, stage, MODEL) < sampled
+    assert objective.step_flops(resolve.recipe(config, stage, MODEL)) < sampled
 
 
 def numbers(config: QuietStarConfig) -> tuple[Any, Any, Any]:
     """Loss and metrics of sampled thoughts, and the log-probabilities they are made of."""
     params, data, key = parameters(THOUGHT), text(), jax.random.key(9)
     batch = {"tokens": data, "mask": jnp.ones((B, T), bool)}
-    loss, metrics = quiet_star.quiet_star_loss(params, batch, key, MODEL, THOUGHT, config)
+    loss, sums = quiet_star.quiet_star_loss(params, batch, key, MODEL, THOUGHT, config)
+    metrics = metrics_lib.values(sums)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
     keys = keys_lib.thought_keys(key, where_BxP, THOUGHT.rationales)
     drawn, _ = thoughts.sample_thoughts(params, data, keys, MODEL, THOUGHT)

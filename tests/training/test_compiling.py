@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fqs_jax.curriculum import checks
+from fqs_jax.curriculum import resolve
 from fqs_jax.runs import source
 from fqs_jax.runtime import cli, files, sharding
 from fqs_jax.runtime.interrupts import Interrupts, Wishes
@@ -61,11 +61,11 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 ) -> None:
     root, config = tmp_path / "W", clock_config({"checkpoint_every": 2})
     model, tokenizer = source.prepare(root, config)
-    for stage in checks.read_stages(config, model):
+    for recipe in resolve.recipes(config, model):
         compiled.names.clear()
         watch = Watching(compiled)
-        run = start.Run(root, config, model, tokenizer, sharding.single_device(), watch, str)
-        loop.run_stage(run, stage)
+        run = start.Run(root, config, tokenizer, sharding.single_device(), watch, str)
+        loop.run_stage(run, recipe)
         assert len(watch.counts) == 5  # after every step but the last, over two saves
         # The first save makes the programs of the fingerprints.
         first, second, third, *_, last = watch.counts

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.curriculum import checks, objective
-from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.data import corpus
+from fqs_jax.objectives import plain
 from fqs_jax.runs import checkpoints, folders, source
 from fqs_jax.runs.metrics_file import read_rows
 from fqs_jax.runtime import sharding
@@ -44,13 +44,14 @@ def train_stage(root, config, number, interrupts=None):
 
 
 def run_of(root, config, interrupts=None):
-    model, tokenizer = source.prepare(root, config)
+    _, tokenizer = source.prepare(root, config)
     mesh = sharding.single_device()
-    return start.Run(root, config, model, tokenizer, mesh, interrupts or Interrupts(), command)
+    return start.Run(root, config, tokenizer, mesh, interrupts or Interrupts(), command)
 
 
 def stage_of(run, number):
-    return stage_lib.find(checks.read_stages(run.config, run.model), str(number))
+    model = source.read_model(folders.source_folder(run.root), run.config)
+    return resolve.find(resolve.recipes(run.config, model), str(number))
 
 
 def checkpoint(root, config, number):
@@ -58,7 +59,7 @@ def checkpoint(root, config, number):
     folder = folders.stage_folder(root, number)
     stage, _ = folders.read_run(root, number)
     model = source.read_model(folders.source_folder(root), config)
-    state = step_lib.program(config, stage, model, sharding.single_device()).state
+    state = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
         step = saved.latest()
         restored = saved.restore(step, *state)
@@ -406,7 +407,7 @@ def test_a_step_without_finite_gradients_changes_nothing():
 
 def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
     def no_number(params, batch, key):
-        loss, metrics = checks.objectives.next_token_loss(params, batch, key, model)
+        loss, metrics = plain.next_token_loss(params, batch, key, model)
         return loss * math.nan, metrics
 
     model, _ = source.prepare(tmp_path / "W", config)
@@ -426,3 +427,15 @@ def test_rows_are_thinned_the_same_way_after_an_interruption(tmp_path, config):
     train_stage(tmp_path / "W", config, 0)
     rows = read_rows(tmp_path / "W/stage_0/metrics.jsonl")
     assert [row["step"] for row in rows] == [4, 8, 10]
+
+
+def test_metrics_are_read_while_the_next_step_runs():
+    seen = []
+    behind = loop.OneBehind(lambda step, values: seen.append((step, values["loss"])))
+    behind.add(1, {"loss": 0.5})
+    assert seen == []
+    behind.add(2, {"loss": 0.25})
+    assert seen == [(1, 0.5)]
+    behind.drain()
+    behind.drain()  # nothing is read twice
+    assert seen == [(1, 0.5), (2, 0.25)]

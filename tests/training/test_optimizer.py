@@ -36,7 +36,7 @@ def settings(**changes: Any) -> Any:
     config = common.get_config()
     config.optimizer.update({"warmup_steps": 0, "decay_steps": 10**9, "weight_decay": 0.0})
     config.optimizer.update({"clip_norm": 1e9, **changes})
-    return config
+    return config.optimizer
 
 
 def gradients(seed: int = 0) -> Any:

@@ -1,0 +1,101 @@
+"""From a config to recipes: each stage's settings are parsed here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import ml_collections
+
+from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.checks import check_config, check_recipe, check_row
+from fqs_jax.curriculum.objective import OBJECTIVES
+from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.curriculum.stage import Stage, rows
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking.config import ThoughtConfig
+
+
+def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) -> Recipe:
+    """The recipe of one stage, unchecked.
+
+    Args:
+      stage: with its number of steps worked out, where steps matter.
+
+    Raises:
+      UserError: the objective does not exist, or a setting is of another field or type.
+    """
+    own = objective.of(stage)
+    with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
+    sections = settings.sections(config, stage, ["data", *with_sections])
+    return Recipe(
+        stage=stage,
+        model=model,
+        thought=settings.thought_config(config, stage) if own.thinks else None,
+        objective=own.settings(config, sections[stage.objective].to_dict())
+        if own.settings
+        else None,
+        data=sections.data,
+        optimizer=config.optimizer,
+        batch_size=config.batch_size,
+        microbatches=config.microbatches,
+        eval_temperature=config.thought.eval_temperature,
+        seed=config.seed,
+    )
+
+
+def recipes(
+    config: ml_collections.ConfigDict, model: ModelConfig, max_steps: int | None = None
+) -> list[Recipe]:
+    """The recipes of all rows in order of their number, checked, with the steps of controls worked out.
+
+    Args:
+      max_steps: limit of every stage's steps.
+
+    Raises:
+      UserError: a row is inconsistent, or a setting out of range.
+    """
+    check_config(config, model)
+    earlier: dict[int, Recipe] = {}
+    for stage in rows(config):
+        check_row(stage, earlier)
+        unfinished = recipe(config, stage, model)
+        steps = _steps(unfinished, earlier)
+        stage = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
+        finished = dataclasses.replace(unfinished, stage=stage)
+        check_recipe(finished, earlier)
+        earlier[stage.number] = finished
+    return list(earlier.values())
+
+
+def find(recipes: Sequence[Recipe], which: str) -> Recipe:
+    """The recipe of the stage with a number or a name.
+
+    Raises:
+      UserError: no stage has it; the message lists the existing ones.
+    """
+    stages = [recipe.stage for recipe in recipes]
+    return recipes[stages.index(stage_lib.find(stages, which))]
+
+
+def _steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
+    """The steps of a row, for a control those that match the tokens or FLOPs of other stages."""
+    stage = control.stage
+
+    def teacher(number: int | None) -> ThoughtConfig | None:
+        return None if number is None else earlier[number].thought
+
+    if stage.same_steps_as:
+        return sum(earlier[n].stage.steps for n in stage.same_steps_as)
+    if stage.same_flops_as:
+        budget = 0
+        for other in (earlier[n] for n in stage.same_flops_as):
+            per_step = objective.step_flops(other)
+            per_step += objective.teacher_flops(other, teacher(other.stage.teacher))
+            budget += other.stage.steps * per_step
+        return max(1, round(budget / objective.step_flops(control)))
+    if stage.steps < 1:
+        raise UserError(f"stage_{stage.number}.steps is {stage.steps}; set at least 1")
+    return stage.steps
