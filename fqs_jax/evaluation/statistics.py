@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-
-from fqs_jax.evaluation.problems import Answers
+from scipy.special import log_softmax
 
 MAX_TEMPERATURE = math.exp(3.0)  # of a fit, which is exact up to it
 
@@ -33,11 +32,19 @@ def percentile(resampled: np.ndarray) -> tuple[float, float]:
 
 
 def fit_temperature(log_probs_NxC: np.ndarray, right_N: np.ndarray) -> float:
-    """The temperature at which the mean NLL of these choices is least."""
-    choices = Answers(log_probs_NxC[None, :, None], right_N[:, None])
+    """The temperature at which the mean NLL of N choices among C is least.
+
+    Args:
+      log_probs_NxC: log-probabilities, up to a constant for each choice.
+      right_N: numbers of the right ones, int.
+
+    Returns:
+      A temperature between 1 / MAX_TEMPERATURE and MAX_TEMPERATURE.
+    """
 
     def nll(log_temperature: float) -> float:
-        return float(choices.nll_SxN(math.exp(log_temperature)).mean())
+        log_p_NxC = log_softmax(log_probs_NxC / math.exp(log_temperature), axis=-1)
+        return float(-np.take_along_axis(log_p_NxC, right_N[:, None], axis=-1).mean())
 
     most = math.log(MAX_TEMPERATURE)
     return math.exp(minimize_scalar(nll, bounds=(-most, most), method="bounded").x)
