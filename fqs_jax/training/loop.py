@@ -37,11 +37,20 @@ Read = Callable[[int, dict[str, jax.Array]], None]
 
 
 class OneBehind:
-    """Metrics of a step are read while the next step runs, so that the device never waits for the host."""
+    """Metrics of a step are read while the next step runs, so that the device never waits for the host.
+
+    The last ones are read when the context ends, also if it ends with an exception.
+    """
 
     def __init__(self, read: Read):
         self._read = read
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def __enter__(self) -> OneBehind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.drain()
 
     def add(self, step: int, values: dict[str, jax.Array]) -> None:
         """Hold the values of a step that was just started, and read those of the step before."""
@@ -116,10 +125,10 @@ def _loop(
         metrics.flush()  # rows up to a checkpoint are on disk before it is
         saved.save(step, state.params, state.optimizer, {"steps": stage.steps})
 
-    behind = OneBehind(read)
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
+        OneBehind(read) as behind,
     ):
         begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
         run.interrupts.check(begun)

@@ -72,7 +72,7 @@ def part_norms(grads: Params) -> dict[str, jax.Array]:
     labels = jax.tree.leaves(part_labels(grads))
     for leaf, part in zip(jax.tree.leaves(grads), labels, strict=True):
         leaves[part].append(leaf.astype(jnp.float32))
-    return {f"grad_norm/{part}": optax.global_norm(own) for part, own in leaves.items() if own}
+    return {f"grad_norm/{part}": optax.tree.norm(own) for part, own in leaves.items() if own}
 
 
 def _decays(params: Params) -> Any:

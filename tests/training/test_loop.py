@@ -431,11 +431,10 @@ def test_rows_are_thinned_the_same_way_after_an_interruption(tmp_path, config):
 
 def test_metrics_are_read_while_the_next_step_runs():
     seen = []
-    behind = loop.OneBehind(lambda step, values: seen.append((step, values["loss"])))
-    behind.add(1, {"loss": 0.5})
-    assert seen == []
-    behind.add(2, {"loss": 0.25})
-    assert seen == [(1, 0.5)]
-    behind.drain()
-    behind.drain()  # nothing is read twice
+    with loop.OneBehind(lambda step, values: seen.append((step, values["loss"]))) as behind:
+        behind.add(1, {"loss": 0.5})
+        assert seen == []
+        behind.add(2, {"loss": 0.25})
+        assert seen == [(1, 0.5)]
+        behind.drain()  # nothing is read twice
     assert seen == [(1, 0.5), (2, 0.25)]
