@@ -1,7 +1,7 @@
-"""Every field an experiment has, with the published values as defaults; the configs change a few.
+"""Every field of an experiment, with the published values as defaults; each config changes a few.
 
 Override any field on the command line: --config.optimizer.clip_norm=0.5, --config.stage_2.steps=30.
-Numbers marked (released) are what the released Fast Quiet-STaR scripts set.
+Numbers marked (released) are set in the released Fast Quiet-STaR scripts.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from fqs_jax.curriculum import row
 
 
 def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
-    """The published recipe for a checkpoint that must be given.
+    """The published recipe for a checkpoint, which the user must pass.
 
     Args:
-      model: its architecture, for plan, which needs no weights; training reads the checkpoint's own
-        config.json.
+      model: the architecture, used only by plan, which needs no weights; training reads the
+        checkpoint's own config.json.
     """
     c = get_config()
     c.requires_init_from = True
@@ -25,11 +25,11 @@ def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
 
 
 def built_in() -> ml_collections.ConfigDict:
-    """What all built-in tasks have in their section: fields of fqs_jax.data.problems.task.Task."""
+    """The fields common to all built-in tasks: those of fqs_jax.data.problems.task.Task."""
     c = ml_collections.ConfigDict()
     c.worked = 0.7  # share of documents that show the work
     c.direct = 0.2  # share that answer at once
-    c.chatter = 0.1  # share with noise in place of the work
+    c.chatter = 0.1  # share with noise instead of the work
     c.unanswered = 0.0  # share that end in "="
     c.true_after_chatter = True  # False: chatter ends in a random answer
     c.label_noise = 0.0  # share of the direct documents whose answer is drawn at random
@@ -39,16 +39,17 @@ def built_in() -> ml_collections.ConfigDict:
 
 
 def drop_rows(c: ml_collections.ConfigDict) -> None:
-    """Take all stages out of a config that is to have others."""
+    """Remove all stages from a config, so that others can be added."""
     for name in [name for name in c if name.startswith("stage_")]:
         del c[name]
 
 
 def with_distillation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The published recipe with another last stage: in place of NTP, a plain model learns what the last
-    thinking stage expects, most where thoughts change that (docs/science.md). Not published.
+    """The published recipe with distillation instead of NTP as its last stage. Not published.
 
-    A tenth of the loss is the text's own; the teacher's 16 likeliest tokens are 128 bytes a position.
+    A plain model learns the predictions of the last thinking stage, mostly where thoughts change them
+    (docs/science.md). A tenth of the loss is the plain next-token loss. The teacher's 16 likeliest
+    tokens take 128 bytes per position.
     """
     c.distill.weighting = "shift"
     c.distill.top_k = 16
@@ -58,63 +59,64 @@ def with_distillation(c: ml_collections.ConfigDict) -> ml_collections.ConfigDict
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The published recipe without a model: configs name one, and may change the rows."""
+    """The published recipe without a model: each config sets one, and may change the rows."""
     c = ml_collections.ConfigDict()
 
-    c.seed = 0  # of initialisation, data order, sampled thoughts
-    c.init_from = ""  # Hugging Face folder of the initial model; empty = random, as `model` says
-    c.requires_init_from = False  # refuse to start without one
-    c.batch_size = 8  # sequences in an optimiser step, each with all its rationales (released)
+    c.seed = 0  # for initialisation, data order and sampled thoughts
+    c.init_from = ""  # Hugging Face folder of the initial model; empty = random, see `model`
+    c.requires_init_from = False  # refuse to start without it
+    c.batch_size = 8  # sequences per optimiser step, each with all its rationales (released)
 
-    c.microbatches = 1  # parts in which a step takes its batch, for less memory; same gradient
+    c.microbatches = 1  # parts into which a step splits its batch, to save memory; same gradient
 
-    # Devices along each axis of the mesh (fqs_jax/runtime/sharding.py); -1 = all that are left.
+    # Devices along each axis of the mesh (fqs_jax/runtime/sharding.py); -1 = all remaining ones.
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = 1  # copies of the parameters
-    c.mesh.fsdp = -1  # cuts parameters and optimizer state; rows are dealt out to data x fsdp
-    c.mesh.tensor = 1  # cuts heads, feed-forward and vocabulary
+    c.mesh.fsdp = -1  # shards parameters and optimizer state; rows are split over data x fsdp
+    c.mesh.tensor = 1  # shards heads, feed-forward and vocabulary
 
-    # Architecture when there is no init_from: fields of fqs_jax.model.config.ModelConfig.
+    # Architecture if init_from is empty: fields of fqs_jax.model.config.ModelConfig.
     c.model = ml_collections.ConfigDict({})
 
     c.compute = ml_collections.ConfigDict()
     c.compute.dtype = "bfloat16"  # of activations
-    # Of stored parameters and Adam moments. The released runs keep bfloat16 and no master copy, in
-    # which steps of 1e-6 are lost on all but the smallest weights; float32 moves them all.
+    # Type of stored parameters and Adam moments. The released runs keep bfloat16 without a master copy:
+    # steps of 1e-6 are then lost on all but the smallest weights. In float32 all weights move.
     c.compute.param_dtype = "float32"
-    # What the backward pass recomputes: none | full | dots (all but projections) | elementwise (no
-    # matrix product but attention's scores).
+    # Recomputation in the backward pass: none | full | dots (all but projections) | elementwise (no
+    # matrix product except attention's scores).
     c.compute.remat = "full"
     c.compute.vocab_chunk = 2048  # tokens whose logits exist at once; 0 = all, kept for backward
-    # Text positions whose thoughts are scored at once, forward and backward; 0 = all. On one device
-    # few (16) save time and most of the memory; across devices each chunk gathers the parameters again.
+    # Text positions whose thoughts are scored at once, forward and backward; 0 = all. On one device a
+    # small number (16) saves time and most of the memory; across devices each chunk gathers the
+    # parameters again.
     c.compute.position_chunk = 0
-    # What computes attention: auto (splash on TPUs, else xla) | xla | splash (TPU) | cudnn (GPU).
+    # Implementation of attention: auto (splash on TPUs, else xla) | xla | splash (TPU) | cudnn (GPU).
     c.compute.attention = "auto"
 
     c.data = ml_collections.ConfigDict()
-    # text, or built in (docs/data.md): clock | chain | parity | multiplication | word_problems
+    # text, or a built-in task (docs/data.md): clock | chain | parity | multiplication | word_problems
     c.data.source = "text"
     # Files, globs, saved datasets, tfds:NAME, hub:OWNER/NAME; comma-separated, each with an optional
     # #KEY and @WEIGHT (docs/data.md).
     c.data.text = ""
     c.data.text_key = "text"  # the field, column or feature with the text
-    c.data.seq_len = 256  # tokens of a row (released)
-    # crop: one random piece a document and epoch, padded (released); pack: documents end to end.
+    c.data.seq_len = 256  # tokens per row (released)
+    # crop: one random piece per document and epoch, padded (released); pack: documents end to end.
     c.data.rows = "crop"
-    c.data.attend_across_documents = False  # of a packed row; True = one stream, as in GPT-2
+    c.data.attend_across_documents = False  # in packed rows; True = one stream, as in GPT-2
     c.data.workers = 0  # processes that read ahead; 0 = threads
-    c.data.cache_dir = ""  # for tokens of large texts; empty = ~/.cache/fqs_jax
-    c.data.tfds_dir = ""  # prepared TFDS datasets; empty = TFDS's own folder
-    c.data.download = False  # whether tfds: and hub: may fetch what is not here
+    c.data.cache_dir = ""  # for the tokens of large texts; empty = ~/.cache/fqs_jax
+    c.data.tfds_dir = ""  # folder of prepared TFDS datasets; empty = TFDS's own folder
+    c.data.download = False  # whether tfds: and hub: may download missing data
     c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from
-    c.data.num_documents = 0  # documents made by a built-in source
+    c.data.num_documents = 0  # documents generated by a built-in task
     c.data.clock = built_in()  # fields of fqs_jax.data.problems.clock.Clock
     c.data.clock.modulus = 7
     c.data.clock.operations = ("+1", "+3", "*2", "*3", "-2")
     c.data.clock.lengths = (2, 3)  # operations in a problem
     c.data.chain = built_in()  # fields of fqs_jax.data.problems.chain.Chain
-    c.data.chain.size = 7  # symbols that are looked up
+    c.data.chain.size = 7  # number of symbols
     c.data.chain.functions = 5  # tables
     c.data.chain.permutations = True  # False: random functions
     c.data.chain.lengths = (2, 3)  # look-ups in a problem
@@ -133,40 +135,40 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.warmup_steps = 20  # (released)
     c.optimizer.decay_steps = 100_000  # linear decay to 0 there (released); 0 = at the last step
     c.optimizer.clip_norm = 1.0  # global norm of NLL and policy gradients together (released)
-    c.optimizer.lr_scale = ml_collections.ConfigDict()  # times the stage's learning rate
+    c.optimizer.lr_scale = ml_collections.ConfigDict()  # factors on the stage's learning rate
     c.optimizer.lr_scale.lm = 1.0
     c.optimizer.lr_scale.talk_head = 1.0
-    c.optimizer.lr_scale.marks = 1.0  # of the stored marks, already 1/embedding_scale as large
+    c.optimizer.lr_scale.marks = 1.0  # stored marks are already 1/embedding_scale as large
 
     c.thought = ml_collections.ConfigDict()
     c.thought.rationales = 2  # thoughts sampled at every position (released)
-    # sampled (released) | random | pause: one learned embedding; these two are controls, and need
+    # sampled (released) | random | pause: one learned embedding. The last two are controls, and need
     # quiet_star.policy_weight=0.
     c.thought.tokens = "sampled"
     c.thought.mixing = "linear"  # linear (released) | sigmoid | probability
-    c.thought.mixing_bias = 0.0  # before the sigmoid of the other two
-    c.thought.embedding_scale = 100.0  # marks are used times this (released)
-    c.thought.temperature = 1.0  # of sampling in training (released)
+    c.thought.mixing_bias = 0.0  # added before the sigmoid; sigmoid and probability only
+    c.thought.embedding_scale = 100.0  # stored marks are multiplied by this (released)
+    c.thought.temperature = 1.0  # for sampling in training (released)
     c.thought.eval_temperature = 1.0  # at evaluation; 0 = greedy, as the paper says (released: 1)
-    c.thought.reinforce_temperature = 3.0  # at which sampled tokens are scored (released)
-    # Share of a row's positions at which a training step thinks, chosen anew each step (published: 1);
-    # the loss is then an estimate of the whole one, right on average, at a fraction of the cost.
+    c.thought.reinforce_temperature = 3.0  # for scoring sampled tokens (released)
+    # A training step thinks at this share of a row's positions, chosen again each step (published: 1).
+    # Below 1 the loss is an unbiased estimate of the full one, at a fraction of the cost.
     c.thought.position_fraction = 1.0
     c.thought.positions = "uniform"  # uniform | high_entropy: more often where the base is unsure
     c.thought.masked_ids = ()  # vocabulary ids never drawn in a thought
-    c.thought.start_text = "---"  # the marks begin as the first token of these (released)
+    c.thought.start_text = "---"  # initial marks: the first token of each text (released)
     c.thought.end_text = "---"
     c.thought.reset_marks_on_load = True  # renew the marks at the start of a stage (released)
     c.thought.reset_talk_head_on_load = True  # and the talk head's last layer (released)
-    # The released evaluation renews the marks too and so loses what they learned; false keeps them.
+    # The released evaluation also renews the marks, and so loses what they learned; False keeps them.
     c.thought.reset_marks_at_eval = False
 
     c.quiet_star = ml_collections.ConfigDict()
     c.quiet_star.base_weight = 0.5  # share of the plain next-token loss (released)
-    c.quiet_star.policy_weight = 1e6  # of the REINFORCE loss (released)
+    c.quiet_star.policy_weight = 1e6  # weight of the REINFORCE loss (released)
     c.quiet_star.advantage = "clipped"  # clipped (released) | leave_one_out
-    c.quiet_star.reward = "mixed"  # mixed (released) | post_thought: what the thought does alone
-    c.quiet_star.post_thought_weight = 0.0  # of the loss of that prediction alone (released: none)
+    c.quiet_star.reward = "mixed"  # mixed (released) | post_thought: the thought's prediction alone
+    c.quiet_star.post_thought_weight = 0.0  # weight of the loss of that prediction (released: none)
 
     c.ntp = ml_collections.ConfigDict()
     c.ntp.action = "sampled"  # sampled (released) | expected | label
@@ -176,26 +178,26 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Distillation: a plain model learns the prediction that its teacher makes with thoughts.
     c.distill = ml_collections.ConfigDict()
-    # forward_kl: KL(teacher || student) | reverse_kl: KL(student || teacher) | policy: the latter by
-    # REINFORCE | hinge: catch up with the teacher on the true next token, no more.
+    # forward_kl: KL(teacher || student) | reverse_kl: KL(student || teacher) | policy: reverse_kl by
+    # REINFORCE | hinge: only catch up with the teacher on the true next token.
     c.distill.form = "forward_kl"
-    c.distill.label_weight = 0.0  # share of the plain next-token loss; distillation has the rest
-    # all | shift: positions count by how far the teacher's thoughts move its prediction.
+    c.distill.label_weight = 0.0  # share of the plain next-token loss; the rest is distillation
+    # all | shift: positions are weighted by how far the teacher's thoughts move its prediction.
     c.distill.weighting = "all"
-    c.distill.teacher_thoughts = 4  # over which the teacher's prediction is averaged
-    # Likeliest tokens of it that are stored at a position, 8 bytes each, and what is left over is one;
-    # 0 = the whole vocabulary.
+    c.distill.teacher_thoughts = 4  # the teacher's prediction is the average over these
+    # Number of the teacher's likeliest tokens stored per position, 8 bytes each; all other tokens are
+    # merged into one outcome. 0 = the whole vocabulary.
     c.distill.top_k = 0
-    c.distill.group = 4  # tokens drawn at a position, at least 2 (policy)
+    c.distill.group = 4  # tokens drawn per position, at least 2 (policy)
 
     c.log_every = 1  # steps between rows of metrics.jsonl
     c.checkpoint_every = 10  # steps (released)
-    c.checkpoint_minutes = 0.0  # and whenever the last one is older than this; 0 = by steps alone
-    c.keep_checkpoints = 2  # newest ones
-    c.max_bad_steps = 10  # steps in a row with NaN or inf gradients before giving up
+    c.checkpoint_minutes = 0.0  # also whenever the last one is older than this; 0 = by steps alone
+    c.keep_checkpoints = 2  # number of newest ones kept
+    c.max_bad_steps = 10  # consecutive steps with NaN or inf gradients before giving up
 
-    # The curriculum (released scripts). The released NTP run starts from the initial model and is
-    # taught by 12/4; summaries of the paper have it start from, and taught by, 8/4: set
+    # The curriculum (released scripts). The released NTP run starts from the initial model with 12/4 as
+    # its teacher. In summaries of the paper, both its start and its teacher are 8/4: set
     # stage_4.start=3 and stage_4.teacher=3 for that.
     c.stage_1 = row(
         "think-16-8", "quiet_star", n_ahead=16, n_ahead_talk=8, learning_rate=2e-6, steps=150

@@ -1,4 +1,4 @@
-"""Doing without thoughts: every way to teach a plain model, where answers are scarce.
+"""Doing without thoughts: every way to train a plain model from a thinking one, where answers are scarce.
 
 python -m fqs_jax.launch --config=configs/internalize.py --workdir=W --stage=all
 """
@@ -13,16 +13,16 @@ from configs import tiny
 from configs.tiny import QUESTIONS
 from fqs_jax.curriculum import row
 
-STEPS = 2000  # of a student
+STEPS = 2000  # per student
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A clock of 19 hours and two additions; 684 problems, of which 137 are held out.
+    """A clock of 19 hours and two additions; 684 problems, 137 of them held out.
 
-    The base learns from worked problems, and from one in fifty that is answered at once: it cannot do
-    that itself. What comes after reads questions, of which nine in ten have no answer; after a thought
-    the model has one. All students read the same rows in the same order, and share one asking of the
-    teacher. About 10 minutes on 2 CPU cores.
+    The base learns from worked problems, and from one in fifty that is answered at once: it cannot
+    answer at once itself. The later stages read questions; nine in ten have no answer. After a thought
+    the model can answer them. All students read the same rows in the same order, and share the
+    teacher's scores, which are computed once. About 10 minutes on 2 CPU cores.
     """
     c = tiny.without_rows()
     tiny.scarce_answers(c)
@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Thoughts shortened to none, each stage with a fresh optimizer.
     c.stage_12 = row("think-4-2", "quiet_star", start=1, n_ahead=4, steps=200, **think)
     c.stage_13 = plain("shortened-to-none", start=12, steps=STEPS)
-    # Controls: as many tokens; at least as many FLOPs as thinking, asking the teacher and being taught.
+    # Controls: as many tokens; at least as many FLOPs as thinking, teacher scoring and distillation.
     c.stage_14 = plain("same-steps", start=0, control=True, same_steps_as=(1, 2))
     c.stage_15 = plain("same-flops", start=0, control=True, steps=4 * STEPS)
     return c

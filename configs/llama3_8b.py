@@ -1,9 +1,9 @@
-"""The published recipe on Llama-3-8B, which the paper does not have.
+"""The published recipe on Llama-3-8B, a model that the paper does not use.
 
 python -m fqs_jax.launch --config=configs/llama3_8b.py --init_from=LLAMA_DIR \
     --text='open-web-math/*.jsonl' --workdir=W --stage=1
 
-Hardware, time and metric: not run. What it needs of devices:
+Not run, so hardware, time and metric are unknown. To estimate the devices that it needs:
 python -m fqs_jax.plan --config=configs/llama3_8b.py --stage=1 --topology=v5e:4x4
 """
 

@@ -3,10 +3,10 @@
 python -m fqs_jax.launch --config=configs/mistral_7b.py --init_from=MISTRAL_DIR \
     --text='open-web-math/*.jsonl' --workdir=W --stage=1
 
-Hardware, time and metric: not run. Compiled ahead of time for TPU slices: docs/scale.md, or
+Not run, so hardware, time and metric are unknown. Compiled ahead of time for TPU slices: docs/scale.md, or
 python -m fqs_jax.plan --config=configs/mistral_7b.py --stage=1 --topology=v5e:4x4
-Published: 8 GPUs of 80 GB, stages 150, 150, 150 and 300 steps of which the checkpoints at 50 and 30
-were carried on from stages 1 and 2.
+Published: 8 GPUs of 80 GB; stages of 150, 150, 150 and 300 steps. Later stages used the checkpoints
+at step 50 of stage 1 and at step 30 of stage 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The common defaults are the published values; bfloat16 parameters are too."""
+    """The common defaults, which are the published values, and bfloat16 parameters, also published."""
     c = common.for_checkpoint(
         vocab_size=32000,
         width=4096,

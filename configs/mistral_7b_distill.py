@@ -1,4 +1,4 @@
-"""Mistral-7B: the published thinking stages, then distillation in place of NTP.
+"""Mistral-7B: the published thinking stages, then distillation instead of NTP.
 
 python -m fqs_jax.launch --config=configs/mistral_7b_distill.py --init_from=HF_DIR --text=FILE \
     --workdir=W --stage=4
@@ -12,7 +12,9 @@ from configs import common, mistral_7b
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Stages 1 to 3 are those of `mistral_7b`, hardware too. Not run at this size: what is known of stage 4
-    comes from tiny models (docs/science.md); expect to search for its learning rate and steps.
+    """Stages 1 to 3 and the hardware are those of `mistral_7b`. Not run at this size.
+
+    All results on stage 4 come from tiny models (docs/science.md); expect to search for its learning
+    rate and steps.
     """
     return common.with_distillation(mistral_7b.get_config())

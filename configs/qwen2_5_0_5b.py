@@ -3,7 +3,7 @@
 python -m fqs_jax.launch --config=configs/qwen2_5_0_5b.py --init_from=QWEN_DIR --text=FILE \
     --workdir=W --stage=1
 
-Hardware, time and metric: not run. What it needs of other devices:
+Not run, so hardware, time and metric are unknown. To estimate the devices that it needs:
 python -m fqs_jax.plan --config=configs/qwen2_5_0_5b.py --stage=1 --topology=v6e:2x2
 """
 
@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """The common defaults; float32 parameters, which steps of 1e-6 need and half a billion can afford."""
+    """The common defaults; float32 parameters are needed for steps of 1e-6, and affordable at this size."""
     c = common.for_checkpoint(
         vocab_size=151936,
         width=896,

@@ -3,7 +3,7 @@
 python -m fqs_jax.launch --config=configs/qwen2_5_7b.py --init_from=QWEN_DIR \
     --text='open-web-math/*.jsonl' --workdir=W --stage=1
 
-Hardware, time and metric: not run. Compiled ahead of time for TPU slices: docs/scale.md, or
+Not run, so hardware, time and metric are unknown. Compiled ahead of time for TPU slices: docs/scale.md, or
 python -m fqs_jax.plan --config=configs/qwen2_5_7b.py --stage=1 --topology=v5e:4x4
 """
 

@@ -1,4 +1,4 @@
-"""Thoughts made shorter stage by stage, down to none, beside training at the short length at once.
+"""Thoughts shortened stage by stage, down to none, compared with training at the short length at once.
 
 python -m fqs_jax.launch --config=configs/shorten.py --workdir=W --stage=all
 """
@@ -16,15 +16,15 @@ from fqs_jax.curriculum import row
 def get_config() -> ml_collections.ConfigDict:
     """Clock arithmetic of three operations modulo 7. About 8 minutes on 2 CPU cores.
 
-    direct-6-2 thinks as shortly from its first step, with as many steps as stages 1 to 3 together, or
-    with as many FLOPs. Stages 6 to 8 go on from stage 3 to thoughts of two tokens, of one, and of
-    none; each begins with a fresh optimizer. Thoughts are cut at their end, since that is where a
-    shorter one stops.
+    direct-6-2 has the short thoughts of stage 3 from its first step, with as many steps as stages 1 to 3
+    together; direct-6-2-flops has as many FLOPs. Stages 6 to 8 continue from stage 3 with thoughts of
+    two tokens, of one, and of none; each begins with a fresh optimizer. Shortening removes tokens at
+    the end of a thought.
     """
     c = tiny.without_rows()
     think: dict[str, Any] = {"objective": "quiet_star", "n_ahead_talk": 2, "learning_rate": 1e-3}
     plain: dict[str, Any] = {"objective": "next_token", "learning_rate": 1e-3}
-    # Thoughts of 5, 4 and 3 tokens: three is the work of these problems.
+    # Thoughts of 5, 4 and 3 tokens; the work of these problems is three tokens long.
     c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1000)
     c.stage_1 = row("think-8-2", start=0, n_ahead=8, steps=250, **think)
     c.stage_2 = row("think-7-2", start=1, n_ahead=7, steps=150, **think)

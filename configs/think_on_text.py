@@ -1,4 +1,4 @@
-"""Thinking on ordinary text with a small checkpoint: short thoughts, the tiny default's forms, and a control.
+"""Thinking on ordinary text with a small checkpoint: the tiny default's settings, and a control.
 
 python -m fqs_jax.launch --config=configs/think_on_text.py --init_from=HF_DIR --text=FILE \
     --workdir=W --stage=all
@@ -16,10 +16,10 @@ from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Thoughts of 5, 3 and 2 tokens at a quarter of the positions; about 5 minutes on 2 CPU cores for a
-    checkpoint of 260k parameters.
+    """Thoughts of 5, 3 and 2 tokens at a quarter of the positions.
 
-    Mixing of probabilities that begins at 0.12, so that what an untrained thought costs is seen at once.
+    Probabilities are mixed with a weight that begins at 0.12, so the cost of untrained thoughts is
+    visible at once. About 5 minutes on 2 CPU cores for a checkpoint of 260k parameters.
     """
     c = small_hf.get_config()
     common.drop_rows(c)

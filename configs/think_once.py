@@ -1,4 +1,4 @@
-"""One thinking stage of the tiny model, with its controls: what sweeps vary.
+"""One thinking stage of the tiny model, with its controls; the sweeps vary this experiment.
 
 python -m fqs_jax.launch --config=configs/think_once.py --workdir=W --stage=all
 """
@@ -12,11 +12,11 @@ from fqs_jax.curriculum import row
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Clock arithmetic of three operations modulo 7, a fifth of which is answered at once.
+    """Clock arithmetic of three operations modulo 7; a fifth of the documents are answered at once.
 
-    Thoughts of four tokens for three steps of work; about 2 minutes on 2 CPU cores.
+    Thoughts have four tokens for three steps of work. About 2 minutes on 2 CPU cores.
 
-    `--config.data.source=chain` asks for look-ups in random tables in place of arithmetic.
+    `--config.data.source=chain` selects look-ups in random tables instead of arithmetic.
     """
     c = tiny.without_rows()
     c.data.chain.lengths = (3,)

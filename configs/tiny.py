@@ -12,24 +12,25 @@ import ml_collections
 from configs import common
 from fqs_jax.curriculum import row
 
-# The text after the base: questions, of which few are answered and some worked out.
+# The text after the base: questions. Few are answered at once, some are worked out.
 QUESTIONS = ("data.clock.worked=0.1", "data.clock.direct=0.02", "data.clock.unanswered=0.88")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """A clock of 19 hours and two additions: 684 problems, of which 137 are held out.
+    """A clock of 19 hours and two additions: 684 problems, 137 of them held out.
 
-    The base learns from worked problems, and from one in fifty that is answered at once: it shows its
-    work, and cannot do without. The text of the later stages is questions, of which most have no
-    answer. A thought gives the model room for the work; the marks begin as the symbols around shown
-    work, a warm start. Then a plain student learns what the thinking model expects where thoughts
-    move its prediction (objectives/distillation.py). The published NTP objective is stage 3, beside it: it
-    teaches nothing here. Thoughts are as long as the work from the start: with so few answers longer
-    ones do not begin to work, so there is no curriculum here (`configs/shorten.py` has one). Mixing of
-    probabilities that begins small, and an advantage of both signs, learn in fewer steps than the
-    published forms (docs/science.md). The student has the best of four learning rates, its plain
-    controls of five, NTP the published one (`configs/sweeps/learning_rates.py`). About 3 minutes on
-    2 CPU cores.
+    The base learns from worked problems, and from one in fifty that is answered at once: it can show
+    its work, but cannot answer without it. The text of the later stages is questions, most of them
+    without an answer. A thought gives the model room for the work. The marks are initialised from the
+    symbols around shown work, a warm start. Then a plain student learns the predictions of the
+    thinking model, mostly where thoughts move them (objectives/distillation.py). Stage 3 is the published NTP
+    objective, for comparison: it teaches nothing here.
+
+    Thoughts are as long as the work from the start. With so few answers longer ones never become
+    useful, so there is no curriculum here (`configs/shorten.py` has one). Mixing of probabilities that
+    begins small, and an advantage of both signs, learn in fewer steps than the published forms
+    (docs/science.md). The student has the best of four learning rates, its plain controls the best of
+    five, NTP the published one (`configs/sweeps/learning_rates.py`). About 3 minutes on 2 CPU cores.
     """
     c = without_rows()
     scarce_answers(c)
@@ -46,7 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def scarce_answers(c: ml_collections.ConfigDict) -> None:
-    """The task, as the base reads it."""
+    """Set the task and the base's text, in which few problems are answered at once."""
     c.data.clock.modulus = 19
     c.data.clock.operations = ("+1", "+2", "+3", "+4", "+5", "+6")
     c.data.clock.lengths = (2,)
@@ -54,13 +55,13 @@ def scarce_answers(c: ml_collections.ConfigDict) -> None:
     c.data.clock.direct = 0.02
     c.data.clock.chatter = 0.0
     c.data.seq_len = 12
-    c.distill.teacher_thoughts = 1  # rows come again, each time with another thought
+    c.distill.teacher_thoughts = 1  # rows are repeated, each time with another thought
     c.distill.weighting = "shift"
     c.checkpoint_every = 1000
 
 
 def without_rows() -> ml_collections.ConfigDict:
-    """The tiny model, how it learns and thinks, and clock arithmetic of three operations modulo 7."""
+    """The tiny model without stages, on clock arithmetic of three operations modulo 7."""
     c = common.get_config()
     common.drop_rows(c)
     c.batch_size = 32

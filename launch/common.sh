@@ -1,4 +1,4 @@
-# Sourced by the scripts beside it. Options are --name=value; what follows -- goes to fqs_jax.launch.
+# Sourced by the other scripts here. Options are --name=value; flags after -- go to fqs_jax.launch.
 # shellcheck shell=bash disable=SC2034
 set -euo pipefail
 
@@ -39,7 +39,7 @@ read_options() {
   done
 }
 
-# need NAME...: options without which nothing can start.
+# need NAME...: fails unless all these options are set.
 need() {
   local name
   for name in "$@"; do
@@ -47,7 +47,7 @@ need() {
   done
 }
 
-# need_number NAME...
+# need_number NAME...: fails unless all these options are whole numbers above 0.
 need_number() {
   local name
   need "$@"
@@ -56,12 +56,12 @@ need_number() {
   done
 }
 
-# need_tool TOOL WHERE: only for what is run, so that a dry run works anywhere.
+# need_tool TOOL WHERE: fails unless TOOL is installed. A dry run skips this, so it works anywhere.
 need_tool() {
   [[ $dry_run == yes ]] || command -v "$1" >/dev/null || fail "$1 is not installed here: see $2"
 }
 
-# Words as one line that bash reads back as the same words.
+# quoted WORD...: prints one line that bash reads back as the same words.
 quoted() {
   local word line=''
   for word in "$@"; do
@@ -71,7 +71,7 @@ quoted() {
   printf '%s' "${line# }"
 }
 
-# Run a command; in a dry run print it.
+# run COMMAND...: runs a command; in a dry run prints it.
 run() {
   if [[ $dry_run == yes ]]; then
     quoted "$@" && echo
@@ -80,7 +80,7 @@ run() {
   fi
 }
 
-# The last command, which takes this script's place and so gets its signals.
+# become COMMAND...: the last command. It replaces this script, and so receives its signals.
 become() {
   [[ $dry_run == yes ]] || exec "$@"
   run "$@"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# TPU slices on GKE through xpk (pip install xpk); the cluster and the image are there already.
+# TPU slices on GKE through xpk (pip install xpk); the cluster and the image must exist already.
 #
 #   launch/gke_xpk.sh --cluster=C --workload=NAME --tpu_type=v5litepod-16 --hosts=4 --image=IMAGE
 #     [--num_slices=1] [--zone=Z] [--project=P] [--max_restarts=10] [--xpk='--storage=S --spot']
 #     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/mnt/shared/W ...
 #
-# --hosts is of all slices together. --image is launch/Containerfile, built with EXTRA=tpu and pushed.
+# --hosts counts the hosts of all slices together. --image is launch/Containerfile, built with EXTRA=tpu and pushed.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,11 +15,11 @@ need_number hosts num_slices
 ((hosts % num_slices == 0)) || fail "--hosts=$hosts cannot be spread over --num_slices=$num_slices"
 need_tool xpk "pip install xpk"
 
-# exec: xpk's shell passes SIGTERM to its child, which is then the training itself.
+# exec: xpk's shell passes SIGTERM to its child, which must be the training itself.
 command="exec $(quoted python -m fqs_jax.launch "--expect_processes=$hosts" "${flags[@]}")"
 read -ra more <<<"$xpk"
-# A pod that stopped on SIGTERM exits with 143, after which xpk restarts all; bad input exits with 2,
-# after which it does not.
+# A pod that stopped on SIGTERM exits with 143, and xpk restarts all. Bad input exits with 2, and xpk
+# does not restart.
 run xpk workload create "--cluster=$cluster" "--workload=$workload" "--tpu-type=$tpu_type" \
   "--num-slices=$num_slices" "--docker-image=$image" "--max-restarts=$max_restarts" \
   --termination-grace-period-seconds=300 ${zone:+"--zone=$zone"} ${project:+"--project=$project"} \

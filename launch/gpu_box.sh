@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# One machine with several GPUs: one process drives them all.
+# One machine with several GPUs, all used by one process.
 #
 #   launch/gpu_box.sh [--gpus=N] [--dry_run] -- --config=configs/mistral_7b.py --workdir=W ...
 #
-# --gpus=N does not start with more or fewer GPUs (CUDA_VISIBLE_DEVICES counts).
-# Ctrl-C or SIGTERM saves and stops; the same command goes on.
+# With --gpus=N the run does not start with more or fewer GPUs (only those in CUDA_VISIBLE_DEVICES
+# count). Ctrl-C or SIGTERM saves and stops; the same command resumes.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -4,7 +4,7 @@
 #   launch/slurm.sh --nodes=N --gpus_per_node=G --time=HH:MM:SS [--sbatch='--partition=P --account=A']
 #     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/shared/W ...
 #
-# One task for each GPU, of which every task sees all of its node: what JAX makes of a SLURM step.
+# One task for each GPU, and every task sees all GPUs of its node: JAX expects this of a SLURM step.
 # The working directory, the text and this repository must be on a file system that all nodes share.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
@@ -14,7 +14,7 @@ need_number nodes gpus_per_node
 need time
 need_tool sbatch "the cluster's login node"
 
-run make -C "$root" EXTRAS=cuda .venv/.installed-cuda # here, where the network is
+run make -C "$root" EXTRAS=cuda .venv/.installed-cuda # here, because compute nodes may lack a network
 read -ra more <<<"$sbatch"
 run sbatch "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node" \
   "--time=$time" "--chdir=$root" "${more[@]}" "$root/launch/slurm.sbatch" \

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# All workers of a Cloud TPU VM: copies the code there, makes the environment, starts the training.
+# On all workers of a Cloud TPU VM: copies the code, makes the environment, starts the training.
 #
 #   launch/tpu_vm.sh --tpu=NAME --zone=Z --hosts=4 [--project=P] [--setup=COMMAND] [--python=python3.11]
 #     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/mnt/shared/W ...
-#   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=follow      what the workers print, from the beginning
-#   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=stop        SIGTERM: they save; the first command goes on
+#   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=follow      shows the workers' output from the beginning
+#   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=stop        SIGTERM: they save; the first command resumes
 #
-# The training outlives this terminal. --setup runs first on every worker (installing Python 3.11,
-# mounting the shared folder that --workdir and the text are in).
+# The training continues when this terminal closes. --setup runs first on every worker (for example to
+# install Python 3.11, or to mount the shared folder that holds --workdir and the text).
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154,SC2016 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -30,7 +30,7 @@ case $action in
       Makefile setup.cfg pyproject.toml README.md LICENSE fqs_jax configs launch
     run gcloud compute tpus tpu-vm scp "$archive" "$tpu:fqs_jax.tgz" "${where[@]}"
     training=$(quoted .venv/bin/python -m fqs_jax.launch "--expect_processes=$hosts" "${flags[@]}")
-    # One line a step. setsid and nohup: neither a closed connection nor Ctrl-C here reaches the training.
+    # One command per line. setsid and nohup shield the training from a closed connection and Ctrl-C.
     remote="if $alive; then echo 'error: a run is alive here: --action=follow or --action=stop' >&2; exit 2; fi
 set -e
 ${setup:-true}

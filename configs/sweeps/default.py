@@ -1,4 +1,4 @@
-"""The tiny default, which `make demo` trains with one seed, over five.
+"""The tiny default over five seeds; `make demo` trains one of them.
 
 python -m fqs_jax.sweep --config=configs/sweeps/default.py --workdir=W
 """

@@ -1,4 +1,4 @@
-"""Can a model do without its thoughts? Ways to teach a plain student, beside every control.
+"""Can a model do without its thoughts? Ways to train a plain student, with every control.
 
 python -m fqs_jax.sweep --config=configs/sweeps/internalize.py --workdir=W
 """

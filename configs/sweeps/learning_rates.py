@@ -1,4 +1,4 @@
-"""Are a student and its controls compared at a learning rate that favours one of them?
+"""Does the comparison of a student with its controls depend on the learning rate?
 
 python -m fqs_jax.sweep --config=configs/sweeps/learning_rates.py --workdir=W
 """
@@ -14,8 +14,8 @@ from fqs_jax.sweeps.cells import variant
 def get_config() -> ml_collections.ConfigDict:
     """Twenty-five cells of up to 5 minutes on one CPU core each.
 
-    The tiny default has the best of these for the student and for plain training, and the published
-    1e-6 for NTP. "between" has the rates of `configs/internalize.py`.
+    The tiny default uses the best of these rates for the student and for plain training, and the
+    published 1e-6 for NTP. "between" has the rates of `configs/internalize.py`.
     """
     c = default.get_config()
     c.variants = (
@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def rates(student: float, ntp: float = 1e-6) -> tuple[str, ...]:
-    """Overrides: of the student and both plain controls, and of NTP (1e-6 is the published one)."""
+    """Overrides: `student` for the student and both plain controls, `ntp` for NTP (published: 1e-6)."""
     return (
         *(f"stage_{number}.learning_rate={student}" for number in (2, 4, 5)),
         f"stage_3.learning_rate={ntp}",

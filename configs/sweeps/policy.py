@@ -1,4 +1,4 @@
-"""The policy loss of thinking: how much of it, and from how many thoughts at a place.
+"""The policy loss of thinking: its weight, and the number of thoughts per position.
 
 python -m fqs_jax.sweep --config=configs/sweeps/policy.py --workdir=W
 """
@@ -16,8 +16,8 @@ TEN = variant("policy-weight-10", "quiet_star.policy_weight=10.0", stages="0,1")
 def get_config() -> ml_collections.ConfigDict:
     """Twenty cells of 1 to 3 minutes on one CPU core each.
 
-    The published weight is 1e6. "four-thoughts" compares each thought with the mean of three others
-    where the default has one, and costs nearly twice as much.
+    The published weight is 1e6. "four-thoughts" compares each thought with the mean of three others,
+    the default with one other. It costs nearly twice as much.
     """
     c = thinking.get_config()
     c.variants = (

@@ -1,4 +1,4 @@
-"""What makes thinking work on clock arithmetic: each choice alone, beside every control.
+"""Ablations of thinking on clock arithmetic: each choice alone, with every control.
 
 python -m fqs_jax.sweep --config=configs/sweeps/thinking.py --workdir=W
 """
@@ -16,7 +16,7 @@ NO_POLICY = "quiet_star.policy_weight=0.0"
 def get_config() -> ml_collections.ConfigDict:
     """Forty-five cells of 1 to 2 minutes on one CPU core each.
 
-    Every variant differs from the first one, the tiny default's, in what its overrides say.
+    The first variant has the settings of the tiny default; the others differ only in their overrides.
     """
     c = ml_collections.ConfigDict()
     c.config = "configs/think_once.py"

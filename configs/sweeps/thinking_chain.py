@@ -1,4 +1,4 @@
-"""Whether what works on the clock works on a second task: look-ups in random tables.
+"""Do the findings on the clock hold on a second task, look-ups in random tables?
 
 python -m fqs_jax.sweep --config=configs/sweeps/thinking_chain.py --workdir=W
 """
@@ -13,7 +13,7 @@ from configs.sweeps import policy, thinking
 def get_config() -> ml_collections.ConfigDict:
     """Forty cells of 1 to 2 minutes on one CPU core each.
 
-    All but two variants of `thinking.py`, and the policy weight that is better on its task.
+    The variants are those of `thinking.py` except two, and the policy weight that is better there.
     """
     c = thinking.get_config()
     c.overrides = ("data.source=chain",)
