@@ -30,6 +30,11 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
     own = objective.of(stage)
     with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
     sections = settings.sections(config, stage, ["data", *with_sections])
+    if own.settings and stage.objective not in sections:
+        raise UserError(
+            f"the config has no section {stage.objective!r}, the settings of {stage}; add "
+            f"c.{stage.objective} to its get_config()"
+        )
     return Recipe(
         stage=stage,
         model=model,
