@@ -1,7 +1,7 @@
 """Plan: `python -m fqs_jax.plan --config=configs/mistral_7b.py --stage=1 --topology=v5e:4x4`.
 
-Compiles a stage's training step for devices that need not be here, and says what it needs of them.
-Exit 0 if it fits, 1 if not, 2 on bad input. Any field of the config can be overridden:
+Compiles a stage's training step for devices that may be absent, and prints what it needs of them.
+The exit status is 0 if it fits, 1 if not, 2 on bad input. Any field of the config can be overridden:
 `--config.microbatches=2 --config.mesh.tensor=4`.
 """
 

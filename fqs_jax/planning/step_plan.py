@@ -35,9 +35,9 @@ class Flops:
     """FLOPs of one step, on all devices together.
 
     Attributes:
-      model: counted from shapes (thinking/flops.py), what the arithmetic needs.
-      program: matrix products of the step, without those that it does twice to save memory.
-      recomputed: those, and what fills the last chunk of tokens.
+      model: the FLOPs that the arithmetic needs, counted from shapes (thinking/flops.py).
+      program: matrix products of the step, without those that it repeats to save memory.
+      recomputed: the repeated ones, and the padding of the last chunk of tokens.
     """
 
     model: int
@@ -47,7 +47,7 @@ class Flops:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds of one step if it did nothing else, at the stated utilisations."""
+    """Seconds that each resource alone would take for one step, at the stated utilisations."""
 
     compute: float
     links: float
@@ -55,7 +55,7 @@ class Times:
 
     @property
     def step(self) -> float:
-        """The slowest alone: compilers let them overlap, never quite."""
+        """A lower bound: the slowest resource alone, as if all of them overlapped completely."""
         return max(self.compute, self.links, self.memory)
 
 
@@ -64,12 +64,12 @@ class Plan:
     """One step, compiled.
 
     Attributes:
-      devices: of the mesh. row_groups: how many of them work on rows of their own, times mesh.tensor.
-      memory: None if the compiler gave up for want of it.
-      needed: bytes of one device.
-      compiler: what the compiler itself counts, "flops" and "bytes accessed" of one device.
-      collectives: of one device.
-      times: None with `memory`.
+      row_groups: groups of mesh.tensor devices that each work on rows of their own.
+      memory: bytes of one device; None if the compiler ran out of memory.
+      needed: bytes that the step needs on one device.
+      compiler: the compiler's own counts, "flops" and "bytes accessed" of one device.
+      collectives: traffic of one device, by kind.
+      times: None if `memory` is.
     """
 
     stage: Stage
@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def working_devices(self) -> int:
-        """Devices that do something that no other does."""
+        """Devices that do not just repeat the work of others."""
         return self.row_groups * self.mesh["tensor"]
 
     @property
@@ -107,7 +107,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Utilisation:
-    """Shares of the chip's figures that a step is taken to reach."""
+    """Shares of the chip's peak figures that a step is assumed to reach."""
 
     compute: float = 0.4
     links: float = 0.5
@@ -115,13 +115,13 @@ class Utilisation:
 
 
 def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelConfig:
-    """The model that a config trains: of a Hugging Face folder, or of its `model` section.
+    """The model that a config trains, from a Hugging Face folder or from the section `model`.
 
     Args:
-      folder: with a config.json; weights are not read. Empty = the config's `init_from`.
+      folder: has a config.json; weights are not read. Empty = the config's `init_from`.
 
     Raises:
-      UserError: there is neither.
+      UserError: the config names neither.
     """
     if folder := folder or config.init_from:
         model = huggingface.read_config(Path(folder))
@@ -129,7 +129,7 @@ def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelCo
     fields = config.model.to_dict()
     if "vocab_size" not in fields:
         raise UserError(
-            "config.model has no vocab_size, which the tokenizer would say; give --model=HF_DIR or the "
+            "config.model has no vocab_size, which a tokenizer would set; give --model=HF_DIR or the "
             "source folder of a working directory, --model=W/source"
         )
     try:
@@ -254,7 +254,7 @@ def _flops(recipe: Recipe, mesh: Mesh, traced: Any) -> Flops:
 
 
 def _out_of_memory(message: str) -> float:
-    """The bytes that a TPU compiler's message says it needs; 0 if it complains of something else."""
+    """The bytes needed according to a TPU compiler's message; 0 for any other message."""
     if "HBM" not in message and "Hbm" not in message:
         return 0.0
     found = re.search(r"([\d.]+)([KMGT])", message)

@@ -192,13 +192,10 @@ def assert_placed_as_the_table_says(state: step.State, sizes: Sizes) -> None:
 def test_microbatches_give_the_gradients_of_the_whole_batch(
     alone: dict[str, Any], objective: str, sizes: Sizes
 ) -> None:
-    """Rows of unlike lengths: a mean of the parts' means would be another loss."""
+    """Rows have different lengths: means of the parts' means would be another loss, other metrics."""
     _, one, one_metrics = alone[objective]
     _, state, metrics = take_step(sizes, objective, make_config(microbatches=4))
-    names = {"loss", "nll_base", "nll_mixed", "policy_loss", "grad_norm/lm", "mixing_weight_mean"}
-    names &= metrics.keys()
-    assert len(names) >= 3
-    assert_close({n: metrics[n] for n in names}, {n: one_metrics[n] for n in names})
+    assert_close(metrics, one_metrics, 3e-5)
     assert_close(moments(state), moments(one))
 
 
