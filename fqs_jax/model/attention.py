@@ -1,13 +1,13 @@
-"""Which code computes the attention of whole texts and of blocks at all positions: one choice.
+"""The choice of the code that computes attention of whole texts, and of blocks at all positions.
 
     xla     model/attention_xla.py: plain products and a gradient of their own, on any device
     splash  model/attention_splash.py: block-sparse kernels of JAX for TPUs, for text and for blocks
     cudnn   model/attention_cudnn.py: cuDNN's fused attention on GPUs, for text; blocks stay with xla
-    auto    splash on TPUs, xla elsewhere; cudnn must be asked for (it has not been run on a GPU yet)
+    auto    splash on TPUs, xla elsewhere; never cudnn (it has not been run on a GPU yet)
 
-All are equal up to rounding, but at padding queries, whose results nobody reads. What has other
-shapes (sampling, decoding, blocks at chosen positions) is model/attention_xla.py everywhere. Where a back end
-cannot compute what is asked, xla does.
+All are equal up to rounding, except at padding queries, whose results are never read. Attention of
+other shapes (sampling, decoding, blocks at chosen positions) is always model/attention_xla.py, and so is
+attention that a back end does not support.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _OF_PLATFORM = {"tpu": "splash"}
 
 
 def platform() -> str:
-    """What is traced for: the devices of the mesh in scope, which need not be attached, or JAX's own."""
+    """The platform of the mesh in scope, which need not be attached; without one, JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else str(device.platform)
 
 
-def choose(backend: str, where: str | None = None) -> str:
-    """The back end that "auto" stands for on a platform (None = here); others stand for themselves."""
-    return _OF_PLATFORM.get(where or platform(), "xla") if backend == "auto" else backend
+def choose(backend: str, target: str | None = None) -> str:
+    """The back end for a platform (None = `platform()`), if `backend` is "auto"; otherwise `backend`."""
+    return _OF_PLATFORM.get(target or platform(), "xla") if backend == "auto" else backend
 
 
 def causal(
@@ -43,11 +43,14 @@ def causal(
     segment_BxT: jax.Array | None,
     window: int | None,
     backend: str = "auto",
+    packed: bool = False,
 ) -> jax.Array:
     """Causal attention of a text over itself, [B, T, N, H]; see `attention_xla.causal`.
 
-    "splash" elsewhere than on a TPU is interpreted, which is for tests; "cudnn" elsewhere than on a
-    GPU is xla.
+    Args:
+      packed: whether a row may hold several documents; cuDNN cannot keep them apart.
+
+    Without a TPU, "splash" is interpreted, for tests; without a GPU, "cudnn" is xla.
     """
     chosen = choose(backend)
     if chosen == "splash":
@@ -58,8 +61,8 @@ def causal(
             )
 
         return _by_device(splash, query_BxTxNxH, (key_BxTxGxH, value_BxTxGxH), segment_BxT)
-    fits = attention_cudnn.supports(query_BxTxNxH, segment_BxT)
-    if chosen == "cudnn" and platform() == "gpu" and fits:
+    supported = attention_cudnn.supports(query_BxTxNxH, packed)
+    if chosen == "cudnn" and platform() == "gpu" and supported:
 
         def cudnn(query: Any, keys: Any, segment: Any) -> jax.Array:
             return attention_cudnn.causal(query, keys[0], keys[1], segment, window)
@@ -82,7 +85,7 @@ def blocks(
     """Attention of thought blocks at every text position, over text and own slots, [B, T, S, N, H].
 
     Args:
-      num_slots: M; the S queries of a position are S / M blocks of them, one behind the other.
+      num_slots: M; the S queries of a position are S / M blocks, one after the other.
       segment_BxT, window: see `attention_xla.aligned_text`.
     """
     if choose(backend) == "splash":
@@ -126,10 +129,10 @@ def _by_device(
     keys: tuple[jax.Array, ...],
     segment_BxT: jax.Array | None,
 ) -> jax.Array:
-    """function(query, keys, segment), each device with the rows and heads that lie on it.
+    """Call function(query, keys, segment) on each device with its rows and heads.
 
-    The compiler cannot cut a kernel; rows and heads need nothing of each other. Kv heads that do not
-    divide are repeated until they do.
+    The compiler cannot partition a kernel, but rows and heads are independent. Kv heads are repeated
+    until the mesh's `tensor` axis divides them.
 
     Args:
       query: [B, ..., N, H]. keys: keys and values, [B, ..., G, H].
@@ -141,18 +144,18 @@ def _by_device(
     repeats = int(np.lcm(heads, mesh.shape["tensor"])) // heads
     keys = tuple(jnp.repeat(x, repeats, axis=-2) for x in keys) if repeats > 1 else keys
 
-    def where(x: jax.Array, last: str) -> Any:
+    def placement(x: jax.Array, last: str) -> Any:
         return sharding.spec("B" + "." * (x.ndim - 1 - len(last)) + last, x.shape, mesh)
 
     cut = jax.shard_map(
         function,
         mesh=mesh,
         in_specs=(
-            where(query, "N."),
-            tuple(where(x, "G.") for x in keys),
-            None if segment_BxT is None else where(segment_BxT, ""),
+            placement(query, "N."),
+            tuple(placement(x, "G.") for x in keys),
+            None if segment_BxT is None else placement(segment_BxT, ""),
         ),
-        out_specs=where(query, "N."),
+        out_specs=placement(query, "N."),
         check_vma=False,
     )
     return cut(query, keys, segment_BxT)

@@ -2,13 +2,13 @@
 
     jax.experimental.pallas.ops.tpu.splash_attention
 
-A mask is a function of the numbers of query and key, computed inside the kernel; tiles in which nothing
-is visible are neither read nor computed. Thought blocks at all positions are one call: queries are
-the slots of all blocks, keys the text and then all slots, of which a tile of queries sees the text
-up to it and the one or two tiles on the diagonal. So no log-sum-exp needs merging.
+A mask is a function of the indices of query and key, computed inside the kernel; tiles in which nothing
+is visible are neither read nor computed. Thought blocks at all positions are one call. Its queries
+are the slots of all blocks, its keys the text and then all slots. A tile of queries sees the text
+up to it and the one or two tiles on the diagonal, so no log-sum-exp needs merging.
 
-Documents and padding are numbers that query and key must share. A padding query therefore sees
-padding, where model/attention_xla.py has it see the text; nobody reads its result.
+Query and key must have the same document number, also where it is 0 for padding. So a padding query
+sees padding here and text in model/attention_xla.py; its result is never read.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TextMask(masks.Mask):
     """Key j is visible to query t if 0 <= t - j < window.
 
     Attributes:
-      length: of the text, padded to tiles.
+      length: tokens of the text, padded to tiles.
     """
 
     length: int
@@ -48,7 +48,7 @@ class TextMask(masks.Mask):
         return np.arange(self.shape[0], dtype=np.int32)
 
     def mask_function(self, query: Any, key: Any) -> Any:
-        """Whether a query sees a key, by their numbers: of NumPy here, of JAX in the kernel."""
+        """True where a query sees a key, given their indices: NumPy arrays here, JAX arrays in the kernel."""
         return _within(query - key, self.window)
 
     def __getitem__(self, index: Any) -> np.ndarray:
@@ -61,9 +61,9 @@ class BlocksMask(TextMask):
     """Queries are slots of blocks at all text positions; keys the text, then the slots themselves.
 
     Attributes:
-      length, window: of the text; the window counts text position + slot.
-      queries: padded to tiles.
-      a_position: queries of a text position, num_slots for each of its blocks.
+      length, window: as for the text; the window counts text position + slot.
+      queries: number of queries, padded to tiles.
+      a_position: queries at a text position, num_slots for each of its blocks.
     """
 
     queries: int
@@ -81,7 +81,7 @@ class BlocksMask(TextMask):
         text = (key < self.length) & (of_text >= 0)
         if self.window is not None:
             text = text & (of_text + slot + 1 < self.window)
-        # A query of the padding behind the last position sees itself, so that it sees something.
+        # A query in the padding after the last position sees itself, because each must see a key.
         return text | (_within(distance, self.window) & (distance <= slot))
 
 
@@ -179,9 +179,9 @@ def _attend(
 
 @functools.lru_cache(maxsize=64)
 def _kernel(mask: TextMask, tile: int, interpret: bool) -> splash.SplashAttentionKernel:
-    """The kernels of a mask, forward and backward; all heads share it.
+    """The kernels of a mask, forward and backward, for all heads.
 
-    As the library's `make_splash_mha` does, but with tables of NumPy: those outlive a trace.
+    Like the library's `make_splash_mha`, but with NumPy tables, which can be cached across traces.
     """
     forward, function = info.process_mask(masks.MultiHeadMask([mask]), (tile, tile))
     backward, _ = info.process_mask_dkv(masks.MultiHeadMask([mask]), (tile, tile))
@@ -219,7 +219,7 @@ def _within(distance: Any, window: int | None) -> Any:
 
 
 def _tile(length: int) -> int:
-    """Queries and keys of a tile: not much more than a text has."""
+    """Queries and keys of a tile, not many more than the text has."""
     return min(MAX_TILE, LANES << max(0, (length // LANES).bit_length() - 1))
 
 
@@ -228,7 +228,7 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _pad(x: jax.Array, axis: int, size: int) -> jax.Array:
-    """Zeros behind an axis, up to a size."""
+    """Append zeros along an axis, up to a size."""
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, size - x.shape[axis])
     return jnp.pad(x, widths)

@@ -1,8 +1,8 @@
 """Attention over shared text keys and over a position's own thought slots, merged by log-sum-exp.
 
 A query of a thought block at text position t sees text j <= t and its own slots up to itself. The
-two parts are computed apart, each with its log-sum-exp, and merged exactly; nothing of size
-T x (T * slots) is ever made, and text keys are shared by all slots and rationales, never copied.
+two parts are computed separately, each with its log-sum-exp, and merged exactly. No array of size
+T x (T * slots) exists, and all slots and rationales share the text's keys without copies.
 
 Softmax runs in float32. `slot` below is a query's distance behind its text position: 0 for text
 itself, m for the m-th slot of a thought block; a sliding window counts text position + slot.
@@ -56,9 +56,9 @@ def aligned_text(
 
     Args:
       slot_S: int32, distances of the S queries behind their text position.
-      segment_BxT: number of the document that each text position is of, int32: queries see keys of
-        their own document only. Or bool, one document a row: False is padding, which nobody sees.
-        None = one document a row and no padding.
+      segment_BxT: number of the document of each token, int32, 0 for padding (a bool mask is one
+        document a row). Queries see keys of their own document only. No query sees padding; queries of
+        padding see all text before them. None = one document a row and no padding.
       window: sliding window, or None.
 
     Returns:
@@ -69,7 +69,7 @@ def aligned_text(
     parts = []
     for start in range(0, length, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, length)
-        # Keys before this one are behind the window of every query of the chunk.
+        # Earlier keys are outside the window of every query of the chunk.
         first = max(0, start - window + 1) if window else 0
         parts.append(
             _attend(
@@ -106,8 +106,8 @@ def indexed_text(
     """Text part of the attention for queries at chosen text positions `index_BxP`; see aligned_text.
 
     Args:
-      spans: keys behind the last position of `index_BxP` are skipped as far as a multiple of
-        1 / spans of the text allows.
+      spans: keys after the last position of `index_BxP` are skipped, rounded up to a multiple of
+        1 / spans of the text.
     """
     length = key_BxTxGxH.shape[1]
     segments = None
@@ -172,7 +172,7 @@ def merge(first: tuple[jax.Array, jax.Array], second: tuple[jax.Array, jax.Array
 
 
 def causal_slots(num_slots: int, window: int | None) -> jax.Array:
-    """Which slots see which: bool [M, M], earlier or same, within the window."""
+    """Visibility of a block's slots, bool [query M, key M]: earlier ones and itself, within the window."""
     distance = jnp.arange(num_slots)[:, None] - jnp.arange(num_slots)[None]
     visible = distance >= 0
     return visible if window is None else visible & (distance < window)
@@ -195,10 +195,10 @@ def _text_bias(
     if window is not None:
         visible &= distance_BxQxJ[:, :, None] + slot_S[:, None] < window
     if segments is not None:
-        query_BxQ, key_BxJ = segments
-        real = key_BxJ.dtype == bool  # then nobody sees padding, which itself sees the text
-        same = key_BxJ[:, None] if real else query_BxQ[:, :, None] == key_BxJ[:, None]
-        visible &= same[:, :, None]
+        query_BxQx1, key_Bx1xJ = segments[0][:, :, None], segments[1][:, None]
+        # A padding query sees the text before it, so that it has a visible key too.
+        same = (query_BxQx1 == key_Bx1xJ) | (query_BxQx1 == 0)
+        visible &= (same & (key_Bx1xJ != 0))[:, :, None]
     return jnp.where(visible, 0.0, _MASKED).astype(jnp.float32)
 
 
@@ -266,16 +266,16 @@ def _rows_forward(
         return (output / total[..., None]).astype(query.dtype), highest, jnp.log(total)
 
     output, highest, log_total = _switch(over, span, stops)
-    # Named, so that a rematerialisation policy may keep them (model/decoder.py).
+    # Named for the rematerialisation policies (model/config.py).
     output, highest, log_total = (
         checkpoint_name(x, "attended") for x in (output, highest, log_total)
     )
-    kept = query, key, value, bias, span, output, highest, log_total
-    return (output, highest + log_total), kept
+    residuals = query, key, value, bias, span, output, highest, log_total
+    return (output, highest + log_total), residuals
 
 
-def _rows_backward(stops: tuple[int, ...], kept: Any, cotangents: Any) -> Any:
-    query, key, value, bias, span, output, highest, log_total = kept
+def _rows_backward(stops: tuple[int, ...], residuals: Any, cotangents: Any) -> Any:
+    query, key, value, bias, span, output, highest, log_total = residuals
     d_output, d_lse = cotangents
     shift = jnp.sum(d_output.astype(jnp.float32) * output, axis=-1) - d_lse
 
@@ -283,7 +283,7 @@ def _rows_backward(stops: tuple[int, ...], kept: Any, cotangents: Any) -> Any:
         keys, values = key[:, :, :stop], value[:, :, :stop]
         logits = _product("bgjh,bgxh->bgjx", keys, query) * query.shape[-1] ** -0.5
         logits += bias[..., :stop].swapaxes(1, 2)[:, None]
-        # In this order: both are -1e30 for a query that sees nothing.
+        # Subtract in this order: both are -1e30 for a query that sees no key.
         probs = jnp.exp(logits - highest[:, :, None] - log_total[:, :, None])
         d_probs = _product("bgjh,bgxh->bgjx", values, d_output)
         d_logits = probs * (d_probs - shift[:, :, None]) * query.shape[-1] ** -0.5

@@ -15,7 +15,7 @@ BACKENDS = ("auto", "xla", "splash", "cudnn")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-# What the backward pass may keep instead of recomputing, by name.
+# Arrays that the backward pass stores instead of recomputing, by the name of the policy.
 REMAT_POLICIES: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -29,7 +29,7 @@ REMAT_POLICIES: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 frequency scaling: low frequencies are slowed by `factor`, high ones kept."""
+    """Llama-3 frequency scaling: low frequencies are divided by `factor`, high ones unchanged."""
 
     factor: float
     low_freq_factor: float
@@ -47,11 +47,11 @@ class ModelConfig:
       dtype: type of activations; norms, softmax and log-probabilities are float32 always.
       param_dtype: type in which parameters are stored and updated.
       remat: what the backward pass keeps of a layer, a key of REMAT_POLICIES.
-      vocab_chunk: tokens whose logits are held at once (model/vocab.py); 0 = all of them, kept for the
-        backward pass.
+      vocab_chunk: tokens whose logits are held at once (model/vocab.py); 0 = all of them, stored for
+        the backward pass.
       position_chunk: text positions whose thoughts go through the training step's scoring pass,
         forward and backward, at once; 0 = all of them.
-      attention: what computes it, one of config.BACKENDS; "auto" goes by the device.
+      attention: back end, one of BACKENDS; "auto" chooses by the device (model/attention.py).
     """
 
     vocab_size: int

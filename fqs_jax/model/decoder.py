@@ -1,9 +1,9 @@
 """The decoder: Llama, Mistral and Qwen2 in one block, scanned over layers.
 
 Parameters are one plain nested dict whose layer leaves are stacked on a leading L axis, so that
-sharding rules, checkpoints and Hugging Face names need nothing of Flax. Every forward variant of the
+sharding rules, checkpoints and Hugging Face names do not depend on Flax. Every forward variant of the
 project (text, one thought step, the packed scoring pass, cached decoding) is `run_layers` with
-another `attend` function; this file knows nothing of thoughts.
+another `attend` function; this file does not know about thoughts.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from fqs_jax.model import attention as attention_lib
 from fqs_jax.model import vocab
 from fqs_jax.model.config import REMAT_POLICIES, ModelConfig
 from fqs_jax.runtime import sharding
+from fqs_jax.runtime.axes import check_axes
 
 Params = dict[str, Any]
+KeysValues = tuple[jax.Array, jax.Array]  # of every layer, [L, B, T, G, H]; keys are rotated
 # (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
@@ -54,15 +56,15 @@ class Block(nn.Module):
             # needs no transposed copy of its operands.
             return x.reshape(-1, x.shape[-1])
 
-        places = hidden.shape[:-1]
+        leading = hidden.shape[:-1]
         normed = flat(norm(name="attn_norm")(hidden))
         query, key, value = (
             dense((heads, c.head_dim), use_bias=c.qkv_bias, name=name)(normed).reshape(
-                *places, heads, c.head_dim
+                *leading, heads, c.head_dim
             )
             for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
         )
-        # Named, so that a rematerialisation policy may keep them.
+        # Named for the rematerialisation policies (model/config.py).
         query, key = (checkpoint_name(rotate(x, rope), "attended") for x in (query, key))
         attended, layer_output = attend(query, key, value, layer_input)
         attended = checkpoint_name(attended, "attended")
@@ -118,7 +120,7 @@ def rope_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, j
     frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     if (scaling := config.rope_scaling) is not None:
         # Llama 3.1: wavelengths beyond the original context are stretched by `factor`, short ones
-        # kept, and the band between is interpolated linearly in (context / wavelength).
+        # unchanged, and the band between is interpolated linearly in (context / wavelength).
         turns = scaling.original_max_seq_len * frequency / (2 * jnp.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -141,8 +143,8 @@ def embed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
 
 
 def embedding_table(params: Params, config: ModelConfig) -> jax.Array:
-    """The table [V, D] in the compute dtype, gathered along D: the rows of a batch lie on the very
-    devices that cut it. Loops make it once, outside."""
+    """The embedding table [V, D] in the compute dtype, all-gathered along D, because the axis that
+    shards D also shards the batch. Call it outside loops."""
     return sharding.constrain(params["embed"]["embedding"].astype(config.dtype), "V .")
 
 
@@ -170,8 +172,8 @@ def run_layers(
       params: an `lm` tree.
       hidden: [..., D] embeddings.
       positions: [...] rotary position ids, same leading axes as `hidden`.
-      attend: what the queries of `hidden` look at; called once per layer with rotated query and key.
-      layer_inputs: pytree with a leading L axis, handed to `attend` slice by slice (caches).
+      attend: attention of the queries of `hidden`, called once per layer with rotated query and key.
+      layer_inputs: pytree with a leading L axis (caches), passed to `attend` layer by layer.
 
     Returns:
       Final-norm hidden states [..., D] and `attend`'s second outputs stacked on a leading L axis.
@@ -191,22 +193,28 @@ def run_layers(
 
 
 def text_forward(
-    params: Params, tokens_BxT: jax.Array, config: ModelConfig, segment_BxT: jax.Array | None = None
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    params: Params,
+    tokens_BxT: jax.Array,
+    config: ModelConfig,
+    segment_BxT: jax.Array | None = None,
+    packed: bool = False,
+) -> tuple[jax.Array, KeysValues]:
     """Ordinary causal pass over text.
 
     Args:
-      segment_BxT: True where a token is real; padding is invisible as a key. None = all real.
+      params: an `lm` tree. tokens_BxT: int32.
+      segment_BxT: document of each token, 0 for padding; see `attention_xla.aligned_text`. None = one
+        document a row and no padding.
+      packed: whether a row may hold several documents, which not every attention back end can compute.
 
     Returns:
       Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].
     """
+    check_axes(tokens_BxT=tokens_BxT, segment_BxT=segment_BxT)
 
-    def attend(
-        query: jax.Array, key: jax.Array, value: jax.Array, _: None
-    ) -> tuple[jax.Array, Any]:
+    def attend(query: jax.Array, key: jax.Array, value: jax.Array, _: None) -> tuple[Any, Any]:
         attended = attention_lib.causal(
-            query, key, value, segment_BxT, config.sliding_window, config.attention
+            query, key, value, segment_BxT, config.sliding_window, config.attention, packed
         )
         return attended, (key, value)
 
@@ -217,7 +225,8 @@ def text_forward(
 def logits(
     params: Params, tokens_BxT: jax.Array, config: ModelConfig, segment_BxT: jax.Array | None = None
 ) -> jax.Array:
-    """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: holds all of V."""
+    """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: it holds
+    the whole vocabulary."""
     hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, segment_BxT)
     return head_logits(params, hidden_BxTxD)
 

@@ -1,4 +1,4 @@
-"""The axes of every parameter, as letters: what sharding and checkpoint conversion read.
+"""The axes of every parameter, as letters, for sharding and checkpoint conversion.
 
 L layer, V vocabulary, D width, N query heads, G kv heads, H head size, F feed-forward; a dot is an
 axis without a name.
@@ -69,16 +69,16 @@ def parameter_specs(tree: Any, mesh: Any) -> Any:
 def of_parameters(tree: Any, mesh: Mesh) -> Any:
     """`parameter_specs` as shardings."""
     return jax.tree.map(
-        lambda where: NamedSharding(mesh, where),
+        lambda partition: NamedSharding(mesh, partition),
         parameter_specs(tree, mesh),
         is_leaf=lambda x: isinstance(x, PartitionSpec),
     )
 
 
 def placed(tree: Any, mesh: Mesh) -> Any:
-    """The shapes and types of a parameter tree or optimizer state, with where each leaf lies."""
+    """The shapes and types of a parameter tree or optimizer state, with the sharding of each leaf."""
     return jax.tree.map(
-        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         tree,
         of_parameters(tree, mesh),
     )

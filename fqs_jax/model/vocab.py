@@ -1,9 +1,8 @@
 """Log-probabilities and samples over the vocabulary, a chunk of tokens at a time.
 
-Logits of all tokens together are the largest array of a training step by far, and none of it is
-needed for longer than a moment: only the log-probability of one id a token, or one sampled id, or
-what else little is read off them, leaves these functions. Chunks run along the token axes, never
-along the leading batch axis, so that rows may be sharded.
+The logits of all tokens would be by far the largest array of a training step. These functions return
+only small results of them, such as the log-probability of one id a token or one sampled id. Chunks
+run along the token axes, never along the leading batch axis, so that rows may be sharded.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ MASKED_LOGIT = -1e10  # the published code's value for ids that may not be drawn
 
 
 def gathered_head(kernel_DxV: jax.Array, dtype: Any) -> jax.Array:
-    """The head in the compute dtype, gathered along D once for all chunks. Loops make it outside."""
+    """The head in the compute dtype, all-gathered along D once for all chunks. Call it outside loops."""
     return sharding.constrain(kernel_DxV.astype(dtype), ". V")
 
 
@@ -40,7 +39,7 @@ def log_probs(
       hidden_BxXxD: [B, ..., D], any number of token axes in the middle.
       ids_BxX: int32 [B, ...].
       chunk: about how many tokens' logits exist on a device at once, recomputed in the backward pass;
-        0 = all at once, and kept for it.
+        0 = all at once, and stored for it.
       masked_ids: ids that get MASKED_LOGIT first.
     """
 
@@ -62,12 +61,12 @@ def read(
     *others_BxXx: Any,
     chunk: int,
 ) -> Any:
-    """`function` of the logits, for what no other function here reads off them; differentiable.
+    """Apply any `function` to the logits; differentiable.
 
     Args:
       function: (logits float32 [B, c, V], others [B, c, ...]) -> pytree of [B, c, ...].
       others_BxXx: arrays [B, ..., and more], cut like the hidden states [B, ..., D].
-      chunk: as of `log_probs`.
+      chunk: see `log_probs`.
     """
     kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
@@ -116,8 +115,8 @@ def sample(
     """Draw one id a token from softmax(hidden @ kernel / temperature); no gradient.
 
     Args:
-      keys_BxX: one typed PRNG key a token, so that a draw depends on its own key alone and not on
-        batch size, chunking or sharding.
+      keys_BxX: one typed PRNG key a token, so that a draw does not depend on batch size, chunking or
+        sharding.
       temperature: 0 takes the likeliest id.
 
     Returns:
@@ -151,7 +150,7 @@ def _argmax(x: jax.Array) -> jax.Array:
 
 
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
-    # Also where a gradient comes back: rows stay where they are, whatever cuts the head.
+    # This also holds for gradients: rows keep their sharding, however the head is sharded.
     hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
     # All tokens along one axis, as in decoder.Block.
     flat = hidden.reshape(-1, hidden.shape[-1])
@@ -178,7 +177,7 @@ def by_chunks(
       others_BxXx: a pytree of arrays that have the token axes of `hidden_BxXxD` and any more.
 
     Returns:
-      What `function` returns, with the token axes in place of c.
+      The results of `function`, with the token axes instead of c.
     """
     batch, *token_axes, width = hidden_BxXxD.shape
     ndim = 1 + len(token_axes)
