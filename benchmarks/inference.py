@@ -39,7 +39,7 @@ from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import parameters, prediction
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 8], "Texts in a batch.", 1)
 _N_AHEAD = flags.DEFINE_multi_integer(
@@ -97,8 +97,8 @@ def think_everywhere(
     thought: ThoughtConfig,
 ) -> jax.Array:
     """The published way: log-probabilities [B, V] at `last_B`, of a thought at each position."""
-    mixed_BxTxRxV, *_ = prediction.think(params, tokens_BxT, key, model, thought)
-    return mixed_BxTxRxV[jnp.arange(len(last_B)), last_B, 0]
+    following, _ = prediction.think(params, tokens_BxT, key, Thinker(model, thought))
+    return following.log_prob_BxPxRxV[jnp.arange(len(last_B)), last_B, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -111,10 +111,10 @@ def think_at_last(
     thought: ThoughtConfig,
 ) -> jax.Array:
     """Ours: the same, of one thought a row."""
-    mixed_Bx1xRxV, *_ = prediction.think(
-        params, tokens_BxT, key, model, thought, index_BxP=last_B[:, None]
+    following, _ = prediction.think(
+        params, tokens_BxT, key, Thinker(model, thought), index_BxP=last_B[:, None]
     )
-    return mixed_Bx1xRxV[:, 0, 0]
+    return following.log_prob_BxPxRxV[:, 0, 0]
 
 
 def scoring(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def thinking(model: ModelConfig, n_ahead: int) -> tuple[ThoughtConfig, Params]:
     key = jax.random.key(0)
     thought = ThoughtConfig(n_ahead, rationales=1)
     lm = decoder.init(model, key)
-    added = parameters.init(model, thought, lm, key, 3, 4)
+    added = parameters.init(Thinker(model, thought), lm, key, 3, 4)
     out = added["talk_head"]["out"]
     out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
     return thought, {"lm": lm, "thought": added}

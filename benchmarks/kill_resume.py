@@ -334,12 +334,15 @@ def _draw(root: Path, number: int) -> Any:
 
     from fqs_jax.runs import loading
     from fqs_jax.thinking import thoughts
+    from fqs_jax.thinking.config import Thinker
 
     loaded = loading.load(str(root), str(number), as_trained=True)
     if loaded.thought is None:
         return np.zeros(0)
     tokens = np.arange(64, dtype=np.int32).reshape(4, 16) % loaded.model.vocab_size
-    draw = functools.partial(thoughts.sample_thoughts, model=loaded.model, thought=loaded.thought)
+    draw = functools.partial(
+        thoughts.sample_thoughts, thinker=Thinker(loaded.model, loaded.thought)
+    )
     with jax.set_mesh(loaded.mesh):
         return np.asarray(jax.jit(draw)(loaded.params, tokens, jax.random.key(0))[0])
 

@@ -21,7 +21,7 @@ from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import flops as flops_lib
 from fqs_jax.thinking import parameters
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 
@@ -59,7 +59,7 @@ class Kind:
                 self.length,
                 positions,
                 choosing,
-                self.settings.reads_alone,
+                self.settings.reads_thought_only,
             )
         if self.ntp:
             return flops_lib.ntp_step(self.model, self.rows, self.length, sampled=True)
@@ -68,7 +68,7 @@ class Kind:
     def params(self, key: jax.Array) -> Any:
         params: dict[str, Any] = {"lm": decoder.init(self.model, key)}
         if self.thought is not None:
-            made = parameters.init(self.model, self.thought, params["lm"], key, 3, 4)
+            made = parameters.init(Thinker(self.model, self.thought), params["lm"], key, 3, 4)
             # A head that is not zero, as after some steps: all of the backward pass is real.
             out = made["talk_head"]["out"]
             out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
@@ -86,7 +86,7 @@ class Kind:
     def loss(self, params: Any, batch: Any, key: Any) -> Any:
         if self.thought is not None:
             return quiet_star.quiet_star_loss(
-                params, batch, key, self.model, self.thought, self.settings
+                params, batch, key, Thinker(self.model, self.thought), self.settings
             )
         if self.ntp:
             return plain.ntp_loss(params, batch, key, self.model, plain.NTPConfig())

@@ -103,6 +103,7 @@ def phase_seconds(kind: Any) -> dict[str, float]:
     from benchmarks import measure
     from fqs_jax.model import decoder
     from fqs_jax.thinking import thoughts
+    from fqs_jax.thinking.config import Thinker
 
     key = jax.random.key(0)
     state, batch, number = kind.arguments(key)
@@ -112,7 +113,9 @@ def phase_seconds(kind: Any) -> dict[str, float]:
         return decoder.text_forward(params["lm"], batch["tokens"], kind.model)
 
     def sample(params: Any) -> Any:
-        return thoughts.sample_thoughts(params, batch["tokens"], key, kind.model, kind.thought)
+        return thoughts.sample_thoughts(
+            params, batch["tokens"], key, Thinker(kind.model, kind.thought)
+        )
 
     def loss(params: Any) -> Any:
         return kind.loss(params, batch, key)

@@ -27,6 +27,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.model.decoder import init as init_model
 from fqs_jax.runs import source
 from fqs_jax.thinking import parameters
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 
@@ -186,7 +187,7 @@ def _beginning(setting: Setting, seed: int) -> Params:
     model, thought, lm = setting.recipe.model, setting.recipe.thought, setting.base["lm"]
     assert thought is not None
     key = jax.random.key(seed)
-    return {"lm": lm, "thought": parameters.init(model, thought, lm, key, *setting.marks)}
+    return {"lm": lm, "thought": parameters.init(Thinker(model, thought), lm, key, *setting.marks)}
 
 
 def _data(setting: Setting, stream: int) -> Any:

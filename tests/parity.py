@@ -27,7 +27,7 @@ from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, ThoughtLosses, thought_losses
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import prediction, thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker
 from tests import published
 from tests.published import Arrays, Fixture
 
@@ -87,7 +87,7 @@ class Comparison:
         return f"{'ok  ' if self.ok else 'FAIL'} {self.name}: {', '.join(self.parts)}"
 
 
-_think = jax.jit(prediction.think, static_argnames=("model", "thought"))
+_think = jax.jit(prediction.think, static_argnames="thinker")
 
 
 def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
@@ -95,22 +95,26 @@ def compare_eval(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     result = Comparison(name)
     batch = fixture.batch(data)
     thought = fixture.thought(data, rationales=1, temperature=0.0)
-    mixed, base, tokens, weight = _think(
+    following, base = _think(
         fixture.params,
         batch["tokens"],
         jax.random.key(0),
-        model=fixture.model,
-        thought=thought,
+        thinker=Thinker(fixture.model, thought),
         segment_BxT=batch["mask"],
     )
     real = data["attention_mask"].astype(bool)
-    result.tokens(np.asarray(tokens)[:, :, 0][real], data["thought_tokens"][real])
+    result.tokens(
+        np.asarray(following.thought_BxPxRxK)[:, :, 0][real], data["thought_tokens"][real]
+    )
     result.logits("base logits", base, data["base_logits"], real[..., None])
     # Log-probabilities are logits up to a constant: compare both as log-probabilities.
     result.logits(
-        "mixed logits", mixed[:, :, 0], jax.nn.log_softmax(data["mixed_logits"]), real[..., None]
+        "mixed logits",
+        following.log_prob_BxPxRxV[:, :, 0],
+        jax.nn.log_softmax(data["mixed_logits"]),
+        real[..., None],
     )
-    result.inform("mixing weight", weight[:, :, 0], data["mixing_weight"], real)
+    result.inform("mixing weight", following.weight_BxPxR[:, :, 0], data["mixing_weight"], real)
     return result
 
 
@@ -128,7 +132,11 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     tokens_BxTxRxK = jnp.asarray(np.moveaxis(recorded, 1, 2), jnp.int32)
 
     ours, scores, nll, policy = thinking_step(
-        fixture.params, batch, tokens_BxTxRxK, model=fixture.model, thought=thought, config=config
+        fixture.params,
+        batch,
+        tokens_BxTxRxK,
+        thinker=Thinker(fixture.model, thought),
+        config=config,
     )
 
     picked = np.argmax(data["thought_logits"] + data["gumbel_noise"], -1)
@@ -138,56 +146,62 @@ def compare_train(fixture: Fixture, name: str, data: Arrays) -> Comparison:
     result.loss("loss", ours.total(total), data["loss_total"])
     result.loss("nll", ours.total(dataclasses.replace(config, policy_weight=0.0)), data["loss_nll"])
     result.loss("base loss", ours.base, data["loss_base"])
-    result.loss("talk loss", ours.talk, np.mean(data["loss_talk"]))
-    result.loss("policy loss", ours.policy, data["loss_policy"])
+    result.loss("talk loss", ours.blocks.talk, np.mean(data["loss_talk"]))
+    result.loss("policy loss", ours.blocks.policy, data["loss_policy"])
     real = np.repeat(data["attention_mask"].astype(bool), P, axis=0)
     rewarded = real[:, : T - 1 - A]
     flat = (-1, T - 1 - A)
     result.inform(
-        "reward", ours.reward[..., : T - 1 - A].reshape(flat), data["policy_reward"], rewarded
+        "reward",
+        ours.blocks.reward_BxRxP[..., : T - 1 - A].reshape(flat),
+        data["policy_reward"],
+        rewarded,
     )
     clipped = np.maximum(data["advantage"], 0.0)
-    result.inform("advantage", ours.advantage[..., : T - 1 - A].reshape(flat), clipped, rewarded)
-    loglik = by_row(scores.thought_BxPxRxK)[:, : T - 1]
+    result.inform(
+        "advantage", ours.blocks.advantage_BxRxP[..., : T - 1 - A].reshape(flat), clipped, rewarded
+    )
+    loglik = by_row(scores.blocks.thought_BxPxRxK)[:, : T - 1]
     result.inform("action log-likelihood", loglik, data["action_loglik"], real[:, : T - 1, None])
     n = thought.n_ahead
     # Beyond the row's end the published code forces padding and we wrap around; no loss reads there.
     weight = data["mixing_weight_per_pass"][n - 2 :, :, : T - 1 - A]
-    ours_weight = jnp.moveaxis(by_row(scores.mixing_weight_BxPxRxA), -1, 0)[..., : T - 1 - A]
+    ours_weight = jnp.moveaxis(by_row(scores.blocks.mixing_weight_BxPxRxA), -1, 0)[..., : T - 1 - A]
     result.inform("mixing weight", ours_weight, weight, rewarded)
     result.gradients("grad_nll", published.from_tree(nll, fixture.model), data)
     result.gradients("grad_policy", published.from_tree(policy, fixture.model), data)
     return result
 
 
-@functools.partial(jax.jit, static_argnames=("model", "thought", "config"))
+@functools.partial(jax.jit, static_argnames=("thinker", "config"))
 def thinking_step(
     params: Any,
     batch: batch_lib.Batch,
     thought_BxTxRxK: jax.Array,
     *,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     config: QuietStarConfig,
 ) -> tuple[ThoughtLosses, thoughts.Scores, Any, Any]:
     """Losses and scores, and the gradients of the NLL and of the policy loss apart."""
 
     def losses(params: Any) -> tuple[ThoughtLosses, thoughts.Scores]:
         scores = thoughts.score_thoughts(
-            params, batch["tokens"], thought_BxTxRxK, model, thought, batch["mask"]
+            params, batch["tokens"], thought_BxTxRxK, thinker, batch["mask"]
         )
-        target_BxAxT = batch_lib.talk_targets(batch, thought.n_ahead_talk)
-        return thought_losses(scores, target_BxAxT, config), scores
+        target_BxAxU = batch_lib.talk_targets(batch, thinker.thought.n_ahead_talk)
+        return thought_losses(scores, target_BxAxU, config), scores
 
     (ours, scores), pull = jax.vjp(losses, params)
     zero = jax.tree.map(jnp.zeros_like, (ours, scores))
 
-    def gradient(**seed: float) -> Any:
-        seeds = {field: jnp.asarray(value) for field, value in seed.items()}
-        return pull((dataclasses.replace(zero[0], **seeds), zero[1]))[0]
+    def gradient(base: float, **parts: float) -> Any:
+        seeds = {field: jnp.asarray(value) for field, value in parts.items()}
+        blocks = dataclasses.replace(zero[0].blocks, **seeds)
+        losses = dataclasses.replace(zero[0], base=jnp.asarray(base), blocks=blocks)
+        return pull((losses, zero[1]))[0]
 
     share = config.base_weight
-    return ours, scores, gradient(base=share, talk=1 - share), gradient(policy=1.0)
+    return ours, scores, gradient(share, talk=1 - share), gradient(0.0, policy=1.0)
 
 
 def compare_ntp(fixture: Fixture, name: str, data: Arrays) -> Comparison:

@@ -16,7 +16,7 @@ from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig, RopeScaling
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import parameters
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 VOCAB = 19
 MASKED_IDS = (17, 4)
@@ -49,7 +49,8 @@ def random_params(model: ModelConfig, seed: int = 0) -> Params:
 
     def tree() -> Params:
         lm = decoder.init(model, jax.random.key(0))
-        thought = parameters.init(model, ThoughtConfig(n_ahead=4), lm, jax.random.key(0), 0, 1)
+        thinker = Thinker(model, ThoughtConfig(n_ahead=4))
+        thought = parameters.init(thinker, lm, jax.random.key(0), 0, 1)
         return {"lm": lm, "thought": thought}
 
     def draw(path: tuple[Any, ...], leaf: Any) -> jax.Array:

@@ -27,7 +27,7 @@ from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops, parameters
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 # (params, batch, key) -> (loss, metrics)
 Loss = Callable[..., tuple[Any, Metrics]]
@@ -39,7 +39,7 @@ class Objective:
 
     Attributes:
       loss: (recipe, split_rationales) -> loss function; `split_rationales` is that of
-        `thoughts.sample_and_score`, for objectives that think.
+        `thoughts.read_and_think`, for objectives that think.
       step_flops: model FLOPs of one training step (thinking/flops.py).
       settings: (config, own section) -> the objective's own settings, `Recipe.objective`. The section is
         that of the objective's name, with the stage's overrides; None = the objective has no section.
@@ -88,8 +88,7 @@ def _quiet_star_loss(recipe: Recipe, split_rationales: bool) -> Loss:
     assert recipe.thought is not None
     return functools.partial(
         quiet_star.quiet_star_loss,
-        model=recipe.model,
-        thought=recipe.thought,
+        thinker=Thinker(recipe.model, recipe.thought),
         config=recipe.objective,
         split_rationales=split_rationales,
     )
@@ -105,7 +104,7 @@ def _quiet_star_flops(recipe: Recipe) -> int:
         recipe.seq_len,
         weights.num_positions(recipe.seq_len),
         choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
-        alone=weights.reads_alone,
+        thought_only=weights.reads_thought_only,
     )
 
 
@@ -245,7 +244,7 @@ def abstract_params(model: ModelConfig, thought: ThoughtConfig | None) -> Params
         key = jax.random.key(0)
         params: Params = {"lm": decoder.init(model, key)}
         if thought is not None:
-            params["thought"] = parameters.init(model, thought, params["lm"], key, 0, 0)
+            params["thought"] = parameters.init(Thinker(model, thought), params["lm"], key, 0, 0)
         return params
 
     return jax.eval_shape(make)

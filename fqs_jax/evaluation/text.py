@@ -19,7 +19,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 DEFAULT_WINDOW = 1024  # tokens
 
@@ -39,10 +39,10 @@ def _text_nll(
         hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
         log_probs = decoder.label_log_probs(params["lm"], hidden, tokens, model)
         return {"nll_base": -jnp.sum(log_probs * where)}
-    scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
+    scores = thoughts.sample_and_score(params, tokens, key, Thinker(model, thought), mask)
     return {
         "nll_base": -jnp.sum(scores.base_BxT[:, :-1] * where),
-        "nll_thought": -jnp.sum(scores.talk_BxPxRxA[:, :-1, 0, 0] * where),
+        "nll_thought": -jnp.sum(scores.blocks.talk_BxPxRxA[:, :-1, 0, 0] * where),
     }
 
 
@@ -210,7 +210,7 @@ def _log_probs(
     if thought is None:
         plain = decoder.label_log_probs(params["lm"], hidden, tokens, model)
     else:
-        scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
-        thinking = scores.talk_BxPxRxA[None, :, :-1, 0, 0]
+        scores = thoughts.sample_and_score(params, tokens, key, Thinker(model, thought), mask)
+        thinking = scores.blocks.talk_BxPxRxA[None, :, :-1, 0, 0]
         plain = scores.base_BxT[:, :-1]
     return plain[None], thinking, tempered

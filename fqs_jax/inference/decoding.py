@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from fqs_jax.model import attention_xla, decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.thinking import prediction, sampling
-from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.thinking.sampling import TextCache
+from fqs_jax.thinking import prediction
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 
 class Cursor(NamedTuple):
@@ -87,14 +86,16 @@ def next_log_probs(
     if thought is None:
         log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], cursor.hidden_BxD))
         return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
-    text = TextCache(cursor.key, cursor.value, None)
-    index_Bx1 = cursor.length_B[:, None] - 1
-    tokens, _, after = sampling.rollout(params, text, key, model, thought, index_Bx1, finish=True)
-    assert after is not None  # finished
-    mixed, weight = prediction.mixed_log_probs(
-        params, cursor.hidden_BxD[:, None, None], after, thought
+    following = prediction.after_thoughts(
+        params,
+        (cursor.key, cursor.value),
+        cursor.hidden_BxD[:, None],
+        key,
+        Thinker(model, thought),
+        index_BxP=cursor.length_B[:, None] - 1,
     )
-    return mixed[:, 0, 0], tokens[:, 0, 0], weight[:, 0, 0]
+    log_prob, drawn, weight = (x[:, 0, 0] for x in following)
+    return log_prob, drawn, weight
 
 
 def pick(log_probs_BxV: jax.Array, key: jax.Array, temperature: float, top_p: float) -> jax.Array:

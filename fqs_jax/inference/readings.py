@@ -21,9 +21,8 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
-from fqs_jax.thinking import prediction, sampling, talk_head
-from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.thinking.prediction import mixed_log_probs
+from fqs_jax.thinking import prediction, talk_head
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 _TEXT = 64  # texts are padded to multiples of it, so that few programs serve all lengths
 _READ = 32  # positions predicted at once: bounds the [B, P, V] log-probabilities
@@ -165,8 +164,7 @@ def _read(
     thought: ThoughtConfig | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities float32 [B, P] of the targets, and whether nothing is likelier, bool [B, P]."""
-    hidden_BxTxD, kept = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
-    text = sampling.TextCache(*kept, batch["mask"])
+    hidden_BxTxD, cache = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
 
     def read(places: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index_BxP, target_BxP = places
@@ -175,12 +173,11 @@ def _read(
             log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], base_BxPxD))
         else:
             keys = keys_lib.thought_keys(key, index_BxP, thought.rationales, batch["row"])
-            _, _, after = sampling.rollout(
-                params, text, keys, model, thought, index_BxP, finish=True
+            thinker = Thinker(model, thought)
+            following = prediction.after_thoughts(
+                params, cache, base_BxPxD, keys, thinker, batch["mask"], index_BxP
             )
-            assert after is not None  # finished
-            mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after, thought)
-            log_probs = talk_head.mean_log_probs(mixed, axis=2)
+            log_probs = talk_head.mean_log_probs(following.log_prob_BxPxRxV, axis=2)
         target_log_prob = jnp.take_along_axis(log_probs, target_BxP[..., None], axis=-1)[..., 0]
         return target_log_prob, jnp.argmax(log_probs, -1) == target_BxP
 

@@ -205,7 +205,7 @@ def text_forward(
       params: an `lm` tree. tokens_BxT: int32.
       segment_BxT: document of each token, 0 for padding; see `attention_xla.aligned_text`. None = one
         document a row and no padding.
-      packed: whether a row may hold several documents, which not every attention back end can compute.
+      packed: must be True if a row may hold several documents; cuDNN cannot keep them apart.
 
     Returns:
       Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].

@@ -1,4 +1,4 @@
-"""A sum over pieces whose gradient is taken piece by piece, so that only one piece's activations exist."""
+"""A sum over pieces, differentiated piece by piece, so that only one piece's activations exist."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def summed(
 ) -> tuple[jax.Array, Any]:
     """The sum of `function(shared, constant, piece)` over pieces, and its other results, stacked.
 
-    Under differentiation each piece goes forward and backward before the next one starts, and what
-    is kept is the sum of their gradients, in float32. Nothing is computed twice.
+    Under differentiation each piece goes forward and backward before the next one starts, and only
+    the sum of their gradients is stored, in float32. Nothing is computed twice.
 
     Args:
-      shared: pytree of float arrays, by which the loss is differentiated.
+      shared: pytree of float arrays; the loss is differentiated with respect to them.
       constant: pytree of arrays that have no gradient.
       pieces: pytree of arrays with a leading axis, one element a piece, that have no gradient.
-      placed: puts a tree like `shared`, of gradients, where it is to lie.
+      placed: shards a tree of gradients, which is like `shared`.
 
     Returns:
       The loss, and the other results with a leading axis, which have no gradient.
@@ -52,8 +52,8 @@ def summed(
         gradients = jax.tree.map(lambda g, x: g.astype(x.dtype), gradients, shared)
         return (jnp.sum(losses), others), (gradients, constant, pieces)
 
-    def backward(kept: Any, cotangents: Any) -> Any:
-        gradients, constant, pieces = kept
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        gradients, constant, pieces = residuals
         gradients = jax.tree.map(lambda g: g * cotangents[0].astype(g.dtype), gradients)
         return gradients, jax.tree.map(_nothing, constant), jax.tree.map(_nothing, pieces)
 

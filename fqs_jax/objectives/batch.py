@@ -1,17 +1,19 @@
-"""Batches, which of their tokens are predicted, and means over those.
+"""Batches, their prediction targets, and means over those.
 
-A batch is {"tokens": int32 [B, T], "mask": bool [B, T]}, mask False at padding, which nobody attends
-to and nobody predicts. More keys it may have:
+A batch is {"tokens": int32 [B, T], "mask": bool [B, T]}. The mask is False at padding, which is never
+attended to and never predicted. A batch may also have
 
-    segment           int32 [B, T]: documents of the row by number, 0 at padding; nobody attends to or
-                      predicts a token of another document
-    target            bool [B, T]: which tokens are predicted, instead of the mask
+    segment           int32 [B, T]: number of each token's document in the row, 0 for padding; tokens of
+                      other documents are never attended to or predicted
+    target            bool [B, T]: the tokens to predict, instead of those of the mask
     teacher_log_prob  float32 [B, T - 1], for NTP and distillation: the teacher's log p(x_{t+1}) at t
-    teacher_...       more that the teacher said, for distillation (objectives/distillation.py)
-    row, counts       of a part of a batch (training/step.py): the number of each row in the whole, int32
-                      [B], and the whole's `target_counts` over the number of parts; means over all parts
-                      are then means over the whole
-    weight            of a part likewise, for distillation: the whole's sum of `position_weights`
+    teacher_...       other predictions of the teacher, for distillation (objectives/distillation.py)
+    row               int32 [B], in a microbatch (training/step.py): the number of each row in the batch
+    counts            in a microbatch: the batch's `target_counts` divided by the number of microbatches,
+                      so that means over microbatches are means over the batch
+    weight            in a microbatch, for distillation: likewise for the sum of `position_weights`
+
+U = T - 1 below: the last token has no target.
 """
 
 from __future__ import annotations
@@ -19,18 +21,43 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.runtime.axes import check_axes
+
 Batch = dict[str, jax.Array]
 
 
+def check_batch(batch: Batch) -> None:
+    """Refuse a batch whose arrays have other axes than described above.
+
+    Raises:
+      AssertionError: names the array.
+    """
+    over_text = ("tokens", "mask", "segment", "target")
+    arrays = {f"{name}_BxT": batch[name] for name in over_text if name in batch}
+    if "teacher_log_prob" in batch:
+        arrays["teacher_log_prob_BxU"] = batch["teacher_log_prob"]
+    check_axes(**arrays, U=batch["tokens"].shape[-1] - 1)
+
+
 def segments(batch: Batch) -> jax.Array:
-    """Which document each token is of, [B, T]: numbers, or bool where a row is one document."""
-    return batch["segment"] if "segment" in batch else batch["mask"]
+    """Document of each token, int32 [B, T], 0 for padding; 1 for all others where rows are not packed."""
+    return batch["segment"] if "segment" in batch else batch["mask"].astype(jnp.int32)
+
+
+def read_batch(lm: Params, batch: Batch, model: ModelConfig) -> jax.Array:
+    """Final-norm hidden states [B, T, D] of a batch's plain causal pass."""
+    check_batch(batch)
+    packed = "segment" in batch
+    return decoder.text_forward(lm, batch["tokens"], model, segments(batch), packed)[0]
 
 
 def talk_targets(batch: Batch, talk_steps: int) -> jax.Array:
-    """Whether talk step s at t has something to predict, bool [B, A, T - 1].
+    """True where talk step s at position t has a target, bool [B, A, U].
 
-    Its target x_{t+1+s} must be predicted at all, be of the document of x_t, and lie within the row.
+    The target x_{t+1+s} must be a token to predict, in the document of x_t, and within the row.
     Step 0 is plain next-token prediction.
     """
     target_BxT = batch["target"] if "target" in batch else batch["mask"]
@@ -44,34 +71,34 @@ def talk_targets(batch: Batch, talk_steps: int) -> jax.Array:
     return jnp.stack([step(s) for s in range(talk_steps)], axis=1)
 
 
-def target_counts(target_BxAxT: jax.Array) -> jax.Array:
-    """How many targets each talk step has, float32 [A]."""
-    return jnp.sum(target_BxAxT, axis=(0, 2), dtype=jnp.float32)
+def target_counts(target_BxAxU: jax.Array) -> jax.Array:
+    """Number of targets of each talk step, float32 [A]."""
+    return jnp.sum(target_BxAxU, axis=(0, 2), dtype=jnp.float32)
 
 
-def counts(batch: Batch, target_BxAxT: jax.Array) -> jax.Array:
-    """What means over targets are divided by: the batch's own counts, or those it is given."""
-    return batch["counts"] if "counts" in batch else target_counts(target_BxAxT)
+def counts(batch: Batch, target_BxAxU: jax.Array) -> jax.Array:
+    """Divisors [A] of means over targets: the batch's own counts, or those that it carries."""
+    return batch["counts"] if "counts" in batch else target_counts(target_BxAxU)
 
 
 def position_weights(batch: Batch) -> jax.Array:
-    """How much each position counts in distillation before division by their sum, float32 [B, T].
+    """Weights of positions in distillation, before division by their sum, float32 [B, T].
 
     A teacher's distribution is learned at every real position, also at the last of a document; a
-    teacher's score of the next token only where there is one. `teacher_shift`, if there, weights them.
+    teacher's score of the next token only where one follows. `teacher_shift` weights them, if given.
     """
-    where_BxT = batch["mask"]
+    counted_BxT = batch["mask"]
     if "teacher_log_probs" not in batch:
-        where_BxT = jnp.pad(talk_targets(batch, 1)[:, 0], ((0, 0), (0, 1)))
-    return where_BxT * batch.get("teacher_shift", jnp.float32(1))
+        counted_BxT = jnp.pad(talk_targets(batch, 1)[:, 0], ((0, 0), (0, 1)))
+    return counted_BxT * batch.get("teacher_shift", jnp.float32(1))
 
 
 def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
-    """Mean of x where mask holds, or weighted by it if it is numbers; 0 where nothing is left.
+    """Mean of x over a mask, or weighted by it if it is numeric; 0 if the mask is 0 everywhere.
 
     Args:
       mask: broadcasts to x. Where it is 0, x may be anything.
-      count: divides the sum in place of the sum of the mask.
+      count: divides the sum, instead of the sum of the mask.
     """
     mask = jnp.broadcast_to(mask, x.shape)
     if count is None:

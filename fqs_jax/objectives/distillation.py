@@ -1,7 +1,7 @@
 r"""Distillation: a plain model learns the next-token prediction that its teacher makes with thoughts.
 
 At position t let p be the teacher's prediction after thoughts, averaged over several, and q the
-student's plain one. The terms, of which the loss is a weighted mean over positions:
+student's plain one. The loss is a weighted mean over positions of one of these terms:
 
     forward_kl   KL(p || q): cover all that the teacher expects; its gradient in the logits is q - p
     reverse_kl   KL(q || p): expect nothing that the teacher does not
@@ -33,7 +33,7 @@ from fqs_jax.objectives.batch import (
     counts,
     masked_mean,
     position_weights,
-    segments,
+    read_batch,
     talk_targets,
 )
 from fqs_jax.objectives.metrics import Metrics
@@ -42,16 +42,16 @@ from fqs_jax.thinking import keys as keys_lib
 
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")
-MOST_BYTES = 4 << 30  # of what a teacher says of a stage's rows: held in memory, and kept on disk
-_LEAST_REST = 1e-7  # of probability; what float32 leaves of 1 less a sum near 1
+MOST_BYTES = 4 << 30  # of a teacher's predictions for a stage, in memory and on disk
+_LEAST_REST = 1e-7  # probability; 1 minus a sum near 1 has about this error in float32
 
-# What a teacher says of a row, by its key in batches: shape and type.
+# A teacher's predictions for one row, by their key in batches: shape and type.
 Arrays = dict[str, tuple[tuple[int, ...], type]]
 
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """How a plain model is taught.
+    """Settings of distillation.
 
     Attributes:
       form: `forward_kl`, `reverse_kl`, `policy` or `hinge`, as above.
@@ -59,9 +59,9 @@ class DistillConfig:
       weighting: `all` positions alike; or by the `shift` that thoughts make: the total variation
         distance between the teacher's predictions with and without them.
       teacher_thoughts: thoughts over which the teacher's prediction is averaged.
-      top_k: how many of the teacher's likeliest tokens are kept at a position. All others are then one
-        outcome, for the student too. 0 = the whole vocabulary.
-      group: tokens that `policy` draws at a position.
+      top_k: number of the teacher's likeliest tokens that are stored at a position. All others are then
+        one outcome, for the student too. 0 = the whole vocabulary.
+      group: number of tokens that `policy` draws at a position.
     """
 
     form: str = "forward_kl"
@@ -83,15 +83,15 @@ class DistillConfig:
 
 
 def teacher_arrays(config: DistillConfig, length: int, vocab_size: int) -> Arrays:
-    """What the teacher must say of a row of `length` T, by name:
+    """Predictions of the teacher that a row of `length` T needs, by name:
 
     teacher_log_prob   [T - 1]  log p(x_{t+1})
-    teacher_log_probs  [T, k]   the likeliest tokens' log p, likeliest first; with top_k 0 all V, by id
-    teacher_ids        [T, k]   which tokens those are; not with top_k 0
-    teacher_shift      [T]      how far thoughts move its prediction; for that weighting
+    teacher_log_probs  [T, k]   log p of the likeliest tokens, likeliest first; with top_k 0 all V, by id
+    teacher_ids        [T, k]   ids of those tokens; not with top_k 0
+    teacher_shift      [T]      distance by which thoughts move its prediction; for weighting `shift`
 
     Raises:
-      UserError: more tokens are to be kept than there are.
+      UserError: top_k is larger than the vocabulary.
     """
     if config.top_k > vocab_size:
         raise UserError(
@@ -107,18 +107,18 @@ def teacher_arrays(config: DistillConfig, length: int, vocab_size: int) -> Array
     return arrays
 
 
-def check_size(arrays: Arrays, rows: int, where: str) -> None:
-    """Refuse what cannot be held.
+def check_size(arrays: Arrays, rows: int, name: str) -> None:
+    """Refuse predictions that do not fit in memory.
 
     Raises:
-      UserError: what the teacher says of these rows is larger than MOST_BYTES.
+      UserError: they are larger than MOST_BYTES.
     """
     size = rows * sum(
         math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays.values()
     )
     if size > MOST_BYTES:
         raise UserError(
-            f"{where} would keep {size / 2**30:,.1f} GiB of its teacher's predictions, more than "
+            f"{name} would keep {size / 2**30:,.1f} GiB of its teacher's predictions, more than "
             f"{MOST_BYTES >> 30} GiB; set distill.top_k, such as 16, or lower it"
         )
 
@@ -130,18 +130,18 @@ def distill_loss(
 
     Args:
       batch: with `teacher_arrays`.
-      key: of the tokens that `policy` draws.
+      key: random key of the tokens that `policy` draws.
     """
     lm, tokens_BxT = params["lm"], batch["tokens"]
-    hidden_BxTxD, _ = decoder.text_forward(lm, tokens_BxT, model, segments(batch))
+    hidden_BxTxD = read_batch(lm, batch, model)
     others: dict[str, Any] = {"next": jnp.roll(tokens_BxT, -1, axis=1)}
     if config.form != "hinge":
         others["teacher"] = batch["teacher_log_probs"]
         if config.top_k:
             others["ids"] = batch["teacher_ids"]
     if config.form == "policy":
-        where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-        others["key"] = keys_lib.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+        position_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
+        others["key"] = keys_lib.thought_keys(key, position_BxT, 1, batch.get("row"))[..., 0]
 
     def read(logits: jax.Array, others: dict[str, jax.Array]) -> dict[str, jax.Array]:
         log_q = jax.nn.log_softmax(logits)
@@ -156,13 +156,13 @@ def distill_loss(
 
     kernel_DxV = decoder.head_kernel(lm)
     found = vocab.read(read, hidden_BxTxD, kernel_DxV, others, chunk=model.vocab_chunk)
-    label_BxT = found.pop("label")[:, :-1]
-    behind_BxT = batch["teacher_log_prob"] - label_BxT
-    found["hinge"] = jnp.pad(jnp.maximum(behind_BxT, 0.0), ((0, 0), (0, 1)))
+    label_BxU = found.pop("label")[:, :-1]
+    behind_BxU = batch["teacher_log_prob"] - label_BxU
+    found["hinge"] = jnp.pad(jnp.maximum(behind_BxU, 0.0), ((0, 0), (0, 1)))
 
-    target_BxAxT = talk_targets(batch, 1)
-    target_BxT, count = target_BxAxT[:, 0], counts(batch, target_BxAxT)[0]
-    nll = -masked_mean(label_BxT, target_BxT, count)
+    target_BxAxU = talk_targets(batch, 1)
+    target_BxU, count = target_BxAxU[:, 0], counts(batch, target_BxAxU)[0]
+    nll = -masked_mean(label_BxU, target_BxU, count)
     weight_BxT = position_weights(batch)
     total = batch.get("weight", jnp.sum(weight_BxT))
     terms = {name: masked_mean(term, weight_BxT, total) for name, term in found.items()}
@@ -170,7 +170,7 @@ def distill_loss(
     shown = [name for name in terms if name == config.form or name.endswith("_kl")]
     metrics: Metrics = {
         "nll_base": metrics_lib.scalar(nll),
-        "nll_teacher_minus_student": metrics_lib.mean(-behind_BxT, target_BxT),
+        "nll_teacher_minus_student": metrics_lib.mean(-behind_BxU, target_BxU),
         **{f"distill/{name}": metrics_lib.scalar(terms[name]) for name in shown},
     }
     return loss, metrics
@@ -190,16 +190,16 @@ def outcomes(
     """
     if ids is None:
         return teacher, log_q
-    kept = jnp.take_along_axis(log_q, ids, axis=-1)
+    student = jnp.take_along_axis(log_q, ids, axis=-1)
     if ids.shape[-1] == log_q.shape[-1]:
-        return teacher, kept
+        return teacher, student
     rest_p = jnp.log(jnp.maximum(-jnp.expm1(jax.nn.logsumexp(teacher, -1)), _LEAST_REST))
-    # The student's is a sum over the others themselves: 1 less the sum of the kept would round to 0.
+    # The student's is a sum over the others themselves: 1 minus the sum of those k would round to 0.
     others = jnp.put_along_axis(log_q, ids, -jnp.inf, axis=-1, inplace=False)
     rest_q = jax.nn.logsumexp(others, -1)
     return (
         jnp.concatenate([teacher, rest_p[..., None]], -1),
-        jnp.concatenate([kept, rest_q[..., None]], -1),
+        jnp.concatenate([student, rest_q[..., None]], -1),
     )
 
 
@@ -227,7 +227,7 @@ def policy(log_p: jax.Array, log_q: jax.Array, keys: jax.Array, group: int) -> j
 def surrogate(log_p: jax.Array, log_q: jax.Array, drawn: jax.Array) -> jax.Array:
     """-mean over draws of advantage * log q(draw), [...].
 
-    The advantage of a draw is its reward log p - log q less the mean reward of the others.
+    The advantage of a draw is its reward log p - log q minus the mean reward of the others.
 
     Args:
       log_p, log_q: [..., n]. drawn: int [..., group].

@@ -1,6 +1,6 @@
-"""What training minimises. Pure functions (params, batch, key, ...) -> (loss, metrics).
+"""The objectives without thoughts: next-token training, and NTP, the thought-free fine-tune.
 
-The objectives without thoughts. quiet_star.py has the one with thoughts, batch.py describes batches.
+They are pure functions (params, batch, key, ...) -> (loss, metrics); batch.py describes batches.
 
 Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
 computes them; where code and paper differ the code is followed and the difference is a config field.
@@ -18,7 +18,7 @@ from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params, label_log_probs
 from fqs_jax.objectives import metrics as metrics_lib
-from fqs_jax.objectives.batch import Batch, counts, masked_mean, segments, talk_targets
+from fqs_jax.objectives.batch import Batch, counts, masked_mean, read_batch, talk_targets
 from fqs_jax.objectives.metrics import Metrics
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
@@ -28,12 +28,12 @@ NTP_ACTIONS = ("sampled", "expected", "label")
 
 @dataclasses.dataclass(frozen=True)
 class NTPConfig:
-    """The thought-free fine-tune; defaults are as released.
+    """Settings of the thought-free fine-tune; defaults are as released.
 
     Attributes:
-      action: whose log-probability the reward multiplies: a token `sampled` from the student (as
+      action: the token whose log-probability the reward multiplies: `sampled` from the student (as
         released), its `expected` zero-variance form, or the `label`.
-      temperature: at which that log-probability is taken.
+      temperature: temperature of that log-probability.
       policy_weight: multiplies the loss.
       clip: rewards below 0 count as 0 (as released).
     """
@@ -53,10 +53,10 @@ def next_token_loss(
 ) -> tuple[jax.Array, Metrics]:
     """Plain next-token training: the mean over real targets of -log p(x_{t+1} | x_{<=t})."""
     del key
-    hidden_BxTxD, _ = decoder.text_forward(params["lm"], batch["tokens"], model, segments(batch))
+    hidden_BxTxD = read_batch(params["lm"], batch, model)
     log_prob = label_log_probs(params["lm"], hidden_BxTxD, batch["tokens"], model)
-    target_BxAxT = talk_targets(batch, 1)
-    loss = -masked_mean(log_prob, target_BxAxT[:, 0], counts(batch, target_BxAxT)[0])
+    target_BxAxU = talk_targets(batch, 1)
+    loss = -masked_mean(log_prob, target_BxAxU[:, 0], counts(batch, target_BxAxU)[0])
     return loss, {"nll_base": metrics_lib.scalar(loss)}
 
 
@@ -64,24 +64,24 @@ def ntp_loss(
     params: Params, batch: Batch, key: jax.Array, model: ModelConfig, config: NTPConfig
 ) -> tuple[jax.Array, Metrics]:
     """The thought-free fine-tune: see `ntp_losses` for the formula. Draws the action if `sampled`."""
-    tokens_BxT, target_BxT = batch["tokens"], talk_targets(batch, 1)[:, 0]
-    action_BxT = tokens_BxT[:, 1:]
+    tokens_BxT, target_BxU = batch["tokens"], talk_targets(batch, 1)[:, 0]
+    action_BxU = tokens_BxT[:, 1:]
     if config.action == "sampled":
         lm = jax.lax.stop_gradient(params["lm"])
-        hidden_BxTxD, _ = decoder.text_forward(lm, tokens_BxT, model, segments(batch))
-        where_BxT = jnp.broadcast_to(jnp.arange(action_BxT.shape[1]), action_BxT.shape)
-        keys_BxT = keys_lib.thought_keys(key, where_BxT, 1, batch.get("row"))[..., 0]
+        hidden_BxTxD = read_batch(lm, batch, model)
+        position_BxU = jnp.broadcast_to(jnp.arange(action_BxU.shape[1]), action_BxU.shape)
+        keys_BxU = keys_lib.thought_keys(key, position_BxU, 1, batch.get("row"))[..., 0]
         kernel_DxV = decoder.head_kernel(lm)
-        action_BxT, _ = vocab.sample(
-            hidden_BxTxD[:, :-1], kernel_DxV, keys_BxT, chunk=model.vocab_chunk
+        action_BxU, _ = vocab.sample(
+            hidden_BxTxD[:, :-1], kernel_DxV, keys_BxU, chunk=model.vocab_chunk
         )
-    loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxT, model, config)
-    behind_BxT = parts.label_log_prob - batch["teacher_log_prob"]
+    loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxU, model, config)
+    behind_BxU = parts.label_log_prob - batch["teacher_log_prob"]
     metrics = {
-        "nll_base": metrics_lib.mean(-parts.label_log_prob, target_BxT),
+        "nll_base": metrics_lib.mean(-parts.label_log_prob, target_BxU),
         "policy_loss": metrics_lib.scalar(parts.policy),
-        **metrics_lib.of_rewards(parts.reward, target_BxT),
-        "nll_teacher_minus_student": metrics_lib.mean(behind_BxT, target_BxT),
+        **metrics_lib.of_rewards(parts.reward, target_BxU),
+        "nll_teacher_minus_student": metrics_lib.mean(behind_BxU, target_BxU),
     }
     return loss, metrics
 
@@ -100,8 +100,8 @@ class NTPLosses:
 def ntp_losses(
     params: Params,
     batch: Batch,
-    teacher_log_prob_BxT: jax.Array,
-    action_BxT: jax.Array,
+    teacher_log_prob_BxU: jax.Array,
+    action_BxU: jax.Array,
     model: ModelConfig,
     config: NTPConfig,
 ) -> tuple[jax.Array, NTPLosses]:
@@ -115,21 +115,21 @@ def ntp_losses(
     beats the teacher; at temperature 1 it does nothing. The mean counts padding as zeros, as released.
 
     Args:
-      teacher_log_prob_BxT: [B, T - 1]. action_BxT: int32 [B, T - 1].
+      teacher_log_prob_BxU: [B, T - 1]. action_BxU: int32 [B, T - 1].
     """
     lm = params["lm"]
-    hidden_BxTxD, _ = decoder.text_forward(lm, batch["tokens"], model, segments(batch))
+    hidden_BxTxD = read_batch(lm, batch, model)
     label = label_log_probs(lm, hidden_BxTxD, batch["tokens"], model)
-    reward = jax.lax.stop_gradient(label) - teacher_log_prob_BxT
+    reward = jax.lax.stop_gradient(label) - teacher_log_prob_BxU
     reward = jnp.maximum(reward, 0.0) if config.clip else reward
     reward = reward * talk_targets(batch, 1)[:, 0]
 
-    read_BxTxD, kernel_DxV = hidden_BxTxD[:, :-1], decoder.head_kernel(lm)
-    how: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
+    hidden_BxUxD, kernel_DxV = hidden_BxTxD[:, :-1], decoder.head_kernel(lm)
+    settings: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
     if config.action == "expected":
-        log_pi = vocab.expected_log_probs(read_BxTxD, kernel_DxV, **how)
+        log_pi = vocab.expected_log_probs(hidden_BxUxD, kernel_DxV, **settings)
     else:
-        log_pi = vocab.log_probs(read_BxTxD, kernel_DxV, action_BxT, **how)
+        log_pi = vocab.log_probs(hidden_BxUxD, kernel_DxV, action_BxU, **settings)
     policy = -jnp.mean(reward * log_pi)
     parts = NTPLosses(policy=policy, reward=reward, log_pi=log_pi, label_log_prob=label)
     return config.policy_weight * policy, parts

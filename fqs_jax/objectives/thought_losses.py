@@ -1,4 +1,4 @@
-"""What thoughts are trained by: losses and rewards of their predictions, given their scores.
+"""Losses and rewards of thoughts, given the scores of their predictions.
 
 Formulas: Quiet-STaR (arXiv 2403.09629), Fast Quiet-STaR (arXiv 2505.17746), as their released code
 computes them; where code and paper differ the code is followed and the difference is a config field.
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax.objectives.batch import masked_mean, target_counts
+from fqs_jax.runtime.axes import check_axes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import positions as positions_lib
 from fqs_jax.thinking.positions import Positions
@@ -31,12 +32,11 @@ class QuietStarConfig:
       policy_weight: multiplies the REINFORCE loss (published: 1e6, followed by gradient clipping).
       advantage: `clipped` max(0, reward - mean over rationales) (published), or `leave_one_out`,
         reward minus the mean of the other rationales, both signs.
-      reward: what a thought is rewarded for: how much likelier the `mixed` prediction makes the text
-        than the plain one does (as released), or the `post_thought` prediction, which the thought
-        makes alone.
-      post_thought_weight: adds that many times the loss of the post-thought prediction (released: 0).
-      position_fraction: share of a row's positions at which is thought, chosen anew at every step; the
-        loss is then an estimate of the whole one, right on average. 1 = all (published).
+      reward: log-probability of the text minus that of the plain prediction, under the `mixed`
+        prediction (as released) or the `post_thought` one, which is the thought's own, unmixed.
+      post_thought_weight: weight of the post-thought prediction's loss, which is added (released: 0).
+      position_fraction: share of a row's positions that have thoughts, chosen anew at every step; the
+        loss is then an unbiased estimate of the loss at all positions. 1 = all (published).
       positions: `uniform`, or `high_entropy`, more often where the plain prediction is less sure.
     """
 
@@ -63,58 +63,63 @@ class QuietStarConfig:
             raise UserError(f"reward {self.reward!r} is none of {', '.join(REWARDS)}")
 
     @property
-    def reads_alone(self) -> bool:
-        """Whether predictions that thoughts make alone are needed."""
+    def reads_thought_only(self) -> bool:
+        """True if the predictions that thoughts make unmixed are needed."""
         return self.reward == "post_thought" or self.post_thought_weight != 0
 
     def num_positions(self, length: int) -> int:
-        """P of a row of this many tokens."""
+        """P for a row of `length` tokens."""
         return max(1, round(self.position_fraction * length))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockLosses:
-    """What thoughts at P positions add to the objective.
+    """Parts of the objective that come from thoughts at P positions.
 
-    talk: mean over s = 0..A-1 of the mean mixed-prediction loss at step s; alone: the same of the
-    post-thought prediction, 0 where it does not count. policy: REINFORCE loss, before its weight.
-    reward, advantage: [B, R, P], without gradient; rewarded_BxP: whether a position has them.
-    gain_BxRxP: how much likelier the thought made the next token, nats.
+    Attributes:
+      talk: mean over s = 0..A-1 of the mean mixed-prediction loss at step s.
+      thought_only: the same of the post-thought prediction, 0 where it does not count.
+      policy: REINFORCE loss, before its weight.
+      reward_BxRxP, advantage_BxRxP: without gradient.
+      rewarded_BxP: whether a position has them.
+      gain_BxRxP: how much likelier the thought made the next token, nats.
     """
 
     talk: jax.Array
-    alone: jax.Array
+    thought_only: jax.Array
     policy: jax.Array
-    reward: jax.Array
-    advantage: jax.Array
+    reward_BxRxP: jax.Array
+    advantage_BxRxP: jax.Array
     rewarded_BxP: jax.Array
     gain_BxRxP: jax.Array
+
+    def total(self, config: QuietStarConfig) -> jax.Array:
+        """The thoughts' part of the loss."""
+        nll = (1 - config.base_weight) * self.talk
+        nll = nll + config.post_thought_weight * self.thought_only
+        return nll + config.policy_weight * self.policy
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ThoughtLosses(BlockLosses):
-    """All parts of the thinking objective. base: mean of the plain next-token loss."""
+class ThoughtLosses:
+    """All parts of the thinking objective; `base` is the mean of the plain next-token loss."""
 
     base: jax.Array
+    blocks: BlockLosses
 
     def total(self, config: QuietStarConfig) -> jax.Array:
-        return config.base_weight * self.base + blocks_loss(self, config)
-
-
-def blocks_loss(losses: BlockLosses, config: QuietStarConfig) -> jax.Array:
-    """The thoughts' part of the loss."""
-    nll = (1 - config.base_weight) * losses.talk + config.post_thought_weight * losses.alone
-    return nll + config.policy_weight * losses.policy
+        """The loss."""
+        return config.base_weight * self.base + self.blocks.total(config)
 
 
 def thought_losses(
     scores: Scores,
-    target_BxAxT: jax.Array,
+    target_BxAxU: jax.Array,
     config: QuietStarConfig,
     counts_A: jax.Array | None = None,
-    where: Positions | None = None,
+    positions: Positions | None = None,
 ) -> ThoughtLosses:
     r"""Losses of thoughts, at every text position or at some.
 
@@ -128,39 +133,51 @@ def thought_losses(
         policy = -(1/K) sum_k mean_{rows, r, t} A(t,r) log pi_k(t,r)
         loss   = nll + policy_weight * policy
 
-    and a_s in the place of l_s in R for `post_thought` rewards. Means of l, l_s and a_s are over real
+    and a_s instead of l_s in R for `post_thought` rewards. Means of l, l_s and a_s are over real
     targets; the mean of the policy loss counts padding as zeros, as published. Means over rows weigh
     all rationales of a sequence alike.
 
     Args:
-      target_BxAxT: `talk_targets`.
-      counts_A: how many targets the means are over; None = those that are here.
-      where: of the P positions that were thought at, with what each counts in the sums; None = all T.
+      target_BxAxU: `talk_targets`.
+      counts_A: how many targets the means are over; None = those of `target_BxAxU`.
+      positions: the P positions of the thoughts, with their weights in the sums; None = all T.
     """
-    counts_A = target_counts(target_BxAxT) if counts_A is None else counts_A
-    where = where or positions_lib.everywhere(*scores.base_BxT.shape)
-    blocks = BlockScores(*scores[1:])
-    parts = block_losses(blocks, scores.base_BxT, target_BxAxT, counts_A, where, config)
-    return ThoughtLosses(base=base_loss(scores.base_BxT, target_BxAxT, counts_A), **vars(parts))
+    counts_A = target_counts(target_BxAxU) if counts_A is None else counts_A
+    positions = positions or positions_lib.everywhere(*scores.base_BxT.shape)
+    return ThoughtLosses(
+        base=base_loss(scores.base_BxT, target_BxAxU, counts_A),
+        blocks=block_losses(
+            scores.blocks, scores.base_BxT, target_BxAxU, counts_A, positions, config
+        ),
+    )
 
 
-def base_loss(base_BxT: jax.Array, target_BxAxT: jax.Array, counts_A: jax.Array) -> jax.Array:
-    return -masked_mean(base_BxT[:, :-1], target_BxAxT[:, 0], counts_A[0])
+def base_loss(base_BxT: jax.Array, target_BxAxU: jax.Array, counts_A: jax.Array) -> jax.Array:
+    """Mean of the plain next-token loss over real targets."""
+    return -masked_mean(base_BxT[:, :-1], target_BxAxU[:, 0], counts_A[0])
 
 
 def block_losses(
     scores: BlockScores,
     base_BxT: jax.Array,
-    target_BxAxT: jax.Array,
+    target_BxAxU: jax.Array,
     counts_A: jax.Array,
-    where: Positions,
+    positions: Positions,
     config: QuietStarConfig,
 ) -> BlockLosses:
     """The part of `thought_losses` that thoughts at some positions add."""
+    check_axes(
+        **scores._asdict(),
+        base_BxT=base_BxT,
+        target_BxAxU=target_BxAxU,
+        counts_A=counts_A,
+        **positions._asdict(),
+        U=base_BxT.shape[1] - 1,
+    )
     T = base_BxT.shape[1]
     B, _, R, A = scores.talk_BxPxRxA.shape
-    weight_Bx1xP = where.weight_BxP[:, None]
-    target_BxAxP = targets_at(target_BxAxT, where.index_BxP)
+    weight_Bx1xP = positions.weight_BxP[:, None]
+    target_BxAxP = targets_at(target_BxAxU, positions.index_BxP)
 
     def mean_over_steps(nll_BxRxAxP: jax.Array) -> jax.Array:
         means = [
@@ -171,40 +188,40 @@ def block_losses(
         ]
         return jnp.mean(jnp.stack(means))
 
-    talk_nll = alone_nll = -jnp.moveaxis(scores.talk_BxPxRxA, 1, -1)  # [B, R, A, P]
-    talk, alone = mean_over_steps(talk_nll), jnp.zeros(())
-    if config.reads_alone:
-        assert scores.alone_BxPxRxA is not None
-        alone_nll = -jnp.moveaxis(scores.alone_BxPxRxA, 1, -1)
-        alone = mean_over_steps(alone_nll)
-    base_at_target = -jnp.moveaxis(ahead(base_BxT, where.index_BxP, A), 1, 2)  # [B, A, P]
+    talk_nll = only_nll = -jnp.moveaxis(scores.talk_BxPxRxA, 1, -1)  # [B, R, A, P]
+    talk, thought_only = mean_over_steps(talk_nll), jnp.zeros(())
+    if config.reads_thought_only:
+        assert scores.thought_only_BxPxRxA is not None
+        only_nll = -jnp.moveaxis(scores.thought_only_BxPxRxA, 1, -1)
+        thought_only = mean_over_steps(only_nll)
+    base_at_target = -jnp.moveaxis(ahead(base_BxT, positions.index_BxP, A), 1, 2)  # [B, A, P]
     gain = (base_at_target[:, None] - talk_nll) * target_BxAxP[:, None]
     judged = gain
     if config.reward == "post_thought":
-        judged = (base_at_target[:, None] - alone_nll) * target_BxAxP[:, None]
-    rewarded_BxP = where.index_BxP < T - 1 - A
+        judged = (base_at_target[:, None] - only_nll) * target_BxAxP[:, None]
+    rewarded_BxP = positions.index_BxP < T - 1 - A
     reward = jax.lax.stop_gradient(jnp.sum(judged, axis=2)) * rewarded_BxP[:, None]  # [B, R, P]
     centred = reward - jnp.mean(reward, axis=1, keepdims=True)
     if config.advantage == "clipped":
-        # A single rationale has no baseline but the plain prediction, already in the reward.
+        # A single rationale has no other baseline than the plain prediction, already in the reward.
         advantage = jnp.maximum(centred if R > 1 else reward, 0.0)
     else:
         advantage = centred * (R / (R - 1)) if R > 1 else reward
     log_pi = jnp.moveaxis(scores.thought_BxPxRxK, 1, 2)  # [B, R, P, K]
-    places = B * R * (T - 1 - A) * log_pi.shape[-1]
-    policy = -jnp.sum((advantage * weight_Bx1xP)[..., None] * log_pi) / places
+    num_draws = B * R * (T - 1 - A) * log_pi.shape[-1]
+    policy = -jnp.sum((advantage * weight_Bx1xP)[..., None] * log_pi) / num_draws
     return BlockLosses(
         talk=talk,
-        alone=alone,
+        thought_only=thought_only,
         policy=policy,
-        reward=reward,
-        advantage=advantage,
+        reward_BxRxP=reward,
+        advantage_BxRxP=advantage,
         rewarded_BxP=rewarded_BxP,
         gain_BxRxP=gain[:, :, 0],
     )
 
 
-def targets_at(target_BxAxT: jax.Array, index_BxP: jax.Array) -> jax.Array:
+def targets_at(target_BxAxU: jax.Array, index_BxP: jax.Array) -> jax.Array:
     """`talk_targets` of chosen positions, bool [B, A, P]; nothing is predicted at the last one."""
-    padded = jnp.pad(target_BxAxT, ((0, 0), (0, 0), (0, 1)))
+    padded = jnp.pad(target_BxAxU, ((0, 0), (0, 0), (0, 1)))
     return jnp.take_along_axis(padded, index_BxP[:, None], axis=2)

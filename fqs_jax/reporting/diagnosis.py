@@ -19,7 +19,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import thoughts as thoughts_lib
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.thoughts import Scores
 
 ROWS, BATCH_TOKENS = 8, 1024  # documents in a batch, and positions, at most
@@ -114,7 +114,7 @@ def _sample(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    return thoughts_lib.sample_thoughts(params, tokens, key, model, thought, mask)
+    return thoughts_lib.sample_thoughts(params, tokens, key, Thinker(model, thought), mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -126,7 +126,9 @@ def _score(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> Scores:
-    return thoughts_lib.score_thoughts(params, tokens, thought_BxTxRxK, model, thought, mask)
+    return thoughts_lib.score_thoughts(
+        params, tokens, thought_BxTxRxK, Thinker(model, thought), mask
+    )
 
 
 def examine(
@@ -200,7 +202,7 @@ def lengths_to_try(length: int) -> list[int]:
 
 def _gain_BxTxR(scores: Scores) -> np.ndarray:
     """Of the T - 1 predicted tokens."""
-    base, talk = np.asarray(scores.base_BxT), np.asarray(scores.talk_BxPxRxA)
+    base, talk = np.asarray(scores.base_BxT), np.asarray(scores.blocks.talk_BxPxRxA)
     return talk[:, :-1, :, 0] - base[:, :-1, None]
 
 
@@ -221,7 +223,7 @@ def _tokens(
         sampled = tuple(
             Thought(
                 tokenizer.decode(drawn_BxTxRxK[b, t, r].tolist()),
-                float(scores.mixing_weight_BxPxRxA[b, t, r, 0]),
+                float(scores.blocks.mixing_weight_BxPxRxA[b, t, r, 0]),
                 float(gain_TxR[t, r]),
             )
             for r in range(drawn_BxTxRxK.shape[2])

@@ -33,6 +33,7 @@ from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
 from fqs_jax.runtime import agreement, files, sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import parameters
 
 
 def prepare(
@@ -118,10 +119,8 @@ def origin_name(root: Path) -> str:
 
 def fresh_marks(config: ml_collections.ConfigDict, lm: Params, tokenizer: Tokenizer) -> Params:
     """Start and end marks as they are before any training."""
-    start, end = mark_ids(config, tokenizer)
-    table = lm["embed"]["embedding"]
     scale = config.thought.embedding_scale
-    return {"start": table[start] / scale, "end": table[end] / scale}
+    return parameters.marks(lm["embed"]["embedding"], *mark_ids(config, tokenizer), scale)
 
 
 def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[int, int]:

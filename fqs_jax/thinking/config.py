@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import talk_head
 
@@ -12,7 +13,7 @@ TOKENS = ("sampled", "random", "pause")
 
 @dataclasses.dataclass(frozen=True)
 class ThoughtConfig:
-    """What a thought is and how it is mixed in; defaults are the published ones.
+    """The shape of thoughts and their mixing into the prediction; defaults are the published ones.
 
     Attributes:
       n_ahead: passes up to the first prediction made with the thought; K = n_ahead - 3 sampled tokens.
@@ -24,12 +25,12 @@ class ThoughtConfig:
         by `linear`, which starts at 0.
       embedding_scale: the marks are stored divided by it and used multiplied by it, which makes
         their learning rate under Adam that many times larger.
-      temperature: of sampling thought tokens; 0 takes the likeliest.
-      reinforce_temperature: at which their log-probabilities are scored.
+      temperature: for sampling thought tokens; 0 takes the likeliest.
+      reinforce_temperature: temperature at which their log-probabilities are scored.
       masked_ids: vocabulary ids that are never drawn as thought tokens.
-      tokens: what stands between the marks: tokens `sampled` from the model (published), or one of
+      tokens: the tokens between the marks: `sampled` from the model (published), or one of
         two controls: `random` ones, drawn uniformly; or one learned `pause` embedding, K times
-        (Goyal et al., arXiv 2310.02226), shown as id 0.
+        (Goyal et al., arXiv 2310.02226), reported as id 0.
     """
 
     n_ahead: int
@@ -57,15 +58,23 @@ class ThoughtConfig:
 
     @property
     def num_tokens(self) -> int:
-        """K, tokens of a thought between the marks."""
+        """K, the number of tokens between the marks."""
         return self.n_ahead - 3
 
     @property
     def head_reads(self) -> int:
-        """How often the output head is read to think up a thought; only sampled tokens need it."""
+        """Reads of the output head for the tokens of a thought; only sampled ones need it."""
         return self.num_tokens if self.tokens == "sampled" else 0
 
     @property
     def num_slots(self) -> int:
-        """M, slots of a block: start, K tokens, end, A - 1 forced tokens."""
+        """M, the number of slots of a block: start, K tokens, end, A - 1 forced tokens."""
         return self.num_tokens + 1 + self.n_ahead_talk
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinker:
+    """A model and the thoughts that it has: all that is static about a thinking forward pass."""
+
+    model: ModelConfig
+    thought: ThoughtConfig

@@ -1,4 +1,4 @@
-"""Model FLOPs, counted from shapes: what the arithmetic needs, whatever an implementation wastes.
+"""Model FLOPs, counted from shapes: the arithmetic that is needed, without any waste.
 
 A multiply-add is 2 FLOPs; only matrix products count. The backward pass costs twice the forward one;
 recomputation by rematerialisation is not counted (the convention of model FLOPs utilisation).
@@ -10,7 +10,7 @@ from __future__ import annotations
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.thinking.config import ThoughtConfig
 
-FORWARD, TRAIN = 1, 3  # forward alone; forward and backward
+FORWARD, TRAIN = 1, 3  # forward only; forward and backward
 
 
 def dense(model: ModelConfig) -> int:
@@ -54,18 +54,18 @@ def scoring(
     thought: ThoughtConfig,
     length: int,
     positions: int | None = None,
-    alone: bool = False,
+    thought_only: bool = False,
 ) -> int:
-    """The packed forward pass of one row with thoughts at `positions` (all), vocabulary where read.
+    """The packed forward pass of one row with thoughts at `positions` (None = all), and its head reads.
 
     Args:
-      alone: whether predictions that thoughts make alone are read beside the mixed ones, of which they
-        are a part where probabilities are mixed.
+      thought_only: whether the unmixed predictions of thoughts are read too. Mixing probabilities reads
+        them anyway.
     """
     positions = length if positions is None else positions
     R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
     block = R * M * (dense(model) + attend(model, (length + 1) / 2 + (M + 1) / 2))
-    talk_reads = 2 * A if alone and thought.mixing != "probability" else A
+    talk_reads = 2 * A if thought_only and thought.mixing != "probability" else A
     reads = R * (K + talk_reads) * vocabulary(model)
     # Base half of the first layer once a talk step, the rest for every rationale.
     width = model.width
@@ -81,20 +81,22 @@ def quiet_star_step(
     length: int,
     positions: int | None = None,
     choosing: bool = False,
-    alone: bool = False,
+    thought_only: bool = False,
 ) -> int:
     """One thinking step: sampling without gradient, scoring with it; they share the text pass.
 
     Args:
-      positions: of a row at which is thought; None = all.
+      positions: number of positions of a row with thoughts; None = all.
       choosing: whether they are chosen by the plain prediction's entropy, which reads the head.
-      alone: see `scoring`.
+      thought_only: see `scoring`.
     """
     positions = length if positions is None else positions
     steps = thought.head_reads  # tokens that are not sampled need no network
     sample = sampling(model, thought, length, positions, steps, steps)
     sample += choosing * length * vocabulary(model) - text_forward(model, length)
-    return batch * (FORWARD * sample + TRAIN * scoring(model, thought, length, positions, alone))
+    return batch * (
+        FORWARD * sample + TRAIN * scoring(model, thought, length, positions, thought_only)
+    )
 
 
 def next_token_step(model: ModelConfig, batch: int, length: int) -> int:
@@ -109,9 +111,11 @@ def ntp_step(model: ModelConfig, batch: int, length: int, sampled: bool) -> int:
 
 
 def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
-    """A thinking teacher asked at every position of a batch, no gradient: the start mark, K tokens and
-    the end mark go through the network. The head is read for sampled tokens, and twice more, as counted
-    here: within a few per cent of what distillation and NTP read."""
+    """A thinking teacher that scores every position of a batch, without gradient.
+
+    The start mark, K tokens and the end mark go through the network. The head is read for sampled
+    tokens, and twice more: within a few per cent of the reads of distillation and NTP.
+    """
     steps, reads = thought.num_tokens + 2, thought.head_reads + 2
     return batch * FORWARD * sampling(model, thought, length, length, steps, reads)
 

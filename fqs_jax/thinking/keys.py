@@ -7,18 +7,18 @@ import jax.numpy as jnp
 
 
 def thought_keys(
-    key: jax.Array, where_BxP: jax.Array, rationales: int, row_B: jax.Array | None = None
+    key: jax.Array, index_BxP: jax.Array, rationales: int, row_B: jax.Array | None = None
 ) -> jax.Array:
-    """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks.
+    """Keys [B, P, R], one for each row, text position and rationale, whatever else is in the batch.
 
     Args:
-      row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
+      index_BxP: int32, text positions. row_B: number of each row in the whole batch; None = 0, 1, ...
     """
-    B, P = where_BxP.shape
+    B, P = index_BxP.shape
     row_B = jnp.arange(B) if row_B is None else row_B
     rows = fold_in_all(jnp.broadcast_to(key, (B, 1, 1)), row_B[:, None, None])
-    places = fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), where_BxP[..., None])
-    return fold_in_all(jnp.broadcast_to(places, (B, P, rationales)), jnp.arange(rationales))
+    positions = fold_in_all(jnp.broadcast_to(rows, (B, P, 1)), index_BxP[..., None])
+    return fold_in_all(jnp.broadcast_to(positions, (B, P, rationales)), jnp.arange(rationales))
 
 
 def fold_in_all(keys: jax.Array, data: jax.Array) -> jax.Array:

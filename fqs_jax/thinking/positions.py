@@ -1,4 +1,4 @@
-"""Which text positions to think at, when not at all of them.
+"""The choice of the text positions at which to think, if not at all.
 
 A loss over all positions is estimated from a few: each position t is taken with a known probability
 pi_t and counts 1 / pi_t, so that the estimate is right on average whatever the probabilities are
@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ("uniform", "high_entropy")
-_ROUNDS = 8  # of moving what exceeds probability 1 to other positions; two or three do
+_ROUNDS = 8  # of moving probability above 1 to other positions; two or three are usually enough
 
 
 class Positions(NamedTuple):
     """Chosen text positions of each row.
 
-    index_BxP: int32, increasing as far as they count. weight_BxP: float32, 1 / pi; 0 where a row has
-    fewer positions worth thinking at.
+    Attributes:
+      index_BxP: int32, increasing where the weight is above 0.
+      weight_BxP: float32, 1 / pi; 0 at the end of rows with fewer positions worth thinking at.
     """
 
     index_BxP: jax.Array
@@ -40,7 +41,7 @@ def choose(
 
     Args:
       score_BxT: float32, 0 or more; positions with 0 are never taken.
-      row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
+      row_B: number of each row in the whole batch; None = 0, 1, ...
     """
     B, T = score_BxT.shape
     row_B = jnp.arange(B) if row_B is None else row_B

@@ -1,17 +1,53 @@
-"""The next-token prediction after a thought."""
+"""The next-token prediction after a thought, for reading few positions: it holds the vocabulary."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.model.decoder import Params
+from fqs_jax.model.decoder import KeysValues, Params
 from fqs_jax.thinking import talk_head
-from fqs_jax.thinking.config import ThoughtConfig
-from fqs_jax.thinking.sampling import TextCache, rollout
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
+from fqs_jax.thinking.sampling import rollout
 from fqs_jax.thinking.scoring import head_score
+
+
+class NextToken(NamedTuple):
+    """The prediction after each of R thoughts at P positions.
+
+    Attributes:
+      log_prob_BxPxRxV: mixed log-probabilities of the next token, float32.
+      thought_BxPxRxK: the thoughts' tokens, int32.
+      weight_BxPxR: mixing weights, float32.
+    """
+
+    log_prob_BxPxRxV: jax.Array
+    thought_BxPxRxK: jax.Array
+    weight_BxPxR: jax.Array
+
+
+def after_thoughts(
+    params: Params,
+    cache: KeysValues,
+    base_BxPxD: jax.Array,
+    key: jax.Array,
+    thinker: Thinker,
+    segment_BxT: jax.Array | None = None,
+    index_BxP: jax.Array | None = None,
+) -> NextToken:
+    """Think behind a text and predict the next token.
+
+    Args:
+      base_BxPxD: final-norm hidden states of the text at the positions of the thoughts.
+      cache, key, segment_BxT, index_BxP: see `sampling.sample`.
+    """
+    thoughts, after_BxPxRxD = rollout(params, cache, key, thinker, segment_BxT, index_BxP)
+    mixed = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thinker.thought)
+    return NextToken(mixed[0], thoughts.tokens_BxPxRxK, mixed[1])
 
 
 def mixed_log_probs(
@@ -37,30 +73,23 @@ def think(
     params: Params,
     tokens_BxT: jax.Array,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Text pass, then a thought and its mixed prediction at the chosen positions, all cached.
+) -> tuple[NextToken, jax.Array]:
+    """Read a text, then predict the next token after thoughts at the chosen positions.
 
-    Args: as of `sample_thoughts`.
+    Args: as for `sampling.sample`.
 
     Returns:
-      mixed log-probabilities of the next token [B, P, R, V] float32, base logits [B, P, V] float32,
-      thought tokens [B, P, R, K], mixing weights [B, P, R]. Holds V: for reading few positions.
+      The prediction, and the logits of the plain one, float32 [B, P, V].
     """
-    hidden_BxTxD, (text_key, text_value) = decoder.text_forward(
-        params["lm"], tokens_BxT, model, segment_BxT
-    )
-    text = TextCache(text_key, text_value, segment_BxT)
-    tokens, _, after_BxPxRxD = rollout(params, text, key, model, thought, index_BxP, finish=True)
-    assert after_BxPxRxD is not None  # finished
+    hidden_BxTxD, cache = decoder.text_forward(params["lm"], tokens_BxT, thinker.model, segment_BxT)
     base_BxPxD = hidden_BxTxD
     if index_BxP is not None:
         base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-    mixed, weight = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thought)
-    return mixed, decoder.head_logits(params["lm"], base_BxPxD), tokens, weight
+    following = after_thoughts(params, cache, base_BxPxD, key, thinker, segment_BxT, index_BxP)
+    return following, decoder.head_logits(params["lm"], base_BxPxD)
 
 
 def predict_at(
@@ -85,7 +114,6 @@ def predict_at(
         hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
         return jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxPxD)), None
     assert keys_BxPxR is not None
-    mixed, logits_BxPxV, _, _ = think(
-        params, tokens_BxT, keys_BxPxR, model, thought, segment_BxT, index_BxP
-    )
-    return jax.nn.log_softmax(logits_BxPxV), mixed
+    thinker = Thinker(model, thought)
+    following, logits_BxPxV = think(params, tokens_BxT, keys_BxPxR, thinker, segment_BxT, index_BxP)
+    return jax.nn.log_softmax(logits_BxPxV), following.log_prob_BxPxRxV

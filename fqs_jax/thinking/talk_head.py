@@ -1,4 +1,4 @@
-"""The talk head: how much the prediction after a thought counts beside the plain one, and how.
+"""The talk head, which weighs the prediction after a thought against the plain one.
 
 Three layers read the final-norm hidden states without and with the thought and give one number, the
 score. `linear` takes it as the weight, unbounded, and mixes hidden states (published: Quiet-STaR,

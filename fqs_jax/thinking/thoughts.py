@@ -21,54 +21,43 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax.model import decoder
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking import sampling
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.thinking.keys import thought_keys
 from fqs_jax.thinking.positions import Positions
-from fqs_jax.thinking.sampling import TextCache, rollout
-from fqs_jax.thinking.scoring import Text, read_text, score_blocks
+from fqs_jax.thinking.sampling import Thoughts
+from fqs_jax.thinking.scoring import BlockScores, Text, read_text, score_blocks
 
 
 class Scores(NamedTuple):
-    """What one packed pass reads off.
+    """Scores of a text and of the thought blocks behind it.
 
-    base_BxT: log p(x_{t+1}) of the plain prediction at t, float32; the last entry is for x_0, wrapped
-    around. The others: see `scoring.BlockScores`.
+    Attributes:
+      base_BxT: log p(x_{t+1}) of the plain prediction at t, float32; the last entry is for x_0,
+        wrapped around.
     """
 
     base_BxT: jax.Array
-    thought_BxPxRxK: jax.Array
-    talk_BxPxRxA: jax.Array
-    mixing_weight_BxPxRxA: jax.Array
-    alone_BxPxRxA: jax.Array | None = None
+    blocks: BlockScores
 
 
 def sample_thoughts(
     params: Params,
     tokens_BxT: jax.Array,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> Thoughts:
     """Phase one: draw R thoughts of K tokens at every chosen text position, without gradient.
 
-    Args:
-      key: for the batch, or one for every block [B, P, R] (`thought_keys`).
-      segment_BxT: document of each token, 0 or False for padding; None = one document a row.
-      index_BxP: text positions at which to think; None = all T.
-
-    Returns:
-      int32 tokens [B, P, R, K] and the entropy (nats) of each draw, same shape.
+    Args: as for `sampling.sample`.
     """
     params = jax.lax.stop_gradient(params)
-    _, (text_key, text_value) = decoder.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
-    text = TextCache(text_key, text_value, segment_BxT)
-    tokens, entropy, _ = rollout(params, text, key, model, thought, index_BxP, finish=False)
-    return tokens, entropy
+    _, cache = decoder.text_forward(params["lm"], tokens_BxT, thinker.model, segment_BxT)
+    return sampling.sample(params, cache, key, thinker, segment_BxT, index_BxP)
 
 
 class Thinking(NamedTuple):
@@ -77,18 +66,16 @@ class Thinking(NamedTuple):
     Rows are sequences; or, where rationales are split, rationales of sequences, with R = 1. `together`
     undoes that.
 
-    index_BxP: text positions of the thoughts; None = all.
+    Attributes:
+      index_BxP: text positions of the thoughts; None = all.
     """
 
-    tokens_BxT: jax.Array
-    segment_BxT: jax.Array | None
     text: Text
     index_BxP: jax.Array | None
-    thought_BxPxRxK: jax.Array
-    entropy_BxPxRxK: jax.Array
+    thoughts: Thoughts
 
 
-# Where to think, from the text's final-norm hidden states [B, T, D].
+# Chooses where to think, from the text's final-norm hidden states [B, T, D].
 Choose = Callable[[jax.Array], Positions]
 
 
@@ -96,40 +83,53 @@ def read_and_think(
     params: Params,
     tokens_BxT: jax.Array,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     segment_BxT: jax.Array | None = None,
     row_B: jax.Array | None = None,
     split_rationales: bool = False,
     choose: Choose | None = None,
+    packed: bool = False,
 ) -> tuple[Thinking, Positions | None]:
-    """The differentiable text pass, and phase one behind it; see `sample_and_score`."""
-    B, T = tokens_BxT.shape
-    R = thought.rationales
-    if split_rationales:
-        tokens_BxT = sharding.constrain(jnp.repeat(tokens_BxT, R, axis=0), "B T")
-        if segment_BxT is not None:
-            segment_BxT = sharding.constrain(jnp.repeat(segment_BxT, R, axis=0), "B T")
-        thought = dataclasses.replace(thought, rationales=1)
-    text = read_text(params, tokens_BxT, model, segment_BxT)
+    """The differentiable text pass, and phase one behind it.
 
-    where, index_BxP = None, None
-    where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
+    Args:
+      segment_BxT, packed: see `decoder.text_forward`. row_B: see `thought_keys`.
+      split_rationales: make the rationales of a sequence rows of their own, so that more devices
+        than sequences can share the work; each reads the text again. The result is the same.
+      choose: chooses the positions; None = all.
+
+    Returns:
+      What was read and thought, and the chosen positions; None for all.
+    """
+    B, T = tokens_BxT.shape
+    R = thinker.thought.rationales
+    if split_rationales:
+        tokens_BxT = _repeated(tokens_BxT, R)
+        segment_BxT = None if segment_BxT is None else _repeated(segment_BxT, R)
+        thought = dataclasses.replace(thinker.thought, rationales=1)
+        thinker = dataclasses.replace(thinker, thought=thought)
+    text = read_text(params, tokens_BxT, thinker.model, segment_BxT, packed)
+
+    positions, index_BxP = None, None
+    position_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
     if choose is not None:
         # All rationales of a sequence think at the same positions.
         hidden_BxTxD = jax.lax.stop_gradient(text.hidden_BxTxD)
-        where = choose(hidden_BxTxD.reshape(B, -1, T, model.width)[:, 0])
-        where_BxP = index_BxP = where.index_BxP
-    keys = thought_keys(key, where_BxP, R, row_B)
+        positions = choose(hidden_BxTxD.reshape(B, -1, T, thinker.model.width)[:, 0])
+        position_BxP = index_BxP = positions.index_BxP
+    keys = thought_keys(key, position_BxP, R, row_B)
     if split_rationales:
         keys = jnp.moveaxis(keys, 2, 1).reshape(B * R, -1, 1)
-        if index_BxP is not None:
-            index_BxP = sharding.constrain(jnp.repeat(index_BxP, R, axis=0), "B .")
+        index_BxP = None if index_BxP is None else _repeated(index_BxP, R, "B .")
 
-    frozen = jax.lax.stop_gradient((params, text.key_LxBxTxGxH, text.value_LxBxTxGxH))
-    cache = TextCache(*frozen[1:], segment_BxT)
-    drawn, entropy, _ = rollout(frozen[0], cache, keys, model, thought, index_BxP, finish=False)
-    return Thinking(tokens_BxT, segment_BxT, text, index_BxP, drawn, entropy), where
+    params, cache = jax.lax.stop_gradient((params, text.cache))
+    thoughts = sampling.sample(params, cache, keys, thinker, segment_BxT, index_BxP)
+    return Thinking(text, index_BxP, thoughts), positions
+
+
+def _repeated(x_BxTx: jax.Array, rationales: int, axes: str = "B T") -> jax.Array:
+    """Each row once for every rationale, [B * R, T, ...]."""
+    return sharding.constrain(jnp.repeat(x_BxTx, rationales, axis=0), axes)
 
 
 def together(x: jax.Array, rationales: int) -> jax.Array:
@@ -143,56 +143,30 @@ def sample_and_score(
     params: Params,
     tokens_BxT: jax.Array,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     segment_BxT: jax.Array | None = None,
     row_B: jax.Array | None = None,
-    split_rationales: bool = False,
-    choose: Choose | None = None,
-) -> tuple[Scores, jax.Array, Positions | None]:
-    """Both phases.
-
-    Args:
-      row_B: see `thought_keys`.
-      choose: where to think; None = everywhere.
-      split_rationales: let the rationales of a sequence be rows of their own, so that more devices
-        than sequences can share the work; each reads the text again. The result is the same.
-
-    Returns:
-      The scores, the entropy (nats) of each draw [B, P, R, K], and where was thought.
-    """
-    B, T = tokens_BxT.shape
-    R = thought.rationales
-    thinking, where = read_and_think(
-        params, tokens_BxT, key, model, thought, segment_BxT, row_B, split_rationales, choose
+    packed: bool = False,
+) -> Scores:
+    """Both phases; see `read_and_think`."""
+    thinking, _ = read_and_think(
+        params, tokens_BxT, key, thinker, segment_BxT, row_B, packed=packed
     )
-    blocks = score_blocks(
-        params,
-        thinking.text,
-        thinking.tokens_BxT,
-        thinking.thought_BxPxRxK,
-        model,
-        thought,
-        thinking.segment_BxT,
-        thinking.index_BxP,
-    )
-    base_BxT = thinking.text.log_prob_BxT.reshape(B, -1, T)[:, 0]
-    scores = Scores(base_BxT, *jax.tree.map(lambda x: together(x, R), blocks))
-    return scores, together(thinking.entropy_BxPxRxK, R), where
+    drawn_BxTxRxK = thinking.thoughts.tokens_BxPxRxK
+    blocks = score_blocks(params, thinking.text, drawn_BxTxRxK, thinker)
+    return Scores(thinking.text.log_prob_BxT, blocks)
 
 
 def score_thoughts(
     params: Params,
     tokens_BxT: jax.Array,
     thought_BxPxRxK: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     segment_BxT: jax.Array | None = None,
     index_BxP: jax.Array | None = None,
 ) -> Scores:
     """Phase two: one differentiable pass over the text and one over all thought blocks behind it."""
-    text = read_text(params, tokens_BxT, model, segment_BxT)
-    blocks = score_blocks(
-        params, text, tokens_BxT, thought_BxPxRxK, model, thought, segment_BxT, index_BxP
+    text = read_text(params, tokens_BxT, thinker.model, segment_BxT)
+    return Scores(
+        text.log_prob_BxT, score_blocks(params, text, thought_BxPxRxK, thinker, index_BxP)
     )
-    return Scores(text.log_prob_BxT, *blocks)

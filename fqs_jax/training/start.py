@@ -20,6 +20,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking import parameters
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.step import Program, State
@@ -70,14 +71,14 @@ def starting_params(run: Run, recipe: Recipe) -> Params:
         params = source.initial_params(run.root, config, recipe.model, run.mesh)
     else:
         params, _ = loading.load_stage(run.root, start, run.command(start), mesh=run.mesh)
-    how = recipe.thought
-    if how is None:
+    if recipe.thought is None:
         return {"lm": params["lm"]}
+    thinker = Thinker(recipe.model, recipe.thought)
     marks = source.mark_ids(config, run.tokenizer)
     key = jax.random.fold_in(step_lib.stage_key(recipe), _INIT)
 
     def thought(embed: Params, old: Params | None) -> Params:
-        fresh = parameters.init(recipe.model, how, {"embed": embed}, key, *marks)
+        fresh = parameters.init(thinker, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
         kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
@@ -87,7 +88,7 @@ def starting_params(run: Run, recipe: Recipe) -> Params:
             kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
         return kept
 
-    abstract = objective.abstract_params(recipe.model, how)
+    abstract = objective.abstract_params(recipe.model, recipe.thought)
     shardings = placement.of_parameters(abstract, run.mesh)["thought"]
     made = jax.jit(thought, out_shardings=shardings)(params["lm"]["embed"], params.get("thought"))
     return {**params, "thought": made}

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax.model import decoder, vocab
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives.distillation import Arrays
 from fqs_jax.thinking import keys as keys_lib
 from fqs_jax.thinking import sampling, talk_head, thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.thinking.prediction import mixed_log_probs
 
 
@@ -26,22 +25,21 @@ def label_log_probs(
     params: Params,
     batch: batch_lib.Batch,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
     """{"teacher_log_prob": log p(x_{t+1}) [B, T - 1]}, its probability the mean over thoughts."""
     del arrays
-    scores, *_ = thoughts.sample_and_score(
+    scores = thoughts.sample_and_score(
         params,
         batch["tokens"],
         key,
-        model,
-        thought,
+        thinker,
         batch_lib.segments(batch),
         batch["row"],
+        packed="segment" in batch,
     )
-    log_prob_BxTxR = scores.talk_BxPxRxA[:, :-1, :, 0]
+    log_prob_BxTxR = scores.blocks.talk_BxPxRxA[:, :-1, :, 0]
     return {"teacher_log_prob": talk_head.mean_log_probs(log_prob_BxTxR, axis=-1)}
 
 
@@ -49,8 +47,7 @@ def predictions(
     params: Params,
     batch: batch_lib.Batch,
     key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
     """What distillation keeps of rows [B, ...] (`distillation.teacher_arrays`).
@@ -59,18 +56,17 @@ def predictions(
     """
     tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
     lm = params["lm"]
-    base_BxTxD, (text_key, text_value) = decoder.text_forward(lm, tokens_BxT, model, segment_BxT)
-    where_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-    keys_BxTxR = keys_lib.thought_keys(key, where_BxT, thought.rationales, batch["row"])
-    text = sampling.TextCache(text_key, text_value, segment_BxT)
-    _, _, after_BxTxRxD = sampling.rollout(
-        params, text, keys_BxTxR, model, thought, None, finish=True
+    base_BxTxD, cache = decoder.text_forward(
+        lm, tokens_BxT, thinker.model, segment_BxT, packed="segment" in batch
     )
+    position_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
+    keys_BxTxR = keys_lib.thought_keys(key, position_BxT, thinker.thought.rationales, batch["row"])
+    _, after_BxTxRxD = sampling.rollout(params, cache, keys_BxTxR, thinker, segment_BxT)
     shape, _ = arrays.get("teacher_ids", ((0,), None))
 
     def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
         after, following = others
-        mixed, _ = mixed_log_probs(params, base[:, :, None], after, thought)
+        mixed, _ = mixed_log_probs(params, base[:, :, None], after, thinker.thought)
         log_p = talk_head.mean_log_probs(mixed, axis=2)
         plain = jax.nn.softmax(decoder.head_logits(lm, base))
         said = {
@@ -82,7 +78,8 @@ def predictions(
             said["teacher_log_probs"], said["teacher_ids"] = jax.lax.top_k(log_p, top_k)
         return {name: said[name] for name in arrays}
 
-    chunk = model.vocab_chunk and max(1, model.vocab_chunk // thought.rationales)
+    chunk = thinker.model.vocab_chunk
+    chunk = chunk and max(1, chunk // thinker.thought.rationales)
     others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
     said = vocab.by_chunks(read, chunk, base_BxTxD, others)
     return said | {"teacher_log_prob": said["teacher_log_prob"][:, :-1]}

@@ -22,6 +22,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, loading, record, source
 from fqs_jax.runtime import agreement, files, processes, sharding
 from fqs_jax.runtime.progress import Progress
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.training.start import RESUME, Batches, Run
 from fqs_jax.training.teacher import label_log_probs, predictions
 
@@ -50,9 +51,9 @@ def score_rows(
     agreement.on_main(lambda: _check_identity(folder, identity))
     key = jax.random.key(recipe.seed)
     arrays = objective.teacher_arrays(recipe)
-    params, model, mesh = teacher.params, teacher.model, teacher.mesh
-    thought, steps = teacher.thought, recipe.stage.steps
-    assert thought is not None  # a teacher thinks
+    params, mesh, steps = teacher.params, teacher.mesh, recipe.stage.steps
+    assert teacher.thought is not None  # a teacher thinks
+    thinker = Thinker(teacher.model, teacher.thought)
     shape = (dataset.batch_size, dataset.seq_len)
     leaf = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding.rows(shape, mesh))
     rows = sharding.local_rows(leaf)
@@ -65,7 +66,7 @@ def score_rows(
         step_key = jax.random.fold_in(key, step)
 
         in_microbatches = microbatch(
-            lambda part: score_part(params, part, step_key, model, thought, arrays),
+            lambda part: score_part(params, part, step_key, thinker, arrays),
             argnums=0,
             microbatch_size=dataset.batch_size // recipe.microbatches,
             accumulator=AccumulationType.CONCAT,

@@ -12,6 +12,7 @@ from fqs_jax import huggingface
 from fqs_jax.inference import generation, readings
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking.config import Thinker
 from fqs_jax.thinking.keys import thought_keys
 from fqs_jax.thinking.prediction import think
 from tests.tiny_runs import clock_config, hf_folder, save_stage
@@ -146,8 +147,8 @@ def test_thoughts_are_thought_one_position_after_another(place, manager):
     @jax.jit
     def at(params, row, mask, index, number):
         keys = thought_keys(jax.random.key(5), index, 1, number)
-        mixed, *_ = think(params, row, keys, model.model, model.thought, mask, index)
-        return mixed[0, 0, 0]
+        following, _ = think(params, row, keys, Thinker(model.model, model.thought), mask, index)
+        return following.log_prob_BxPxRxV[0, 0, 0]
 
     documents = [json.loads(line) for line in (place / "tasks" / "test.jsonl").open()]
     number = 0

@@ -14,7 +14,7 @@ from fqs_jax.inference import readings
 from fqs_jax.inference.readings import Request
 from fqs_jax.model import decoder
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.keys import thought_keys
 from fqs_jax.thinking.prediction import think
 from tests.tiny_models import MASKED_IDS, VOCAB, model_config, random_params
@@ -80,8 +80,8 @@ def _at(params, tokens, mask, index, number, model, thought):
         logits = decoder.logits(params["lm"], tokens, model, mask)
         return jax.nn.log_softmax(logits[0, index[0, 0]])
     keys = thought_keys(jax.random.key(SEED), index, thought.rationales, number[None])
-    mixed, *_ = think(params, tokens, keys, model, thought, mask, index)
-    return jax.nn.logsumexp(mixed[0, 0], axis=0) - jnp.log(thought.rationales)
+    following, _ = think(params, tokens, keys, Thinker(model, thought), mask, index)
+    return jax.nn.logsumexp(following.log_prob_BxPxRxV[0, 0], axis=0) - jnp.log(thought.rationales)
 
 
 @pytest.mark.parametrize("thinks, window", [(True, 9), (False, 9), (False, None)])

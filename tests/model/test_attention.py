@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.model import attention, attention_cudnn, attention_splash
-from fqs_jax.objectives import quiet_star
+from fqs_jax.model import attention, attention_cudnn, attention_splash, attention_xla
+from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.planning import topologies
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from tests import tiny_models
 
 B, N, G, H = 2, 4, 2, 8
@@ -36,7 +36,7 @@ def segments(kind: str, length: int) -> jax.Array | None:
     place = np.arange(length)
     if kind == "padded":
         return jnp.asarray(place < np.array([[length], [length // 2 + 1]]))
-    return jnp.asarray([place * 3 // length, place // (length - 5)], jnp.int32)
+    return 1 + jnp.asarray([place * 3 // length, place // (length - 5)], jnp.int32)
 
 
 def read(kind: str, length: int) -> np.ndarray:
@@ -130,8 +130,8 @@ def test_the_thinking_loss_is_the_same(packed: bool) -> None:
     def run(backend: str) -> Any:
         model = dataclasses.replace(plain, attention=backend)
         loss = jax.value_and_grad(quiet_star.quiet_star_loss, has_aux=True)
-        return jax.jit(loss, static_argnums=(3, 4, 5))(
-            params, batch, jax.random.key(0), model, thought, config
+        return jax.jit(loss, static_argnums=(3, 4))(
+            params, batch, jax.random.key(0), Thinker(model, thought), config
         )
 
     (found, metrics), gradients = run("splash")
@@ -190,12 +190,34 @@ def test_cudnn_is_asked_for_the_same(window: int | None, kind: str) -> None:
 
 def test_what_cudnn_does_not_take_goes_to_xla() -> None:
     half = random(B, 8, N, 64, dtype="bfloat16")
-    assert attention_cudnn.supports(half, None)
-    assert attention_cudnn.supports(half, segments("padded", 8))
-    assert not attention_cudnn.supports(half, segments("packed", 8))
-    assert not attention_cudnn.supports(half.astype(jnp.float32), None)
-    assert not attention_cudnn.supports(random(B, 8, N, 256, dtype="bfloat16"), None)
-    assert not attention_cudnn.supports(random(B, 8, N, 20, dtype="bfloat16"), None)
+    assert attention_cudnn.supports(half, packed=False)
+    assert not attention_cudnn.supports(half, packed=True)
+    assert not attention_cudnn.supports(half.astype(jnp.float32), packed=False)
+    assert not attention_cudnn.supports(random(B, 8, N, 256, dtype="bfloat16"), packed=False)
+    assert not attention_cudnn.supports(random(B, 8, N, 20, dtype="bfloat16"), packed=False)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_only_rows_of_one_document_go_to_cudnn(
+    monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """A padded batch does, a packed one does not; cuDNN has no way to keep its documents apart."""
+    calls = []
+
+    def fake(*arguments: Any) -> jax.Array:
+        calls.append(arguments)
+        return attention_xla.causal(*arguments)
+
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setattr(attention_cudnn, "causal", fake)
+    tokens, mask = tiny_models.texts((11, 7), 11)
+    batch = {"tokens": tokens, "mask": mask}
+    if packed:
+        batch["segment"] = jnp.where(mask, 1 + (jnp.arange(11) >= 4), 0).astype(jnp.int32)
+    model = tiny_models.model_config(attention="cudnn", dtype="bfloat16")
+    params = tiny_models.random_params(model)
+    jax.eval_shape(lambda p: plain.next_token_loss(p, batch, jax.random.key(0), model), params)
+    assert bool(calls) != packed
 
 
 @pytest.mark.parametrize(("device", "backend"), [("tpu", "splash"), ("gpu", "xla"), ("cpu", "xla")])

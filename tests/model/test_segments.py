@@ -17,7 +17,7 @@ from fqs_jax.objectives.distillation import DistillConfig
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from tests.tiny_models import VOCAB, model_config, random_params
 
 LENGTHS = (6, 4)
@@ -51,21 +51,20 @@ def test_scores_of_packed_documents(window: int | None) -> None:
     """Plain and mixed predictions and thoughts; of talk steps those whose target is in the document."""
     model = model_config(sliding_window=window)
     params = random_params(model)
-    score = jax.jit(thoughts.score_thoughts, static_argnames=("model", "thought"))
+    score = jax.jit(thoughts.score_thoughts, static_argnames="thinker")
     one, two = packed(), apart()
     drawn_one = np.concatenate([*DRAWN, np.zeros((2, 2, 2), np.int32)])[None]
     drawn_two = np.zeros((2, 12, 2, 2), np.int32)
     drawn_two[np.asarray(two["mask"])] = np.concatenate(DRAWN)
-    together = score(
-        params, one["tokens"], drawn_one, model=model, thought=THOUGHT, segment_BxT=one["segment"]
-    )
-    alone = score(
-        params, two["tokens"], drawn_two, model=model, thought=THOUGHT, segment_BxT=two["mask"]
-    )
+    thinker = Thinker(model, THOUGHT)
+    together = score(params, one["tokens"], drawn_one, thinker=thinker, segment_BxT=one["segment"])
+    alone = score(params, two["tokens"], drawn_two, thinker=thinker, segment_BxT=two["mask"])
     for row, (start, length) in enumerate(((0, 6), (6, 4))):
         here = slice(start, start + length)
         np.testing.assert_allclose(
-            together.thought_BxPxRxK[0, here], alone.thought_BxPxRxK[row, :length], atol=2e-5
+            together.blocks.thought_BxPxRxK[0, here],
+            alone.blocks.thought_BxPxRxK[row, :length],
+            atol=2e-5,
         )
         before_last = slice(start, start + length - 1)
         np.testing.assert_allclose(
@@ -73,8 +72,8 @@ def test_scores_of_packed_documents(window: int | None) -> None:
         )
         for s in range(THOUGHT.n_ahead_talk):
             np.testing.assert_allclose(
-                together.talk_BxPxRxA[0, start : start + length - 1 - s, :, s],
-                alone.talk_BxPxRxA[row, : length - 1 - s, :, s],
+                together.blocks.talk_BxPxRxA[0, start : start + length - 1 - s, :, s],
+                alone.blocks.talk_BxPxRxA[row, : length - 1 - s, :, s],
                 atol=2e-5,
             )
 
@@ -128,8 +127,7 @@ def test_a_thinking_step_learns_nothing_across_documents() -> None:
             params,
             batch | {"tokens": tokens},
             jax.random.key(0),
-            model,
-            THOUGHT,
+            Thinker(model, THOUGHT),
             QuietStarConfig(policy_weight=0.0),
         )[0]
 

@@ -12,7 +12,7 @@ import pytest
 
 from fqs_jax.objectives import accumulation, quiet_star
 from fqs_jax.objectives.thought_losses import QuietStarConfig
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from tests.tiny_models import model_config, random_params, texts
 
 TOKENS, MASK = texts((7, 5), 7)
@@ -50,7 +50,12 @@ def test_positions_in_chunks(remat: str, split: bool) -> None:
     def step(position_chunk: int) -> Any:
         how = dataclasses.replace(model, position_chunk=position_chunk)
         loss = lambda p: quiet_star.quiet_star_loss(  # noqa: E731
-            p, batch, jax.random.key(0), how, thought, QuietStarConfig(policy_weight=2.0), split
+            p,
+            batch,
+            jax.random.key(0),
+            Thinker(how, thought),
+            QuietStarConfig(policy_weight=2.0),
+            split,
         )
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 

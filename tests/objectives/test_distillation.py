@@ -24,7 +24,7 @@ from fqs_jax.reporting import page
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.training import teacher, teacher_scores
 from tests import reference
 from tests.objectives.test_losses import student_logits
@@ -261,7 +261,7 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
         arrays = distillation.teacher_arrays(DistillConfig(**config), 5, VOCAB)
         hinge = list(arrays) == ["teacher_log_prob"]
         how = teacher.label_log_probs if hinge else teacher.predictions
-        said = jax.jit(lambda p: how(p, data, KEY, model, thought, arrays))(params)
+        said = jax.jit(lambda p: how(p, data, KEY, Thinker(model, thought), arrays))(params)
         assert {name: (x.shape[1:], x.dtype) for name, x in said.items()} == arrays
         return {name: np.asarray(x) for name, x in said.items()}
 

@@ -17,8 +17,9 @@ from fqs_jax.objectives.batch import Batch, masked_mean, talk_targets
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig, thought_losses
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.positions import Positions, choose
+from fqs_jax.thinking.scoring import BlockScores
 from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.parity import thinking_step
@@ -46,21 +47,21 @@ def random_scores(B: int, T: int, R: int, K: int, A: int) -> Scores:
     rng = np.random.default_rng(0)
     shapes = ((B, T), (B, T, R, K), (B, T, R, A))
     base, drawn, talk = (jnp.asarray(-rng.exponential(2.0, s), jnp.float32) for s in shapes)
-    return Scores(base, drawn, talk, mixing_weight_BxPxRxA=jnp.zeros((B, T, R, A)))
+    return Scores(base, BlockScores(drawn, talk, mixing_weight_BxPxRxA=jnp.zeros((B, T, R, A))))
 
 
 def losses_of(scores: Scores, target: jax.Array, config: QuietStarConfig) -> Any:
     """Rows that are one document each, of which `target` is predicted."""
     data = {"target": target, "mask": jnp.ones_like(target)}
-    talk_steps = scores.talk_BxPxRxA.shape[-1]
+    talk_steps = scores.blocks.talk_BxPxRxA.shape[-1]
     return thought_losses(scores, talk_targets(data, talk_steps), config)
 
 
 def slow_scores(scores: Scores) -> dict[str, Any]:
     return {
         "base_log_prob_BxT": np.asarray(scores.base_BxT),
-        "thought_log_prob_BxTxRxK": np.asarray(scores.thought_BxPxRxK),
-        "talk_log_prob_BxTxRxA": np.asarray(scores.talk_BxPxRxA),
+        "thought_log_prob_BxTxRxK": np.asarray(scores.blocks.thought_BxPxRxK),
+        "talk_log_prob_BxTxRxA": np.asarray(scores.blocks.talk_BxPxRxA),
     }
 
 
@@ -79,15 +80,18 @@ def test_thought_losses_equal_their_slow_definition(R: int, A: int, advantage: s
     stretch = 1.0 if clip or R == 1 else R / (R - 1)
     nll, policy = slow["nll"], slow["policy"] * stretch
     np.testing.assert_allclose(ours.base, slow["base"], rtol=1e-5)
-    np.testing.assert_allclose(ours.talk, np.mean(slow["talk"]), rtol=1e-5)
+    np.testing.assert_allclose(ours.blocks.talk, np.mean(slow["talk"]), rtol=1e-5)
     np.testing.assert_allclose(
         ours.total(dataclasses.replace(config, policy_weight=0.0)), nll, rtol=1e-5
     )
-    np.testing.assert_allclose(ours.policy, policy, rtol=1e-5)
+    np.testing.assert_allclose(ours.blocks.policy, policy, rtol=1e-5)
     np.testing.assert_allclose(ours.total(config), nll + 7.0 * policy, rtol=1e-5)
-    rewarded = np.asarray(ours.rewarded_BxP[0])
+    rewarded = np.asarray(ours.blocks.rewarded_BxP[0])
     assert rewarded.tolist() == [True] * (9 - 1 - A) + [False] * (1 + A)
-    reward, gained = (np.asarray(x)[..., rewarded] for x in (ours.reward, ours.advantage))
+    reward, gained = (
+        np.asarray(x)[..., rewarded]
+        for x in (ours.blocks.reward_BxRxP, ours.blocks.advantage_BxRxP)
+    )
     np.testing.assert_allclose(reward, slow["reward_BxRxT"], rtol=1e-5, atol=1e-6)
     advantages = stretch * slow["advantage_BxRxT"]
     np.testing.assert_allclose(gained, advantages, rtol=1e-5, atol=1e-5)
@@ -99,8 +103,10 @@ def test_leave_one_out_is_the_distance_to_the_others() -> None:
     mask = jnp.ones((2, 6), bool)
     ours = losses_of(random_scores(2, 6, 4, 1, 2), mask, config)
     for r in range(4):
-        others = np.mean(np.delete(ours.reward, r, axis=1), axis=1)
-        np.testing.assert_allclose(ours.advantage[:, r], ours.reward[:, r] - others, atol=1e-5)
+        others = np.mean(np.delete(ours.reward_BxRxP, r, axis=1), axis=1)
+        np.testing.assert_allclose(
+            ours.advantage_BxRxP[:, r], ours.reward_BxRxP[:, r] - others, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("advantage", ["clipped", "leave_one_out"])
@@ -109,12 +115,14 @@ def test_only_drawn_tokens_learn_from_the_policy_loss(advantage: str) -> None:
     config = QuietStarConfig(advantage=advantage)
     B, T, R, K, A = 2, 7, 3, 2, 2
     scores, target = random_scores(B, T, R, K, A), batch()["target"]
-    gradient = jax.grad(lambda s: losses_of(s, target, config).policy)(scores)
-    advantages = np.asarray(losses_of(scores, target, config).advantage)[..., : T - 1 - A]
+    gradient = jax.grad(lambda s: losses_of(s, target, config).blocks.policy)(scores)
+    advantages = np.asarray(losses_of(scores, target, config).blocks.advantage_BxRxP)[
+        ..., : T - 1 - A
+    ]
     expected = np.zeros((B, T, R, K))
     expected[:, : T - 1 - A] = -np.moveaxis(advantages, 1, 2)[..., None] / advantages.size / K
-    np.testing.assert_allclose(gradient.thought_BxPxRxK, expected, rtol=1e-5)
-    assert not gradient.base_BxT.any() and not gradient.talk_BxPxRxA.any()
+    np.testing.assert_allclose(gradient.blocks.thought_BxPxRxK, expected, rtol=1e-5)
+    assert not gradient.base_BxT.any() and not gradient.blocks.talk_BxPxRxA.any()
 
 
 @pytest.mark.parametrize("advantage", ["clipped", "leave_one_out"])
@@ -123,10 +131,12 @@ def test_a_constant_for_all_rationales_changes_no_advantage(advantage: str) -> N
     scores, target = random_scores(2, 7, 2, 2, 2), jnp.ones((2, 7), bool)
     shifted = scores._replace(base_BxT=scores.base_BxT - jnp.arange(14.0).reshape(2, 7))
     before, after = (losses_of(s, target, config) for s in (scores, shifted))
-    moved = np.abs(after.reward - before.reward)[..., : 7 - 1 - 2]
+    moved = np.abs(after.blocks.reward_BxRxP - before.blocks.reward_BxRxP)[..., : 7 - 1 - 2]
     assert np.min(moved) > 0.5
-    np.testing.assert_allclose(before.advantage, after.advantage, atol=1e-5)
-    np.testing.assert_allclose(before.policy, after.policy, rtol=1e-5)
+    np.testing.assert_allclose(
+        before.blocks.advantage_BxRxP, after.blocks.advantage_BxRxP, atol=1e-5
+    )
+    np.testing.assert_allclose(before.blocks.policy, after.blocks.policy, rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
@@ -136,12 +146,12 @@ def test_text_too_short_to_predict_loses_nothing(length: int) -> None:
     losses = losses_of(random_scores(1, 7, 2, 2, 3), mask, QuietStarConfig())
     assert np.isfinite(losses.total(QuietStarConfig()))
     if length == 1:
-        assert losses.base == losses.talk == losses.policy == 0
+        assert losses.base == losses.blocks.talk == losses.blocks.policy == 0
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def quiet_star_loss(params: Any, data: Any, key: Any, config: QuietStarConfig) -> Any:
-    return quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config)
+    return quiet_star.quiet_star_loss(params, data, key, Thinker(MODEL, THOUGHT), config)
 
 
 def test_quiet_star_loss_and_metrics() -> None:
@@ -198,7 +208,7 @@ def parts_and_gradients(params: Any) -> tuple[Any, Scores, dict[str, Any], dict[
     data = batch(unpredicted=2)
     drawn = np.random.default_rng(0).integers(5, 17, (2, 7, 2, THOUGHT.num_tokens))
     out = thinking_step(
-        params, data, jnp.asarray(drawn), model=MODEL, thought=THOUGHT, config=QuietStarConfig()
+        params, data, jnp.asarray(drawn), thinker=Thinker(MODEL, THOUGHT), config=QuietStarConfig()
     )
     return out[0], out[1], flat(out[2]), flat(out[3])
 
@@ -220,9 +230,11 @@ def test_a_fresh_talk_head_predicts_as_without_thoughts() -> None:
     losses, scores, nll, policy = parts_and_gradients(params)
     for s in range(THOUGHT.n_ahead_talk):
         base = np.roll(scores.base_BxT, -s, axis=1)[..., None]
-        np.testing.assert_allclose(scores.talk_BxPxRxA[..., s], base.repeat(2, -1), atol=1e-5)
-    np.testing.assert_allclose(losses.reward, 0, atol=1e-5)
-    assert abs(losses.policy) < 1e-6
+        np.testing.assert_allclose(
+            scores.blocks.talk_BxPxRxA[..., s], base.repeat(2, -1), atol=1e-5
+        )
+    np.testing.assert_allclose(losses.blocks.reward_BxRxP, 0, atol=1e-5)
+    assert abs(losses.blocks.policy) < 1e-6
     assert max(np.abs(gradient).max() for gradient in policy.values()) < 1e-6
     for path, gradient in nll.items():
         idle = path.startswith("thought/") and path != "thought/talk_head/out/kernel"
@@ -344,7 +356,7 @@ def test_some_positions_estimate_the_loss_and_gradient_of_all(positions: str) ->
 
     def values(key: jax.Array, config: QuietStarConfig) -> jax.Array:
         def loss(p: Any) -> Any:
-            return quiet_star.quiet_star_loss(p, data, key, MODEL, thought, config)
+            return quiet_star.quiet_star_loss(p, data, key, Thinker(MODEL, thought), config)
 
         (total, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
         metrics = metrics_lib.values(metrics)
@@ -377,13 +389,13 @@ def test_some_positions_estimate_every_part_of_the_loss(advantage: str) -> None:
             index = where.index_BxP.reshape(*where.index_BxP.shape, 1, 1)
             return jnp.take_along_axis(x, index, axis=1)
 
-        some = Scores(scores.base_BxT, *jax.tree.map(at, scores[1:]))
+        some = Scores(scores.base_BxT, jax.tree.map(at, scores.blocks))
         losses = thought_losses(some, target, config, None, where)
-        return jnp.stack([losses.base, losses.talk, losses.policy])
+        return jnp.stack([losses.base, losses.blocks.talk, losses.blocks.policy])
 
     everywhere = Positions(jnp.broadcast_to(jnp.arange(9), (2, 9)), jnp.ones((2, 9)))
     whole = thought_losses(scores, target, config)
-    expected = np.array([whole.base, whole.talk, whole.policy])
+    expected = np.array([whole.base, whole.blocks.talk, whole.blocks.policy])
     np.testing.assert_allclose(parts(everywhere), expected, rtol=1e-5)
     keys = jax.random.split(jax.random.key(1), 4000)
     choices = jax.jit(jax.vmap(lambda key: parts(choose(key, worth, 3))))
@@ -399,7 +411,8 @@ def test_positions_do_not_depend_on_how_rows_are_dealt_out() -> None:
 
     @functools.partial(jax.jit, static_argnames="split")
     def metrics(split: bool) -> Any:
-        loss, sums = quiet_star.quiet_star_loss(params, data, key, MODEL, THOUGHT, config, split)
+        thinker = Thinker(MODEL, THOUGHT)
+        loss, sums = quiet_star.quiet_star_loss(params, data, key, thinker, config, split)
         return loss, metrics_lib.values(sums)
 
     together, apart = metrics(False), metrics(True)

@@ -26,6 +26,7 @@ from fqs_jax.reporting.collect import Reading, Report, Settings, Training
 from fqs_jax.reporting.diagnosis import Thought, Token
 from fqs_jax.runs import folders, history, loading
 from fqs_jax.thinking import prediction
+from fqs_jax.thinking.config import Thinker
 from tests.tiny_runs import (
     clock_config,
     hf_folder,
@@ -130,8 +131,8 @@ def test_gains_are_those_of_the_cached_way_of_thinking(root, report):
         tokens_BxT = jnp.zeros((8, 32), jnp.int32).at[d % 8, : len(ids)].set(jnp.array(ids))
         mask_BxT = jnp.zeros((8, 32), bool).at[d % 8, : len(ids)].set(True)
         key = jax.random.fold_in(jax.random.key(0), d // 8)
-        mixed, base_BxPxV, drawn, weight = prediction.think(
-            loaded.params, tokens_BxT, key, loaded.model, thought, mask_BxT
+        (mixed, drawn, weight), base_BxPxV = prediction.think(
+            loaded.params, tokens_BxT, key, Thinker(loaded.model, thought), mask_BxT
         )
         base_BxPxV = jax.nn.log_softmax(base_BxPxV)
         for t, token in enumerate(document, start=opening - 1):

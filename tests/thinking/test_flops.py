@@ -21,7 +21,7 @@ from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import flops, thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.training import teacher
 from tests.jaxprs import matmul_flops
 from tests.tiny_models import model_config, random_params, texts
@@ -100,7 +100,7 @@ def test_sampling(thought: ThoughtConfig, positions: int | None) -> None:
     K, R, P = thought.num_tokens, thought.rationales, positions or T
     index = None if positions is None else jnp.zeros((B, P), jnp.int32)
     traced = matmul_flops(
-        lambda p: thoughts.sample_thoughts(p, TOKENS, KEY, model, thought, MASK, index),
+        lambda p: thoughts.sample_thoughts(p, TOKENS, KEY, Thinker(model, thought), MASK, index),
         random_params(model),
     )
     in_vain = masked_slots(model, K)
@@ -116,7 +116,7 @@ def test_scoring(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
     drawn = jnp.zeros((B, T, R, K), jnp.int32)
     traced = matmul_flops(
-        lambda p: thoughts.score_thoughts(p, TOKENS, drawn, model, thought, MASK),
+        lambda p: thoughts.score_thoughts(p, TOKENS, drawn, Thinker(model, thought), MASK),
         random_params(model),
     )
     in_vain = R * T * M * masked_slots(model, M)
@@ -132,13 +132,15 @@ def test_a_thinking_step(
     R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
     config = QuietStarConfig(reward=reward, post_thought_weight=float(reward == "post_thought"))
     traced = matmul_flops(
-        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        gradient(
+            lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, Thinker(model, thought), config)
+        ),
         random_params(model),
     )
     in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
     again = M * (scores_again(model, (T + 1) / 2) + scores_again(model, M))
     in_vain = R * (in_vain + again) + scores_again(model, (T + 1) / 2)
-    counted = flops.quiet_star_step(model, thought, B, T, alone=config.reads_alone)
+    counted = flops.quiet_star_step(model, thought, B, T, thought_only=config.reads_thought_only)
     assert traced == counted + B * T * in_vain
 
 
@@ -148,7 +150,9 @@ def test_thoughts_that_are_not_sampled_cost_their_scoring_alone(thought: Thought
     M = thought.num_slots
     config = QuietStarConfig(policy_weight=0.0)
     traced = matmul_flops(
-        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        gradient(
+            lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, Thinker(model, thought), config)
+        ),
         params,
     )
     in_vain = flops.TRAIN * masked_slots(model, M)
@@ -164,7 +168,9 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
     config = QuietStarConfig(position_fraction=0.5, positions=positions)
     P = config.num_positions(T)
     traced = matmul_flops(
-        gradient(lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, model, thought, config)),
+        gradient(
+            lambda p: quiet_star.quiet_star_loss(p, BATCH, KEY, Thinker(model, thought), config)
+        ),
         random_params(model),
     )
     # Chosen positions look at all of the text, later keys masked.
@@ -187,7 +193,7 @@ def test_asking_a_teacher(model: config_lib.ModelConfig, thought: ThoughtConfig)
     arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}
     batch = BATCH | {"row": jnp.arange(B)}
     traced = matmul_flops(
-        lambda p: teacher.predictions(p, batch, KEY, model, thought, arrays),
+        lambda p: teacher.predictions(p, batch, KEY, Thinker(model, thought), arrays),
         with_pause(random_params(model)),
     )
     slots = thought.num_tokens + 2

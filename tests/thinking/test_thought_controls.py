@@ -24,7 +24,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
 from fqs_jax.thinking import parameters as parameters_lib
 from fqs_jax.thinking import prediction, thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from tests.tiny_models import model_config
 
 B, T, K = 2, 6, 2
@@ -36,7 +36,8 @@ MODEL = model_config(vocab_size=13)
 
 def parameters(thought: ThoughtConfig, model: ModelConfig = MODEL) -> Any:
     lm = decoder.init(model, jax.random.key(0))
-    params = {"lm": lm, "thought": parameters_lib.init(model, thought, lm, jax.random.key(1), 3, 4)}
+    fresh = parameters_lib.init(Thinker(model, thought), lm, jax.random.key(1), 3, 4)
+    params = {"lm": lm, "thought": fresh}
     noise = lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape)  # noqa: E731
     return params | {"thought": jax.tree.map(noise, params["thought"])}
 
@@ -47,7 +48,7 @@ def text() -> jax.Array:
 
 def draw(thought: ThoughtConfig, seed: int = 5) -> tuple[jax.Array, jax.Array]:
     key = jax.random.key(seed)
-    return thoughts.sample_thoughts(parameters(thought), text(), key, MODEL, thought)
+    return thoughts.sample_thoughts(parameters(thought), text(), key, Thinker(MODEL, thought))
 
 
 def test_random_tokens_are_uniform_over_what_may_be_drawn() -> None:
@@ -69,7 +70,7 @@ def test_the_prediction_after_such_a_thought_equals_a_plain_pass_over_it(tokens:
     thought = dataclasses.replace(THOUGHT, tokens=tokens)
     params, data, where = parameters(thought), text(), 3
     key = jax.random.key(7)
-    mixed, _, drawn, weight = prediction.think(params, data, key, MODEL, thought)
+    (mixed, drawn, weight), _ = prediction.think(params, data, key, Thinker(MODEL, thought))
     for r in range(2):
         marks = {name: 2.0 * params["thought"][name] for name in ("start", "end")}
         middle = decoder.embed(params["lm"], drawn[0, where, r], MODEL)
@@ -105,12 +106,12 @@ def plain_pass(lm: Any, embeddings_TxD: jax.Array) -> jax.Array:
 def test_training_and_reading_see_the_same_thoughts(tokens: str) -> None:
     thought = dataclasses.replace(THOUGHT, tokens=tokens)
     params, data, key = parameters(thought), text(), jax.random.key(7)
-    drawn, _ = thoughts.sample_thoughts(params, data, key, MODEL, thought)
-    mixed, _, thought_of, _ = prediction.think(params, data, key, MODEL, thought)
+    drawn, _ = thoughts.sample_thoughts(params, data, key, Thinker(MODEL, thought))
+    (mixed, thought_of, _), _ = prediction.think(params, data, key, Thinker(MODEL, thought))
     np.testing.assert_array_equal(drawn, thought_of)
-    scores = thoughts.score_thoughts(params, data, drawn, MODEL, thought)
+    scores = thoughts.score_thoughts(params, data, drawn, Thinker(MODEL, thought))
     found = jnp.take_along_axis(mixed[:, :-1], data[:, 1:, None, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(scores.talk_BxPxRxA[:, :-1, :, 0], found, atol=2e-5)
+    np.testing.assert_allclose(scores.blocks.talk_BxPxRxA[:, :-1, :, 0], found, atol=2e-5)
 
 
 def test_a_pause_is_learned_and_its_tokens_are_nobodys() -> None:
@@ -121,7 +122,7 @@ def test_a_pause_is_learned_and_its_tokens_are_nobodys() -> None:
 
     def loss(params: Any) -> jax.Array:
         key = jax.random.key(0)
-        return quiet_star.quiet_star_loss(params, batch, key, MODEL, thought, config)[0]
+        return quiet_star.quiet_star_loss(params, batch, key, Thinker(MODEL, thought), config)[0]
 
     gradient = jax.grad(loss)(params)["thought"]["pause"]
     assert float(jnp.linalg.norm(gradient)) > 0
@@ -153,16 +154,16 @@ def numbers(config: QuietStarConfig) -> tuple[Any, Any, Any]:
     """Loss and metrics of sampled thoughts, and the log-probabilities they are made of."""
     params, data, key = parameters(THOUGHT), text(), jax.random.key(9)
     batch = {"tokens": data, "mask": jnp.ones((B, T), bool)}
-    loss, sums = quiet_star.quiet_star_loss(params, batch, key, MODEL, THOUGHT, config)
+    loss, sums = quiet_star.quiet_star_loss(params, batch, key, Thinker(MODEL, THOUGHT), config)
     metrics = metrics_lib.values(sums)
     where_BxP = jnp.broadcast_to(jnp.arange(T), (B, T))
     keys = keys_lib.thought_keys(key, where_BxP, THOUGHT.rationales)
-    drawn, _ = thoughts.sample_thoughts(params, data, keys, MODEL, THOUGHT)
+    drawn, _ = thoughts.sample_thoughts(params, data, keys, Thinker(MODEL, THOUGHT))
     # A weight of all but 1 leaves the thought's own prediction.
     own = jax.tree.map(jnp.copy, params)
     own["thought"]["talk_head"]["out"]["kernel"] *= 0.0
     alone = dataclasses.replace(THOUGHT, mixing_bias=60.0)
-    return loss, metrics, thoughts.score_thoughts(own, data, drawn, MODEL, alone)
+    return loss, metrics, thoughts.score_thoughts(own, data, drawn, Thinker(MODEL, alone))
 
 
 def test_rewards_of_the_post_thought_prediction_equal_their_definition() -> None:
@@ -170,9 +171,9 @@ def test_rewards_of_the_post_thought_prediction_equal_their_definition() -> None
     _, metrics, alone = numbers(config)
     base = np.asarray(alone.base_BxT)
     rewards = [
-        alone.talk_BxPxRxA[b, t, r, 0]
+        alone.blocks.talk_BxPxRxA[b, t, r, 0]
         - base[b, t]
-        + alone.talk_BxPxRxA[b, t, r, 1]
+        + alone.blocks.talk_BxPxRxA[b, t, r, 1]
         - base[b, t + 1]
         for b in range(B)
         for t in range(T - 1 - 2)
@@ -185,11 +186,11 @@ def test_rewards_of_the_post_thought_prediction_equal_their_definition() -> None
 def test_the_post_thought_loss_is_added_with_its_weight() -> None:
     plain, metrics, _ = numbers(QuietStarConfig(policy_weight=0.0))
     more, _, alone = numbers(QuietStarConfig(policy_weight=0.0, post_thought_weight=0.25))
-    target_BxAxT = batch_lib.talk_targets({"mask": jnp.ones((B, T), bool)}, 2)
+    target_BxAxU = batch_lib.talk_targets({"mask": jnp.ones((B, T), bool)}, 2)
     losses = []
     for s in range(2):
-        real = np.asarray(target_BxAxT[:, s])[..., None]
-        nll = -np.asarray(alone.talk_BxPxRxA[:, :-1, :, s])
+        real = np.asarray(target_BxAxU[:, s])[..., None]
+        nll = -np.asarray(alone.blocks.talk_BxPxRxA[:, :-1, :, s])
         losses.append(np.sum(nll * real) / (2 * real.sum()))
     np.testing.assert_allclose(more - plain, 0.25 * np.mean(losses), rtol=1e-4)
     assert float(metrics["nll_mixed"]) != pytest.approx(float(np.mean(losses)), rel=1e-3)

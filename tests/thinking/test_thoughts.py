@@ -14,8 +14,9 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import parameters, prediction, talk_head, thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.parameters import mark
+from fqs_jax.thinking.prediction import NextToken
 from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.tiny_models import (
@@ -123,16 +124,16 @@ class Run:
 
         @jax.jit
         def draw_and_score(params: Params) -> Any:
-            how = (self.model, self.thought, self.mask, self.index)
+            how = (Thinker(self.model, self.thought), self.mask, self.index)
             drawn, entropy = thoughts.sample_thoughts(params, self.tokens, self.key, *how)
             return drawn, entropy, thoughts.score_thoughts(params, self.tokens, drawn, *how)
 
         return jax.tree.map(np.asarray, draw_and_score(self.params))
 
-    def think(self) -> tuple[np.ndarray, ...]:
+    def think(self) -> tuple[NextToken, np.ndarray]:
         @jax.jit
         def think(params: Params) -> Any:
-            how = (self.model, self.thought, self.mask, self.index)
+            how = (Thinker(self.model, self.thought), self.mask, self.index)
             return prediction.think(params, self.tokens, self.key, *how)
 
         return jax.tree.map(np.asarray, think(self.params))
@@ -202,19 +203,25 @@ def check_scores(run: Run, scores: Scores, slow: dict[str, np.ndarray]) -> None:
     seen_BxTxA = defined(run.model, np.asarray(run.mask), run.thought.n_ahead_talk)
     seen_BxPx1xA = run.chosen(seen_BxTxA)[:, :, None]
     close(scores.base_BxT, slow["base_log_prob_BxT"], seen_BxTxA[..., 0])
-    close(scores.thought_BxPxRxK, run.chosen(slow["thought_log_prob_BxTxRxK"]))
-    close(scores.talk_BxPxRxA, run.chosen(slow["talk_log_prob_BxTxRxA"]), seen_BxPx1xA)
-    close(scores.mixing_weight_BxPxRxA, run.chosen(slow["mixing_weight_BxTxRxA"]), seen_BxPx1xA)
+    close(scores.blocks.thought_BxPxRxK, run.chosen(slow["thought_log_prob_BxTxRxK"]))
+    close(scores.blocks.talk_BxPxRxA, run.chosen(slow["talk_log_prob_BxTxRxA"]), seen_BxPx1xA)
+    close(
+        scores.blocks.mixing_weight_BxPxRxA, run.chosen(slow["mixing_weight_BxTxRxA"]), seen_BxPx1xA
+    )
 
 
 def check_thinking(run: Run, drawn: np.ndarray, scores: Scores) -> None:
     """The cached path: the same draws, and the packed pass's first talk step."""
-    mixed, base_logits, tokens, weight = run.think()
+    (mixed, tokens, weight), base_logits = run.think()
     np.testing.assert_array_equal(tokens, drawn)
     seen = run.chosen(defined(run.model, np.asarray(run.mask), 1))
     targets = run.chosen(np.roll(run.tokens, -1, axis=1))[:, :, None, None]
-    close(np.take_along_axis(mixed, targets, -1)[..., 0], scores.talk_BxPxRxA[..., 0], seen)
-    close(weight, scores.mixing_weight_BxPxRxA[..., 0], seen)
+    close(
+        np.take_along_axis(np.asarray(mixed), targets, -1)[..., 0],
+        scores.blocks.talk_BxPxRxA[..., 0],
+        seen,
+    )
+    close(weight, scores.blocks.mixing_weight_BxPxRxA[..., 0], seen)
     for b, p in PLACES:
         t = int(run.where_BxP[b, p])
         expected = run.slow_rollout(b, t, drawn[b, p, -1]).mixed_logits_AxV[0]
@@ -244,12 +251,12 @@ def defined(model: ModelConfig, mask_BxT: np.ndarray, talk: int) -> np.ndarray:
 def test_fresh_marks_and_talk_head() -> None:
     model = model_config(param_dtype="bfloat16")
     lm = random_params(model)["lm"]
-    thought = ThoughtConfig(n_ahead=4, embedding_scale=50.0)
-    fresh = parameters.init(model, thought, lm, jax.random.key(0), start_id=3, end_id=8)
+    thinker = Thinker(model, ThoughtConfig(n_ahead=4, embedding_scale=50.0))
+    fresh = parameters.init(thinker, lm, jax.random.key(0), start_id=3, end_id=8)
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(fresh))
     embedding = np.asarray(lm["embed"]["embedding"], np.float32)
     for name, token in (("start", 3), ("end", 8)):
-        used = mark({"lm": lm, "thought": fresh}, name, model, thought)
+        used = mark({"lm": lm, "thought": fresh}, name, thinker)
         assert used.dtype == jnp.float32  # the compute dtype
         np.testing.assert_allclose(used, embedding[token], rtol=1e-2)
     head = fresh["talk_head"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from fqs_jax.model import attention_xla
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
+from fqs_jax.thinking.scoring import BlockScores
 from fqs_jax.thinking.thoughts import Scores
 from tests import reference
 from tests.tiny_models import (
@@ -50,7 +50,7 @@ CASES = {
 }
 
 
-@functools.partial(jax.jit, static_argnames=("model", "thought", "query_chunk"))
+@functools.partial(jax.jit, static_argnames=("thinker", "query_chunk"))
 @functools.partial(jax.grad, has_aux=True)
 def weighted_scores(
     params: Params,
@@ -59,13 +59,12 @@ def weighted_scores(
     mask: jax.Array,
     drawn: jax.Array,
     *,
-    model: ModelConfig,
-    thought: ThoughtConfig,
+    thinker: Thinker,
     query_chunk: int,
 ) -> Any:
     """Gradient of a linear function of all scores, and the scores."""
     del query_chunk  # only so that another one is compiled anew
-    scores = thoughts.score_thoughts(params, tokens, drawn, model, thought, mask)
+    scores = thoughts.score_thoughts(params, tokens, drawn, thinker, mask)
     products = jax.tree.map(lambda w, s: jnp.sum(w * s), weights, scores)
     return sum(jax.tree.leaves(products)), scores
 
@@ -79,13 +78,13 @@ def gradient_inputs(case: Case) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     drawn = rng.choice([i for i in range(VOCAB) if i not in MASKED_IDS], (B, T, R, K))
     shapes = ((B, T), drawn.shape, (B, T, R, A), (B, T, R, A))
+    base, *blocks = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
     return {
-        "weights": Scores(*(jnp.asarray(rng.normal(size=shape)) for shape in shapes)),
+        "weights": Scores(base, BlockScores(*blocks)),
         "tokens": tokens,
         "mask": mask,
         "drawn": drawn,
-        "model": model_config(**case.model),
-        "thought": thought,
+        "thinker": Thinker(model_config(**case.model), thought),
         "query_chunk": case.query_chunk,
     }
 
@@ -98,12 +97,13 @@ def test_gradients_are_slopes_of_the_slow_rollout(
     case = CASES[name]
     monkeypatch.setattr(attention_xla, "QUERY_CHUNK", case.query_chunk)
     inputs = gradient_inputs(case)
-    thought, params = inputs["thought"], random_params(inputs["model"], seed=3)
+    thinker = inputs["thinker"]
+    thought, params = thinker.thought, random_params(thinker.model, seed=3)
 
     def slow(params: Params) -> float:
         scores = reference.score(
             params,
-            inputs["model"],
+            thinker.model,
             inputs["tokens"],
             inputs["mask"],
             inputs["drawn"],
@@ -132,11 +132,13 @@ def test_gradients_are_slopes_of_the_slow_rollout(
 @pytest.mark.parametrize("scale", [100.0, -1000.0])
 def test_a_saturated_mixing_weight_leaves_gradients_finite(scale: float) -> None:
     inputs = gradient_inputs(CASES["probability"])
-    params = random_params(inputs["model"], seed=3)
+    params = random_params(inputs["thinker"].model, seed=3)
     out = params["thought"]["talk_head"]["out"]
     out["kernel"] = scale * jnp.abs(out["kernel"])
     gradient, scores = weighted_scores(params, **inputs)
-    assert ((scores.mixing_weight_BxPxRxA == 1) | (scores.mixing_weight_BxPxRxA == 0)).any()
+    assert (
+        (scores.blocks.mixing_weight_BxPxRxA == 1) | (scores.blocks.mixing_weight_BxPxRxA == 0)
+    ).any()
     assert all(np.isfinite(g).all() for g in flat(gradient).values())
 
 

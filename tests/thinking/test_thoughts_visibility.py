@@ -12,13 +12,12 @@ import pytest
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import thoughts
-from fqs_jax.thinking.config import ThoughtConfig
+from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from tests import reference
 from tests.tiny_models import MASKED_IDS, VOCAB, flat, model_config, random_params, texts
 
-STATIC = ("model", "thought")
-sample_thoughts = jax.jit(thoughts.sample_thoughts, static_argnames=STATIC)
-score_thoughts = jax.jit(thoughts.score_thoughts, static_argnames=STATIC)
+sample_thoughts = jax.jit(thoughts.sample_thoughts, static_argnames="thinker")
+score_thoughts = jax.jit(thoughts.score_thoughts, static_argnames="thinker")
 
 TALK = 2
 SEEING = ThoughtConfig(n_ahead=5, n_ahead_talk=TALK, rationales=2, masked_ids=MASKED_IDS)
@@ -30,9 +29,11 @@ def changes(model: ModelConfig, tokens: Any, drawn: Any, mask: Any = None) -> li
     tokens, drawn = (np.resize(x, (7, *x.shape[1:])) for x in (tokens, drawn))  # compiled once
     mask = jnp.array(np.ones(tokens.shape, bool) if mask is None else mask.repeat(7, axis=0))
     scores = score_thoughts(
-        random_params(model), tokens, drawn, model=model, thought=SEEING, segment_BxT=mask
+        random_params(model), tokens, drawn, thinker=Thinker(model, SEEING), segment_BxT=mask
     )
-    differences = [np.abs(np.asarray(x)[1 : rows + 1] - np.asarray(x)[:1]) for x in scores[:3]]
+    differences = [
+        np.abs(np.asarray(x)[1 : rows + 1] - np.asarray(x)[:1]) for x in jax.tree.leaves(scores)[:3]
+    ]
     # Nothing in between: equal but for rounding, or plainly different.
     assert not any(((d > 2e-5) & (d < 1e-4)).any() for d in differences)
     return [d > 5e-5 for d in differences]
@@ -110,7 +111,7 @@ def test_draws_follow_the_softmax_and_never_a_masked_id() -> None:
     tokens = jnp.array([[0, 2, 3]])
     index = jnp.array([[2]])
     drawn, entropy = sample_thoughts(
-        params, tokens, jax.random.key(0), model=model, thought=thought, index_BxP=index
+        params, tokens, jax.random.key(0), thinker=Thinker(model, thought), index_BxP=index
     )
     first, second = np.asarray(drawn)[0, 0].T
     assert not np.isin(drawn, masked).any()
@@ -135,7 +136,7 @@ def test_sampling_has_no_gradient() -> None:
     thought = ThoughtConfig(n_ahead=4, rationales=1)
 
     def entropy(params: Params) -> jax.Array:
-        how = (jax.random.key(0), model, thought, mask)
+        how = (jax.random.key(0), Thinker(model, thought), mask)
         return jnp.sum(thoughts.sample_thoughts(params, tokens, *how)[1])
 
     assert not any(g.any() for g in flat(jax.jit(jax.grad(entropy))(params)).values())
@@ -147,9 +148,11 @@ def test_bfloat16_scores_are_near_and_float32() -> None:
     tokens, _ = texts((6,) * 7, 6)
     drawn, mask = np.ones((7, 6, 2, SEEING.num_tokens), np.int64), jnp.ones((7, 6), bool)
     exact, coarse = (
-        score_thoughts(params, np.asarray(tokens), drawn, model=m, thought=SEEING, segment_BxT=mask)
+        score_thoughts(
+            params, np.asarray(tokens), drawn, thinker=Thinker(m, SEEING), segment_BxT=mask
+        )
         for m in (model, model_config(dtype="bfloat16"))
     )
-    for a, b in zip(exact[:4], coarse[:4], strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (exact, coarse)), strict=True):
         assert b.dtype == jnp.float32
         assert 0 < np.sqrt(np.mean((a - b) ** 2)) < 0.03 * np.std(a)
