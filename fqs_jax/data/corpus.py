@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -112,11 +113,9 @@ def dataset(
     parts = sources(data, seed)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-    read, epoch_size = order.mixed(rows, order_seed)
     made_from = [(fingerprint(source), weight) for source, weight in parts]
     return order.Dataset(
-        read,
-        epoch_size,
+        order.mixed(rows, order_seed),
         batch_size,
         data.seq_len,
         tokenizer.pad_id,
@@ -131,12 +130,17 @@ def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     return ("segment",) if packed else ()
 
 
-def _rows(data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer) -> order.Rows:
+def _rows(
+    data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer
+) -> Callable[[int], order.Stream]:
+    """A function from a seed to the shuffled rows of a source."""
     if data.rows == "pack":
-        stream = token_store.tokenize(source, tokenizer, options(data).cache)
-        return order.packed_rows(stream, data.seq_len, data.attend_across_documents)
+        tokens = token_store.tokenize(source, tokenizer, options(data).cache)
+        across = data.attend_across_documents
+        return functools.partial(order.packed_rows, tokens, data.seq_len, across)
     bos_id = next(iter(tokenizer.opening), None)
-    return order.cropped_rows(len(source), _encoded(source, tokenizer), data.seq_len, bos_id)
+    documents = _encoded(source, tokenizer)
+    return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
 
 def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]:
