@@ -193,6 +193,14 @@ class Task(abc.ABC):
             )
 
 
+# Fields that decide which problems exist and which split each is in.
+PROBLEM_FIELDS = ("seed", "validation_share", "test_share")
+# Fields of every task that decide only which documents are made of them.
+DOCUMENT_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Task) if field.name not in PROBLEM_FIELDS
+)
+
+
 def check_distinct(name: str, values: Sequence[object]) -> None:
     """Raise a UserError if a field names something twice."""
     if len(set(values)) < len(values):
