@@ -1,12 +1,12 @@
 """The order of training rows: a pure function of (seed, step), with no iterator state.
 
-The rows of a run form one endless stream, epoch after epoch, each epoch in an order of its own.
-Step s takes rows s*B to s*B + B - 1. To resume at a step, read its batch. Row i depends neither on
-the batch size nor on who reads it.
+The rows of a stage form one endless stream of epochs, and each epoch has its own order. Step s takes
+rows s*B to s*B + B - 1. To resume at a step, read its batch. Row i does not depend on the batch size
+or on the process that reads it.
 
-Streams are Grain datasets with random access. Two parts are ours, because runs made before must find
-the same rows when they are resumed: crops are drawn from (seed, epoch, document) and not by
-`random_map`, and the shares of a mixture are exact, where `MapDataset.mix` rounds them.
+Streams are Grain datasets with random access. Two parts are our own, because a resumed run must read
+the same rows as before: crops are drawn from (seed, epoch, document) instead of by `random_map`, and
+the shares of a mixture are exact, while `MapDataset.mix` rounds the weights.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Dataset:
     """The training rows of a stage, readable at any step.
 
     Attributes:
-      identity: names what the rows are made from.
+      identity: description of the sources that the rows are made from.
       workers: number of processes that `batches` reads ahead in; 0 = threads.
     """
 
@@ -89,7 +89,7 @@ class Dataset:
         return self._read(range(start, stop))
 
     def digest(self) -> str:
-        """A hash that identifies this stream: of what it is made from and of its first rows."""
+        """A hash that identifies this stream, computed from its identity and its first rows."""
         sample = self.rows(0, min(self.epoch_size, 16))
         content = b"".join(np.ascontiguousarray(sample[name]).tobytes() for name in sorted(sample))
         origin = repr((self.epoch_size, self.seq_len, self.identity)).encode()
@@ -97,7 +97,7 @@ class Dataset:
 
     def _read(self, numbers: Sequence[int]) -> windows.Batch:
         if len(numbers) and numbers[0] < 0:
-            raise UserError(f"there is no row {numbers[0]}; rows and steps are counted from 0")
+            raise UserError(f"no row {numbers[0]} exists; rows and steps are counted from 0")
         rows = [self.stream[number] for number in numbers]
         batch = windows.pad_rows([row["tokens"] for row in rows], self.seq_len, self.pad_id)
         if rows and "segment" in rows[0]:
@@ -124,15 +124,15 @@ def shuffled_indices(size: int, seed: int) -> grain.MapDataset[int]:
 def packed_rows(
     tokens: windows.Stream, seq_len: int, attend_across_documents: bool, seed: int
 ) -> Stream:
-    """Windows of all documents end to end (`windows.packed`), shuffled."""
+    """Windows of all documents end to end (`windows.packed_row`), shuffled."""
 
     def read(row: int) -> Row:
-        row_tokens, segment = windows.packed(tokens, row, seq_len)
+        row_tokens, segment = windows.packed_row(tokens, row, seq_len)
         if attend_across_documents:
             return {"tokens": row_tokens}
         return {"tokens": row_tokens, "segment": segment}
 
-    return shuffled_indices(windows.num_packed(tokens, seq_len), seed).map(read)
+    return shuffled_indices(windows.num_packed_rows(tokens, seq_len), seed).map(read)
 
 
 def cropped_rows(
@@ -149,7 +149,7 @@ def cropped_rows(
       document: returns the tokens of a document by its number.
     """
 
-    def read(i: int, index: int) -> Row:
+    def read(i: int, index: int) -> Row:  # i is not reduced to the epoch
         piece = windows.crop(
             document(index), seq_len, bos_id, seed=seed, epoch=i // size, index=index
         )

@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as the Parquet files that the hub makes of every dataset."""
+"""Datasets of the Hugging Face hub, read from the Parquet files that the hub makes of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept between runs: where the lines of large files are, and tokens."""
+"""The settings that all kinds of sources are opened with."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data.rows.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
 from fqs_jax.data.rows.token_store import Tokens
-from fqs_jax.data.rows.windows import packed as packed_row
+from fqs_jax.data.rows.windows import packed_row
 from fqs_jax.runtime.errors import UserError
 
 BOS, PAD = 1001, 1003
@@ -215,7 +215,7 @@ def test_bad_inputs():
     for make in (packed, cropped):
         with pytest.raises(UserError, match="0 rows to shuffle; give text"):
             make(documents=[])
-        with pytest.raises(UserError, match="there is no row -4"):
+        with pytest.raises(UserError, match="no row -4 exists"):
             make().batch(-1)
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match=f"the data seed is {seed}; set one from 0"):
