@@ -10,7 +10,7 @@ from fqs_jax.runtime.files import DEFAULT
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How sources are opened.
+    """Settings for opening sources.
 
     Attributes:
       key: the field, column or feature with the text, where a source does not name its own.
