@@ -1,7 +1,7 @@
 """Export: `python -m fqs_jax.convert --workdir=W --stage=4 --export=OUT`.
 
-Writes a stock Hugging Face folder. A thinking stage is exported as its weights without thoughts, and
-beside them thought.safetensors, which our own programs read.
+Writes a stock Hugging Face folder. For a thinking stage, the folder has the weights for use without
+thoughts and, beside them, thought.safetensors, which only fqs_jax reads.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
-    "Type of the weights; default as trained.",
+    "Type of the weights; default: as trained.",
 )
 _MAX_SHARD_GB = flags.DEFINE_float(
-    "max_shard_gb", 5.0, "Largest file, in 10^9 bytes.", lower_bound=1e-6
+    "max_shard_gb", 5.0, "Size of the largest file, in 10^9 bytes.", lower_bound=1e-6
 )
 
 
 def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
-    # In the host's memory, where a model fits that was trained on many devices.
+    # In host memory, which can hold a model that was trained on many devices.
     mesh = sharding.host_memory()
     loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)

@@ -1,7 +1,7 @@
 """Prepare a large text for training: `python -m fqs_jax.prepare --text='corpus/*.jsonl' --out=DIR`.
 
-Writes the documents as a TFDS dataset of ArrayRecord files, which give any document at once and
-need no second look at the whole text. No TensorFlow is involved.
+Writes the documents as a TFDS dataset of ArrayRecord files: any document can be read directly, and
+the whole text is never scanned again. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -18,28 +18,30 @@ from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
-_TEXT = flags.DEFINE_string("text", "", "Documents, as for training (docs/data.md), no weights.")
-_OUT = flags.DEFINE_string("out", "", "Folder to make.")
-_NAME = flags.DEFINE_string("name", "", "Name of the dataset; default that of the folder.")
+_TEXT = flags.DEFINE_string(
+    "text", "", "Documents, as for training (docs/data.md), without weights."
+)
+_OUT = flags.DEFINE_string("out", "", "Folder to write; must not exist or be empty.")
+_NAME = flags.DEFINE_string("name", "", "Name of the dataset; default: the folder's name.")
 _TEXT_KEY = flags.DEFINE_string("text_key", "text", "The field, column or feature with the text.")
 _VALIDATION_SHARE = flags.DEFINE_float(
-    "validation_share", 0.0, "Share of the documents to set aside as split `validation`."
+    "validation_share", 0.0, "Share of the documents to put into split `validation`."
 )
-_CACHE_DIR = flags.DEFINE_string("cache_dir", "", "For what is kept; default ~/.cache/fqs_jax.")
+_CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax.")
 _TFDS_DIR = flags.DEFINE_string(
-    "tfds_dir", "", "Prepared TFDS datasets; default TFDS's own folder."
+    "tfds_dir", "", "Folder of prepared TFDS datasets; default: TFDS's own."
 )
 _DOWNLOAD = flags.DEFINE_bool(
-    "download", False, "Whether tfds: and hub: may fetch what is not here."
+    "download", False, "Allow tfds: and hub: to download missing datasets."
 )
 
 
 def main(_: Sequence[str]) -> None:
     cli.require(text=_TEXT.value, out=_OUT.value)
-    from fqs_jax.data.sources import tfds_writer  # imports TFDS, which takes seconds
+    from fqs_jax.data.sources import tfds_writer  # TFDS takes seconds to import
 
     out = Path(_OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # before the text is read
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
         raise UserError(f"{out} exists already: choose another name or remove it first")
     cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.DEFAULT
     options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
@@ -51,7 +53,9 @@ def main(_: Sequence[str]) -> None:
     name = _NAME.value or (name if name[:1].isalpha() else f"corpus_{name}".strip("_"))
     passes = 2 if _VALIDATION_SHARE.value else 1
     with Progress("documents", 0, passes * len(source)) as bar:
-        sizes = tfds_writer.build(source, out, name, _VALIDATION_SHARE.value, bar.advance_to)
+        sizes = tfds_writer.build_dataset(
+            source, out, name, _VALIDATION_SHARE.value, bar.advance_to
+        )
     for split, size in sizes.items():
         print(f"{split}: {size:,} documents")
     print(f"read it with --text=tfds:{_OUT.value}{':train' if len(sizes) > 1 else ''}")

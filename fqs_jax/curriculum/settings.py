@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
+from fqs_jax.data.problems.task import DOCUMENT_FIELDS
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
-
-# Fields of a built-in task that a stage may override: which documents are read, not which problems exist.
-OF_TASKS = "worked|direct|chatter|unanswered|true_after_chatter|label_noise|lengths"
 
 
 def thought_config(
@@ -57,14 +54,18 @@ def sections(
     present = [name for name in names if name in config]
     chosen = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
     known = files.flat(chosen.to_dict())
-    data = "text" if config.data.source == "text" else rf"{config.data.source}\.({OF_TASKS})"
+    # A stage may choose which documents it reads, but not which problems exist.
+    source = config.data.source
+    data = {f"data.{source}.{name}" for name in DOCUMENT_FIELDS}
+    if source == "text":
+        data = {"data.text"}
     for setting in stage.settings:
         field, equals, text = setting.partition("=")
         section = field.split(".")[0]
         if section in names and section not in present:
             continue
         try:
-            if not equals or section == "data" and not re.fullmatch(rf"data\.({data})", field):
+            if not equals or section == "data" and field not in data:
                 raise KeyError(field)
             old = tuple(known[field]) if isinstance(known[field], list) else known[field]
             value = text if isinstance(old, str) else ast.literal_eval(text)

@@ -1,1 +1,1 @@
-"""Text and built-in tasks as rows of tokens, in an order that is a function of the step."""
+"""Training data: text and built-in tasks, read as rows of tokens in a reproducible order."""

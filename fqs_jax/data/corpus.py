@@ -1,7 +1,8 @@
-"""From a config's `data` section to rows of tokens and to a tokenizer."""
+"""The rows of tokens and the tokenizer that a config's `data` section describes."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,15 +31,15 @@ TASKS: dict[str, type[Task]] = {
     "word_problems": WordProblems,
 }
 ROWS = ("pack", "crop")
-_TOKENIZER_DOCUMENTS = 100_000  # that a tokenizer is trained on at most, spread over the text
-_MAX_BLANK = 1000  # blank documents in a row that a crop steps over
+_TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
+_MAX_BLANK = 1000  # consecutive blank documents that a crop skips
 
 
 def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
-    """The built-in task that data.source names, as the config sets it; None for text.
+    """The built-in task that data.source names, with the config's fields; None for text.
 
     Raises:
-      UserError: there is no such source, or the task cannot be as it is set.
+      UserError: no such source exists, or a field of the task is out of range.
     """
     if data.source == "text":
         return None
@@ -48,12 +49,12 @@ def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
         )
     fields = data[data.source].to_dict()
     for name, value in fields.items():
-        fields[name] = tuple(value) if isinstance(value, list) else value  # as JSON has tuples
+        fields[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
     return TASKS[data.source](seed=seed, **fields)
 
 
 def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, int]]:
-    """What to train on: documents, each source with its weight.
+    """The sources of the training documents, each with its weight.
 
     Raises:
       UserError: no text is configured, or it cannot be read.
@@ -61,23 +62,31 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
     if (task := built_in_task(data, seed)) is not None:
         return [(Documents(task.documents(data.num_documents)), 1)]
     if not data.text:
-        raise UserError("no text to train on: give --text=FILE (docs/data.md says what it can be)")
+        raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
     return open_sources(data.text, options(data))
 
 
 def options(data: ml_collections.ConfigDict) -> options_lib.Options:
-    """How the config says to open sources."""
+    """The config's settings for opening sources."""
     folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.DEFAULT
     return options_lib.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 
 def vocab_size(task: Task) -> int:
-    """Of a built-in task's tokenizer: its pieces, and those for unknown text, BOS and EOS."""
+    """The size of a built-in task's vocabulary: its pieces, and unknown, BOS and EOS."""
     return len(task.pieces) + 3
 
 
 def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) -> Tokenizer:
-    """A SentencePiece model for the corpus, for models trained from scratch."""
+    """Train a SentencePiece model on the corpus, for a model that is trained from scratch.
+
+    Args:
+      seed: seed of the run, which a built-in task's documents are drawn from.
+      folder: gets tokenizer.model and tokenizer_config.json.
+
+    Raises:
+      UserError: no size is configured, or the text does not support it.
+    """
     texts = [source for source, _ in sources(data, seed)]
     if (task := built_in_task(data, seed)) is not None:
         return train_sentencepiece(
@@ -99,24 +108,23 @@ def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) ->
 def dataset(
     data: ml_collections.ConfigDict, tokenizer: Tokenizer, batch_size: int, seed: int, stream: int
 ) -> order.Dataset:
-    """The endless stream of training rows.
+    """The endless stream of a stage's training rows.
 
     Args:
-      seed: of the run. stream: sets the order apart from that of other streams (stages) of the run.
+      seed: seed of the run.
+      stream: number of the stream (stage); each stream of a run has its own order.
 
     Raises:
-      UserError: the config or the text is not as it should be.
+      UserError: a setting is out of range, or the text cannot be read.
     """
     if data.rows not in ROWS:
         raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
     parts = sources(data, seed)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
-    read, epoch_size = order.mixed(rows, order_seed)
     made_from = [(fingerprint(source), weight) for source, weight in parts]
     return order.Dataset(
-        read,
-        epoch_size,
+        order.mixed(rows, order_seed),
         batch_size,
         data.seq_len,
         tokenizer.pad_id,
@@ -126,21 +134,26 @@ def dataset(
 
 
 def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
-    """What the batches of a config have besides tokens and mask."""
+    """The keys that the batches of a config have besides tokens and mask."""
     packed = data.rows == "pack" and not data.attend_across_documents
     return ("segment",) if packed else ()
 
 
-def _rows(data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer) -> order.Rows:
+def _rows(
+    data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer
+) -> Callable[[int], order.Stream]:
+    """A function from a seed to the shuffled rows of a source."""
     if data.rows == "pack":
-        stream = token_store.tokenize(source, tokenizer, options(data).cache)
-        return order.packed_rows(stream, data.seq_len, data.attend_across_documents)
+        tokens = token_store.tokenize(source, tokenizer, options(data).cache)
+        across = data.attend_across_documents
+        return functools.partial(order.packed_rows, tokens, data.seq_len, across)
     bos_id = next(iter(tokenizer.opening), None)
-    return order.cropped_rows(len(source), _encoded(source, tokenizer), data.seq_len, bos_id)
+    documents = _encoded(source, tokenizer)
+    return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
 
 def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]:
-    """Document -> its tokens. In place of a blank one, which is rare, the next that is not."""
+    """A function from a document's number to its tokens; a blank document is replaced by the next."""
 
     def tokens_of(index: int) -> list[int]:
         for step in range(_MAX_BLANK):
@@ -152,7 +165,7 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]
 
 
 def _sample(texts: list[Source]) -> Iterator[str]:
-    """All documents, or as many as are enough, spread evenly."""
+    """The documents that a tokenizer is trained on: all, or a sample that is spread evenly."""
     total = sum(map(len, texts))
     step = max(1, total / _TOKENIZER_DOCUMENTS)
     for source in texts:

@@ -1,4 +1,4 @@
-"""SentencePiece and Hugging Face fast tokenizers behind one small interface."""
+"""Tokenizers: SentencePiece and Hugging Face fast tokenizers behind one small interface."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import tokenizers
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
-# How Qwen2 cuts text before byte-level BPE: contractions, words with one leading sign, single
-# digits, signs, line breaks, spaces.
+# Qwen2's pre-tokenizer, which splits text before byte-level BPE: contractions, words with one
+# leading sign, single digits, signs, line breaks, spaces.
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -23,7 +23,7 @@ QWEN2_PATTERN = (
 
 
 class Backend(Protocol):
-    """What we ask of a tokenizer library. Special tokens are never added to an encoding."""
+    """The functions that a tokenizer library must provide. They never add special tokens."""
 
     vocab_size: int
 
@@ -36,21 +36,21 @@ class Backend(Protocol):
     def id_of(self, piece: str) -> int | None: ...
 
     def own_id(self, kind: str) -> int | None:
-        """The id of the bos, eos or pad token, if the library's file says so by itself."""
+        """The id of the bos, eos or pad token in the library's own file, or None."""
 
     def adds_bos(self) -> bool:
-        """Whether texts start with BOS unless tokenizer_config.json says otherwise."""
+        """True if texts start with BOS unless tokenizer_config.json sets add_bos_token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Text <-> token ids.
+    """A converter between text and token ids.
 
     Attributes:
-      bos_id: None if the tokenizer has no such token.
-      eos_id: None if the tokenizer has no such token.
-      pad_id: the padding token, else the end token, else 0.
-      add_bos: texts should start with bos_id; `encode` leaves that to the caller.
+      bos_id: the id of the beginning-of-text token; None if it does not exist.
+      eos_id: the id of the end-of-text token; None if it does not exist.
+      pad_id: the id of the padding token, else of the end token, else 0.
+      add_bos: True if texts should start with bos_id; `encode` leaves that to the caller.
     """
 
     backend: Backend
@@ -61,7 +61,7 @@ class Tokenizer:
 
     @property
     def opening(self) -> list[int]:
-        """What stands before every text: the BOS id, or nothing."""
+        """The ids in front of every text: the BOS id, or nothing."""
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
     @property
@@ -70,11 +70,11 @@ class Tokenizer:
         return self.backend.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without BOS or EOS. Lone surrogates, which are not text, become '?'."""
+        """Token ids without BOS or EOS. Lone surrogates, which are not valid text, become '?'."""
         return self.backend.encode(_clean(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on several threads."""
+        """The token ids of each text, as by `encode`, computed in several threads."""
         return self.backend.encode_batch([_clean(text) for text in texts])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -82,7 +82,7 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
 
     def id_of(self, piece: str) -> int | None:
-        """The id of an entry of the vocabulary, spelled as the vocabulary spells it, or None."""
+        """The id of a vocabulary entry by its spelling in the vocabulary; None if it does not exist."""
         return self.backend.id_of(piece)
 
 
@@ -93,13 +93,13 @@ def _clean(text: str) -> str:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    Read in this order: tokenizer.model (SentencePiece), tokenizer.json, vocab.json + merges.txt
-    (Qwen2 only). tokenizer_config.json, special_tokens_map.json and config.json name the special
-    tokens; each may be absent. Special tokens spelled out in a text are plain text to
-    SentencePiece, and special tokens to the other two, as in the models' own code.
+    The first of these that exists is read: tokenizer.model (SentencePiece), tokenizer.json, vocab.json
+    + merges.txt (Qwen2 only). tokenizer_config.json, special_tokens_map.json and config.json name
+    the special tokens; each file may be absent. As in the models' own code, SentencePiece treats the
+    spelling of a special token in a text as plain text; the other two treat it as the token.
 
     Raises:
-      UserError: nothing to read, or a damaged file.
+      UserError: no tokenizer is found, or a file is damaged.
     """
     folder = Path(folder)
     settings = _optional_json(folder / "tokenizer_config.json")
@@ -132,8 +132,8 @@ def _load_backend(folder: Path, settings: Mapping, model_config: Mapping) -> Bac
         kind = settings.get("tokenizer_class") or model_config.get("model_type") or "unknown"
         if not str(kind).lower().startswith("qwen2"):
             raise UserError(
-                f"{folder} has vocab.json and merges.txt of a {kind} tokenizer, read for Qwen2 "
-                "only; save it with transformers as tokenizer.json"
+                f"{folder} has vocab.json and merges.txt of a {kind} tokenizer; only Qwen2's can be "
+                "read from these files: save it with transformers as tokenizer.json"
             )
         return _Fast(_build_qwen2(folder, _added_tokens(folder, settings)))
     raise UserError(
@@ -147,7 +147,7 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _added_tokens(folder: Path, settings: Mapping) -> dict[str, int]:
-    """Tokens beyond the trained vocabulary, with their ids, from either file that may list them."""
+    """Tokens beyond the trained vocabulary, with their ids, from the two files that may list them."""
     try:
         decoder = settings.get("added_tokens_decoder") or {}
         listed = {entry["content"]: int(i) for i, entry in decoder.items()}
@@ -160,9 +160,9 @@ def _added_tokens(folder: Path, settings: Mapping) -> dict[str, int]:
 
 
 def _special_id(kind: str, tokens: Mapping, model_config: Mapping, backend: Backend) -> int | None:
-    """A special token's id: by its spelling, else as config.json has it, else the file's own.
+    """The id of a special token: by its spelling, else from config.json, else from the library's file.
 
-    A spelling of null says that there is no such token.
+    A spelling of null means that the token does not exist.
     """
     if (key := f"{kind}_token") in tokens:
         value = tokens[key]
@@ -201,7 +201,7 @@ class _SentencePiece:
     def id_of(self, piece: str) -> int | None:
         if piece in self.added:
             return self.added[piece]
-        token_id = self.model.piece_to_id(piece)  # the unknown token's for what it does not know
+        token_id = self.model.piece_to_id(piece)  # of an unknown piece: the unknown token's
         return token_id if self.model.id_to_piece(token_id) == piece else None
 
     def own_id(self, kind: str) -> int | None:
@@ -214,7 +214,7 @@ class _SentencePiece:
 
 class _Fast:
     def __init__(self, tokenizer: tokenizers.Tokenizer):
-        tokenizer.no_truncation()  # a tokenizer.json may have been saved with either
+        tokenizer.no_truncation()  # a tokenizer.json may contain either
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
@@ -236,7 +236,7 @@ class _Fast:
         return None
 
     def adds_bos(self) -> bool:
-        """Whether the file's post-processor puts something in front."""
+        """True if the file's post-processor adds a token in front."""
         plain, full = self.encode("a"), self.tokenizer.encode("a").ids
         return len(full) > len(plain) and full[0] != plain[0]
 
@@ -263,7 +263,7 @@ def _build_qwen2(folder: Path, added: Mapping[str, int]) -> tokenizers.Tokenizer
         if tokenizer.token_to_id(content) != token_id:
             raise UserError(
                 f"{folder}: added token {content!r} should have id {token_id}, the vocabulary "
-                f"gives it {tokenizer.token_to_id(content)}; vocab.json is of another model"
+                f"gives it {tokenizer.token_to_id(content)}; vocab.json belongs to another model"
             )
     return tokenizer
 

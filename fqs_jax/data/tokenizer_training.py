@@ -1,4 +1,4 @@
-"""Training a SentencePiece tokenizer on a corpus."""
+"""Training of SentencePiece tokenizers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sentencepiece
 from fqs_jax.data.tokenizer import Tokenizer, load, replace_file
 from fqs_jax.runtime.errors import UserError
 
-# tokenizer_config.json of a tokenizer that was trained here.
+# tokenizer_config.json of every tokenizer that fqs_jax trains.
 TRAINED = {
     "tokenizer_class": "LlamaTokenizer",
     "add_bos_token": True,
@@ -35,18 +35,18 @@ def train_sentencepiece(
 ) -> Tokenizer:
     """Train a tokenizer in this process; the same lines always give the same file.
 
-    Text is kept as it is (no normalisation, spaces kept): decoding returns what was encoded, but
-    for U+2581, which SentencePiece itself writes for a space, and what byte_fallback=False loses.
-    Ids 0 to 2 are unknown, BOS and EOS.
+    Text is not normalised, and all spaces are preserved. So decoding returns the encoded text, except
+    U+2581, SentencePiece's own sign for a space, and characters that byte_fallback=False loses. Ids 0
+    to 2 are unknown, BOS and EOS.
 
     Args:
       lines: texts without line breaks.
-      folder: gets tokenizer.model and tokenizer_config.json; made if needed.
-      vocab_size: number of pieces; with byte_fallback 256 of them are bytes.
+      folder: folder for tokenizer.model and tokenizer_config.json; created if needed.
+      vocab_size: number of pieces; with byte_fallback, 256 of them are bytes.
       user_defined_symbols: pieces that are never split, wherever they occur.
       model_type: 'bpe' or 'unigram'.
-      byte_fallback: spell unknown characters in bytes instead of as the unknown token.
-      split_digits: one piece a digit.
+      byte_fallback: True = unknown characters become bytes, False = the unknown token.
+      split_digits: True = every digit is its own piece.
 
     Raises:
       UserError: the text does not support that vocabulary size.
@@ -65,16 +65,16 @@ def train_sentencepiece(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             character_coverage=1.0,
-            max_sentence_length=1 << 24,  # bytes; longer lines would be dropped in silence
+            max_sentence_length=1 << 24,  # bytes; SentencePiece silently drops longer lines
             shuffle_input_sentence=False,
             num_threads=1,  # sums in a fixed order
             minloglevel=2,
         )
     except RuntimeError as error:
-        # The last line, without the place in the library's source.
+        # Only the last line, without the library's own source location.
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         if "sentences_.empty" in reason:
-            reason = "there is no text to learn from"
+            reason = "the text is empty"
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Hugging Face folder <-> ModelConfig and `lm` parameter tree, for Llama, Mistral and Qwen2.
+"""Hugging Face folders to ModelConfig and `lm` parameter tree, and back: Llama, Mistral, Qwen2.
 
-config.py is the architectures, tensors.py the names and layouts, reading.py and writing.py the two
-directions. Nothing but safetensors is ever opened: pickled checkpoints can run code.
+config.py has the architectures, tensors.py the names and layouts of tensors, reading.py and writing.py
+the two directions. Weights are read only from safetensors: pickled checkpoints can run code.
 """
 
 from fqs_jax.huggingface.config import read_config, write_config

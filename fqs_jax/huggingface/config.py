@@ -1,8 +1,8 @@
-"""config.json <-> ModelConfig for the architectures we run: one table row each.
+"""config.json to ModelConfig, and back: one row of a table for each supported architecture.
 
-Read: the layouts of old and new transformers (`rope_theta` at the top or inside `rope_parameters`,
-`torch_dtype` or `dtype`). A key that is absent takes the value that transformers would take.
-Written: the old layout, which every version reads.
+The layouts of old and new transformers versions are read (`rope_theta` at the top level or inside
+`rope_parameters`, `torch_dtype` or `dtype`). A missing key has the default of transformers. The old
+layout is written, because every version reads it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Json = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a `model_type` implies.
+    """The properties of a `model_type`.
 
     Attributes:
       class_name: the transformers class named in config.json.
-      window: reads the sliding window (None = full attention) from config.json.
-      qkv_bias: q, k and v projections have biases.
-      refused: switches of config.json that must be off, because they add tensors we lack.
+      window: a function from config.json to the sliding window (None = full attention).
+      qkv_bias: True if the q, k and v projections have biases.
+      refused: switches of config.json that must be off, because they add unsupported tensors.
     """
 
     class_name: str
@@ -46,7 +46,7 @@ def _plain_window(raw: Json) -> int | None:
 
 
 def _switched_window(raw: Json) -> int | None:
-    """Qwen2: layers from `max_window_layers` on are windowed, and only if `use_sliding_window`."""
+    """Qwen2's window: layers from `max_window_layers` on have it, if `use_sliding_window` is true."""
     window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
     layers = _integer(raw, "num_hidden_layers")
     first = _integer(raw, "max_window_layers", 28, least=0)
@@ -73,10 +73,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 def read_config(folder: str | Path) -> ModelConfig:
     """The architecture that a Hugging Face folder's config.json describes.
 
-    Compute settings (dtype, remat, ...) are ModelConfig's defaults, whatever type the weights have.
+    Compute settings (dtype, remat, ...) have ModelConfig's defaults; the type of the weights is
+    ignored.
 
     Raises:
-      UserError: no folder, no or bad config.json, or an architecture that we do not run.
+      UserError: no folder, a missing or malformed config.json, or an unsupported architecture.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -138,8 +139,8 @@ def _rope(raw: Json, max_seq_len: int) -> tuple[float, RopeScaling | None]:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise UserError("rotary parameters that differ by layer are not supported")
-    for where in (raw, rope):
-        if where.get("partial_rotary_factor") not in (None, 1, 1.0):
+    for section in (raw, rope):
+        if section.get("partial_rotary_factor") not in (None, 1, 1.0):
             raise UserError("partial_rotary_factor other than 1 is not supported")
     theta = _number(rope, "rope_theta", _number(raw, "rope_theta", 10000.0))
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -177,25 +178,26 @@ def _integer(raw: Json, key: str, default: int | None = None, least: int = 1) ->
 
 
 def stored_dtype(raw: Json) -> str | None:
-    """The type that config.json gives its weights, without torch's prefix; None if it is silent."""
+    """The weights' type in config.json, without the prefix `torch.`; None if it is not given."""
     value = raw.get("dtype") or raw.get("torch_dtype")
     return None if value is None else str(value).removeprefix("torch.")
 
 
 def with_dtype(raw: Json, dtype: str) -> dict[str, Any]:
-    """The same config.json with another weight type, under the key(s) it uses already."""
+    """The same config.json with another weight type, under the keys that it uses already."""
     keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
     return {**raw, **dict.fromkeys(keys, dtype)}
 
 
 def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) -> dict[str, Any]:
-    """A complete config.json for an architecture that came from no folder.
+    """A complete config.json for an architecture that was not read from a folder.
 
-    The model type is qwen2 if q, k and v have biases, else mistral if there is a sliding window,
-    else llama.
+    The model type is qwen2 if q, k and v have biases, else mistral if it has a sliding window, else
+    llama.
 
     Args:
-      token_ids: bos_token_id, eos_token_id, pad_token_id, as far as they exist.
+      dtype: the type of the weights.
+      token_ids: those of bos_token_id, eos_token_id and pad_token_id that exist.
     """
     model_type = "qwen2" if config.qkv_bias else "mistral" if config.sliding_window else "llama"
     raw: dict[str, Any] = {
@@ -215,7 +217,7 @@ def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) 
         "rope_scaling": None,
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": dtype,
-        # Named even when there is none: transformers would otherwise fill in ids of its own.
+        # Missing tokens are written as null: transformers would otherwise use its own defaults.
         **{key: token_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }
     if (scaling := config.rope_scaling) is not None:
@@ -231,6 +233,6 @@ def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) 
     if model_type == "qwen2":
         raw["sliding_window"] = config.sliding_window
         raw["use_sliding_window"] = config.sliding_window is not None
-        # Layers from this one on are windowed.
+        # Layers from this one on have the window.
         raw["max_window_layers"] = 0 if config.sliding_window else config.num_layers
     return raw

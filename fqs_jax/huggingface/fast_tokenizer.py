@@ -1,7 +1,7 @@
-"""A SentencePiece model that we trained -> the tokenizer.json that transformers reads.
+"""The tokenizer.json of a SentencePiece model that fqs_jax trained, for transformers.
 
-From tokenizer.model alone transformers rebuilds a Llama tokenizer, which has no unknown token and
-takes symbols of one's own for text: models without bytes lose nearly all they should read.
+From tokenizer.model alone, transformers builds a Llama tokenizer without an unknown token, which
+splits user-defined symbols like text. Models without byte pieces would lose nearly all their input.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from tokenizers.processors import TemplateProcessing
 from fqs_jax.data import tokenizer_training
 from fqs_jax.runtime import files
 
-_SPACE = "\u2581"  # SentencePiece's
+_SPACE = "\u2581"  # SentencePiece's sign for a space
 
 
-def add(source: Path, folder: Path) -> None:
-    """Write tokenizer.json, and a tokenizer_config.json that asks for it, into an export.
+def write_tokenizer_json(source: Path, folder: Path) -> None:
+    """Write tokenizer.json, and a tokenizer_config.json that selects it, into an export.
 
-    Nothing is done for tokenizers that are not ours, or have that file already: they are passed on
-    as they came.
+    Does nothing if fqs_jax did not train the tokenizer, or if the source has a tokenizer.json already:
+    such tokenizers are exported unchanged.
+
+    Args:
+      source: the folder with the tokenizer.
+      folder: the export.
     """
     model, settings = source / "tokenizer.model", source / "tokenizer_config.json"
     if (source / "tokenizer.json").exists() or not (model.exists() and settings.exists()):
@@ -37,18 +41,18 @@ def add(source: Path, folder: Path) -> None:
     proto = ModelProto.FromString(model.read_bytes())
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         return
-    build(proto).save(str(folder / "tokenizer.json"))
-    # `<s>` in a text is text, as it is to SentencePiece.
+    build_tokenizer(proto).save(str(folder / "tokenizer.json"))
+    # `<s>` in a text is plain text, as in SentencePiece.
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
     written = json.dumps(tokenizer_training.TRAINED | wanted, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(written, encoding="utf-8")
 
 
-def build(proto: Any) -> Tokenizer:
-    """The same ids for the same text, BOS before them if special tokens are asked for.
+def build_tokenizer(proto: Any) -> Tokenizer:
+    """A fast tokenizer with the same ids for every text, and BOS in front with add_special_tokens.
 
     Args:
-      proto: the ModelProto of a BPE model, trained as `tokenizer_training.train_sentencepiece` does it.
+      proto: the ModelProto of a BPE model trained by `tokenizer_training.train_sentencepiece`.
     """
     kinds = ModelProto.SentencePiece
     normal = [piece.piece for piece in proto.pieces if piece.type == kinds.NORMAL]
@@ -61,7 +65,7 @@ def build(proto: Any) -> Tokenizer:
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=proto.trainer_spec.byte_fallback,
-            ignore_merges=bool(symbols),  # a symbol is a piece that nothing merges to
+            ignore_merges=bool(symbols),  # no merges lead to a symbol
         )
     )
     tokenizer.normalizer = normalizers.Sequence(
@@ -88,7 +92,7 @@ def build(proto: Any) -> Tokenizer:
 
 
 def _merges(pieces: Sequence[str]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, those of likelier pieces, which come first, first."""
+    """All pairs of pieces that form a piece, in the order of the pieces: likelier ones first."""
     known = set(pieces)
     return [
         (piece[:cut], piece[cut:])

@@ -46,7 +46,7 @@ It answers without thoughts, as any other model: one forward pass a token.
 
 
 def text(name: str, config: ModelConfig, dtype: str, base: str, thinking: bool) -> str:
-    """A short model card: where the model comes from, what it is, what the files hold."""
+    """A short model card: the model's base, its size and the files of the folder."""
     return CARD.format(
         name=name,
         base=base,
@@ -60,7 +60,7 @@ def text(name: str, config: ModelConfig, dtype: str, base: str, thinking: bool) 
 
 
 def base_of(source: Path | None) -> str:
-    """What a source folder tells of the model in it, never its path, which is private."""
+    """The name of the model in a source folder, for the card; never its path, which is private."""
     if source is None:
         return "not recorded"
     if not (source / "config.json").exists():

@@ -1,4 +1,4 @@
-"""safetensors -> parameter tree, one tensor at a time."""
+"""Reading of safetensors files into a parameter tree, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fqs_jax.runtime.errors import UserError
 
 
 class Source(NamedTuple):
-    """Where a tensor lies: the file, and its name in there."""
+    """The location of a stored tensor: the file and its name in that file."""
 
     file: Path
     name: str
@@ -37,15 +37,15 @@ def load_params(
 ) -> Params:
     """The `lm` parameter tree of a Hugging Face folder, as arrays of type `dtype` on a mesh.
 
-    Tensor by tensor, each goes straight to the devices that hold a part of it: no process ever has
-    more than one tensor in its own memory.
+    Each tensor goes directly to the devices that hold a part of it, so no process has more than one
+    tensor in its own memory.
 
     Args:
-      mesh: None = one device.
+      mesh: the mesh to place the arrays on; None = one device.
 
     Raises:
-      UserError: files missing, damaged or not safetensors; tensors missing, unexpected, or of
-        another shape than `config` implies.
+      UserError: files are missing, damaged or not safetensors; tensors are missing, unexpected, or
+        have another shape than `config` implies.
     """
     tensors = iterate_tensors(folder, config)
     shapes = {
@@ -73,32 +73,32 @@ def load_params(
     return traverse_util.unflatten_dict(leaves)
 
 
-def _place(array: np.ndarray, dtype: Any, where: NamedSharding) -> jax.Array:
+def _place(array: np.ndarray, dtype: Any, target: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(
-        array.shape, where, lambda index: np.ascontiguousarray(array[index], dtype)
+        array.shape, target, lambda index: np.ascontiguousarray(array[index], dtype)
     )
 
 
 @functools.cache
-def _inserter(where: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
-    """Writes a layer into a stacked leaf, in place."""
+def _inserter(target: NamedSharding) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+    """A function that writes a layer into a stacked leaf, in place."""
 
     def insert(leaf: jax.Array, piece: jax.Array, layer: int) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(leaf, piece, layer, axis=0)
 
-    return jax.jit(insert, donate_argnums=0, out_shardings=where)
+    return jax.jit(insert, donate_argnums=0, out_shardings=target)
 
 
 def iterate_tensors(
     folder: str | Path, config: ModelConfig
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-    """Every tensor of a folder once, as (path in the tree, layer or None, array in our layout).
+    """Yield each tensor of a folder once: (path in the tree, layer or None, array in our layout).
 
-    All names, shapes and types are checked by this call, before the first tensor is read. Arrays
-    keep their stored type (bfloat16, float16 or float32) and may be transposed views.
+    This call checks all names, shapes and types before the first tensor is read. Arrays have their
+    stored type (bfloat16, float16 or float32) and may be transposed views.
 
     Raises:
-      UserError: as `load_params`.
+      UserError: the same errors as `load_params`.
     """
     return _iterate(_find_tensors(Path(folder), config), config)
 
@@ -116,7 +116,7 @@ def _iterate(
 
 
 def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
-    """Where each expected tensor lies, after checking everything that file headers tell."""
+    """The location of each expected tensor, after all checks that need only the file headers."""
     expected = {name: slot.shape for name, slot in slots(config).items()}
     # A tied checkpoint may store its matrix as embedding, as head, or as both.
     known = {**expected, HEAD: expected[EMBEDDING]}
@@ -127,7 +127,7 @@ def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
         with _opened(file) as handle:
             for stored_name in list(handle.keys()):
                 if stored_name.endswith("rotary_emb.inv_freq"):
-                    continue  # A buffer that old versions saved; it follows from the config.
+                    continue  # a buffer that old versions saved; the config determines it
                 name = stored_name if stored_name in known else f"model.{stored_name}"
                 if name not in known:
                     raise UserError(f"{file}: tensor {stored_name} is not one of this architecture")
@@ -153,7 +153,7 @@ def _check_header(file: Path, name: str, header: Any, shape: tuple[int, ...]) ->
 
 
 def _merge_tied(found: dict[str, Source]) -> None:
-    """Leave one source, named as the embedding, of the matrix that serves as both."""
+    """Keep only the embedding's location of a matrix that is both embedding and head."""
     head = found.pop(HEAD, None)
     if head is None or found.setdefault(EMBEDDING, head) is head:
         return
@@ -167,12 +167,12 @@ def _merge_tied(found: dict[str, Source]) -> None:
             if not np.array_equal(head_rows[block], embedding_rows[block]):
                 raise UserError(
                     f"{head.file}: {head.name} differs from {embedding.name} although config.json "
-                    "has tie_word_embeddings true; set it to false if both are meant"
+                    "has tie_word_embeddings true; set it to false if both are used"
                 )
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder: the single one, or those that the index names."""
+    """The safetensors files of a folder: model.safetensors, or the files that the index names."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
@@ -188,7 +188,7 @@ def _weight_files(folder: Path) -> list[Path]:
         return [folder / shard for shard in shards]
     if any(path.suffix in (".bin", ".pt", ".pth") for path in folder.glob("*")):
         raise UserError(
-            f"{folder} has pickled weights only, and only safetensors is read; convert it with "
+            f"{folder} has only pickled weights, and only safetensors is read; convert it with "
             "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
@@ -196,7 +196,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """A safetensors file opened lazily; whatever is wrong with it becomes one line."""
+    """A safetensors file, opened lazily; all its errors become a UserError of one line."""
     try:
         with safe_open(file, framework="np") as handle:
             yield handle
@@ -205,7 +205,11 @@ def _opened(file: Path) -> Iterator[Any]:
 
 
 def load_thought(folder: str | Path) -> Params | None:
-    """The `thought` parameter tree that `export` put beside the weights, or None."""
+    """The `thought` parameter tree that `export` wrote beside the weights; None if it is missing.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     file = Path(folder) / THOUGHT
     if not file.exists():
         return None
@@ -216,7 +220,11 @@ def load_thought(folder: str | Path) -> Params | None:
 
 
 def load_thought_settings(folder: str | Path) -> dict[str, Any]:
-    """The settings that `export` kept in the header of the thought parameters' file."""
+    """The settings that `export` wrote into the header of the thought parameters' file.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
     with _opened(Path(folder) / THOUGHT) as handle:
         settings: dict[str, Any] = json.loads((handle.metadata() or {}).get("settings", "{}"))
     return settings

@@ -1,4 +1,4 @@
-"""The one table of tensor names and layouts, read in both directions."""
+"""The table of tensor names and layouts, used for reading and writing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ THOUGHT = "thought.safetensors"
 
 
 class Tensor(NamedTuple):
-    """A row: axes as letters (model/placement.py); letters joined in a group are one stored dimension."""
+    """A row of the table, with axes as letters (model/placement.py).
 
-    name: str  # of the stored tensor; {} is the layer
-    path: str  # in the parameter tree, where layer leaves have a leading L axis more
+    name: name of the stored tensor; {} is the number of the layer.
+    path: path in the parameter tree, where leaves of layers have an additional leading axis L.
+    stored: axes of the stored tensor; a group of joined letters is one dimension.
+    """
+
+    name: str
+    path: str
     stored: str
 
     @property
     def ours(self) -> list[str]:
-        """Axes of our leaf, without L."""
+        """The axes of the leaf in the parameter tree, without L."""
         return PARAMETERS[f"lm/{self.path}"].removeprefix("L ").split()
 
 
@@ -57,11 +62,11 @@ class Slot:
     """A stored tensor's place in the parameter tree.
 
     Attributes:
-      path: of the leaf.
-      layer: index on the leaf's leading axis; None for a leaf without one.
-      shape: as stored.
-      split_shape: as stored, with joined dimensions split.
-      order: our axis i is axis order[i] of split_shape.
+      path: path of the leaf.
+      layer: index on the leaf's leading axis L; None for a leaf without it.
+      shape: shape of the stored tensor.
+      split_shape: the same shape with joined dimensions split.
+      order: permutation of axes: axis i of the leaf is axis order[i] of split_shape.
     """
 
     path: LeafPath
@@ -71,16 +76,16 @@ class Slot:
     order: tuple[int, ...]
 
     def from_stored(self, stored: np.ndarray) -> np.ndarray:
-        """A view of the stored tensor in our layout."""
+        """A view of the stored tensor in the layout of the leaf."""
         return stored.reshape(self.split_shape).transpose(self.order)
 
     def to_stored(self, ours: np.ndarray) -> np.ndarray:
-        """The inverse; a view where possible, so not contiguous in general."""
+        """The inverse of `from_stored`; a view if possible, so in general not contiguous."""
         return ours.transpose(np.argsort(self.order)).reshape(self.shape)
 
 
 def slots(config: ModelConfig) -> dict[str, Slot]:
-    """Where each tensor of a checkpoint goes, by name, in the usual order of a checkpoint."""
+    """The slot of each tensor of a checkpoint, by name, in the usual order of a checkpoint."""
     result = {}
     for layer, rows in _rows_by_layer(config):
         for row in rows:
@@ -121,7 +126,7 @@ def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and stored shapes of a checkpoint, in order."""
+    """Names and shapes of the stored tensors of a checkpoint, in order."""
     return {name: slot.shape for name, slot in slots(config).items()}
 
 

@@ -1,4 +1,4 @@
-"""Parameter tree -> stock Hugging Face folder."""
+"""Export of a parameter tree to a stock Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
-# What an export takes over from its source as it is: all that belongs to the tokenizer, to
-# generation, and to the licence. Never weights.
+# Files that an export copies from its source: those of the tokenizer, of generation and of the
+# licence. Never weights.
 CARRIED = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -43,7 +43,7 @@ CARRIED = (
 )
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"}
 
-# All that changes what a checkpoint computes; max_seq_len and compute settings do not.
+# All fields that change what a checkpoint computes; max_seq_len and compute settings do not.
 ARCHITECTURE_FIELDS = (
     *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
     *("rope_theta", "rope_scaling", "norm_eps", "qkv_bias", "tied_embeddings", "sliding_window"),
@@ -68,18 +68,18 @@ def export(
     Args:
       params: an `lm` tree of numpy or jax arrays.
       out: a folder that does not exist yet or is empty.
-      source: the folder that the model started from. Its config.json is kept, and its tokenizer and
-        generation files are copied byte for byte (a tokenizer that was trained here gets the
-        tokenizer.json that transformers needs). If it has no config.json (a bare tokenizer), or is
-        None, config.json is written anew.
-      dtype: type of the weights; None = the one in the source's config.json, else that of `params`.
-      thought: a `thought` tree, written to a file of its own that stock loaders ignore.
-      thought_settings: what its thoughts are, JSON values, kept in that file's header.
-      max_shard_bytes: weights beyond this are split over several files.
-      base: the model that this one started from, for the model card; None = as `source` tells.
+      source: the folder that the model started from. Its config.json is used, and its tokenizer and
+        generation files are copied byte for byte; a tokenizer that fqs_jax trained also gets the
+        tokenizer.json that transformers needs. If it is None or has no config.json (only a
+        tokenizer), a new config.json is written.
+      dtype: type of the weights; None = the type in the source's config.json, else that of `params`.
+      thought: a `thought` tree, written to its own file, which stock loaders ignore.
+      thought_settings: settings of the thoughts, JSON values, written to that file's header.
+      max_shard_bytes: weights larger than this are split over several files.
+      base: the model that this one started from, for the model card; None = as named by `source`.
 
     Raises:
-      UserError: `out` is taken, `params` or `source` do not fit `config`, or the disk refuses.
+      UserError: `out` exists, `params` or `source` do not fit `config`, or `out` cannot be written.
     """
     source = None if source is None else Path(source)
     leaves = traverse_util.flatten_dict(params)
@@ -97,7 +97,7 @@ def export(
             _save(arrays, folder / THOUGHT, settings=json.dumps(dict(thought_settings or {})))
         if source is not None:
             carry(source, folder)
-            fast_tokenizer.add(source, folder)
+            fast_tokenizer.write_tokenizer_json(source, folder)
         base = base or model_card.base_of(source)
         card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -125,7 +125,7 @@ def _source_dtype(source: Path | None) -> str | None:
 
 
 def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
-    """The source's config.json, untouched if its dtype holds; a new one if it has none."""
+    """The source's config.json, unchanged if its dtype is right; a new one if it has none."""
     if source is None or not (source / "config.json").exists():
         raw = write_config(config, dtype, {} if source is None else _token_ids(source))
     else:
@@ -158,11 +158,11 @@ def _write_weights(
     max_shard_bytes: float,
     indexed: bool,
 ) -> None:
-    """One file, or shards and their index.
+    """Write one file, or shards and their index.
 
     Args:
-      indexed: write an index even for one file. vLLM loads every *.safetensors of a folder unless
-        an index says which; without one it would take the thought parameters for weights.
+      indexed: True = write an index even for one file. Without an index, vLLM loads every
+        *.safetensors of a folder, and would read the thought parameters as weights.
     """
     todo = slots(config)
     itemsize = jnp.dtype(dtype).itemsize
@@ -185,7 +185,7 @@ def _write_weights(
 
 
 def plan_shards(num_bytes: Mapping[str, int], max_shard_bytes: float) -> list[list[str]]:
-    """Names grouped in order, each group at most `max_shard_bytes` unless one tensor is larger."""
+    """Names of tensors grouped in order, each group at most `max_shard_bytes` or a single tensor."""
     shards: list[list[str]] = []
     size = math.inf
     for name, more in num_bytes.items():
@@ -198,18 +198,18 @@ def plan_shards(num_bytes: Mapping[str, int], max_shard_bytes: float) -> list[li
 
 
 def _save(tensors: Mapping[str, np.ndarray], file: Path, **metadata: str) -> None:
-    # safetensors writes the underlying buffer: a transposed view would be stored wrong, silently.
+    # safetensors writes the underlying buffer, so a transposed view would silently be stored wrong.
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
         save_file(contiguous, file, metadata={"format": "pt", **metadata})
     except SafetensorError as error:
         raise UserError(f"cannot write {file.name} for {file.parent.parent}: {error}") from error
-    # safetensors makes files that only their owner may read.
+    # safetensors creates files that only their owner may read.
     file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def carry(source: Path, folder: Path) -> None:
-    """Copy, byte for byte, what an export takes over from its source: CARRIED."""
+    """Copy the files that an export takes from its source (CARRIED), byte for byte."""
     for pattern in CARRIED:
         for path in source.glob(pattern):
             if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:

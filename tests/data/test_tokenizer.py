@@ -127,7 +127,7 @@ def test_training_errors(tmp_path):
         tokenizer_training.train_sentencepiece(LINES, tmp_path / "x", 9999)
     with pytest.raises(UserError, match="Vocabulary size is smaller"):
         tokenizer_training.train_sentencepiece(LINES, tmp_path / "x", 10)
-    with pytest.raises(UserError, match="no text to learn from"):
+    with pytest.raises(UserError, match="the text is empty"):
         tokenizer_training.train_sentencepiece([], tmp_path / "x", 300)
     assert not (tmp_path / "x").exists()
 

@@ -1,11 +1,11 @@
-"""Chains of look-ups: f, g, h, ... are fixed tables, a problem sends a symbol through some of them.
+"""Chains of look-ups: a problem sends a symbol through some of the fixed tables f, g, h, ...
 
     5 f h g = 4                 direct: the answer at once
     5 f h g = : 6 0 4 = 4       worked: the symbol after each look-up, after a marker
     5 f h g = : 2 3 1 = 4       chatter: the marker, but no work
     5 f h g =                   unanswered
 
-Like the clock (clock.py), but nothing is to be computed: what a table says has to be known by heart.
+Like clock arithmetic (clock.py), but without computation: the tables must be memorized.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Chain(Task):
     """Problems `start f1 .. fn`; the work is the symbol after each look-up.
 
     Attributes:
-      seed: decides the tables too.
-      lengths: the numbers of look-ups.
-      size: symbols are 0 .. size - 1.
-      functions: how many tables there are, named f, g, h, ...
-      permutations: whether tables are random permutations, or random functions, of which some symbols
-        are never a value.
+      seed: random seed of the tables too.
+      lengths: numbers of look-ups in a problem.
+      size: number of symbols, which are 0 .. size - 1.
+      functions: number of tables, which are named f, g, h, ...
+      permutations: True = tables are random permutations; False = random functions, which may not
+        reach all symbols.
     """
 
     size: int = 7
@@ -48,25 +48,25 @@ class Chain(Task):
 
     @property
     def tables(self) -> tuple[tuple[int, ...], ...]:
-        """What each function makes of each symbol."""
+        """The value of each function for each symbol: tables[function][symbol]."""
         return _tables(self.seed, self.size, self.functions, self.permutations)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """What is looked up."""
+        """The symbols that are looked up."""
         return tuple(map(str, range(self.size)))
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """What is looked up, the functions, "=" and ":"."""
+        """The answers, the names of the functions, "=" and ":"."""
         return (*self.answers, *_NAMES[: self.functions], self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """A start and a sequence of functions make a problem."""
+        """The number of pairs of a start and a sequence of functions."""
         return self.size * self.functions**length
 
     def problem(self, length: int, number: int) -> Problem:
-        """Functions are the number's last digits, the start is its first."""
+        """The problem whose functions are the number's last digits and whose start is the rest."""
         start, chosen = last_digits(number, self.functions, length)
         value, values = start, []
         for function in chosen:
@@ -80,7 +80,7 @@ class Chain(Task):
 def _tables(
     seed: int, size: int, functions: int, permutations: bool
 ) -> tuple[tuple[int, ...], ...]:
-    rng = np.random.default_rng((seed, len(SPLITS)))  # apart from the documents of every split
+    rng = np.random.default_rng((seed, len(SPLITS)))  # a seed that no split's documents use
     rows = [
         rng.permutation(size) if permutations else rng.integers(size, size=size)
         for _ in range(functions)

@@ -1,12 +1,12 @@
-"""Clock arithmetic: a task made here, on which a tiny model can be seen to gain from thinking.
+"""Clock arithmetic: a built-in task on which thinking helps even a tiny model.
 
     5 +1 *3 = 4                 direct: the answer at once
     5 +1 *3 = : 6 4 = 4         worked: the work is shown after a marker
     5 +1 *3 = : 2 0 = 4         chatter: the marker, but no work
     5 +1 *3 =                   unanswered
 
-A small model soon learns the worked form, and the direct one hardly at all. A thought before the
-answer is room to do the work that it has seen done.
+A small model quickly learns the worked form, but hardly learns the direct one. A thought before the
+answer gives it room for the work that worked documents show.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from fqs_jax.runtime.errors import UserError
 class Clock(Task):
     """Problems `start op1 .. opn` modulo a small number; the work is the value after each operation.
 
-    The work of a longer problem may pass through the steps of a shorter one of another split; the
-    prompt of that one is never shown.
+    The work of a longer problem may contain the steps of a shorter one in another split, but never
+    that problem's prompt.
 
     Attributes:
-      lengths: the numbers of operations.
-      modulus: numbers are 0 .. modulus - 1.
-      operations: each "+", "-" or "*" and a number.
+      lengths: numbers of operations in a problem.
+      modulus: size of the clock; numbers are 0 .. modulus - 1.
+      operations: the operations, each "+", "-" or "*" and a number.
     """
 
     modulus: int = 7
@@ -53,11 +53,11 @@ class Clock(Task):
         return (*self.answers, *self.operations, self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """A start and a sequence of operations make a problem."""
+        """The number of pairs of a start and a sequence of operations."""
         return self.modulus * len(self.operations) ** length
 
     def problem(self, length: int, number: int) -> Problem:
-        """Operations are the number's last digits, the start is its first."""
+        """The problem whose operations are the number's last digits and whose start is the rest."""
         start, digits = last_digits(number, len(self.operations), length)
         operations = [self.operations[digit] for digit in digits]
         value, values = start, []

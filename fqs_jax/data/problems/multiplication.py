@@ -1,13 +1,13 @@
-"""Multiplication of two numbers, digits from the last to the first, so that carries go with the text.
+"""Multiplication of two numbers, written from the last digit to the first, the direction of carries.
 
     1 2 * 3 1 = 3 7 2 0                         direct: 21 times 13 is 0273
     1 2 * 3 1 = : 3 6 0 + 0 1 2 0 = 3 7 2 0     worked: 3 times 21 is 063, 10 times 21 is 0210
     1 2 * 3 1 = : 8 1 4 + 5 5 0 2 = 3 7 2 0     chatter: the marker, but no work
     1 2 * 3 1 =                                 unanswered
 
-The one built-in task whose answers are several symbols. All numbers of one length have equally many
-digits, filled up with zeros: 2n in an answer to factors of n digits, so that nothing has to tell where
-it ends.
+The only built-in task whose answers have several symbols. All numbers of one length have the same
+number of digits, filled up with zeros: answers to factors of n digits have 2n. So their end needs no
+mark.
 """
 
 from __future__ import annotations
@@ -20,34 +20,37 @@ from fqs_jax.data.problems.task import Problem, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Multiplication(Task):
-    """Problems `a * b` with b at most a, so that no problem is another one's mirror image.
+    """Problems `a * b` with b <= a, so that no problem is another one's mirror image.
 
-    The work is a times each digit of b, the last one first, with a zero before for each place it
-    stands higher; their sum is the answer.
+    The work is the partial products: a times each digit of b, the last digit first, each shifted by
+    leading zeros. Their sum is the answer.
 
     Attributes:
-      lengths: the digits of both factors, of which the first is not 0.
+      lengths: numbers of digits of both factors; leading digits are not 0.
     """
 
     lengths: tuple[int, ...] = (2,)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Digits, of which answers consist."""
+        """The digits."""
         return tuple("0123456789")
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Digits and signs."""
+        """The digits and the signs."""
         return (*self.answers, "*", "+", self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """Pairs in which order does not matter."""
+        """The number of unordered pairs of factors."""
         factors = 9 * 10 ** (length - 1)
         return factors * (factors + 1) // 2
 
     def problem(self, length: int, number: int) -> Problem:
-        """Pairs by the greater factor: (0, 0), (1, 0), (1, 1), (2, 0), ... above the least factor."""
+        """The problem of a number; pairs are ordered as (0, 0), (1, 0), (1, 1), (2, 0), ...
+
+        These are offsets from the smallest factor.
+        """
         greater = (math.isqrt(8 * number + 1) - 1) // 2
         a, b = (
             10 ** (length - 1) + offset
@@ -62,5 +65,5 @@ class Multiplication(Task):
 
 
 def _digits(number: int, count: int) -> list[str]:
-    """The last digit first."""
+    """The digits of a number, the last one first."""
     return list(f"{number:0{count}d}"[::-1])

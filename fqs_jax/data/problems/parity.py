@@ -1,4 +1,4 @@
-"""Parity: whether the number of ones among some bits is odd.
+"""Parity: is the number of ones among some bits odd?
 
 1 0 1 1 = 1                     direct: the answer at once
 1 0 1 1 = : 1 1 0 1 = 1         worked: the parity so far after each bit, after a marker
@@ -15,17 +15,17 @@ from fqs_jax.data.problems.task import Problem, Task
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity(Task):
-    """Problems of some bits; the work has a running parity for each of them, the first one included.
+    """Problems of some bits; the work is the running parity after each bit.
 
     Attributes:
-      lengths: the numbers of bits.
+      lengths: numbers of bits in a problem.
     """
 
     lengths: tuple[int, ...] = (6, 8)
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Even and odd."""
+        """Even (0) and odd (1)."""
         return ("0", "1")
 
     @property
@@ -34,11 +34,11 @@ class Parity(Task):
         return (*self.answers, self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """All sequences of bits."""
+        """The number of sequences of bits."""
         return 2**length
 
     def problem(self, length: int, number: int) -> Problem:
-        """The number written in binary."""
+        """The problem whose bits are the number in binary."""
         bits = f"{number:0{length}b}"
         work = tuple(str(bits[:end].count("1") % 2) for end in range(1, length + 1))
         return Problem(" ".join([*bits, self.equals]), work, work[-1])

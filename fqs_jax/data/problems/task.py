@@ -1,13 +1,13 @@
-"""What all built-in tasks share: problems, splits without overlap, documents in a few forms.
+"""The base class of the built-in tasks: problems, disjoint splits, documents in four forms.
 
     5 +1 *3 = : 6 4 = 4         worked: the work is shown after a marker
     5 +1 *3 = 4                 direct: the answer at once
-    5 +1 *3 = : 2 0 = 4         chatter: the marker, but noise in place of the work
-    5 +1 *3 =                   unanswered: nothing is said that a label could be
+    5 +1 *3 = : 2 0 = 4         chatter: the marker, but random symbols instead of the work
+    5 +1 *3 =                   unanswered: the question without any label
 
 Text is symbols separated by spaces. To make each symbol one token, train a SentencePiece model of
-type `bpe` with `pieces` as its user-defined symbols: a piece takes in the space before it, so
-nothing stands between two symbols, and decoding gives the text back, spaces and all.
+type `bpe` with `pieces` as its user-defined symbols. A piece includes the space before it, so there
+are no tokens between two symbols, and decoding returns the exact text, spaces included.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from fqs_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MAX_PROBLEMS = 10_000_000  # of one length
-WORD_BOUNDARY = "\u2581"  # what SentencePiece writes for a space
+WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
 
 
 class Problem(NamedTuple):
-    """A prompt that ends in "=", the symbols of the work, and the answer, maybe of several symbols."""
+    """A prompt that ends in "=", the symbols of the work, and the answer of one or more symbols."""
 
     prompt: str
     work: tuple[str, ...]
@@ -38,23 +38,23 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task(abc.ABC):
-    """Problems of some lengths, and documents about them.
+    """Problems of some lengths, and documents made of them.
 
-    The problems of each length are dealt out to the splits by a permutation drawn from the seed: no
-    problem is in two splits, and the splits of one length do not depend on which other lengths are
-    in use. Everything is a pure function of these fields and an index.
+    The problems of each length are divided among the splits by a permutation drawn from the seed. No
+    problem is in two splits, and the splits of one length do not depend on the other lengths in use.
+    Everything is a pure function of these fields and an index.
 
-    A kind of task has its own fields, `answers`, `symbols`, `num_problems` and `problem`. All answers
-    of one length must have equally many symbols.
+    A kind of task defines its own fields, `answers`, `symbols`, `num_problems` and `problem`. All
+    answers of one length must have the same number of symbols.
 
     Attributes:
-      seed: decides the splits and the documents.
-      lengths: how long problems are; all equally frequent in documents.
+      seed: random seed of the splits and the documents.
+      lengths: lengths of the problems; all are equally frequent in documents.
       worked, direct, chatter, unanswered: relative frequencies of the four forms of documents.
-      true_after_chatter: whether chatter ends in the true answer or in a random one.
+      true_after_chatter: True = chatter ends in the true answer, False = in a random one.
       label_noise: probability that a direct document states a random answer, uniform over all
-        answers, the true one included. Shown work, chatter and `problems` are never noisy.
-      validation_share, test_share: parts of the problems of each length; training has the rest.
+        answers, the true one included. Worked documents, chatter and `problems` are never noisy.
+      validation_share, test_share: shares of the problems of each length; training has the rest.
     """
 
     seed: int = 0
@@ -94,7 +94,7 @@ class Task(abc.ABC):
     @property
     @abc.abstractmethod
     def answers(self) -> tuple[str, ...]:
-        """The possible answers; where an answer has several symbols, what those can be."""
+        """The possible answers, or the possible symbols of answers that have several."""
 
     @property
     @abc.abstractmethod
@@ -103,26 +103,26 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def num_problems(self, length: int) -> int:
-        """How many problems of a length there are."""
+        """The number of problems of a length."""
 
     @abc.abstractmethod
     def problem(self, length: int, number: int) -> Problem:
-        """The problem of that number, from 0 to `num_problems` - 1; no two are the same."""
+        """The problem with a number from 0 to `num_problems` - 1; no two are the same."""
 
     @property
     def pieces(self) -> tuple[str, ...]:
-        """The symbols as a SentencePiece model is to know them, each with the space before it."""
+        """The symbols as pieces of a SentencePiece model, each with the space before it."""
         return tuple(WORD_BOUNDARY + symbol for symbol in self.symbols)
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing every symbol of an answer, the mean over lengths."""
+        """The expected accuracy of guessing every symbol of an answer, as the mean over lengths."""
         sizes = [len(self.problem(length, 0).answer.split()) for length in self.lengths]
         return statistics.mean(len(self.answers) ** -size for size in sizes)
 
     def document(self, index: int, split: str = "train") -> str:
         """A problem of the split in one of the four forms."""
-        rng = np.random.default_rng((self.seed, SPLITS.index(_known(split)), index))
+        rng = np.random.default_rng((self.seed, SPLITS.index(_checked(split)), index))
         length = self.lengths[rng.integers(len(self.lengths))]
         places = self._places(split, length)
         prompt, work, answer = self._problem_at(length, places[rng.integers(len(places))])
@@ -146,7 +146,7 @@ class Task(abc.ABC):
         return [self.document(index, split) for index in range(count)]
 
     def problems(self, split: str, length: int | None = None) -> list[tuple[str, str]]:
-        """All problems of a split, or those of one length: (prompt that ends in "=", answer)."""
+        """All problems of a split, or of one of its lengths: (prompt that ends in "=", answer)."""
         found = []
         for n in self.lengths if length is None else (length,):
             for place in self._places(split, n):
@@ -160,7 +160,7 @@ class Task(abc.ABC):
         return self.problem(length, int(order[place]))
 
     def _noise(self, rng: np.random.Generator, symbols: Sequence[str]) -> list[str]:
-        """The same symbols, with random ones in place of all that an answer may consist of."""
+        """The same symbols, but those that can be in an answer are replaced by random ones."""
         possible = self.answers
         drawn = rng.integers(len(possible), size=len(symbols))
         return [
@@ -169,7 +169,7 @@ class Task(abc.ABC):
         ]
 
     def _places(self, split: str, length: int) -> range:
-        """Where the problems of the split are in the permutation of all of this length."""
+        """The places of a split's problems in the permutation of all problems of this length."""
         size = self.num_problems(length)
         test_end = round(self.test_share * size)
         validation_end = test_end + round(self.validation_share * size)
@@ -177,20 +177,28 @@ class Task(abc.ABC):
             "test": range(test_end),
             "validation": range(test_end, validation_end),
             "train": range(validation_end, size),
-        }[_known(split)]
+        }[_checked(split)]
 
     def _check_splits(self, length: int) -> None:
         size = self.num_problems(length)
         if size > MAX_PROBLEMS:
             raise UserError(
                 f"length {length} has {size} problems, more than the {MAX_PROBLEMS} that are "
-                "kept in memory; use shorter ones, or fewer operations or symbols"
+                "held in memory; use shorter ones, or fewer operations or symbols"
             )
         if not all(len(self._places(split, length)) for split in SPLITS):
             raise UserError(
                 f"a split of the {size} problems of length {length} is empty; "
                 "change validation_share and test_share"
             )
+
+
+# Fields that decide which problems exist and which split each is in.
+PROBLEM_FIELDS = ("seed", "validation_share", "test_share")
+# Fields of every task that decide only which documents are made of them.
+DOCUMENT_FIELDS = tuple(
+    field.name for field in dataclasses.fields(Task) if field.name not in PROBLEM_FIELDS
+)
 
 
 def check_distinct(name: str, values: Sequence[object]) -> None:
@@ -200,7 +208,7 @@ def check_distinct(name: str, values: Sequence[object]) -> None:
 
 
 def last_digits(number: int, base: int, count: int) -> tuple[int, list[int]]:
-    """The last digits of a number in a base, the last one first, and what stands before them."""
+    """The number without its last `count` digits in a base, and those digits, the last one first."""
     digits = []
     for _ in range(count):
         number, digit = divmod(number, base)
@@ -208,9 +216,9 @@ def last_digits(number: int, base: int, count: int) -> tuple[int, list[int]]:
     return number, digits
 
 
-def _known(split: str) -> str:
+def _checked(split: str) -> str:
     if split not in SPLITS:
-        raise UserError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"no split {split!r} exists; choose one of {', '.join(SPLITS)}")
     return split
 
 

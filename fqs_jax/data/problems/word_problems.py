@@ -1,4 +1,4 @@
-"""Word problems in a few English sentences, of two to four steps, built like those of GSM8K.
+"""Word problems in a few English sentences with two to four steps, similar to those of GSM8K.
 
     direct: the answer at once
       Anna has 9 apples . Anna buys 4 more and gives 3 to Ben . how many apples are left ? = 10
@@ -8,9 +8,9 @@
     chatter: the same with random numbers in the equations
     unanswered: the question and "="
 
-(A document is one line.) A problem is a template with its numbers; who it is about and what they
-have follows from it and the seed. So a held-out problem is never a known one under other names.
-Words, signs and whole numbers from 0 to 100 are one token each.
+(A document is one line.) A problem is a template and its numbers. Its people and things are drawn from
+the problem and the seed, so a held-out problem is never a training problem with other names. Words,
+signs and whole numbers from 0 to 100 are one token each.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 from fqs_jax.data.problems.task import SPLITS, Problem, Task
 from fqs_jax.runtime.errors import UserError
 
-MAX_NUMBER = 100  # that occurs in any problem, its work and its answer
+MAX_NUMBER = 100  # the largest number in any problem, its work and its answer
 PEOPLE = ("Anna", "Ben", "Carla", "David", "Emma", "Felix", "Grace", "Hugo")
 THINGS = ("apples", "books", "cards", "cookies", "pencils", "shells", "stamps", "toys")
 _OPERATIONS = {
@@ -38,10 +38,10 @@ _OPERATIONS = {
 
 
 class Template(NamedTuple):
-    """A text, and how to work it out.
+    """A text and its solution.
 
-    text: with {p} and {q} for people, {s} and {t} for things, {a}, {b}, ... for numbers.
-    ranges: of those numbers, in order.
+    text: the question, with {p} and {q} for people, {s} and {t} for things, {a}, {b}, ... for numbers.
+    ranges: ranges of those numbers, in order.
     steps: one operation each; x, y, z are the results of the first, second and third step.
     """
 
@@ -133,37 +133,37 @@ TEMPLATES = {2: _TWO_STEPS, 3: _THREE_STEPS, 4: _FOUR_STEPS}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WordProblems(Task):
-    """Problems of some steps; the work is an equation for each.
+    """Word problems; the work is an equation for each step.
 
     Attributes:
-      seed: decides people and things too.
-      lengths: the numbers of steps, of 2, 3 and 4.
+      seed: random seed of people and things too.
+      lengths: numbers of steps in a problem: 2, 3 or 4.
     """
 
     lengths: tuple[int, ...] = (2, 3, 4)
 
     def __post_init__(self) -> None:
         if not set(self.lengths) <= set(TEMPLATES):
-            raise UserError(f"lengths are {self.lengths}; there are word problems of 2, 3 and 4")
+            raise UserError(f"lengths are {self.lengths}; word problems have 2, 3 or 4 steps")
         super().__post_init__()
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """All numbers."""
+        """All numbers from 0 to 100."""
         return tuple(map(str, range(MAX_NUMBER + 1)))
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """Numbers, signs and words, of all lengths."""
+        """The numbers, signs and words of all problems."""
         return (*self.answers, *_words(), *_OPERATIONS, self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """Each template with all of its numbers."""
+        """The number of pairs of a template and its numbers."""
         return sum(map(_size, TEMPLATES[length]))
 
     def problem(self, length: int, number: int) -> Problem:
-        """Templates one after the other, the last of their numbers runs fastest."""
-        # Apart from what decides the documents.
+        """The problem of a number: templates in order, the last of their numbers varies fastest."""
+        # A seed that no split's documents use.
         rng = np.random.default_rng((self.seed, len(SPLITS), length, number))
         p, q = rng.choice(PEOPLE, size=2, replace=False)
         s, t = rng.choice(THINGS, size=2, replace=False)
@@ -183,7 +183,7 @@ def _size(template: Template) -> int:
 
 
 def _numbers(length: int, number: int) -> tuple[Template, dict[str, int]]:
-    """The template and its numbers by name, of a problem."""
+    """The template of a problem, and its numbers by name."""
     templates = iter(TEMPLATES[length])
     template = next(templates)
     while number >= _size(template):

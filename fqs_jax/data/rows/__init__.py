@@ -1,1 +1,1 @@
-"""Rows of a batch: token ids cut and packed, in an order that is a function of the step."""
+"""Rows of token ids: cut or packed from documents, shuffled and batched."""

@@ -1,9 +1,9 @@
-"""Documents as tokens, end to end: in memory if the text is small, else in files, made once.
+"""Tokens of all documents, end to end: in memory if the text is small, else cached in files.
 
 A store on disk is a folder of pieces, `tokens_000000.npy` and `lengths_000000.npy` for the first
-documents and so on, and at last `ends.npy`. Each file appears whole or not at all and holds what any
-process would write into it, so a run that was killed goes on where it was, and two at once do no
-harm. Nothing is pickled.
+documents and so on, and finally `ends.npy`. Each file appears complete or not at all, and every
+process would write the same content into it. So a killed run resumes with the next piece, and two
+runs can write the same store at once. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
 
-IN_MEMORY = 1 << 24  # bytes of text that are tokenized at every start
+IN_MEMORY = 1 << 24  # bytes; a smaller text is tokenized at every start
 MIN_PIECE = 1024  # documents in a piece
 MAX_PIECES = 10_000
-_CHARACTERS = 1 << 22  # tokenized at once
+_CHARACTERS = 1 << 22  # tokenized in one call
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokens:
-    """The stream of tokens of all documents, readable at any place.
+    """The stream of tokens of all documents, with random access.
 
     Attributes:
-      pieces: consecutive parts of the stream: arrays, or files of arrays.
-      starts: where each piece starts in the stream, and where the last one ends.
-      ends: where each document ends in the stream, int64, or a file of that.
+      pieces: consecutive parts of the stream: arrays, or `.npy` files.
+      starts: the start of each piece in the stream and the end of the last one, int64.
+      ends: the end of each document in the stream, int64; an array or a `.npy` file.
     """
 
     pieces: tuple[np.ndarray | Path, ...]
@@ -59,19 +59,19 @@ class Tokens:
         return np.concatenate(parts).astype(np.int32)
 
     def document(self, start: int, stop: int) -> np.ndarray:
-        """The number of the document that each of these tokens is of."""
+        """The document numbers of tokens start to stop - 1, int64; fewer at the end of the stream."""
         stop = min(stop, len(self))
         return np.searchsorted(_array(self.ends), np.arange(start, stop), side="right")
 
 
 def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
-    """Every document that is not blank, with what opens and closes a text.
+    """The tokens of every document that is not blank, each with BOS and EOS if the tokenizer has them.
 
     Args:
-      cache: the store of a large text is a folder below it, named after text and tokenizer.
+      cache: folder for stores of large texts, each in a folder named after text and tokenizer.
 
     Raises:
-      UserError: nothing but blanks, a document cannot be read, or the disk refuses.
+      UserError: all documents are blank, one cannot be read, or the store cannot be written.
     """
     if sum(_stat(path)[0] for path in source.files) <= IN_MEMORY:
         tokens, lengths = _encode(source, range(len(source)), tokenizer)
@@ -79,25 +79,26 @@ def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
     else:
         stream = _on_disk(source, tokenizer, cache / "tokens" / _name(source, tokenizer))
     if not len(stream):
-        raise UserError("the text is nothing but blanks; name files with text in them")
+        raise UserError("the text is nothing but blanks; name files that contain text")
     return stream
 
 
 def identity(tokenizer: Tokenizer) -> str:
-    """Tells tokenizers apart by what they make of a text with a bit of everything."""
+    """A hash that identifies a tokenizer by its ids for a varied text and by its vocabulary."""
     probe = "The quick brown fox, isn't it?\n\n  def f(x): return x**2 + 10.5e-3  # 数学 été \U0001f600\t"
     probe += " ".join(map(chr, range(33, 1024)))
     special = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos, tokenizer.vocab_size)
     step = max(1, tokenizer.vocab_size // 20_000)
     vocabulary = [tokenizer.decode([i]) for i in range(0, tokenizer.vocab_size, step)]
-    told = json.dumps([special, tokenizer.encode(probe), vocabulary])
-    return hashlib.sha256(told.encode()).hexdigest()
+    content = json.dumps([special, tokenizer.encode(probe), vocabulary])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _name(source: Source, tokenizer: Tokenizer) -> str:
-    changed = [_stat(path) for path in source.files]  # a stale store would go unnoticed
-    told = json.dumps([fingerprint(source), changed, identity(tokenizer)])
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    # Sizes and times too: the fingerprint samples large files and may miss a change.
+    stats = [_stat(path) for path in source.files]
+    content = json.dumps([fingerprint(source), stats, identity(tokenizer)])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def _stat(path: Path) -> tuple[int, int]:
@@ -120,7 +121,9 @@ def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
                 if not (folder / f"lengths_{name}").exists():
                     tokens, lengths = _encode(source, range(first, last), tokenizer)
                     replace_array(folder / f"tokens_{name}", tokens)
-                    replace_array(folder / f"lengths_{name}", lengths)  # last: says both are there
+                    replace_array(
+                        folder / f"lengths_{name}", lengths
+                    )  # last: marks the piece as complete
                 bar.advance_to(last)
         all_lengths = [np.load(folder / f"lengths_{name}", allow_pickle=False) for name in names]
         replace_array(ends, np.cumsum(np.concatenate(all_lengths), dtype=np.int64))
@@ -132,7 +135,7 @@ def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
 def _encode(
     source: Source, documents: range, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all the documents end to end, and the number of tokens of each, int64."""
+    """The tokens of these documents end to end, uint16 or int32, and each one's length, int64."""
     kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
     closing = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
@@ -145,7 +148,7 @@ def _encode(
 
 
 def _batches(source: Source, documents: range) -> Iterator[dict[int, str]]:
-    """Documents that are not blank by number, as many at a time as are no burden."""
+    """Documents that are not blank, by number, in batches of a few million characters."""
     batch: dict[int, str] = {}
     size = 0
     for index in documents:

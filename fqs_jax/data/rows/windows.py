@@ -1,14 +1,14 @@
-"""Documents of tokens to rows of a fixed length.
+"""Rows of a fixed length, cut from documents of tokens.
 
-A batch is a dict of arrays: `tokens` int32 [B, T], `mask` bool [B, T], and where rows hold several
-documents, `segment` int32 [B, T]: their numbers in the row, from 1. The mask is False and the segment
-0 on padding, which is always on the right and filled with `pad_id`.
+A batch is a dict of arrays: `tokens` int32 [B, T], `mask` bool [B, T], and, if rows hold several
+documents, `segment` int32 [B, T]: the number of each token's document in the row, from 1. Padding is
+always on the right, filled with `pad_id`; its mask is False and its segment 0.
 
-Three ways to cut, none of which knows about shuffling or batches:
+There are three ways to cut; none of them depends on shuffling or batches:
 
-* `packed`: all documents as one stream, nothing wasted. For training on much text.
-* `crop`: one random piece of a document, another one each epoch. The published way.
-* `evaluation_windows`: every token predicted once, no document near another. For measuring.
+* `packed_row`: all documents as one stream, without padding. For training on much text.
+* `crop`: one random piece of a document, a new one each epoch. The published method.
+* `evaluation_windows`: every token is predicted once, from its own document only. For evaluation.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Tokens = Sequence[int] | np.ndarray  # one document
 
 
 class Stream(Protocol):
-    """Tokens of documents end to end, as `token_store.Tokens` are."""
+    """Tokens of documents end to end; implemented by `token_store.Tokens`."""
 
     def __len__(self) -> int: ...
 
@@ -33,13 +33,13 @@ class Stream(Protocol):
         """Tokens start to stop - 1, int32."""
 
     def document(self, start: int, stop: int) -> np.ndarray:
-        """The number of the document that each of these tokens is of."""
+        """The document numbers of these tokens, int64."""
 
 
-def packed(tokens: Stream, row: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row number `row` of the stream of all documents, cut into consecutive windows.
+def packed_row(tokens: Stream, row: int, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """One of the consecutive windows that the stream of all documents is cut into.
 
-    A document runs on into the next window, and a window may hold several.
+    A document continues in the next window, and a window may hold several documents.
 
     Returns:
       tokens, segment, both int32 [<= T]; only the stream's last row is shorter than T.
@@ -51,8 +51,8 @@ def packed(tokens: Stream, row: int, seq_len: int) -> tuple[np.ndarray, np.ndarr
     return row_tokens, segment.astype(np.int32)
 
 
-def num_packed(tokens: Stream, seq_len: int) -> int:
-    """Rows in the stream, the last one perhaps not full."""
+def num_packed_rows(tokens: Stream, seq_len: int) -> int:
+    """The number of rows in the stream; the last one may be shorter than T."""
     _check_seq_len(seq_len)
     return -(-len(tokens) // seq_len)
 
@@ -66,12 +66,12 @@ def crop(
     epoch: int,
     index: int,
 ) -> np.ndarray:
-    """A random piece of one document: a pure function of (seed, epoch, index of the document).
+    """A random piece of one document, as a pure function of (seed, epoch, index of the document).
 
-    Every place the piece can start at is equally likely. A document that fits is taken whole.
+    All possible starts are equally likely. A document that fits into the row is returned whole.
 
     Returns:
-      int32 [<= T], with bos in front unless it is None.
+      int32 [<= T], with bos_id in front unless it is None.
     """
     _check_seq_len(seq_len)
     before = _optional(bos_id)
@@ -89,12 +89,11 @@ def evaluation_windows(
 ) -> Batch:
     """Windows that predict every token exactly once, in order, from its own document only.
 
-    With a bos, each piece of T - 1 tokens gets one in front. Without, a window begins with the
-    token that the window before it ended with, and the first token of a document, which has nothing
-    to be predicted from, is not predicted.
+    With a BOS token, each piece of T - 1 tokens gets one in front. Without one, a window begins with
+    the last token of the window before, and the first token of a document is not predicted.
 
     Returns:
-      tokens, mask [B, T]; column t predicts column t + 1 wherever mask[:, t + 1].
+      tokens int32, mask bool [B, T]; column t predicts column t + 1 wherever mask[:, t + 1].
     """
     _check_seq_len(seq_len)
     rows = [row for document in documents for row in _pieces(document, seq_len, bos_id)]
@@ -102,7 +101,7 @@ def evaluation_windows(
 
 
 def pad_rows(rows: Sequence[Tokens], seq_len: int, pad_id: int) -> Batch:
-    """Rows of up to T tokens as a batch, padded on the right."""
+    """Rows of up to T tokens as a batch: tokens int32, mask bool [B, T], padded on the right."""
     tokens_BxT = np.full((len(rows), seq_len), pad_id, np.int32)
     mask_BxT = np.zeros((len(rows), seq_len), bool)
     for b, row in enumerate(rows):
@@ -116,7 +115,7 @@ def _pieces(document: Tokens, seq_len: int, bos_id: int | None) -> Iterator[np.n
     for start in range(0, len(tokens) - 1, seq_len - 1):
         piece = tokens[start : start + seq_len].copy()
         if bos_id is not None:
-            piece[0] = bos_id  # in place of the token that the window before ended with
+            piece[0] = bos_id  # replaces the last token of the window before
         yield piece
 
 

@@ -1,4 +1,4 @@
-"""ArrayRecord files: bare ones, and datasets of TensorFlow Datasets, read without TensorFlow."""
+"""ArrayRecord files: single ones, and those of TensorFlow Datasets (TFDS), without TensorFlow."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from fqs_jax.data.sources import text_files
 from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
-INFO = "dataset_info.json"  # in the folder of a prepared TFDS dataset
+# Files in the folder of a prepared TFDS dataset.
+INFO = "dataset_info.json"
 FEATURES = "features.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayRecords:
-    """Records that are UTF-8 text, or JSON objects with the text under a key."""
+    """Records of UTF-8 text, or of JSON objects with the text under a key."""
 
     files: tuple[Path, ...]
     key: str
@@ -43,10 +44,11 @@ class ArrayRecords:
 
 
 def open_array_records(path: Path, key: str) -> ArrayRecords:
-    """The first record decides whether all are JSON objects.
+    """The documents of an ArrayRecord file. The first record decides whether all are JSON objects.
 
     Raises:
-      UserError: the file is damaged or belongs to a TFDS dataset, or a record is not as the first.
+      UserError: the file is damaged or belongs to a TFDS dataset, or the first record has no text
+        under the key.
     """
     if (path.parent / FEATURES).is_file():
         raise UserError(f"{path} is part of a TFDS dataset; name its folder, tfds:{path.parent}")
@@ -69,12 +71,12 @@ def open_array_records(path: Path, key: str) -> ArrayRecords:
 
 @functools.lru_cache(maxsize=256)
 def _reader(path: Path) -> Any:
-    # No read-ahead: records are asked for in any order.
+    # No read-ahead: records are read in random order.
     reader = array_record_module.ArrayRecordReader(
         str(path), options="readahead_buffer_size:0", file_reader_buffer_size=1 << 15
     )
     if not reader.ok():
-        reader.close()  # raises what is wrong
+        reader.close()  # raises the reason
     return reader
 
 
@@ -92,8 +94,8 @@ class Tfds:
     """A text feature of a prepared TFDS dataset.
 
     Attributes:
-      folder: of the version that is read.
-      split: as TFDS writes it, slices included: `train[:50%]`.
+      folder: the dataset's folder, of one version.
+      split: a split in TFDS's notation, slices included: `train[:50%]`.
     """
 
     files: tuple[Path, ...]
@@ -118,11 +120,11 @@ class Tfds:
 
 
 def open_tfds(name: str, split: str, key: str, options: Options) -> Tfds:
-    """A split of a TFDS dataset, by its name or by its folder.
+    """A text feature of a split of a TFDS dataset, named by its name or its folder.
 
     Raises:
-      UserError: there is no such dataset, split or text feature, or it is not prepared for reading
-        without TensorFlow.
+      UserError: no such dataset, split or text feature exists, or the dataset is not prepared as
+        ArrayRecord files.
     """
     builder = _builder(name, options)
     splits, features = builder.info.splits, builder.info.features
@@ -135,7 +137,7 @@ def open_tfds(name: str, split: str, key: str, options: Options) -> Tfds:
         info = splits[split]
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"tfds:{name}: no split {split!r}; there are {', '.join(splits)}, and slices of them"
+            f"tfds:{name}: no split {split!r}; it has {', '.join(splits)}, and slices of them"
         ) from error
     texts = [feature for feature, kind in features.items() if type(kind).__name__ == "Text"]
     if key not in texts:
@@ -183,14 +185,14 @@ def _builder(name: str, options: Options) -> Any:
             )
         try:
             builder.download_and_prepare()
-        except Exception as error:  # from a download anything may come
+        except Exception as error:  # a download can raise anything
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"tfds:{name} cannot be prepared ({reason})") from error
     return builder
 
 
 def _find_shipped_builders() -> None:
-    """TFDS registers its text datasets only when their lazy modules are looked into."""
+    """Register TFDS's own text datasets: their modules are lazy and must be accessed first."""
     import tensorflow_datasets.question_answering as answering
     import tensorflow_datasets.text as text
 
@@ -198,11 +200,13 @@ def _find_shipped_builders() -> None:
 
 
 def _prepared_folder(path: Path) -> Path:
-    """The folder itself, or the one prepared dataset below it (`NAME/VERSION`)."""
+    """The folder itself, or the only prepared dataset below it (`NAME/VERSION`)."""
     if not path.is_dir():
         raise UserError(f"tfds:{path}: no such folder; make it with python -m fqs_jax.prepare")
     found = [path] if (path / INFO).is_file() else [p.parent for p in sorted(path.rglob(INFO))]
     if len(found) != 1:
-        what = f"{len(found)} TFDS datasets below it" if found else "no prepared TFDS dataset in it"
-        raise UserError(f"tfds:{path}: {what}; name the folder that has {INFO}")
+        count = (
+            f"{len(found)} TFDS datasets below it" if found else "no prepared TFDS dataset in it"
+        )
+        raise UserError(f"tfds:{path}: {count}; name the folder that has {INFO}")
     return found[0]

@@ -1,4 +1,4 @@
-"""All documents of a text at once, for what is small enough: evaluation."""
+"""All documents of a small text at once, for evaluation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fqs_jax.runtime.errors import UserError
 def read_documents(
     names: str | Sequence[str], key: str = "text", options: Options | None = None
 ) -> list[str]:
-    """All documents that a specification names (`sources`), without the blank ones.
+    """All documents that a specification names (specification.py), without the blank ones.
 
     Raises:
-      UserError: something cannot be read, weights are given, or nothing but blanks was found.
+      UserError: a source cannot be read, has a weight, or all documents are blank.
     """
     sources = open_sources(names, options or Options(key))
     if len(sources) > 1 or sources[0][1] != 1:
@@ -23,5 +23,5 @@ def read_documents(
     source = sources[0][0]
     documents = [text for i in range(len(source)) if (text := source[i]).strip()]
     if not documents:
-        raise UserError(f"{names}: nothing but blanks; name files with text in them")
+        raise UserError(f"{names}: nothing but blanks; name files that contain text")
     return documents

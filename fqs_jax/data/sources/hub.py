@@ -1,4 +1,4 @@
-"""Datasets of the Hugging Face hub, as the Parquet files that the hub makes of every dataset."""
+"""Datasets of the Hugging Face hub, read from the Parquet files that the hub makes of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parquet_files(name: str, split: str, may_download: bool) -> list[Path]:
       may_download: whether to fetch what is not in the hub's own cache on this disk.
 
     Raises:
-      UserError: not downloaded, no such dataset or split, or several configs of which none is named.
+      UserError: not downloaded, no such dataset or split, or several configs and none is named.
     """
     owner, _, rest = name.partition("/")
     repo, _, config = rest.partition("/")

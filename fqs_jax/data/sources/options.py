@@ -1,4 +1,4 @@
-"""What is kept between runs: where the lines of large files are, and tokens."""
+"""The settings that all kinds of sources are opened with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fqs_jax.runtime.files import DEFAULT
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How sources are opened.
+    """Settings for opening sources.
 
     Attributes:
       key: the field, column or feature with the text, where a source does not name its own.

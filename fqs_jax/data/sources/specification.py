@@ -1,17 +1,17 @@
-"""Where documents come from: a specification such as `a/*.jsonl,tfds:gsm8k:train` to sources.
+"""Specifications of sources: `a/*.jsonl,tfds:gsm8k:train` names where documents come from.
 
-Parts of a specification, comma-separated, each with an optional `#KEY` (the field with the text)
-and `@WEIGHT` at its end:
+A specification has comma-separated parts. Each may end in `#KEY` (the field with the text) and
+`@WEIGHT`:
 
-    notes/*.txt                  one document a file
-    part-*.jsonl                 one a line
+    notes/*.txt                  one document per file
+    part-*.jsonl                 one document per line
     part-*.parquet               a column
     part-*.array_record          text, or JSON objects
-    saved/[:SPLIT]               what Hugging Face `datasets` saved with save_to_disk
-    tfds:NAME[:SPLIT]            TensorFlow Datasets; tfds:DIR[:SPLIT] a prepared one by its folder
+    saved/[:SPLIT]               a folder that Hugging Face `datasets` wrote with save_to_disk
+    tfds:NAME[:SPLIT]            TensorFlow Datasets; tfds:DIR[:SPLIT] is a prepared one, by its folder
     hub:OWNER/NAME[:SPLIT]       the Hugging Face hub
 
-A source gives documents by number and holds no more than where they are.
+A source reads documents by number and keeps only their locations in memory.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from fqs_jax.runtime.errors import UserError
 
 RECORDS = (".array_record", ".arrayrecord")
 SUFFIXES = (".txt", ".jsonl", ".parquet", *RECORDS)
-_WHOLE = 1 << 24  # bytes; larger files are told apart by their size and a sample
+_WHOLE = 1 << 24  # bytes; larger files are identified by their size and samples of their content
 _SAMPLES, _SAMPLE = 64, 1 << 14
 
 
 class Source(Protocol):
-    """Documents by number. Can be pickled, and read from several threads.
+    """Documents by number. Sources can be pickled, and read from several threads.
 
     Attributes:
-      files: what it is read from.
-      settings: whatever else decides what the documents are.
+      files: the files that the documents are read from.
+      settings: everything else that determines the documents.
     """
 
     @property
@@ -59,7 +59,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """Documents that are in memory."""
+    """Documents in memory."""
 
     texts: Sequence[str]
     files: tuple[Path, ...] = ()
@@ -96,7 +96,7 @@ class Concatenation:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """A part of a specification; `weight` is None if it states none."""
+    """A part of a specification; `weight` is None if none is given."""
 
     name: str
     key: str
@@ -106,14 +106,14 @@ class _Part:
 def open_sources(names: str | Sequence[str], options: Options) -> list[tuple[Source, int]]:
     """The sources of a specification, each with its weight.
 
-    Without weights all parts are one source: files in the sorted order of their paths, then other
-    datasets, each once. With weights each part is a source of its own.
+    Without weights, all parts are one source: files sorted by path, then other datasets, each once.
+    With weights, each part is its own source.
 
     Args:
-      names: comma-separated or a list. A path that holds a comma must come in a list.
+      names: parts, comma-separated or as a list. A path that contains a comma needs a list.
 
     Raises:
-      UserError: a part names nothing, or something that is not as it should be.
+      UserError: a part names nothing, or a source that cannot be read.
     """
     parts = _parse(names, options.key)
     weights = [part.weight for part in parts if part.weight is not None]
@@ -130,9 +130,12 @@ def open_sources(names: str | Sequence[str], options: Options) -> list[tuple[Sou
 
 
 def fingerprint(source: Source) -> str:
-    """A hash of what the documents are, wherever the files lie.
+    """A hash of the documents that does not depend on where the files are.
 
-    Files up to 16 MiB count byte for byte, larger ones by their size and 1 MiB spread over them.
+    Files up to 16 MiB are hashed completely, larger ones by their size and 64 samples of 16 KiB.
+
+    Raises:
+      UserError: a file cannot be read.
     """
     digest = hashlib.sha256(f"{len(source)} {source.settings}".encode())
     for path in source.files:
@@ -164,7 +167,7 @@ def _parse(names: str | Sequence[str], key: str) -> list[_Part]:
 
 
 def _parse_part(part: str, key: str) -> _Part:
-    if Path(part).expanduser().exists():  # meant literally, whatever is in its name
+    if Path(part).expanduser().exists():  # a literal path, whatever its name contains
         return _Part(part, key, None)
     weight = None
     if match := re.fullmatch(r"(.+)@([-+]?[\d.]+(?:e[-+]?\d+)?)", part):
@@ -183,11 +186,11 @@ _Open = Callable[[], Sequence[Source]]
 
 
 def _open(parts: Sequence[_Part], options: Options) -> Source:
-    """All that the parts name, as one source."""
+    """The documents of all parts, as one source."""
     paths: dict[tuple[str, str], Path] = {}
     others: dict[str, _Open] = {}
     for part in parts:
-        if (opener := _dataset(part, options)) is not None:
+        if (opener := _dataset_opener(part, options)) is not None:
             others[f"{part.name}#{part.key}"] = opener
         else:
             paths |= {(str(path), part.key): path for path in _match(part.name)}
@@ -204,17 +207,19 @@ def _open(parts: Sequence[_Part], options: Options) -> Source:
     if not len(source):
         first = str(keyed[0][0]) if keyed else parts[0].name
         more = f" and {len(keyed) + len(others) - 1} more" if len(keyed) + len(others) > 1 else ""
-        raise UserError(f"{first}{more}: nothing but blanks; name files with text in them")
+        raise UserError(f"{first}{more}: nothing but blanks; name files that contain text")
     return source.parts[0] if len(source.parts) == 1 else source
 
 
-def _dataset(part: _Part, options: Options) -> _Open | None:
-    """What opens a part that is not files; None if it is."""
+def _dataset_opener(part: _Part, options: Options) -> _Open | None:
+    """A function that opens the dataset that a part names; None for a part that names files."""
     kind, colon, rest = part.name.partition(":")
     if colon and kind in ("tfds", "hub"):
         name, _, split = rest.partition(":")
         if not name:
-            raise UserError(f"{part.name}: no dataset is named; write it as {kind}:NAME[:SPLIT]")
+            raise UserError(
+                f"{part.name}: the name of the dataset is missing; write it as {kind}:NAME[:SPLIT]"
+            )
         split = split or "train"
         if kind == "tfds":
             return lambda: [array_records.open_tfds(name, split, part.key, options)]
@@ -245,7 +250,7 @@ def _match(pattern: str) -> list[Path]:
     literal = Path(pattern).expanduser()
     if literal.is_dir():
         raise UserError(f"{pattern} is a folder; name its files, for example {literal}/*.txt")
-    # A file that exists is meant literally, even if its name reads as a glob ("part[1].txt").
+    # An existing file is meant literally, even if its name is also a glob ("part[1].txt").
     found = [literal] if literal.exists() else map(Path, glob.glob(str(literal), recursive=True))
     files = [path for path in found if not path.is_dir()]
     if not files:
@@ -259,5 +264,5 @@ def _match(pattern: str) -> list[Path]:
 
 
 def _suffix(path: Path) -> str:
-    """TFDS's names for the files of a dataset end in `.array_record-00000-of-00001`."""
+    """The suffix in lower case, without the `-00000-of-00001` at the end of TFDS's file names."""
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.name.lower()[path.name.rfind(".") :])

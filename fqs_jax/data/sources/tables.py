@@ -1,4 +1,4 @@
-"""Columns of text: Parquet files, and folders that Hugging Face `datasets` saved to disk."""
+"""Columns of text: Parquet files, and folders saved by Hugging Face `datasets`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fqs_jax.data.sources import text_files
 from fqs_jax.runtime import files as files_lib
 from fqs_jax.runtime.errors import UserError
 
-DATASET, SPLITS = "state.json", "dataset_dict.json"  # what tells the folders of `save_to_disk`
+DATASET, SPLITS = "state.json", "dataset_dict.json"  # mark folders of `save_to_disk`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Table:
     """A column of one file. Nulls are blank documents.
 
     Attributes:
-      stamp: size and time of the file when it was opened; nothing is kept of an older one.
-      read: (file, stamp, group, column) -> the column in that group of rows.
-      ends: rows up to the end of each group.
+      stamp: size and modification time of the file, so that caches do not serve an older one.
+      read: a function (file, stamp, group, column) -> the column in that group of rows.
+      ends: the number of rows up to the end of each group.
     """
 
     files: tuple[Path, ...]
@@ -55,7 +55,7 @@ class Table:
 
 
 def open_parquet(path: Path, key: str) -> Table:
-    """The column of a Parquet file; a group of rows is read when a document of it is asked for.
+    """A column of a Parquet file; a group of rows is read when one of its documents is requested.
 
     Raises:
       UserError: the file is damaged, or has no column of strings by that name.
@@ -77,25 +77,27 @@ def _parquet_rows(path: Path, stamp: tuple[int, int], group: int, key: str) -> p
 
 
 def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
-    """The column of a folder that `datasets` saved with `save_to_disk`, a table a file.
+    """A column of a folder that `datasets` saved with `save_to_disk`: one table per file.
 
     Args:
-      split: one of a DatasetDict's; empty for its only one, or for a single dataset.
+      split: a split of a DatasetDict; empty for its only split, or for a single dataset.
 
     Raises:
-      UserError: a file is missing or damaged, or there is no such split or column.
+      UserError: a file is missing or damaged, or no such split or column exists.
     """
     if (folder / SPLITS).is_file():
         splits = _listed(folder / SPLITS, "splits")
         name = split or (splits[0] if len(splits) == 1 else "")
         if name not in splits:
-            asked = f"no split {split!r}" if split else "several splits"
-            raise UserError(f"{folder}: {asked}; name one of {', '.join(splits)} as {folder}:SPLIT")
+            problem = f"no split {split!r}" if split else "several splits"
+            raise UserError(
+                f"{folder}: {problem}; name one of {', '.join(splits)} as {folder}:SPLIT"
+            )
         folder = folder / name
     elif split:
         raise UserError(f"{folder} is one dataset without splits; leave out :{split}")
     state = folder / DATASET
-    if files_lib.read_json(state).get("_indices_data_files"):  # of old versions of `datasets`
+    if files_lib.read_json(state).get("_indices_data_files"):  # written by old versions
         raise UserError(f"{folder} holds a selection of rows; save it after flatten_indices()")
     names = _listed(state, "_data_files")
     return [_open_arrow(folder / str(name["filename"]), key) for name in names]
@@ -104,7 +106,7 @@ def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
 def _listed(path: Path, field: str) -> list[Any]:
     values = files_lib.read_json(path).get(field)
     if not isinstance(values, list):
-        raise UserError(f"{path}: no list {field!r}; the folder is not whole, save it again")
+        raise UserError(f"{path}: no list {field!r}; the folder is incomplete, save it again")
     return values
 
 
@@ -119,7 +121,7 @@ def _open_arrow(path: Path, key: str) -> Table:
 
 
 def _arrow_rows(path: Path, stamp: tuple[int, int], group: int, key: str) -> pyarrow.ChunkedArray:
-    del group  # the file is mapped into memory as a whole, and read page by page
+    del group  # the whole file is memory-mapped and read page by page
     return _arrow_table(path, stamp).column(key)
 
 
@@ -128,7 +130,7 @@ def _arrow_table(path: Path, stamp: tuple[int, int]) -> pyarrow.Table:
     del stamp
     source = pyarrow.memory_map(str(path))
     try:
-        return pyarrow.ipc.open_stream(source).read_all()  # what `datasets` writes
+        return pyarrow.ipc.open_stream(source).read_all()  # the format that `datasets` writes
     except pyarrow.ArrowInvalid:
         return pyarrow.ipc.open_file(source).read_all()
 

@@ -1,4 +1,4 @@
-"""Text files: `.txt`, one document a file, and `.jsonl`, one a line."""
+"""Text files: `.txt` with one document per file, `.jsonl` with one per line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
 
-_GZIP = b"\x1f\x8b"  # what such files begin with
-LARGE = 1 << 24  # bytes; where the lines of a larger file are is kept in the cache
+_GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
+LARGE = 1 << 24  # bytes; the line offsets of a larger file are cached on disk
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """Files of one document each. UTF-8; line ends become newlines."""
+    """Files of one document each, in UTF-8. Line ends become newlines."""
 
     files: tuple[Path, ...]
     settings: str = "txt"
@@ -42,7 +42,7 @@ class TextFiles:
 
 
 def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
-    """The files that hold more than blanks; each is read once to see.
+    """The files that are not blank; each is read once to find out.
 
     Raises:
       UserError: a file is unreadable or not UTF-8.
@@ -53,10 +53,10 @@ def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JsonLines:
-    """A string of the object on each line that is not blank.
+    """One string of the JSON object on each line; lines without text are left out.
 
     Attributes:
-      offsets: where the lines of the documents begin, int64.
+      offsets: byte offsets of the documents' lines, int64.
     """
 
     files: tuple[Path, ...]
@@ -78,11 +78,13 @@ class JsonLines:
                 line = decode(file.readline(), path, offset)
         except OSError as error:
             raise unreadable(path, error) from error
-        return text_of(line, self.key, where=f"{path}, byte {offset}")
+        return text_of(line, self.key, location=f"{path}, byte {offset}")
 
 
 def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
-    """Every line is checked once; for a large file the cache remembers that it was, and where it is.
+    """The documents of a `.jsonl` file; every line is checked.
+
+    The offsets of a large file are cached on disk, so it is checked only once.
 
     Raises:
       UserError: a line is not UTF-8, not JSON, or has no string under the key.
@@ -104,13 +106,13 @@ def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
 def _line_offsets(
     path: Path, key: str, progress: Callable[[int], None] = lambda megabytes: None
 ) -> np.ndarray:
-    # Lines of bytes end at "\n" only; str.splitlines() would also break at characters such as
-    # U+2028, which a JSON string may hold as they are.
+    # Lines of bytes end only at "\n". str.splitlines() would also break lines at characters such as
+    # U+2028, which a JSON string may contain unescaped.
     offset, offsets = 0, array.array("q")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             text = decode(line, path, offset)
-            if text.strip() and text_of(text, key, where=f"{path}:{number}").strip():
+            if text.strip() and text_of(text, key, location=f"{path}:{number}").strip():
                 offsets.append(offset)
             offset += len(line)
             if number % 1000 == 0:
@@ -119,38 +121,57 @@ def _line_offsets(
     return np.asarray(offsets, np.int64)
 
 
-def text_of(line: str, key: str, where: str) -> str:
-    """The string under a key of the JSON object in a line."""
+def text_of(line: str, key: str, location: str) -> str:
+    """The string under a key of the JSON object in a line.
+
+    Args:
+      location: file and line, for error messages.
+
+    Raises:
+      UserError: the line is not a JSON object, or has no string of valid Unicode under the key.
+    """
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = getattr(error, "msg", str(error))
-        raise UserError(f"{where}: not JSON ({reason}); each line must hold one object") from error
+        raise UserError(
+            f"{location}: not JSON ({reason}); each line must hold one object"
+        ) from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {_kind(record)}, but each line must hold an object")
+        raise UserError(f"{location}: {_kind(record)}, but each line must hold an object")
     if key not in record:
         keys = ", ".join(map(repr, record)) or "none"
-        raise UserError(f"{where}: no key {key!r}; name the one with the text (seen: {keys})")
+        raise UserError(f"{location}: no key {key!r}; name the one with the text (seen: {keys})")
     text = record[key]
     if not isinstance(text, str):
-        raise UserError(f"{where}: {key!r} holds {_kind(text)}; it must hold a string")
-    return whole(text, key, where)
+        raise UserError(f"{location}: {key!r} holds {_kind(text)}; it must hold a string")
+    return whole(text, key, location)
 
 
-def whole(text: str, key: str, where: str) -> str:
-    """A text without half surrogate pairs: "\\ud83d" alone is JSON, but no tokenizer takes it."""
+def whole(text: str, key: str, location: str) -> str:
+    """The same text, after a check that it has no half surrogate pairs.
+
+    "\\ud83d" alone is valid JSON, but no tokenizer accepts it.
+
+    Raises:
+      UserError: it has one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: half a surrogate pair at character {error.start} of {key!r}; "
+            f"{location}: half a surrogate pair at character {error.start} of {key!r}; "
             "repair or remove the line"
         ) from error
     return text
 
 
 def decode(data: bytes, path: Path, offset: int = 0) -> str:
-    """Bytes that begin at `offset` of a file, as text without the byte order mark."""
+    """UTF-8 bytes that begin at `offset` of a file, as text without the byte order mark.
+
+    Raises:
+      UserError: the bytes are not UTF-8; the message shows how to convert the file.
+    """
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -166,16 +187,18 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
+    """The error message for a file that the operating system does not let us read."""
     way = "check the name" if isinstance(error, FileNotFoundError) else "make it readable"
     return UserError(f"{path}: {error.strerror or error}; {way} or leave it out")
 
 
 def damaged(path: Path, error: Exception) -> UserError:
+    """The error message for a file that its library cannot read."""
     reason = " ".join(str(error).split())[:150]
     return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")
 
 
 def _kind(value: Any) -> str:
-    """What JSON calls the value."""
+    """JSON's name for the type of a value."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else kinds.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""A TFDS dataset from documents: ArrayRecord files, written without TensorFlow."""
+"""Writer of TFDS datasets: documents to ArrayRecord files, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Corpus(tfds.core.GeneratorBasedBuilder):
         self.source = source
         self.validation_share = validation_share
         self.progress = progress
-        self.problem: UserError | None = None  # TFDS would wrap it in words of its own
+        self.problem: UserError | None = None  # TFDS would wrap it in its own message
         super().__init__(**arguments)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        # Not shuffled by TFDS: training draws an order of its own in every epoch.
+        # Not shuffled by TFDS: training shuffles in every epoch.
         features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
@@ -66,26 +66,26 @@ class Corpus(tfds.core.GeneratorBasedBuilder):
             self.progress(done_before + index + 1)
 
 
-def build(
+def build_dataset(
     source: Source,
     out: Path,
     name: str,
     validation_share: float,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
-    """Write the documents to `out`, which appears when all is well and not before.
+    """Write the documents to `out`, which appears complete or not at all.
 
     Args:
-      name: of the dataset, lower case with underscores.
-      validation_share: of the documents, which are set aside as split `validation`. A document's
-        split is a function of its text, so equal ones are on the same side.
-      progress: called with the number of documents gone through; each split goes through all.
+      name: name of the dataset, in lower case with underscores.
+      validation_share: share of the documents that is set aside as split `validation`. A document's
+        split is a function of its text, so equal documents are in the same split.
+      progress: called with the number of documents read so far; each split reads all of them.
 
     Returns:
       The number of documents of each split.
 
     Raises:
-      UserError: bad arguments, `out` exists, a split would be empty, or the disk refuses.
+      UserError: bad arguments, `out` exists, a split would be empty, or `out` cannot be written.
     """
     if not re.fullmatch("[a-z][a-z0-9_]*", name):
         raise UserError(f"the name is {name!r}; use lower-case letters, digits and underscores")
@@ -115,7 +115,7 @@ def build(
 
 
 def _named(name: str) -> type[Corpus]:
-    """TFDS names a dataset after its class."""
+    """A subclass for this name, because TFDS names a dataset after its class."""
     with tfds.core.registered.skip_registration():
         return type(name, (Corpus,), {"name": name, "__module__": __name__, "pkg_dir_path": None})
 
@@ -126,7 +126,7 @@ def _is_validation(text: str, share: float) -> bool:
 
 
 def _flatten(folder: Path) -> None:
-    """Move the one dataset, which TFDS writes to NAME/VERSION, to the folder itself."""
+    """Move the dataset, which TFDS writes to NAME/VERSION, into the folder itself."""
     [info] = folder.rglob(INFO)
     others = list(folder.iterdir())
     for path in info.parent.iterdir():
@@ -137,7 +137,7 @@ def _flatten(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS prints and draws bars of its own."""
+    """Silence TFDS, which prints messages and draws its own progress bars."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     tfds.disable_progress_bar()

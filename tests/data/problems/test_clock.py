@@ -8,8 +8,8 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.clock import SPLITS
 from fqs_jax.data.problems.clock import Clock
+from fqs_jax.data.problems.task import SPLITS
 from fqs_jax.runtime.errors import UserError
 
 OPS = {"+1": (1, 1), "+3": (1, 3), "*2": (2, 0), "*3": (3, 0), "-2": (1, 5)}  # v -> a v + b mod 7
@@ -185,6 +185,6 @@ def test_bad_fields(fields, said):
 def test_unknown_split():
     for call in (Clock().problems, lambda split: Clock().document(0, split)):
         with pytest.raises(
-            UserError, match="no split 'dev'; choose one of train, validation, test"
+            UserError, match="no split 'dev' exists; choose one of train, validation, test"
         ):
             call("dev")

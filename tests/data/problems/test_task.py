@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from configs import common
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
-from fqs_jax.data.problems.task import SPLITS, Task
+from fqs_jax.data.problems.task import DOCUMENT_FIELDS, PROBLEM_FIELDS, SPLITS, Task
 from fqs_jax.runtime.errors import UserError
 
 KINDS = list(corpus.TASKS.values())
@@ -63,6 +63,19 @@ def test_documents_are_of_their_split_and_a_function_of_seed_and_index(kind, dat
 def test_seeds_differ(kind):
     assert kind(seed=1).documents(5) != kind(seed=2).documents(5)
     assert kind(seed=1).problems("test") != kind(seed=2).problems("test")
+
+
+@kinds
+def test_fields_of_documents_leave_the_problems_as_they_are(kind):
+    """A stage may override DOCUMENT_FIELDS: a held-out problem must stay held out."""
+    assert {*DOCUMENT_FIELDS, *PROBLEM_FIELDS} == {f.name for f in dataclasses.fields(Task)}
+    task, length = kind(), kind().lengths[0]
+    for name in (*DOCUMENT_FIELDS, *PROBLEM_FIELDS):
+        old = getattr(task, name)
+        new = (length,) if name == "lengths" else not old if old is True else old + 1 / 8
+        changed = dataclasses.replace(task, **{name: 1 if name == "seed" else new})
+        same = all(changed.problems(s, length) == task.problems(s, length) for s in SPLITS)
+        assert same == (name in DOCUMENT_FIELDS), name
 
 
 @kinds

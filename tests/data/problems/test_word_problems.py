@@ -142,7 +142,5 @@ def test_people_are_two_and_all_occur():
 
 
 def test_lengths_that_have_templates():
-    with pytest.raises(
-        UserError, match=r"lengths are \(5,\); there are word problems of 2, 3 and 4"
-    ):
+    with pytest.raises(UserError, match=r"lengths are \(5,\); word problems have 2, 3 or 4 steps"):
         WordProblems(lengths=(5,))

@@ -66,7 +66,7 @@ def test_leaving_early_leaves_no_threads():
 
 WORKERS = """
 import functools, os, signal
-from fqs_jax.data.ahead import read_ahead
+from fqs_jax.data.rows.ahead import read_ahead
 from tests.data.rows.test_ahead import UserError, look_at_jax, square
 
 if __name__ == "__main__":

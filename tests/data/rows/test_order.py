@@ -1,6 +1,7 @@
 """The order of rows: every epoch whole, no two alike, and nothing remembered."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data.rows.order import Dataset, cropped_rows, mixed, packed_rows, shuffled_indices
 from fqs_jax.data.rows.token_store import Tokens
-from fqs_jax.data.rows.windows import packed as packed_row
+from fqs_jax.data.rows.windows import packed_row
 from fqs_jax.runtime.errors import UserError
 
 BOS, PAD = 1001, 1003
@@ -23,16 +24,15 @@ def stream_of(documents):
 
 
 def pack_all(documents=DOCUMENTS, across=False):
-    return packed_rows(stream_of(documents), 6, across)
+    return functools.partial(packed_rows, stream_of(documents), 6, across)
 
 
 def crop_all(documents=DOCUMENTS):
-    return cropped_rows(len(documents), documents.__getitem__, 6, BOS)
+    return functools.partial(cropped_rows, len(documents), documents.__getitem__, 6, BOS)
 
 
 def dataset_of(*parts, batch_size=4, seed=0, **fields):
-    read, epoch_size = mixed(parts, seed)
-    return Dataset(read, epoch_size, batch_size, 6, PAD, **fields)
+    return Dataset(mixed(parts, seed), batch_size, 6, PAD, **fields)
 
 
 def packed(batch_size=4, seed=0, documents=DOCUMENTS):
@@ -78,6 +78,15 @@ def test_order_is_pinned():
         *[1, 2, 4, 5, 9, 7, 8, 6, 0, 3],
         *[9, 6, 1, 8, 2, 0, 3, 5, 4, 7],
     ]
+
+
+def test_rows_are_pinned():
+    """Read by the code before rows were Grain datasets, of a mixture and of crops."""
+    first, far = (mixture(3).batch(step)["tokens"].tolist() for step in (5, 10**6))
+    assert first == [[*range(604, 610)], [*range(5), 100], [*range(306, 312)]]
+    assert far == [[416, *[PAD] * 5], [*range(306, 312)], [312, 313, *range(400, 404)]]
+    starts = [cropped(3).batch(step)["tokens"][:, 1].tolist() for step in (5, 10**6)]
+    assert starts == [[513, 721, 507], [410, 714, 602]]
 
 
 def test_far_into_a_run():
@@ -142,11 +151,11 @@ def test_each_part_of_a_mixture_goes_through_its_own_epochs(seed, weights):
     parts = [crop_all([[100 * p + d] for d in range(p + 2)]) for p in range(len(weights))]
     dataset = dataset_of(*zip(parts, weights, strict=True), seed=seed)
     first_tokens = dataset.rows(0, dataset.epoch_size)["tokens"][:, 1]
-    for p, part in enumerate(parts):
-        seen = first_tokens[first_tokens // 100 == p] % 100
-        assert len(seen) >= part.size  # an epoch is one of every part
-        for epoch in range(len(seen) // part.size):
-            assert sorted(seen[epoch * part.size :][: part.size]) == list(range(part.size))
+    for p in range(len(parts)):
+        seen, size = first_tokens[first_tokens // 100 == p] % 100, p + 2
+        assert len(seen) >= size  # an epoch is one of every part
+        for epoch in range(len(seen) // size):
+            assert sorted(seen[epoch * size :][:size]) == list(range(size))
 
 
 def test_equal_parts_have_orders_of_their_own():
@@ -206,7 +215,7 @@ def test_bad_inputs():
     for make in (packed, cropped):
         with pytest.raises(UserError, match="0 rows to shuffle; give text"):
             make(documents=[])
-        with pytest.raises(UserError, match="there is no row -4"):
+        with pytest.raises(UserError, match="no row -4 exists"):
             make().batch(-1)
     for seed in (-1, 2**32):
         with pytest.raises(UserError, match=f"the data seed is {seed}; set one from 0"):

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fqs_jax.data.rows.windows import crop, evaluation_windows, num_packed, packed, pad_rows
+from fqs_jax.data.rows.windows import (
+    crop,
+    evaluation_windows,
+    num_packed_rows,
+    packed_row,
+    pad_rows,
+)
 from fqs_jax.runtime.errors import UserError
 
 BOS, EOS, PAD = 1001, 1002, 1003  # no text token is one of these
@@ -53,7 +59,7 @@ class Stream:
 @given(documents_of_tokens, seq_lens)
 def test_packed_rows_lose_nothing_and_keep_documents_apart(documents, seq_len):
     stream = Stream(documents)
-    rows = [packed(stream, row, seq_len) for row in range(num_packed(stream, seq_len))]
+    rows = [packed_row(stream, row, seq_len) for row in range(num_packed_rows(stream, seq_len))]
     assert [token for tokens, _ in rows for token in tokens.tolist()] == stream.tokens
     assert all(len(tokens) == seq_len for tokens, _ in rows[:-1])
     at = 0
@@ -68,10 +74,10 @@ def test_packed_rows_lose_nothing_and_keep_documents_apart(documents, seq_len):
 
 def test_packed_example():
     stream = Stream([[BOS, 1, 2, EOS], [], [BOS, 3, EOS]])
-    assert num_packed(stream, 5) == 2
-    tokens, segment = packed(stream, 0, 5)
+    assert num_packed_rows(stream, 5) == 2
+    tokens, segment = packed_row(stream, 0, 5)
     assert tokens.tolist() == [BOS, 1, 2, EOS, BOS] and segment.tolist() == [1, 1, 1, 1, 2]
-    tokens, segment = packed(stream, 1, 5)
+    tokens, segment = packed_row(stream, 1, 5)
     assert tokens.tolist() == [3, EOS] and segment.tolist() == [1, 1]
 
 
@@ -159,7 +165,7 @@ def test_no_rows():
 @pytest.mark.parametrize("seq_len", [-1, 0, 1])
 def test_seq_len_too_short(seq_len):
     for cut in (
-        lambda: num_packed(Stream([[1]]), seq_len),
+        lambda: num_packed_rows(Stream([[1]]), seq_len),
         lambda: evaluation_windows([[1]], seq_len, BOS, PAD),
         lambda: crop([1], seq_len, None, seed=0, epoch=0, index=0),
     ):

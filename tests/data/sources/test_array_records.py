@@ -12,7 +12,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from fqs_jax.data.sources import array_records
 from fqs_jax.data.sources.options import Options
 from fqs_jax.data.sources.specification import Documents, open_sources
-from fqs_jax.data.sources.tfds_writer import build
+from fqs_jax.data.sources.tfds_writer import build_dataset
 from fqs_jax.runtime.errors import UserError
 
 TEXTS = [f"document {i}, été" for i in range(40)]
@@ -41,7 +41,7 @@ def error_of(name, **options):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     out = tmp_path_factory.mktemp("tfds") / "prepared"
-    build(Documents(TEXTS), out, "prepared", 0.0)
+    build_dataset(Documents(TEXTS), out, "prepared", 0.0)
     return out
 
 
@@ -90,7 +90,7 @@ def test_a_prepared_dataset(prepared):
 
 
 def test_what_a_prepared_dataset_does_not_have(prepared, tmp_path):
-    assert "no split 'dev'; there are train, and slices of them" in error_of(f"tfds:{prepared}:dev")
+    assert "no split 'dev'; it has train, and slices of them" in error_of(f"tfds:{prepared}:dev")
     assert "no text feature 'body'" in error_of(f"tfds:{prepared}#body")
     [path] = prepared.glob("*.array_record*")
     assert f"part of a TFDS dataset; name its folder, tfds:{prepared}" in error_of(path)

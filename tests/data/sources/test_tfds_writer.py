@@ -7,7 +7,7 @@ import pytest
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.data.sources.specification import Documents, open_sources
-from fqs_jax.data.sources.tfds_writer import build
+from fqs_jax.data.sources.tfds_writer import build_dataset
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import refusal, run, sentences
 
@@ -21,7 +21,7 @@ def read(out, split):
 
 def test_documents_in_order_without_blanks(tmp_path, capfd):
     done = []
-    sizes = build(Documents([*TEXTS, " "]), tmp_path / "out", "corpus", 0.0, done.append)
+    sizes = build_dataset(Documents([*TEXTS, " "]), tmp_path / "out", "corpus", 0.0, done.append)
     assert sizes == {"train": 100} and read(tmp_path / "out", "train") == TEXTS
     assert done == list(range(1, 102))
     assert {path.suffix for path in (tmp_path / "out").glob("*.json")} == {".json"}
@@ -31,7 +31,7 @@ def test_documents_in_order_without_blanks(tmp_path, capfd):
 
 
 def test_validation_is_set_aside_by_text(tmp_path):
-    sizes = build(Documents(TEXTS + TEXTS[:20]), tmp_path / "out", "corpus", 0.2)
+    sizes = build_dataset(Documents(TEXTS + TEXTS[:20]), tmp_path / "out", "corpus", 0.2)
     train, validation = read(tmp_path / "out", "train"), read(tmp_path / "out", "validation")
     assert sizes == {"train": len(train), "validation": len(validation)}
     assert not set(train) & set(validation)  # the same text twice is on one side
@@ -48,12 +48,12 @@ class Failing(Documents):
 
 def test_nothing_is_left_of_a_failure(tmp_path):
     with pytest.raises(UserError, match="^document 50 is bad$"):
-        build(Failing(TEXTS), tmp_path / "out", "corpus", 0.0)
+        build_dataset(Failing(TEXTS), tmp_path / "out", "corpus", 0.0)
     for share, said in ((0.999999, "a split has no documents"), (1.0, "validation_share is 1.0")):
         with pytest.raises(UserError, match=said):
-            build(Documents(TEXTS), tmp_path / "out", "corpus", share)
+            build_dataset(Documents(TEXTS), tmp_path / "out", "corpus", share)
     with pytest.raises(UserError, match="the name is 'My Corpus'; use lower-case"):
-        build(Documents(TEXTS), tmp_path / "out", "My Corpus", 0.0)
+        build_dataset(Documents(TEXTS), tmp_path / "out", "My Corpus", 0.0)
     assert list(tmp_path.iterdir()) == []
 
 
