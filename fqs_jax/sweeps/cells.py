@@ -180,7 +180,7 @@ def _variant(given: Any) -> Variant:
     if not valid or isinstance(overrides, str):
         raise UserError(
             f"a variant of the sweep is {given!r}; make it with "
-            'variant("name", "field=value", stages="0,1") of fqs_jax.sweep_cells'
+            'variant("name", "field=value", stages="0,1") of fqs_jax.sweeps'
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise UserError(

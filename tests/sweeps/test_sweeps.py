@@ -274,7 +274,7 @@ def test_a_cell_is_evaluated(tmp_path):
 EXPERIMENT = "from tests.tiny_runs import clock_config as get_config\n"
 SWEEP = """
 import ml_collections
-from fqs_jax.sweep_cells import variant
+from fqs_jax.sweeps import variant
 
 def get_config():
     variants = (variant("good", stages="1,0"), variant("bad", "microbatches=3", stages="0"))
@@ -295,7 +295,9 @@ def given(tmp_path_factory):
 def test_flags(given):
     listed = run("sweep", *given, "--list").stdout.splitlines()
     assert [line.split(" ", 2)[:2] for line in listed] == [["0", "python"], ["1", "python"]]
-    assert "there is no cell 2; they go from 0 to 1" in refusal("sweep", *given, "--cell=2")
+    assert "cell 2 does not exist; cells are numbered 0 to 1" in refusal(
+        "sweep", *given, "--cell=2"
+    )
     assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
     assert not Path(given[1].split("=")[1]).exists()
 
@@ -305,7 +307,7 @@ def test_a_sweep_from_start_to_table(given):
     root = Path(given[1].split("=")[1])
     done = run("sweep", *given, "--jobs=2", code=2)
     *_, cause, error = done.stderr.splitlines()
-    assert error == "error: 1 of 2 cells failed; the same command tries them again"
+    assert error == "error: 1 of 2 cells failed; run the same command again to retry them"
     assert (
         cause.startswith("cell 1 (bad, seed 1) failed, code 2: error: ") and "microbatches" in cause
     )
