@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,22 @@ def find_unmirrored_folders(package: Path, tests: Path) -> list[str]:
     return sorted(untested | unknown)
 
 
+def find_unknown_paths(repository: Path, texts: Iterable[Path]) -> list[str]:
+    """Python files that a text names and the repository lacks: "text: name".
+
+    A name may be the end of a path, such as `thinking/flops.py`. Placeholders in capitals are left out.
+    """
+    folders = ("benchmarks", "configs", "fqs_jax", "launch", "tests")
+    known = [f"/{path}" for folder in folders for path in (repository / folder).rglob("*.py")]
+    named = {
+        f"{path}: {name}"
+        for path in texts
+        for name in re.findall(r"\w[\w/]*\.py\b", path.read_text())
+        if not Path(name).stem.isupper() and not any(k.endswith(f"/{name}") for k in known)
+    }
+    return sorted(named)
+
+
 def test_imports_between_wings_go_down():
     assert find_upward_imports(PACKAGE) == []
 
@@ -156,6 +173,14 @@ def test_no_file_is_long():
 
 def test_tests_mirror_the_package():
     assert find_unmirrored_folders(PACKAGE, REPO / "tests") == []
+
+
+def test_files_that_are_named_exist():
+    folders = [REPO / name for name in ("benchmarks", "configs", "fqs_jax", "launch")]
+    texts = [
+        path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".sh")
+    ]
+    assert find_unknown_paths(REPO, [*texts, REPO / "docs" / "architecture.md"]) == []
 
 
 def test_the_architecture_page_lists_every_wing_from_the_ground_up():
@@ -264,3 +289,19 @@ def test_misplaced_long_and_unmirrored_files_are_found(tmp_path):
     assert find_misplaced_files(package) == ["helper.py", "corner"]
     assert find_long_files(package) == [f"{package / 'data/long.py'}: {MAX_LINES + 1} lines"]
     assert find_unmirrored_folders(package, tests) == ["corner", "data/gone", "model"]
+
+
+def test_a_named_file_that_does_not_exist_is_found(tmp_path):
+    text = tmp_path / "page.md"
+    text.write_text(
+        "See `rows/order.py`, [order](../fqs_jax/data/rows/order.py), order.py, fqs_jax/data/rows/order.py, configs/NAME.py, order.pyi."
+    )
+    file = tmp_path / "fqs_jax" / "data" / "rows" / "order.py"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_unknown_paths(tmp_path, [text]) == []
+    text.write_text("See `fqs_jax/order.py` and border.py.")
+    assert find_unknown_paths(tmp_path, [text]) == [
+        f"{text}: border.py",
+        f"{text}: fqs_jax/order.py",
+    ]
