@@ -294,7 +294,8 @@ def test_misplaced_long_and_unmirrored_files_are_found(tmp_path):
 def test_a_named_file_that_does_not_exist_is_found(tmp_path):
     text = tmp_path / "page.md"
     text.write_text(
-        "See `rows/order.py`, [order](../fqs_jax/data/rows/order.py), order.py, fqs_jax/data/rows/order.py, configs/NAME.py, order.pyi."
+        "See `rows/order.py`, [order](../fqs_jax/data/rows/order.py), "
+        "order.py, fqs_jax/data/rows/order.py, configs/NAME.py, order.pyi."
     )
     file = tmp_path / "fqs_jax" / "data" / "rows" / "order.py"
     file.parent.mkdir(parents=True)
