@@ -29,10 +29,10 @@ from benchmarks.shapes import COMPUTE, RATIONALES, SHAPES, THOUGHTS
 
 PARTS = ("cost", "variance", "learning")
 _PART = flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "What to run; may be repeated.")
+_STEPS = flags.DEFINE_integer("steps", 7, "Timed steps for a row of cost.", 1)
 _DRAWS = flags.DEFINE_integer("draws", 128, "Gradients for a variance.", 2)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Trained models for a row of learning.", 1)
 _FULL_STEPS = flags.DEFINE_integer("full_steps", 120, "Steps of learning, thinking everywhere.", 4)
-# --steps comes from train_step: timed steps for a row of cost.
 
 EVERYWHERE = (1.0, "uniform")
 SOME = [(fraction, kind) for fraction in (0.5, 0.25, 0.125) for kind in ("uniform", "high_entropy")]
@@ -80,7 +80,7 @@ def _cost() -> Rows:
             compute=COMPUTE,
             settings=QuietStarConfig(position_fraction=fraction, positions=kind),
         )
-        found = measure.print_step(step, flags.FLAGS.steps, 1, labels)
+        found = measure.print_step(step, _STEPS.value, 1, labels)
         first = rows[0] if rows else found
         rows.append(
             {
