@@ -102,7 +102,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     moments: list[Moment] = []
 
     class Watching(Interrupts):
-        """Requests of the loop, which reads them between steps, as moments."""
+        """Interrupts that record a moment when the loop polls them, after each step."""
 
         def wishes_of_last_step(self, save: bool = False) -> Wishes:
             now = time.perf_counter(), time.process_time()

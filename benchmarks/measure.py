@@ -110,7 +110,7 @@ class Kind:
 
 def transform() -> Any:
     """The optimiser of all these steps."""
-    return optimizer.make(common.get_config(), 1e-6, 1000)
+    return optimizer.make(common.get_config().optimizer, 1e-6, 1000)
 
 
 def kind(
