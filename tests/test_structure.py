@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -176,11 +177,32 @@ def test_tests_mirror_the_package():
 
 
 def test_files_that_are_named_exist():
-    folders = [REPO / name for name in ("benchmarks", "configs", "fqs_jax", "launch")]
+    folders = [REPO / name for name in ("benchmarks", "configs", "docs", "fqs_jax", "launch")]
     texts = [
-        path for folder in folders for path in folder.rglob("*") if path.suffix in (".py", ".sh")
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in (".py", ".md", ".sh")
     ]
-    assert find_unknown_paths(REPO, [*texts, REPO / "docs" / "architecture.md"]) == []
+    pages = [REPO / "README.md", REPO / "CONTRIBUTING.md"]
+    assert find_unknown_paths(REPO, [*texts, *pages]) == []
+
+
+def test_python_examples_in_the_documentation_can_be_imported():
+    pages = [REPO / "README.md", *(REPO / "docs").glob("*.md")]
+    text = "\n".join(page.read_text() for page in pages)
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = [
+        (node.module, alias.name)
+        for example in examples
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fqs_jax")
+        for alias in node.names
+    ]
+    assert len(names) >= 3
+    for module, name in names:
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")  # raises unless it is a module of a package
 
 
 def test_the_architecture_page_lists_every_wing_from_the_ground_up():
