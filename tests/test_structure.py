@@ -212,6 +212,19 @@ def test_the_architecture_page_lists_every_wing_from_the_ground_up():
     assert listed == wings
 
 
+def test_files_and_names_on_the_architecture_page_exist():
+    text = (REPO / "docs" / "architecture.md").read_text()
+    wings = "|".join(wing for level in LEVELS for wing in level)
+    named = re.findall(rf"(?<![\w/])((?:{wings})/\w+(?:/\w+)*)(?:\.(\w+))?", text)
+    assert len(named) > 20
+    for path, name in named:
+        file = PACKAGE / f"{path}.py"
+        assert file.is_file() or (PACKAGE / path).is_dir() and not name, path
+        if name:
+            defined = {getattr(node, "name", "") for node in ast.parse(file.read_text()).body}
+            assert name in defined, f"{path}.{name}"
+
+
 # The checks themselves --------------------
 
 
