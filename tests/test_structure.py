@@ -143,14 +143,15 @@ def find_unmirrored_folders(package: Path, tests: Path) -> list[str]:
 def find_unknown_paths(repository: Path, texts: Iterable[Path]) -> list[str]:
     """Python files that a text names and the repository lacks: "text: name".
 
-    A name may be the end of a path, such as `thinking/flops.py`. Placeholders in capitals are left out.
+    A name may be the end of a path, such as `thinking/flops.py`. Placeholders in capitals, and files that a
+    guide calls a "new file", are left out.
     """
     folders = ("benchmarks", "configs", "fqs_jax", "launch", "tests")
     known = [f"/{path}" for folder in folders for path in (repository / folder).rglob("*.py")]
     named = {
         f"{path}: {name}"
         for path in texts
-        for name in re.findall(r"\w[\w/]*\.py\b", path.read_text())
+        for name in re.findall(r"\w[\w/]*\.py\b", re.sub(r"new file, `\S+`", "", path.read_text()))
         if not Path(name).stem.isupper() and not any(k.endswith(f"/{name}") for k in known)
     }
     return sorted(named)
@@ -330,7 +331,7 @@ def test_a_named_file_that_does_not_exist_is_found(tmp_path):
     text = tmp_path / "page.md"
     text.write_text(
         "See `rows/order.py`, [order](../fqs_jax/data/rows/order.py), "
-        "order.py, fqs_jax/data/rows/order.py, configs/NAME.py, order.pyi."
+        "order.py, configs/NAME.py, order.pyi, a new file, `fqs_jax/new.py`."
     )
     file = tmp_path / "fqs_jax" / "data" / "rows" / "order.py"
     file.parent.mkdir(parents=True)
