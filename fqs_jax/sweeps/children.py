@@ -86,11 +86,11 @@ def run(
             while waiting and len(running) < jobs and not received:
                 index, (command, log) = waiting.pop(0)
                 on_begin(index)
-                running.append(_start(index, command, log))
-                stack.enter_context(running[-1].process)  # waits for it
-                stack.callback(
-                    running[-1].process.terminate
-                )  # first, if an exception leaves it running
+                child = _start(index, command, log)
+                running.append(child)
+                # If an exception leaves it running: terminate it, then wait for it.
+                stack.enter_context(child.process)
+                stack.callback(child.process.terminate)
             for child in running.copy():
                 for number in received[child.num_forwarded :]:
                     child.process.send_signal(number)
