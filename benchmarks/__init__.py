@@ -1,1 +1,1 @@
-"""Timing programs, run by hand: `python -m benchmarks.NAME`."""
+"""Programs that measure time, memory and resuming, run by hand: `python -m benchmarks.NAME`."""

@@ -1,16 +1,18 @@
-"""Whether a training step has become dearer: `python -m benchmarks.gate [--timed] [--update]`.
+"""Regression gate for the cost of a training step: `python -m benchmarks.gate [--timed] [--update]`.
 
-Compares figures with the table of benchmarks/gate.json, prints a JSON line a step, and exits with 1 if one
-is above its own by more than a margin. All are ratios of shape A's steps (benchmarks/train_step.py):
+Compares figures with the table of benchmarks/gate.json, prints a JSON line for each step, and exits with 1
+if a figure exceeds that of the table by more than its margin. The figures are those of shape A
+(benchmarks/train_step.py):
 
-    flops_over_minimal      FLOPs of the traced program over the least that do (fqs_jax/thinking/flops.py)
-    temporaries_over_plain  bytes the compiled program allocates, over the plain step's on the same rows
+    flops_over_minimal      FLOPs of the traced program over the minimal ones (fqs_jax/thinking/flops.py)
+    temporaries_over_plain  bytes of temporaries, over those of the plain step on the same rows
     instructions, fusions   in the compiled program
-    ratio_to_floor          seconds over what the minimal FLOPs take at the rate of a matrix product
-    ratio_to_plain          seconds over the plain step's on the same rows
+    ratio_to_floor          seconds over those of the minimal FLOPs at the rate of a matrix product
+    ratio_to_plain          seconds over those of the plain step on the same rows
 
-The first are counted, the same on every machine; those of compiled programs are compared if JAX is of the
-table's version. The last two need --timed, a quiet machine and minutes. --update writes the table.
+All but the last two are counted and do not depend on the machine. Figures of compiled programs are compared
+only under the JAX version of the table. The last two need --timed, a quiet machine and minutes. --update
+writes the table.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from absl import app, flags
 from benchmarks import shapes
 
 TABLE = Path(__file__).with_suffix(".json")
-# How much above the table's a figure may be.
+# Relative excess over the table that is allowed.
 MARGINS = {
     "flops_over_minimal": 0.002,
     "temporaries_over_plain": 0.05,
@@ -38,7 +40,7 @@ MARGINS = {
 }
 OF_COMPILER = ("temporaries_over_plain", "instructions", "fusions")
 COUNTED = {"flops_over_minimal", *OF_COMPILER}
-# Machine code that nobody runs; what is counted is decided before it is made.
+# The machine code is never run, and everything that is counted is decided before it is generated.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 Figures = dict[str, float]
@@ -62,17 +64,17 @@ def main(_: list[str]) -> None:
         print(json.dumps({"step": name} | figures), flush=True)
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {"steps": {}}
     if flags.FLAGS.update:
-        # Times of the table stay where none were measured.
+        # Without --timed, the times in the table stay.
         steps = {name: table["steps"].get(name, {}) | figures for name, figures in found.items()}
         TABLE.write_text(json.dumps({"jax": jax.__version__, "steps": steps}, indent=2) + "\n")
         return
     complaints = dearer(found, table["steps"], same_compiler=table["jax"] == jax.__version__)
-    print("\n".join(complaints) or "nothing is dearer than the table says", flush=True)
+    print("\n".join(complaints) or "no figure exceeds the table", flush=True)
     sys.exit(bool(complaints))
 
 
 def counted(steps: tuple[str, ...] = tuple(shapes.NAMES)) -> Table:
-    """Figures of traced and compiled programs, of which none runs."""
+    """Figures of traced and compiled programs, which are not run."""
     found: Table = {}
     plain = None
     for step in sorted({"0", *steps}):
@@ -85,7 +87,7 @@ def counted(steps: tuple[str, ...] = tuple(shapes.NAMES)) -> Table:
 
 
 def _count(step: str) -> tuple[Figures, int]:
-    """A step's figures, and bytes of its temporaries."""
+    """The figures of a step, and the bytes of its temporaries."""
     import jax
 
     from fqs_jax.planning import traced as traced_lib
@@ -93,7 +95,7 @@ def _count(step: str) -> tuple[Figures, int]:
     kind = step_kind(step)
     arguments = jax.eval_shape(kind.arguments, jax.random.key(0))
     traced = kind.step().trace(*arguments)
-    # Chunks of positions lie evenly over a text, and with them the branches that they take.
+    # Chunks of positions are spread evenly over a text, so each branch of a condition runs equally often.
     computed = traced_lib.matmul_flops(traced.jaxpr.jaxpr, statistics.mean)
     program = traced.lower().compile(FAST)
     lines = [line for line in program.as_text().splitlines() if " = " in line]
@@ -106,7 +108,7 @@ def _count(step: str) -> tuple[Figures, int]:
 
 
 def step_kind(step: str) -> Any:
-    """What benchmarks/train_step.py measures."""
+    """The step that benchmarks/train_step.py measures."""
     from benchmarks import measure
 
     return measure.kind(
@@ -120,7 +122,7 @@ def step_kind(step: str) -> Any:
 
 
 def timed() -> Table:
-    """Ratios of times, each step in a process of its own with one thread."""
+    """Ratios of times; each step runs in its own process with one thread."""
     from benchmarks import steps_table
 
     rows = {step: steps_table.measured("A", step) for step in shapes.NAMES}
@@ -135,7 +137,7 @@ def timed() -> Table:
 
 
 def dearer(found: Table, table: Table, same_compiler: bool = True) -> list[str]:
-    """One line for every figure that is above the table's by more than its margin."""
+    """One line for every figure that exceeds that of the table by more than its margin."""
     complaints = []
     for name, figures in found.items():
         for figure, value in figures.items():

@@ -1,19 +1,19 @@
-"""Thinking at every position against thinking where it is read: `python -m benchmarks.inference`.
+"""Thinking at every position compared with thinking only where needed: `python -m benchmarks.inference`.
 
 One CPU thread, float32, the same random weights and the same draws for both ways:
 
-    published  as the released evaluation and generation: every prediction is a pass over the whole
-               text with a thought at each of its positions, of which the last one is read; nothing
-               is kept from token to token. It is made of this project's own parts (one text pass,
-               thoughts as cached steps behind it), so that the ratio says what the algorithm costs.
-    ours       scoring thinks at the position that is read, of items of like length together;
-               generation keeps the text's keys and values, and a token costs n_ahead cached steps.
+    published  like the released evaluation and generation: every prediction is a pass over the whole
+               text with a thought at each position, and only the last one is used; nothing is
+               cached from token to token. It is made of this project's own parts (one text pass,
+               thoughts as cached steps after it), so that the ratio shows the cost of the algorithm.
+    ours       scoring thinks only at the position that is used, with items of similar length in a
+               batch; generation caches keys and values of the text, so a token costs n_ahead cached steps.
 
 Prints a JSON line for each comparison, then a table. Times are process CPU seconds, medians of
-interleaved runs, compilation left out; `spread` is (largest - smallest) / median. The published way
+interleaved runs, without compilation; `spread` is (largest - smallest) / median. The published way
 is timed for tokens at several text lengths, each compiled for just that length, and those between are
 interpolated: `published_ms_per_token` are the times at `lengths`. Ours is
-timed whole, prompt included. `agree` says that both ways gave the same predictions.
+timed whole, prompt included. `agree` is true if both ways gave the same predictions.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 _ROWS = flags.DEFINE_multi_integer("rows", [1, 8], "Texts in a batch.", 1)
 _N_AHEAD = flags.DEFINE_multi_integer(
-    "n_ahead", [8, 16], "Of scoring; generation takes the first.", 4
+    "n_ahead", [8, 16], "n_ahead of scoring; generation uses the first.", 4
 )
 _LENGTH = flags.DEFINE_integer("length", 128, "Tokens of an item that is scored.", 64)
 _PROMPT = flags.DEFINE_integer("prompt", 128, "Tokens of a prompt.", 1)
 _NEW = flags.DEFINE_integer("new_tokens", 128, "Tokens of a continuation.", 8)
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs of each.", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed runs for each.", 1)
 _ITEMS = flags.DEFINE_integer("items", 32, "Items of mixed length.", 8)
 
-BUCKET = 64  # a batch is cut to a multiple of this, as in fqs_jax/evaluation/text.py
-TIMED_LENGTHS = 5  # at which the published way is timed
+BUCKET = 64  # batches are padded to a multiple of this, as in fqs_jax/evaluation/text.py
+TIMED_LENGTHS = 5  # text lengths at which the published way is timed
 Seconds = dict[str, list[float]]
 
 
 def main(_: list[str]) -> None:
-    # Before JAX starts its thread pool, which is as wide as the CPUs that this process may use.
+    # Before JAX starts its thread pools, which are as wide as the CPUs that this process may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     jax.config.update("jax_platforms", "cpu")
     vocab, width, layers, heads, kv_heads, head_dim, mlp = SHAPES["A"][0]
@@ -96,7 +96,7 @@ def think_everywhere(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> jax.Array:
-    """The published way: log-probabilities [B, V] at `last_B`, of a thought at each position."""
+    """The published way: log-probabilities [B, V] at `last_B`, with a thought at each position."""
     following, _ = prediction.think(params, tokens_BxT, key, Thinker(model, thought))
     return following.log_prob_BxPxRxV[jnp.arange(len(last_B)), last_B, 0]
 
@@ -110,7 +110,7 @@ def think_at_last(
     model: ModelConfig,
     thought: ThoughtConfig,
 ) -> jax.Array:
-    """Ours: the same, of one thought a row."""
+    """Our way: log-probabilities [B, V] at `last_B`, with one thought for each row."""
     following, _ = prediction.think(
         params, tokens_BxT, key, Thinker(model, thought), index_BxP=last_B[:, None]
     )
@@ -118,7 +118,7 @@ def think_at_last(
 
 
 def scoring(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
-    """A batch of items without padding: what thinking at one position saves."""
+    """A batch of items without padding, which shows the gain of thinking at one position."""
     thought, params = thinking(model, n_ahead)
     tokens, key = texts(rows, _LENGTH.value), jax.random.key(1)
     last = jnp.full(rows, _LENGTH.value - 1)
@@ -132,7 +132,7 @@ def scoring(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
 
 
 def scoring_items(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
-    """Items of mixed length: padded to the longest allowed as published, or batched by length."""
+    """Items of mixed length: padded to the maximum as published, or batched by length."""
     thought, params = thinking(model, n_ahead)
     key, full = jax.random.key(1), _LENGTH.value
     sizes = np.sort(np.random.default_rng(0).integers(full // 4, full + 1, _ITEMS.value))
@@ -162,7 +162,7 @@ def scoring_items(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]
 def generate(
     model: ModelConfig, params: Params, thought: ThoughtConfig | None, prompt_BxT: jax.Array
 ) -> list[np.ndarray]:
-    """The likeliest tokens, as fqs_jax/inference/generation.py makes them: [B] for each step."""
+    """Greedy tokens [B] of each step, made by fqs_jax/inference/generation.py."""
     rows, length = prompt_BxT.shape
     cursor = generation.prefill(
         params, prompt_BxT, jnp.full(rows, length), model=model, room=_NEW.value
@@ -199,7 +199,7 @@ def generating(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
     times = interleaved(tokens | {"ours": lambda: generate(model, params, thought, prompt)})
     ours = times.pop("ours")
     each = np.array([statistics.median(times[length]) for length in tokens])
-    # The tokens between two timed ones take what lies between their times.
+    # Times of the tokens between two timed ones are interpolated.
     rounds = np.array([times[length] for length in tokens]).T
     published = [float(np.interp(np.arange(_NEW.value), done, run).sum()) for run in rounds]
     return report(
@@ -217,7 +217,7 @@ def generating(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:
 
 
 def without_thoughts(model: ModelConfig, rows: int) -> dict[str, Any]:
-    """Thought-free generation of a model trained on (NTP) against that of its base."""
+    """Thought-free generation of an NTP model compared with that of its base."""
     prompt = texts(rows, _PROMPT.value)
     weights = {
         name: {"lm": decoder.init(model, jax.random.key(i))}
@@ -248,7 +248,7 @@ def without_thoughts(model: ModelConfig, rows: int) -> dict[str, Any]:
 
 
 def thinking(model: ModelConfig, n_ahead: int) -> tuple[ThoughtConfig, Params]:
-    """Random weights, with a talk head that lets thoughts count."""
+    """Random weights, with a talk head that gives thoughts a weight."""
     key = jax.random.key(0)
     thought = ThoughtConfig(n_ahead, rationales=1)
     lm = decoder.init(model, key)
@@ -267,7 +267,7 @@ def texts(rows: int, length: int) -> jax.Array:
 
 
 def interleaved(ways: Mapping[str, Callable[[], Any]], repeats: int | None = None) -> Seconds:
-    """CPU seconds of each way, one after the other again and again; the first round is not counted."""
+    """CPU seconds of each way, in rounds over all ways; the first round is not counted."""
     seconds: Seconds = {name: [] for name in ways}
     for _ in range((repeats or _REPEATS.value) + 1):
         for name, way in ways.items():

@@ -1,10 +1,10 @@
-"""Whether a run that is killed again and again ends like one that is not, to the bit.
+"""Compare a run that is killed many times with one that is not, bit for bit.
 
 python -m benchmarks.kill_resume --kills=50
 
-One run of all stages is left alone; then the same run is killed at random moments, also while it
-starts, compiles, saves and scores, and started again with the same command. A run that ends before
-all kills are spent is compared, and another one is begun. Exit code 0 if all are identical, else 1.
+One run of all stages is not disturbed. Then the same run is killed at random moments, also while it
+starts, compiles, saves and scores, and resumed with the same command. If a run ends before all kills
+are used, it is compared and another one starts. Exit code 0 if all are identical, else 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from typing import Any
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-# Stages of configs/tiny.py, long enough for some kills each. Steps are short, so saves are many.
+# Stages of configs/tiny.py, each long enough for some kills, with many saves.
 RUN = (
     "--config=configs/tiny.py",
     "--stage=all",
@@ -40,7 +40,7 @@ RUN = (
     *(f"--config.stage_{n}.steps={s}" for n, s in enumerate((300, 60, 100, 60))),
     "--max_steps=300",
 )
-# What is compiled runs for a moment; the cache is each run's own, so that it compiles anew.
+# Programs run only briefly, so they are not optimised. Each run has its own cache, so that it compiles too.
 ENVIRONMENT = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -51,22 +51,24 @@ SIGNALS = {
     "TERM": (signal.SIGTERM,),
     "mixed": (signal.SIGKILL, signal.SIGTERM),
 }
-PATIENCE = 300.0  # seconds, for what takes a few
+TIMEOUT = 300.0  # seconds, for a process that should end within a few
 
 
 class Failed(Exception):
-    """A run did something else than to end, or to stop when told; `str` says what."""
+    """A run neither finished nor stopped on its signal; the message describes it."""
 
 
 def define_flags() -> None:
-    flags.DEFINE_integer("kills", 50, "How often runs are killed in all.", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "Of the random moments.")
-    flags.DEFINE_string("workdir", "", "A new folder to keep the runs in; empty = do not.")
-    flags.DEFINE_enum("signal", "KILL", list(SIGNALS), "What kills.")
+    flags.DEFINE_integer("kills", 50, "Number of kills in all.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
+    flags.DEFINE_string("workdir", "", "New folder to keep the runs in; empty = a temporary one.")
+    flags.DEFINE_enum("signal", "KILL", list(SIGNALS), "Signals that are sent.")
 
 
 def main(_: list[str]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and end the run
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that the run ends too
     with contextlib.ExitStack() as stack:
         place = Path(FLAGS.workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         try:
@@ -79,13 +81,14 @@ def main(_: list[str]) -> None:
 
 @dataclasses.dataclass
 class Report:
-    """What came of it.
+    """Result of the comparison.
 
     Attributes:
-      whole: seconds of the run that was left alone.
-      start: seconds of the longest start of a stage in it: everything before a first step.
-      lives: seconds of every process of the others. moments: how many kills hit what.
-      differences: of each killed run, empty if there is none.
+      whole: seconds of the undisturbed run.
+      start: seconds of the longest start of a stage in it, everything before its first step.
+      lives: seconds of every process of the killed runs.
+      moments: number of kills by what the process was doing.
+      differences: one for each killed run, empty if it is identical.
     """
 
     whole: float
@@ -100,7 +103,7 @@ class Report:
 
         kills, runs = sum(self.moments.values()), len(self.differences)
         lost = sum(self.lives) - runs * self.whole
-        table = Table(title="Killed and started again", show_header=False)
+        table = Table(title="Killed and resumed", show_header=False)
         table.add_row("kills survived", f"{kills} in {runs} run(s)")
         for moment, count in self.moments.most_common():
             table.add_row(f"  {moment}", str(count))
@@ -108,30 +111,30 @@ class Report:
         table.add_row("bit-identical", f"no: {worst}" if worst else "yes")
         each = f", {lost / kills:.1f} a kill" if kills else ""
         table.add_row("seconds lost", f"{lost:.0f}{each}")
-        table.add_row("seconds of a run left alone", f"{self.whole:.0f}")
+        table.add_row("seconds of an undisturbed run", f"{self.whole:.0f}")
         Console().print(table)
 
 
 def measure(
     place: Path, kills: int, chance: random.Random, signals: tuple[signal.Signals, ...]
 ) -> Report:
-    """Kill runs that often, and compare each with one that is left alone."""
+    """Kill runs `kills` times in all, and compare each with an undisturbed one."""
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # here, to compare; the runs have the accelerator
+    jax.config.update("jax_platforms", "cpu")  # for the comparison; the runs use the accelerator
     whole = place / "whole"
     if whole.exists():
         raise Failed(f"{whole} exists already; give another --workdir")
-    print("one run that is left alone ...", flush=True)
+    print("one undisturbed run ...", flush=True)
     seconds = live(whole)
     report = Report(seconds, longest_start(whole, seconds))
     print(f"done in {seconds:.0f} s; a stage starts in up to {report.start:.0f} s", flush=True)
     while not report.differences or sum(report.moments.values()) < kills:
         root = place / f"killed_{len(report.differences) + 1}"
-        go_on = True
-        while go_on:
+        was_killed = True
+        while was_killed:
             left = kills - sum(report.moments.values())
-            go_on = left > 0 and kill_once(root, report, chance, signals)
+            was_killed = left > 0 and kill_once(root, report, chance, signals)
         if left == 0:
             report.lives.append(live(root))
         report.differences.append(first_difference(whole / "W", root / "W"))
@@ -145,41 +148,43 @@ def measure(
 def kill_once(
     root: Path, report: Report, chance: random.Random, signals: tuple[signal.Signals, ...]
 ) -> bool:
-    """Start the run, kill it at a random moment; False if it ended before that."""
-    # Half of the processes live long enough to make steps, for as long on average as they start.
+    """Start the run and kill it at a random moment; False if it ended before that."""
+    # Twice the time of a start, so that half of the kills hit a start and half hit steps.
     moment, signum = chance.uniform(0, 2 * report.start), chance.choice(signals)
     began = time.time()
     with started(root) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
-        process.send_signal(signum)  # nothing happens if it has ended
-        process.wait(PATIENCE)
+        process.send_signal(signum)  # no effect if it has ended
+        process.wait(TIMEOUT)
     report.lives.append(time.time() - began)
-    # Before a program handles SIGTERM, that kills it like any other.
+    # Before a program handles SIGTERM, the signal kills it.
     if process.returncode not in (0, -signum, 128 + signum):
-        raise Failed(f"exit code {process.returncode} of a process of {root}:\n{said(root)}")
+        raise Failed(f"exit code {process.returncode} of a process of {root}:\n{last_output(root)}")
     killed = process.returncode != 0
     if killed:
-        where = what_was_hit(root, began)
-        report.moments[where] += 1
+        moment_name = name_moment(root, began)
+        report.moments[moment_name] += 1
         count = sum(report.moments.values())
-        print(f"kill {count}: {signum.name} after {moment:.1f} s, {where}", flush=True)
+        print(f"kill {count}: {signum.name} after {moment:.1f} s, {moment_name}", flush=True)
     return killed
 
 
 def live(root: Path) -> float:
-    """Seconds that a run takes to its end, from where it is."""
+    """Resume a run and wait for its end; returns the seconds that it took."""
     began = time.time()
     with started(root) as process:
-        process.wait(10 * PATIENCE)
+        process.wait(10 * TIMEOUT)
         if process.returncode:
-            raise Failed(f"exit code {process.returncode} of a process of {root}:\n{said(root)}")
+            raise Failed(
+                f"exit code {process.returncode} of a process of {root}:\n{last_output(root)}"
+            )
     return time.time() - began
 
 
 @contextlib.contextmanager
 def started(root: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the run, which is gone afterwards."""
+    """A process of the run, which has ended afterwards."""
     root.mkdir(parents=True, exist_ok=True)
     environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
     command = [sys.executable, "-m", "fqs_jax.launch", *RUN, f"--workdir={root / 'W'}"]
@@ -192,12 +197,13 @@ def started(root: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def said(root: Path) -> str:
+def last_output(root: Path) -> str:
+    """The last output of a process of the run."""
     return (root / "stderr").read_text()[-2000:]
 
 
 def longest_start(root: Path, seconds: float) -> float:
-    """Seconds before the first step of the stage that compiles longest, with all that is before."""
+    """Seconds of the longest start of a stage: compiling and everything else before its first step."""
     rows = [
         json.loads(line)
         for path in (root / "W").glob("stage_*/metrics.jsonl")
@@ -208,8 +214,8 @@ def longest_start(root: Path, seconds: float) -> float:
     return max(compiling) + max(0.0, seconds - steps - sum(compiling)) / len(compiling)
 
 
-def what_was_hit(root: Path, began: float) -> str:
-    """What a process that began then was doing, as far as its files tell."""
+def name_moment(root: Path, began: float) -> str:
+    """The activity in which a process that began then was killed, as far as its files show."""
     stages = sorted((root / "W").glob("stage_*"))
     unfinished = (root / "W").glob("stage_*/checkpoints/*.orbax-checkpoint-tmp")
     if any(_changed(path) > began for path in unfinished):
@@ -225,7 +231,7 @@ def what_was_hit(root: Path, began: float) -> str:
 
 
 def _changed(path: Path) -> float:
-    """When a file, or anything in a folder, last changed."""
+    """Time of the last change of a file, or of anything in a folder."""
     if not path.exists():
         return 0.0
     return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
@@ -235,21 +241,21 @@ def _changed(path: Path) -> float:
 
 
 def first_difference(root: Path, other: Path) -> str:
-    """The first thing in which two working directories differ; empty if they are one to the bit."""
+    """The first difference between two working directories; empty if they are identical to the bit."""
     from fqs_jax.runs import folders
 
     numbers = [stage.number for stage in folders.existing_stages(root)]
     if numbers != [stage.number for stage in folders.existing_stages(other)]:
-        return "stages that there are"
+        return "the stages that exist"
     found = (f"stage {n}: {d}" for n in numbers if (d := stage_difference(root, other, n)))
     return next(found, "")
 
 
 def stage_difference(root: Path, other: Path, number: int) -> str:
-    """As `first_difference`, in a stage that both have.
+    """The first difference in a stage that both have; empty if there is none.
 
-    Compared are rows of metrics, teacher scores, parameters and optimizer states as restored, their
-    fingerprints, and thoughts drawn by the models that think.
+    Rows of metrics, teacher scores, restored parameters and optimizer states, their fingerprints, and
+    thoughts drawn by thinking models are compared.
     """
     comparisons = (_metrics, _teacher_scores, _states, _thoughts)
     return next(filter(None, (compare(root, other, number) for compare in comparisons)), "")
@@ -259,13 +265,13 @@ def _metrics(root: Path, other: Path, number: int) -> str:
     rows, others = (_rows(r / f"stage_{number}" / "metrics.jsonl") for r in (root, other))
     steps = [row["step"] for row in rows], [row["step"] for row in others]
     if steps[0] != steps[1]:
-        return "steps that have a row of metrics"
+        return "the steps that have a row of metrics"
     both = zip(rows, others, strict=True)
     return next((f"metrics of step {row['step']}" for row, other in both if row != other), "")
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Metric rows, without events and what depends on the machine. A torn line is an error here."""
+    """Metric rows, without events and times. A torn line is an error here."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return [
         {key: value for key, value in row.items() if key != "time"}
@@ -280,7 +286,7 @@ def _teacher_scores(root: Path, other: Path, number: int) -> str:
         for r in (root, other)
     )
     if pieces.keys() != others.keys():
-        return "pieces of teacher scores that there are"
+        return "the pieces of teacher scores that exist"
     return next((f"teacher scores {name}" for name in pieces if pieces[name] != others[name]), "")
 
 
@@ -328,7 +334,7 @@ def _thoughts(root: Path, other: Path, number: int) -> str:
 
 
 def _draw(root: Path, number: int) -> Any:
-    """Thoughts of a stage's model about a fixed text, with a fixed key; empty if it does not think."""
+    """Thoughts of a stage's model for a fixed text and key; empty if it does not think."""
     import jax
     import numpy as np
 

@@ -1,14 +1,14 @@
-"""Whether a long run stays as fast and as small as it begins: `python -m benchmarks.long_run`.
+"""Test that a long run does not slow down or grow: `python -m benchmarks.long_run`.
 
-A thinking stage of the built-in default, made smaller, through the training loop itself, with its
-metrics and checkpoints, in a folder that is thrown away. Prints a JSON line every fifth of the run
-and a summary, and exits with 1 if
+Trains a small thinking stage of the built-in default with the training loop itself, its metrics and its
+checkpoints, in a temporary folder. Prints a JSON line for every fifth of the run and a summary, and
+exits with 1 if
 
-    steps           the median step of the last fifth is more than 10 % above the first fifth's
-    memory          resident memory of the last fifth is more than 32 MiB above the second fifth's
-    arrays          more arrays live at the end than after the first fifth
+    steps           the median step of the last fifth is more than a tenth above that of the first
+    memory          resident memory of the last fifth is more than 32 MiB above that of the second
+    arrays          more arrays exist at the end than after the first fifth
 
-On CPUs that other programs use too, a step is slower only if its CPU time says so as well.
+On a CPU, which other programs may use too, a step counts as slower only if its CPU time grew as well.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ WINDOWS = 5
 
 @dataclasses.dataclass
 class Moment:
-    """What is seen after a step: clocks in seconds, resident memory in MiB, arrays that JAX holds."""
+    """The state after a step: clocks in seconds, resident memory in MiB, number of arrays in JAX."""
 
     wall: float
     cpu: float
@@ -53,7 +53,7 @@ class Window:
 
 def define_flags() -> None:
     flags.DEFINE_integer("steps", 1000, "Training steps.", 50)
-    flags.DEFINE_integer("checkpoints", 20, "Saves on the way.", 1)
+    flags.DEFINE_integer("checkpoints", 20, "Checkpoints in all.", 1)
 
 
 def main(_: list[str]) -> None:
@@ -81,7 +81,7 @@ def main(_: list[str]) -> None:
 
 
 def watch(steps: int, checkpoints: int) -> list[Moment]:
-    """Train that long; what was seen after each step but the last."""
+    """Train for some steps; the state after each step but the last."""
     import jax
 
     from configs import tiny
@@ -91,7 +91,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     from fqs_jax.runtime.interrupts import Interrupts, Wishes
     from fqs_jax.training import loop, start
 
-    logging.set_verbosity(logging.ERROR)  # Orbax tells every save
+    logging.set_verbosity(logging.ERROR)  # Orbax logs every save
     cli.keep_programs()
     config = tiny.without_rows()
     config.stage_0 = stage.row(
@@ -102,7 +102,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     moments: list[Moment] = []
 
     class Watching(Interrupts):
-        """Is asked between steps."""
+        """Interrupts that record a moment when the loop polls them, after each step."""
 
         def wishes_of_last_step(self, save: bool = False) -> Wishes:
             now = time.perf_counter(), time.process_time()
@@ -119,7 +119,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
 
 
 def windows(moments: list[Moment], count: int) -> list[Window]:
-    """The steps in so many parts, in order."""
+    """The steps in `count` equal parts, in order."""
     size = len(moments) // count
     found = []
     for first in range(0, size * count, size):
@@ -139,10 +139,11 @@ def windows(moments: list[Moment], count: int) -> list[Window]:
 
 
 def problems(found: list[Window], own_clock: bool) -> list[str]:
-    """What is not flat; empty if all is.
+    """Quantities that grew; empty if none did.
 
     Args:
-      own_clock: whether steps run on this process's CPU clock.
+      found: windows in order.
+      own_clock: True if steps run on this process's CPU clock.
     """
     first, second, last = found[0], found[1], found[-1]
     slower = last.step_seconds / first.step_seconds
@@ -157,7 +158,7 @@ def problems(found: list[Window], own_clock: bool) -> list[str]:
 
 
 def rss_mib() -> float:
-    """Resident memory of this process."""
+    """Resident memory of this process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

@@ -1,4 +1,4 @@
-"""A training step to measure: what it is made of, its time and memory, the machine's matrix product."""
+"""Training steps to measure: their parts, time and memory, and the machine's rate of matrix products."""
 
 from __future__ import annotations
 
@@ -30,12 +30,15 @@ Shape = tuple[tuple[int, ...], int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of training step, of a model of some shape.
+    """A kind of training step for a model of some shape.
 
     Attributes:
-      thought: None for a step that does not think. ntp: it is thought-free fine-tuning.
-      rows: sequences, for a step that does not think each rationale's own.
-      settings: of the thinking objective.
+      model: the network.
+      thought: the thoughts of a thinking step; None for a step that does not think.
+      ntp: True for thought-free fine-tuning.
+      rows: sequences; a step that does not think has one for each rationale.
+      length: tokens of a sequence.
+      settings: settings of the thinking objective.
     """
 
     model: ModelConfig
@@ -47,7 +50,7 @@ class Kind:
 
     @property
     def flops(self) -> int:
-        """The minimal FLOPs of the step (fqs_jax/thinking/flops.py)."""
+        """Minimal FLOPs of the step (fqs_jax/thinking/flops.py)."""
         if self.thought is not None:
             positions = self.settings.num_positions(self.length)
             some = self.settings.position_fraction < 1
@@ -69,7 +72,7 @@ class Kind:
         params: dict[str, Any] = {"lm": decoder.init(self.model, key)}
         if self.thought is not None:
             made = parameters.init(Thinker(self.model, self.thought), params["lm"], key, 3, 4)
-            # A head that is not zero, as after some steps: all of the backward pass is real.
+            # A head that is not zero, as after some steps, so that the whole backward pass does real work.
             out = made["talk_head"]["out"]
             out["kernel"] = 0.02 * jax.random.normal(key, out["kernel"].shape)
             params["thought"] = made
@@ -93,7 +96,7 @@ class Kind:
         return plain.next_token_loss(params, batch, key, self.model)
 
     def arguments(self, key: jax.Array) -> tuple[step_lib.State, dict[str, Any], Any]:
-        """What the step takes."""
+        """Arguments of the step: state, batch and step number."""
         params = self.params(key)
         return step_lib.State(params, transform().init(params)), self.batch(key), jnp.int32(0)
 
@@ -106,8 +109,8 @@ class Kind:
 
 
 def transform() -> Any:
-    """The optimizer of all these steps."""
-    return optimizer.make(common.get_config(), 1e-6, 1000)
+    """The optimiser of all these steps."""
+    return optimizer.make(common.get_config().optimizer, 1e-6, 1000)
 
 
 def kind(
@@ -119,7 +122,7 @@ def kind(
     compute: dict[str, Any],
     settings: QuietStarConfig | None = None,
 ) -> Kind:
-    """The step of a shape's model and batch; without thoughts every rationale is a row."""
+    """The step for the model and batch of a shape; without thoughts every rationale is a row."""
     (vocab, width, layers, heads, kv_heads, head_dim, mlp), rows, usual = shape
     config = ModelConfig(vocab, width, layers, heads, kv_heads, head_dim, mlp, **compute)
     thought = None
@@ -146,7 +149,7 @@ def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any])
         jax.block_until_ready((state, metrics))
         seconds.append(clock() - start)
     peak = peak_rss_mb()
-    seconds = seconds[1:]  # the first one touches its memory for the first time
+    seconds = seconds[1:]  # the first one allocates its memory
     gemm = (gemm_before + gemm_gflops(clock)) / 2
     median = statistics.median(seconds)
     floor = measured.flops / gemm / 1e9
@@ -170,7 +173,7 @@ def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any])
 
 
 def gemm_gflops(clock: Callable[[], float], size: int = 1024, repeats: int = 8) -> float:
-    """Median rate of a float32 matrix product of this size, 10^9 FLOPs a second."""
+    """Median rate of float32 matrix products of this size, in 10^9 FLOP/s."""
     a = jnp.ones((size, size), jnp.float32)
     product = jax.jit(jnp.dot)
     jax.block_until_ready(product(a, a))
@@ -183,13 +186,13 @@ def gemm_gflops(clock: Callable[[], float], size: int = 1024, repeats: int = 8) 
 
 
 def reset_peak_rss_mb() -> float:
-    """Forget the highest resident memory so far (compilation's, mostly); returns the present one."""
+    """Reset the peak of resident memory, mostly from compilation; return the current 10^6 bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status_mb("VmRSS")
 
 
 def peak_rss_mb() -> float:
-    """Highest resident memory since the reset, 10^6 bytes."""
+    """Peak of resident memory since the reset, in 10^6 bytes."""
     return _status_mb("VmHWM")
 
 

@@ -1,18 +1,18 @@
-"""Where a thinking step's time goes: `python -m benchmarks.phases --shape=A --stage=1`.
+"""Time of a thinking step by phase: `python -m benchmarks.phases --shape=A --stage=1`.
 
-One thread, process CPU seconds, best of three. Prints a JSON line a phase and a table:
+One thread, process CPU seconds, best of three. Prints a JSON line for each phase and a table:
 
     text            forward pass over the text, without the output head
-    sampling        K cached steps behind it, without gradient, drawing tokens
+    sampling        K cached steps after it, without gradient, which draw the tokens
     scoring         forward pass over the thought blocks and all losses
-    backward        of the text and of the scoring pass
+    backward        backward pass of the text and of the scoring pass
     optimizer       clipping, AdamW, writing the parameters
     step            the whole step as the training loop compiles it
-    of it, head     reading the vocabulary in sampling, in scoring and in the backward pass
+    of it, head     the output head in sampling, in scoring and in the backward pass
 
-each with its FLOPs (fqs_jax/thinking/flops.py) and what share of a matrix product's rate it computes them at.
-Text, sampling, head and optimizer are programs of their own; scoring is the loss without a gradient less
-text and sampling; backward is what the gradient adds.
+each with its FLOPs (fqs_jax/thinking/flops.py) and its rate as a share of that of a matrix product. Text,
+sampling, head and optimizer are measured as programs of their own. Scoring is the loss without a
+gradient, less text and sampling; backward is the time that the gradient adds.
 """
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ SETTINGS = ("remat", "vocab_chunk", "position_chunk")
 
 def define_flags() -> None:
     flags.DEFINE_enum("shape", "A", list(shapes.SHAPES), "Model and batch.")
-    flags.DEFINE_enum("stage", "1", list(shapes.THOUGHTS), "Which thinking stage.")
+    flags.DEFINE_enum("stage", "1", list(shapes.THOUGHTS), "Number of the thinking stage.")
     flags.DEFINE_integer("seq_len", None, "Another text length.", 16)
-    flags.DEFINE_string("remat", shapes.COMPUTE["remat"], "What the backward pass recomputes.")
+    flags.DEFINE_string(
+        "remat", shapes.COMPUTE["remat"], "Remat policy: what the backward pass recomputes."
+    )
     for name in SETTINGS[1:]:
         flags.DEFINE_integer(name, shapes.COMPUTE[name], "As in benchmarks.train_step.", 0)
 
@@ -78,7 +80,7 @@ def main(_: list[str]) -> None:
 
 
 def phase_flops(kind: Any) -> dict[str, int]:
-    """Minimal FLOPs of each phase; all but the head's add up to the step's."""
+    """Minimal FLOPs of each phase; those of all but the head add up to those of the step."""
     from fqs_jax.thinking import flops
 
     model, thought, T = kind.model, kind.thought, kind.length
@@ -98,6 +100,7 @@ def phase_flops(kind: Any) -> dict[str, int]:
 
 
 def phase_seconds(kind: Any) -> dict[str, float]:
+    """Process CPU seconds of each phase."""
     import jax
 
     from benchmarks import measure
@@ -141,7 +144,7 @@ def phase_seconds(kind: Any) -> dict[str, float]:
 
 
 def head_seconds(kind: Any) -> float:
-    """Sampling from, and scoring with gradient, as many hidden states as the step does, a chunk at a time."""
+    """Seconds of the output head for all hidden states that a step samples from and scores."""
     import jax
     import jax.numpy as jnp
 
@@ -178,12 +181,12 @@ def head_seconds(kind: Any) -> float:
 
 
 def best(function: Any, *arguments: Any) -> float:
-    """Process CPU seconds of the function, compiled."""
+    """Process CPU seconds of a function once compiled, the best of three runs."""
     import jax
 
     compiled = jax.jit(function).lower(*arguments).compile()
     taken = []
-    for _ in range(4):  # the first one touches its memory for the first time
+    for _ in range(4):  # the first one allocates its memory
         start = time.process_time()
         jax.block_until_ready(compiled(*arguments))
         taken.append(time.process_time() - start)

@@ -1,8 +1,8 @@
 """The table of docs/scale.md: `python -m benchmarks.plan_table --records=plans.jsonl`.
 
-For every model, stage, batch and kind of TPU: plans slices from the smallest that could hold the
-parameters up to the first that fits, one process each (libtpu needed), and prints the table as Markdown.
-Records are appended to the file as they come; what is there already is not compiled again.
+For every model, stage, batch and kind of TPU, it plans slices from the smallest that could hold the
+parameters up to the first that fits, each in its own process (libtpu needed), and prints the table as
+Markdown. Records are appended to the file; a plan that the file already has is not compiled again.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 from absl import app, flags
 
-_RECORDS = flags.DEFINE_string("records", "plans.jsonl", "Where the plans' JSON lines are kept.")
-_ONLY = flags.DEFINE_list("only", [], "Plan cases whose command has all of these in it.")
-_TABLE = flags.DEFINE_bool("table", False, "Only print the table of the records there are.")
+_RECORDS = flags.DEFINE_string(
+    "records", "plans.jsonl", "File of the plans, one JSON line for each."
+)
+_ONLY = flags.DEFINE_list("only", [], "Plan only cases whose command contains all of these.")
+_TABLE = flags.DEFINE_bool("table", False, "Only print the table of the existing records.")
 
 CONFIGS = {"Mistral-7B": "configs/mistral_7b.py", "Qwen2.5-7B": "configs/qwen2_5_7b.py"}
 STAGES = (1, 2, 3, 4)
@@ -27,15 +29,15 @@ SLICES = {
     "v6e": ("2x2", "2x4", "4x4", "4x8"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4"),
 }
-# Parts of the batch of 8 sequences at a time; 32 times that batch goes through in 32 of them.
+# Microbatches by batch size: 8 sequences at a time.
 BATCHES = {8: 1, 256: 32}
-# The thought-free stage has no rationales to deal out, 8 rows instead of 16.
+# Rows that devices share by stage: 8 sequences, times 2 rationales if the stage thinks.
 ROWS = {1: 16, 2: 16, 3: 16, 4: 8}
 GIB = 2**30
 
 
 def arguments(config: str, stage: int, batch: int, topology: str) -> list[str]:
-    """A plan's command line, behind `python -m fqs_jax.plan`."""
+    """Arguments of `python -m fqs_jax.plan` for a plan."""
     words = [f"--config={config}", f"--stage={stage}", f"--topology={topology}"]
     devices = 1
     for side in topology.split(":")[1].split("x"):
@@ -48,10 +50,10 @@ def arguments(config: str, stage: int, batch: int, topology: str) -> list[str]:
 
 
 def plan(words: list[str]) -> dict[str, Any]:
-    """One plan's record; {"error": ...} where the slice does not suit the rows.
+    """The record of a plan; {"error": ...} if the slice does not divide the rows.
 
     Raises:
-      RuntimeError: the program broke.
+      RuntimeError: the program failed.
     """
     done = subprocess.run(
         [sys.executable, "-m", "fqs_jax.plan", *words, "--json"], capture_output=True, text=True
@@ -64,14 +66,14 @@ def plan(words: list[str]) -> dict[str, Any]:
 
 
 def cases() -> list[tuple[str, int, int, str]]:
-    """(config, stage, batch, kind of TPU)."""
+    """All cases: (config, stage, batch, kind of TPU)."""
     return list(itertools.product(CONFIGS.values(), STAGES, BATCHES, SLICES))
 
 
 def smallest(
     records: dict[str, dict[str, Any]], case: tuple[str, int, int, str]
 ) -> tuple[dict[str, Any] | None, bool]:
-    """The record of the smallest slice that fits, and whether all smaller ones were tried."""
+    """The record of the smallest slice that fits, and True if all smaller ones were tried."""
     config, stage, batch, kind = case
     all_tried = True
     for shape in SLICES[kind]:
@@ -91,7 +93,7 @@ def smallest(
 
 
 def row(record: dict[str, Any], all_tried: bool) -> str:
-    """One line of the table; a slice is starred if smaller ones were not tried."""
+    """One line of the table; an asterisk marks a slice if smaller ones were not tried."""
     flops, memory, times = record["flops"], record["memory"], record["times"]
     tokens = record["text_tokens"]
     cells = [

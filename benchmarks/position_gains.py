@@ -39,7 +39,7 @@ _THOUGHT_SEEDS = 4
 
 
 class Setting(NamedTuple):
-    """A base model, and the stage that begins to think with it."""
+    """A base model, and the first thinking stage after it."""
 
     config: ml_collections.ConfigDict
     tokenizer: Tokenizer
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 
 def prepare() -> Setting:
-    """Train the base of configs/shorten.py."""
+    """The setting of configs/shorten.py, with its base trained."""
     config = shorten.get_config()
     config.optimizer.decay_steps = (
         100_000  # as good as constant: a run of any length is a part of it
@@ -65,7 +65,7 @@ def prepare() -> Setting:
 
 
 def variances(setting: Setting, kinds: Sequence[Kind], draws: int) -> Rows:
-    """One row a kind, for one batch and for fresh ones; the first kind thinks everywhere."""
+    """One row for each kind, with one batch and with fresh ones; the first kind must think everywhere."""
     params = _train(setting, _step(setting), _beginning(setting, 0), _BRIEF)
     data = _data(setting, stream=99)
     rows: Rows = []
@@ -99,7 +99,12 @@ def _gradient(loss: Callable[..., Any]) -> Callable[..., np.ndarray]:
 
 
 def _moments(found: np.ndarray, everywhere: np.ndarray) -> dict[str, float]:
-    """Of gradients [draws, parameters]; the same draws' batches and thoughts made `everywhere`."""
+    """Variances of gradients.
+
+    Args:
+      found: gradients [draws, parameters].
+      everywhere: gradients of the same batches and thoughts at all positions.
+    """
     draws = len(found)
     scale = _square_of_mean(everywhere)
     deviation = np.sum(np.square(found - found.mean(0)), axis=1) * draws / (draws - 1) / scale
@@ -112,17 +117,17 @@ def _moments(found: np.ndarray, everywhere: np.ndarray) -> dict[str, float]:
 
 
 def _square_of_mean(found: np.ndarray) -> float:
-    """Squared norm of the mean gradient, without what its own noise adds."""
+    """Squared norm of the mean gradient, less the part that is due to noise."""
     mean = found.mean(0)
     noise = np.sum(found.var(0, ddof=1)) / len(found)
     return float(np.sum(np.square(mean)) - noise)
 
 
 def learning(setting: Setting, kinds: Sequence[Kind], seeds: Iterable[int], steps: int) -> Rows:
-    """Train each kind for the FLOPs of `steps` steps everywhere; held-out answers on the way.
+    """Train each kind for the FLOPs of `steps` steps of thinking everywhere, with evaluations on the way.
 
-    Rows are means over seeds, with their standard deviation. Each run is also evaluated after `steps`
-    steps, if it takes that many.
+    Rows are means over seeds, with standard deviations. Each run is also evaluated after `steps` steps, if
+    it takes that many.
     """
     full = steps * _flops(setting, kinds[0])
     rows: Rows = []
@@ -140,7 +145,7 @@ def learning(setting: Setting, kinds: Sequence[Kind], seeds: Iterable[int], step
 def _runs(
     setting: Setting, kind: Kind, seeds: Iterable[int], stops: Sequence[int]
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Accuracies and NLLs, one a seed, after so many steps."""
+    """Accuracies and NLLs, one for each seed, by number of steps."""
     setting = setting._replace(recipe=_with_positions(setting.recipe, kind))
     found: dict[int, list[tuple[float, float]]] = {stop: [] for stop in stops}
     step = _step(setting)
@@ -191,7 +196,7 @@ def _beginning(setting: Setting, seed: int) -> Params:
 
 
 def _data(setting: Setting, stream: int) -> Any:
-    # One seed for all: it is the task's too, and with it what is held out.
+    # One seed for all, because it also decides which problems of the task are held out.
     config = setting.config
     return corpus.dataset(config.data, setting.tokenizer, config.batch_size, config.seed, stream)
 
@@ -216,11 +221,11 @@ def _train(
     seed: int = 0,
     note: Callable[[int, Params], None] = lambda *_: None,
 ) -> Params:
-    """Parameters after so many steps; `note` is shown them after each. Seeds have their own data."""
+    """Parameters after some steps; `note` is called with them after each. Every seed has its own data."""
     state = step_lib.State(params, _transform(setting).init(params))
     stream = 10 * setting.recipe.stage.number + seed
     for done, batch in enumerate(_data(setting, stream).batches(0, steps)):
-        # Of its number a step makes its random key alone.
+        # The number only sets the step's random key.
         state, _ = step(state, batch, jnp.int32(done + 100_000 * seed))
         note(done + 1, state.params)
     return state.params

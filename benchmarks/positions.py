@@ -1,19 +1,19 @@
-"""What thinking at some positions costs and gains: `python -m benchmarks.positions`.
+"""Cost and gain of thinking at some positions only: `python -m benchmarks.positions`.
 
 Prints JSON lines, then tables. One thread, CPU, float32. Parts (`--part`):
 
     cost      CPU seconds and model FLOPs of a 16/8 step on shape A (benchmarks/train_step.py)
     variance  of the gradient of configs/shorten.py's first thinking stage, shortly after its start
-    learning  that stage trained from one base: held-out answers at equal steps and at equal FLOPs
+    learning  that stage trained from one base: held-out answers after equal steps and equal FLOPs
 
-Keys of a line of `variance`, about estimates of one gradient from `draws` keys; all variances are
-traces, divided by the squared norm of the mean gradient:
+Keys of a line of `variance`, for estimates of one gradient from `draws` keys. All variances are traces,
+divided by the squared norm of the mean gradient:
 
-    batch         `same`: all draws from one batch; `fresh`: each from its own
-    flops         of the step, relative to thinking everywhere
-    variance, variance_error   its standard error is over draws
+    batch         `same`: all draws use one batch; `fresh`: each has its own
+    flops         FLOPs of the step, relative to thinking everywhere
+    variance, variance_error   variance, and its standard error over draws
     from_choice   the part that choosing positions adds: mean squared distance to the gradient of the
-                  same batch and thoughts at all positions. The rest is thinking everywhere's own
+                  same batch and thoughts at all positions. The rest is the variance of thinking everywhere
     efficiency    variance times FLOPs relative to thinking everywhere; below 1, thinking at some
                   positions and averaging more such steps is the better use of the same arithmetic
 """
@@ -29,10 +29,10 @@ from benchmarks.shapes import COMPUTE, RATIONALES, SHAPES, THOUGHTS
 
 PARTS = ("cost", "variance", "learning")
 _PART = flags.DEFINE_multi_enum("part", list(PARTS), PARTS, "What to run; may be repeated.")
-_DRAWS = flags.DEFINE_integer("draws", 128, "Gradients behind a variance.", 2)
-_SEEDS = flags.DEFINE_integer("seeds", 3, "Trained models behind a row of learning.", 1)
+_STEPS = flags.DEFINE_integer("steps", 7, "Timed steps for a row of cost.", 1)
+_DRAWS = flags.DEFINE_integer("draws", 128, "Gradients for a variance.", 2)
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Trained models for a row of learning.", 1)
 _FULL_STEPS = flags.DEFINE_integer("full_steps", 120, "Steps of learning, thinking everywhere.", 4)
-# --steps are train_step's: timed steps behind a row of cost.
 
 EVERYWHERE = (1.0, "uniform")
 SOME = [(fraction, kind) for fraction in (0.5, 0.25, 0.125) for kind in ("uniform", "high_entropy")]
@@ -42,7 +42,7 @@ Rows = list[dict[str, Any]]
 
 
 def main(_: list[str]) -> None:
-    # Before JAX starts its thread pools: they are as wide as the CPUs that this process may use.
+    # Before JAX starts its thread pools, which are as wide as the CPUs that this process may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import position_gains
@@ -80,7 +80,7 @@ def _cost() -> Rows:
             compute=COMPUTE,
             settings=QuietStarConfig(position_fraction=fraction, positions=kind),
         )
-        found = measure.print_step(step, flags.FLAGS.steps, 1, labels)
+        found = measure.print_step(step, _STEPS.value, 1, labels)
         first = rows[0] if rows else found
         rows.append(
             {

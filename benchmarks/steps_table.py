@@ -1,8 +1,8 @@
-"""All training steps beside the published code's: `python -m benchmarks.steps_table [--shapes=A,B]`.
+"""All training steps compared with the published code: `python -m benchmarks.steps_table [--shapes=A,B]`.
 
-Each step is timed by benchmarks/train_step.py in a process of its own, with one thread, and its JSON line
-printed; then the summary table, and for 16/8 of shape A the ratio to the plain step at several text
-lengths. "Faster" compares times multiplied by each side's matrix product rate.
+Runs benchmarks/train_step.py for each step in its own process with one thread and prints its JSON line,
+then the summary table, and for 16/8 of shape A the ratio to the plain step at several text lengths.
+"Faster" compares times multiplied by the rate of matrix products on the same machine.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _FLAT = "1"  # the stage that is measured at these lengths
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("shapes", ["A", "B"], "Which.")
-    flags.DEFINE_list("stages", list(shapes.NAMES), "Which; 0, the plain step, is always one.")
-    flags.DEFINE_integer("steps", 5, "Timed steps of each.", 1)
-    flags.DEFINE_bool("lengths", True, "Also the one of shape A that thinks most, by text length.")
+    flags.DEFINE_list("shapes", ["A", "B"], "Shapes to measure.")
+    flags.DEFINE_list(
+        "stages", list(shapes.NAMES), "Stages to measure, always with 0, the plain step."
+    )
+    flags.DEFINE_integer("steps", 5, "Timed steps for each.", 1)
+    flags.DEFINE_bool("lengths", True, "Also measure 16/8 of shape A by text length.")
 
 
 def main(_: list[str]) -> None:
@@ -44,7 +46,7 @@ def main(_: list[str]) -> None:
 
 
 def measured(shape: str, stage: str, steps: int = 5, length: int | None = None) -> dict[str, Any]:
-    """What benchmarks/train_step.py says of one step."""
+    """The result of benchmarks/train_step.py for one step."""
     command = [sys.executable, "-m", "benchmarks.train_step", f"--shape={shape}"]
     command += [f"--stage={stage}", f"--steps={steps}", "--threads=1"]
     command += [f"--seq_len={length}"] if length else []
@@ -53,12 +55,13 @@ def measured(shape: str, stage: str, steps: int = 5, length: int | None = None) 
 
 
 def shown(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, which is printed as a JSON line."""
     print(json.dumps(row), flush=True)
     return row
 
 
 def table(shape: str, rows: dict[str, dict[str, Any]]) -> Any:
-    """The summary of a shape's steps, as a rich table."""
+    """The summary of the steps of a shape, as a rich table."""
     from rich.table import Table
 
     columns = "seconds", "floor", "ratio", "GEMM", "published", "faster", "MB", "published MB"
@@ -85,7 +88,7 @@ def table(shape: str, rows: dict[str, dict[str, Any]]) -> Any:
 
 
 def lengths_table(pairs: dict[int, list[dict[str, Any]]]) -> Any:
-    """Ratios to the plain step by text length; flat if attention does not grow faster than it."""
+    """Ratios to the plain step by text length; constant if attention does not dominate."""
     from rich.table import Table
 
     columns = "seconds", "ratio to floor", "MB", "plain seconds", "to plain"

@@ -1,16 +1,16 @@
 """Time and memory of one training step: `python -m benchmarks.train_step --shape=A --stage=1 --threads=1`.
 
-Prints one JSON line. Shapes are those in which the published PyTorch code was timed: A is 3.6 M
-parameters, 2 sequences of 128 tokens; B 29 M, 1 sequence of 256. Float32, CPU. A step is forward,
-backward, clipping and AdamW, as the training loop compiles it.
+Prints one JSON line. Shapes are those that the published PyTorch code was timed with: A has 3.6 M
+parameters and 2 sequences of 128 tokens, B has 29 M and 1 sequence of 256. Float32, CPU. A step is the
+forward and backward pass, clipping and AdamW, as the training loop compiles it.
 
     shape, stage, threads
-    seconds_median              of a step: process CPU seconds for one thread, wall seconds for more
-    floor_seconds               what the step's FLOPs take at the rate of the product below
-    ratio_to_floor              seconds_median over that
-    peak_rss_over_startup_mb    highest resident memory during the steps over that before the first
+    seconds_median              median of the steps: process CPU seconds for one thread, else wall seconds
+    floor_seconds               time of the step's FLOPs at the rate gemm_gflops
+    ratio_to_floor              seconds_median over floor_seconds
+    peak_rss_over_startup_mb    peak of resident memory during the steps, less that before the first one
     flops                       model FLOPs of the step (fqs_jax/thinking/flops.py)
-    gemm_gflops                 1024^3 float32 product in this process, mean of before and after
+    gemm_gflops                 rate of a 1024^3 float32 product, mean of before and after the steps
     seconds_all, compile_seconds, achieved_gflops
 """
 
@@ -26,9 +26,11 @@ _SHAPE = flags.DEFINE_enum("shape", "A", ["A", "B"], "Model and batch.")
 _STAGE = flags.DEFINE_enum("stage", "1", ["0", "1", "2", "3", "4"], "0 plain, 1 to 3 think, 4 NTP.")
 _THREADS = flags.DEFINE_integer("threads", 1, "CPU threads.", 1)
 _STEPS = flags.DEFINE_integer("steps", 7, "Timed steps.", 1)
-_REMAT = flags.DEFINE_string("remat", COMPUTE["remat"], "What the backward pass recomputes.")
+_REMAT = flags.DEFINE_string(
+    "remat", COMPUTE["remat"], "Remat policy: what the backward pass recomputes."
+)
 _VOCAB_CHUNK = flags.DEFINE_integer(
-    "vocab_chunk", COMPUTE["vocab_chunk"], "Tokens whose logits are held at once; 0 = all.", 0
+    "vocab_chunk", COMPUTE["vocab_chunk"], "Tokens whose logits exist at once; 0 = all.", 0
 )
 _POSITIONS = flags.DEFINE_integer(
     "position_chunk", COMPUTE["position_chunk"], "Positions scored at once; 0 = all.", 0
@@ -37,7 +39,7 @@ _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Another text length.", 16)
 
 
 def main(_: list[str]) -> None:
-    # Before JAX starts its thread pools: they are as wide as the CPUs that this process may use.
+    # Before JAX starts its thread pools, which are as wide as the CPUs that this process may use.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: _THREADS.value])
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import measure

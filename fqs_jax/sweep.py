@@ -1,7 +1,8 @@
 """Sweep: `python -m fqs_jax.sweep --config=configs/sweeps/thinking.py --workdir=W`.
 
 Trains and evaluates every cell (a variant with a seed) that is not done, then writes W/results.md, .json and
-.png. The same command goes on; `--cell=N` does one cell, for many machines that share W (docs/sweeps.md).
+.png. The same command resumes a sweep. `--cell=N` runs one cell, for several machines that share W
+(docs/sweeps.md).
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from fqs_jax.sweeps import children
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps.cells import Cell
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where cells and the table go.")
-_LIST = flags.DEFINE_bool("list", False, "Print the cells, a line each, and stop.")
-_CELL = flags.DEFINE_integer("cell", None, "Do this one only, and write no table.", 0)
-_TABLE = flags.DEFINE_bool("table", False, "Train nothing: write the table of what is done.")
-_JOBS = flags.DEFINE_integer("jobs", 1, "Cells at once on this machine.", 1)
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the cells and the table.")
+_LIST = flags.DEFINE_bool("list", False, "Print the cells, one line each, and stop.")
+_CELL = flags.DEFINE_integer("cell", None, "Run only this cell, and write no table.", 0)
+_TABLE = flags.DEFINE_bool(
+    "table", False, "Train nothing: write the table of the cells that are done."
+)
+_JOBS = flags.DEFINE_integer("jobs", 1, "Cells that run at once on this machine.", 1)
 LOG = "log.txt"  # in a cell's folder
 
 
 def define_flags() -> None:
-    """The config's, which reads file and command line at once."""
+    """Define the flag of the config, which reads the file and its overrides on the command line."""
     default = "configs/sweeps/thinking.py"
     config_flags.DEFINE_config_file("config", default, "Sweep.", lock_config=True)
 
@@ -47,60 +50,68 @@ def main(_: Sequence[str]) -> None:
             print(f"{cell.number} {cell.command}")
     elif _CELL.value is not None:
         if _CELL.value >= len(cells):
-            raise UserError(f"there is no cell {_CELL.value}; they go from 0 to {len(cells) - 1}")
-        _do(cells[_CELL.value])
+            raise UserError(
+                f"cell {_CELL.value} does not exist; cells are numbered 0 to {len(cells) - 1}"
+            )
+        _run_cell(cells[_CELL.value])
     elif _TABLE.value:
         _write_table(root, cells)
     else:
-        failed = _do_all(cells)
+        failed = _run_all(cells)
         if len(failed) < len(cells):
             _write_table(root, cells)
         for line in failed:
             _note(line)
         if failed:
             raise UserError(
-                f"{len(failed)} of {len(cells)} cells failed; the same command tries them again"
+                f"{len(failed)} of {len(cells)} cells failed; run the same command again to retry them"
             )
 
 
-def _do(cell: Cell) -> None:
-    """Train and evaluate one cell, unless that is done."""
+def _run_cell(cell: Cell) -> None:
+    """Train and evaluate one cell, unless it is done."""
     if results_lib.is_stale(cell):
-        _note(f"{cell} was made by another command; its stages go on from what they were")
+        _note(f"{cell} has a result of another command; its stages resume from their checkpoints")
     elif results_lib.read(cell):
         _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
     [end] = children.run([[sys.executable, *cell.arguments]])
     if end.code:
         if end.code < 0:
-            _note(f"error: {cell}: signal {-end.code} ended the program")
+            _note(f"error: {cell}: the training program was ended by signal {-end.code}")
         processes.leave(end.code if end.code > 0 else 128 - end.code)
     results_lib.evaluate(cell)
 
 
-def _do_all(cells: Sequence[Cell]) -> list[str]:
-    """Every cell that is not done, each a program of its own; a line for each that failed."""
+def _run_all(cells: Sequence[Cell]) -> list[str]:
+    """Run every cell that is not done, each as its own process.
+
+    Returns:
+      One line for each cell that failed.
+    """
     todo = [cell for cell in cells if not results_lib.read(cell)]
     if len(todo) < len(cells):
         _note(f"{len(cells) - len(todo)} of {len(cells)} cells are done")
     commands, logs = [], []
     for cell in todo:
         cell.folder.mkdir(parents=True, exist_ok=True)
-        commands.append([sys.executable, "-m", "fqs_jax.sweep", *_own(), f"--cell={cell.number}"])
+        commands.append(
+            [sys.executable, "-m", "fqs_jax.sweep", *_sweep_flags(), f"--cell={cell.number}"]
+        )
         logs.append(cell.folder / LOG)
     failed: list[str] = []
 
-    def begun(i: int) -> None:
-        _note(f"{todo[i]} begins: {logs[i]}")
+    def report_start(i: int) -> None:
+        _note(f"{todo[i]} starts; its log is {logs[i]}")
 
-    def ended(i: int, end: children.End) -> None:
+    def report_end(i: int, end: children.End) -> None:
         if not end.code:
             _note(f"{todo[i]} is done, {end.seconds:.0f} s")
             return
         failed.append(f"{todo[i]} failed, code {end.code}: {end.last_line} ({logs[i]})")
         _note(failed[-1])
 
-    children.run(commands, logs, _JOBS.value, begun, ended)
+    children.run(commands, logs, _JOBS.value, report_start, report_end)
     return failed
 
 
@@ -109,10 +120,10 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
 
     results = [results_lib.read(cell) for cell in cells]
     if not any(results):
-        raise UserError(f"no cell of this sweep is done in {root}; leave --table out to begin")
+        raise UserError(f"no cell of this sweep is done in {root}; run it without --table first")
     show_once = tuple(flags.FLAGS.config.get("show_once", ()))
     table = results_lib.lines(cells, results, show_once)
-    command = shlex.join(["python", "-m", "fqs_jax.sweep", *_own()])
+    command = shlex.join(["python", "-m", "fqs_jax.sweep", *_sweep_flags()])
     notes = results_lib.about(cells, results, show_once, command)
     table_lib.write(root, table, cells, results, notes, command)
     Console(width=160).print(table_lib.screen(table, str(root)))
@@ -121,8 +132,8 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
     print(root / f"{table_lib.NAME}.md")
 
 
-def _own() -> list[str]:
-    """The flags that say which sweep this is."""
+def _sweep_flags() -> list[str]:
+    """The flags that identify this sweep."""
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     return [f"--config={file}", *cli.config_overrides(), f"--workdir={_WORKDIR.value}"]
 

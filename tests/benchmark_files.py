@@ -1,4 +1,4 @@
-"""Benchmark files in their original formats, made up."""
+"""Invented benchmark files in the original formats."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GSM8K = [
 
 
 def write_all(folder: Path) -> dict[str, Path]:
-    """A file of each benchmark, with labels beside those that need them."""
+    """Write a file of each benchmark, with a file of labels beside those that need one."""
     (folder / "piqa-labels.lst").write_text("1\n0\n")
     (folder / "siqa-labels.lst").write_text("3\n")
     tasks = {"csqa": CSQA, "piqa": PIQA, "siqa": SIQA, "gsm8k": GSM8K}

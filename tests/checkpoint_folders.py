@@ -1,4 +1,4 @@
-"""Small checkpoints for tests, their names and shapes written out independently of the package."""
+"""Small checkpoints for tests; their names and shapes do not come from the package."""
 
 import json
 from pathlib import Path

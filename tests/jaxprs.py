@@ -1,4 +1,4 @@
-"""Walks traced programs: what is computed, how often, and in which type, without running it."""
+"""Equations of traced programs, with their number of runs, without running them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fqs_jax.planning.traced import inner_programs
 
 
 def equations(function: Any, *args: Any) -> Iterator[tuple[Any, int]]:
-    """All equations of a function's program with how often each runs, a scan's body once an element."""
+    """All equations of a function's program with their numbers of runs; scan bodies run per element."""
     return _equations(jax.make_jaxpr(function)(*args).jaxpr, 1)
 
 
@@ -28,7 +28,7 @@ def _equations(jaxpr: Any, times: int) -> Iterator[tuple[Any, int]]:
 
 
 def matmul_flops(function: Any, *args: Any) -> int:
-    """Floating-point operations of all matrix products, a multiply-add as two."""
+    """FLOPs of all matrix products; a multiply-add is two."""
     total = 0
     for equation, times in equations(function, *args):
         if equation.primitive.name == "dot_general":

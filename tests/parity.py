@@ -258,7 +258,7 @@ def _largest(x: Any, where: Any) -> float:
     return float(np.max(np.abs(x), initial=0.0, where=np.broadcast_to(where, x.shape)))
 
 
-# By how the file's name begins: the comparison, and what it reads.
+# The comparison and its arrays, by prefix of the file name.
 COMPARE = {
     "eval_n": (compare_eval, published.EVAL_ARRAYS),
     "train_n": (compare_train, published.TRAIN_ARRAYS),
@@ -270,7 +270,7 @@ def compare_folder(folder: Path) -> list[Comparison]:
     """Compare every recording of a folder.
 
     Raises:
-      UserError: a file is missing, unreadable or not what its name says, or there is no recording.
+      UserError: a file is missing, unreadable or does not match its name, or no recording exists.
     """
     fixture = published.load(folder)
     results = []

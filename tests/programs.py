@@ -1,7 +1,7 @@
-"""Programs of the package that are signalled, or watched, at a moment that is certain to come.
+"""Programs of the package that get a signal, or are watched, at an exact moment.
 
-A child process puts a wrapper around one function of the program and then runs the program itself,
-as `python -m` would. Nothing waits, and nothing hopes to be quick enough.
+A child process wraps one function of the program and then runs the program as `python -m` would. No test
+depends on timing.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
-    """What a program does besides its work.
+    """Actions of a program besides its own work.
 
     Attributes:
-      moment, signum: when it sends itself which signal.
-      reads: a file to which goes a line for every batch it reads, for `read_batches`.
+      moment: the moment at which it sends itself a signal; None = never.
+      signum: that signal.
+      reads: file that gets a line for every batch that it reads, for `read_batches`.
     """
 
     moment: Moment | None = None
@@ -78,7 +79,7 @@ def start(
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
-    """Exit code as a shell gives it, and standard error, of each; none is left behind."""
+    """Wait for processes: their exit codes, as in a shell, and standard errors."""
     with ended(*processes):
         errors = [process.communicate(timeout=_TIMEOUT)[1] for process in processes]
     codes = [process.returncode for process in processes]
@@ -87,7 +88,7 @@ def finish(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
 
 @contextlib.contextmanager
 def ended(*processes: subprocess.Popen[str]) -> Iterator[None]:
-    """The processes are gone afterwards, whatever happened."""
+    """The processes have ended afterwards, whatever happened."""
     try:
         yield
     finally:
@@ -97,7 +98,7 @@ def ended(*processes: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """One that no outgoing connection is given by chance, as those of `create_server` with port 0 are."""
+    """A free port outside the range that `create_server` with port 0 and outgoing connections use."""
     while True:
         port = random.randrange(20_000, 30_000)
         with contextlib.suppress(OSError), socket.create_server(("", port)):
@@ -105,7 +106,7 @@ def free_port() -> int:
 
 
 def read_batches(path: Path) -> set[tuple[int, int, str]]:
-    """What a program under such orders read: (step, row of the batch, digest of its tokens)."""
+    """The rows that a program with `Orders.reads` read: (step, row of the batch, digest of its tokens)."""
     lines = map(json.loads, path.read_text().splitlines())
     return {
         (line["step"], int(row), digest) for line in lines for row, digest in line["rows"].items()
@@ -113,7 +114,7 @@ def read_batches(path: Path) -> set[tuple[int, int, str]]:
 
 
 def main() -> None:
-    """The child: its command line is the orders, and then the program's."""
+    """The child process. Its command line is the orders and then that of the program."""
     orders = json.loads(sys.argv.pop(1))
     if orders["moment"]:
         _wrap(Moment(**orders["moment"]), lambda: os.kill(os.getpid(), orders["signum"]))
@@ -168,7 +169,7 @@ def _watch_reads(path: Path) -> None:
 
 
 def _find(function: str) -> tuple[Any, str]:
-    """The object that has the function as an attribute, and the attribute."""
+    """The object that has the function as an attribute, and the name of the attribute."""
     module, _, path = function.partition(":")
     owner: Any = importlib.import_module(module)
     *classes, name = path.split(".")

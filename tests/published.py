@@ -94,7 +94,7 @@ class Fixture:
         return ThoughtConfig(**fields | changes)
 
     def batch(self, data: Arrays) -> batch_lib.Batch:
-        # As published, a label equal to the padding id is ignored wherever it stands.
+        # As published, a label equal to the padding id is ignored at every position.
         tokens = jnp.asarray(data["input_ids"], jnp.int32)
         mask = jnp.asarray(data["attention_mask"], bool)
         return {
@@ -105,7 +105,7 @@ class Fixture:
 
 
 def load(folder: Path) -> Fixture:
-    """Read a folder's configuration and weights; UserError says what is missing or unreadable."""
+    """Read the configuration and weights of a folder; UserError names a missing or unreadable part."""
     config = _read(folder / "config.json", lambda path: dict(json.loads(path.read_text())))
     weights = _read(folder / "weights.safetensors", load_file)
     if missing := sorted(CONFIG_FIELDS - config.keys()):
@@ -136,7 +136,7 @@ def load(folder: Path) -> Fixture:
 
 
 def load_arrays(path: Path, axes: dict[str, str], model: ModelConfig) -> Arrays:
-    """Read a recording; UserError if not all of `axes` are there and fit each other and the model."""
+    """Read a recording; UserError if an array of `axes` is missing or has the wrong shape."""
     data = _read(path, _load_npz)
     if missing := sorted(axes.keys() - data.keys()):
         raise UserError(f"{path} lacks {', '.join(missing)}")

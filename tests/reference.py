@@ -222,7 +222,7 @@ def talk_head(head: Params, base_D: Array, thought_D: Array) -> float:
 
 
 class Rollout(NamedTuple):
-    """What one given thought at one position leads to."""
+    """Result of one given thought at one position."""
 
     thought_logits_KxV: Array  # the logits that each thought token is drawn from
     mixed_logits_AxV: Array  # row s predicts x[t+1+s]

@@ -1,4 +1,4 @@
-"""Configs: the architectures they name are the published ones, and every step of them compiles."""
+"""Configs: their architectures are the published ones, and each of their steps compiles."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_architecture_is_that_of_the_checkpoint(name: str, shared: Path) -> 
 
 @names
 def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
-    """Shapes and settings fit together, and the program does no more than the shapes say."""
+    """Shapes and settings fit together, and the program does no more than the count from shapes."""
     c = config(name)
     model = step_plan.architecture(c)
     recipe = resolve.find(resolve.recipes(c, model), "1")

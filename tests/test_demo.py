@@ -46,8 +46,8 @@ def test_demo(tmp_path):
     page = (root / "report.html").read_text()
     assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
     # Numbers are those that were just printed: the comparison was not made again.
-    kept = comparison_file.read(root)
-    assert all(f"{row['nll']:.3f}" in page for row in kept.rows)
+    saved = comparison_file.read(root)
+    assert all(f"{row['nll']:.3f}" in page for row in saved.rows)
     assert all(f"<h3>{stage}</h3>" in page for stage in stages)
 
 

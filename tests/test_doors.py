@@ -78,9 +78,9 @@ def test_a_dry_run_leaves_no_trace(place, given, trained):
 
 def test_a_missing_stage_names_the_command_that_makes_it(place, given):
     line = refusal("launch", *given, f"--workdir={place / 'new'}", "--stage=3", "--max_steps=2")
-    told = line.partition("has no checkpoint of stage 2; make it with: ")[2].split()
-    assert told[:3] == ["python", "-m", "fqs_jax.launch"]
-    assert {*told[3:]} == {*given, f"--workdir={place / 'new'}", "--stage=2", "--max_steps=2"}
+    command = line.partition("has no checkpoint of stage 2; make it with: ")[2].split()
+    assert command[:3] == ["python", "-m", "fqs_jax.launch"]
+    assert {*command[3:]} == {*given, f"--workdir={place / 'new'}", "--stage=2", "--max_steps=2"}
 
 
 @pytest.mark.slow

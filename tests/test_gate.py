@@ -1,4 +1,4 @@
-"""The regression gate: what is counted of today's steps is no more than its table says."""
+"""The regression gate: figures of today's steps do not exceed those of its table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_text_read_twice_is_noticed() -> None:
 def run(
     slower: float = 0.0, leak: float = 0.0, arrays: float = 0.0, busy: bool = True
 ) -> list[str]:
-    """Complaints about 1000 made-up steps that change linearly by so much in all."""
+    """Complaints about 1000 invented steps that change linearly by the given amounts."""
     moments, wall, cpu = [], 0.0, 0.0
     for i in range(1000):
         wall += 0.1 * (1 + slower * i / 1000)
@@ -64,7 +64,7 @@ def run(
 
 def test_a_run_that_is_not_flat_is_named() -> None:
     assert run() == run(slower=0.05, leak=20) == []
-    assert run(slower=0.5, busy=False) == []  # others had the CPU
+    assert run(slower=0.5, busy=False) == []  # other programs used the CPU
     assert run(slower=0.5) == ["a step takes 1.38 times as long"]
     assert run(leak=100) == ["60 MiB more"]
     assert run(arrays=10) == ["8 arrays more"]

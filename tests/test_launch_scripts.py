@@ -1,4 +1,4 @@
-"""The scripts of launch/: what they would run, and what they do with stand-ins for the real tools."""
+"""The scripts of launch/: their commands, and their behaviour with stand-ins for the real tools."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def launch(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def dry_run(*words: str) -> list[list[str]]:
-    """The words of each command that would run."""
+    """The words of each command that a dry run prints."""
     done = launch(*words, "--dry_run", "--", *FLAGS)
     assert done.returncode == 0, done.stderr
     return [_bash_words(line) for line in done.stdout.splitlines()]
@@ -179,7 +179,7 @@ def test_slurm_job_goes_back_into_the_queue_when_it_was_stopped(
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="the workers are Linux")
 def test_tpu_vm_starts_follows_and_stops(tmp_path: Path) -> None:
-    """With a worker that is a folder here."""
+    """A local folder takes the part of the worker."""
     worker, tools = tmp_path / "worker", tmp_path / "tools"
     worker.mkdir()
     tool(
@@ -230,8 +230,8 @@ def test_container_is_small_and_not_root() -> None:
     [install] = [line for line in lines if "pip install" in line]
     package = install.split()[-1]
     for extra, wanted in (("tpu", ".[tpu]"), ("", ".")):
-        said = subprocess.check_output(["sh", "-c", f"EXTRA={extra}; echo {package}"], text=True)
-        assert said == f"{wanted}\n"
+        printed = subprocess.check_output(["sh", "-c", f"EXTRA={extra}; echo {package}"], text=True)
+        assert printed == f"{wanted}\n"
     for line in lines:
         if line.startswith("COPY"):
             for source in line.split()[1:-1]:

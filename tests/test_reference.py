@@ -44,7 +44,7 @@ def load(path: Path) -> tuple[dict[str, Any], SimpleNamespace, reference.Params]
     """A recording's arrays, with `real_BxT` added, and the configuration and parameters beside it.
 
     real_BxT marks the targets that count: the published code ignores the padding *id* as a target,
-    whatever the attention mask says.
+    whatever the attention mask is.
     """
     with np.load(path) as recorded:
         arrays = dict(recorded)
@@ -59,7 +59,7 @@ def load(path: Path) -> tuple[dict[str, Any], SimpleNamespace, reference.Params]
 
 
 def config_from_hf(stored: dict[str, Any]) -> SimpleNamespace:
-    """What the reference reads of a configuration, from a config.json without rope scaling."""
+    """The configuration for the reference, from a config.json without rope scaling."""
     heads = stored["num_attention_heads"]
     return SimpleNamespace(
         num_layers=stored["num_hidden_layers"],
@@ -322,7 +322,7 @@ VOCAB, MASKED = 13, (11, 12)
 
 
 def tiny(seed: int = 0) -> tuple[reference.Params, SimpleNamespace, Any, Any]:
-    """Random parameters, a configuration, and two rows of text of which the second is padded."""
+    """Random parameters, a configuration, and two rows of text; the second row is padded."""
     rng, width, layers = np.random.default_rng(seed), 8, 2
     config = SimpleNamespace(num_layers=layers, num_heads=4, num_kv_heads=2, head_dim=4)
     vars(config).update(rope_theta=100.0, rope_scaling=None, norm_eps=1e-5, sliding_window=None)
@@ -424,7 +424,7 @@ def test_an_untrained_talk_head(mixing: str, weight: float) -> None:
 
 
 def test_losses_by_hand() -> None:
-    """One row of five tokens of which the last is padding, one talk step, two rationales."""
+    """One row of five tokens, the last one padding, with one talk step and two rationales."""
     talk = np.array([[-1.0, -2.0], [-1.0, -1.0], [-4.0, -2.0], [-9.0, -9.0], [-9.0, -9.0]])
     scores = {
         "base_log_prob_BxT": np.array([[-2.0, -2.0, -2.0, -9.0, -9.0]]),

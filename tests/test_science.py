@@ -10,7 +10,7 @@ from tests.tiny_runs import run
 
 SWEEP = """
 import ml_collections
-from fqs_jax.sweep_cells import variant
+from fqs_jax.sweeps import variant
 
 def get_config():
     c = ml_collections.ConfigDict()

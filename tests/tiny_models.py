@@ -1,7 +1,7 @@
-"""Models small enough for the slow rollout, with weights at which nothing is trivial.
+"""Models small enough for the slow rollout, with weights that hide no error.
 
-Every part has another size, so that swapped axes cannot fit, and weights are large, so that every
-part moves the outputs by much more than rounding.
+Every axis has a different size, so that swapped axes cannot fit. Weights are large, so that every part
+changes the outputs by much more than rounding.
 """
 
 from __future__ import annotations

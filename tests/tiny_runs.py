@@ -1,7 +1,7 @@
 """Inputs for tests of whole runs: random Hugging Face folders, made-up text, tiny configs, programs.
 
-Models are so small that a step takes milliseconds and nearly all of a run is start-up; what they
-learn is of no interest.
+Models are so small that a step takes milliseconds and a run is nearly all start-up. They learn nothing
+useful.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def clock_config(changes: dict[str, Any] | None = None) -> ml_collections.Config
 def save_stage(
     root: Path, config: ml_collections.ConfigDict, number: int, seed: int = 0, step: int = 0
 ) -> Params:
-    """A stage with random parameters in place of trained ones, finished unless a step is given."""
+    """Save a stage with random instead of trained parameters, finished unless a step is given."""
     model, _ = source.prepare(root, config)
     recipe = resolve.find(resolve.recipes(config, model), str(number))
     stage = recipe.stage
@@ -148,7 +148,7 @@ def save_stage(
 
 
 def start(module: str, *arguments: Any) -> subprocess.Popen[str]:
-    """A program of the package as a user would start it in the repository."""
+    """Start a program of the package as a user does in the repository."""
     command = [sys.executable, "-m", f"fqs_jax.{module}", *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -157,7 +157,7 @@ def start(module: str, *arguments: Any) -> subprocess.Popen[str]:
 
 
 def run(module: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """A program of the package to its end, which must be with the given exit code."""
+    """Run a program of the package, which must end with the given exit code."""
     process = start(module, *arguments)
     out, err = process.communicate(timeout=300)
     assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
@@ -165,7 +165,7 @@ def run(module: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProc
 
 
 def refusal(module: str, *arguments: Any) -> str:
-    """The one line on standard error with which a program refuses what it was given."""
+    """The one line on standard error with which a program refuses its arguments."""
     done = run(module, *arguments, code=2)
     lines = done.stderr.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
@@ -173,6 +173,6 @@ def refusal(module: str, *arguments: Any) -> str:
 
 
 def rows_without_time(path: Path) -> list[dict[str, Any]]:
-    """Every row of a metrics file, without what depends on the machine."""
+    """Every row of a metrics file, without times."""
     rows = map(json.loads, path.read_text().splitlines())
     return [{key: value for key, value in row.items() if key != "time"} for row in rows]

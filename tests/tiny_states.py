@@ -15,7 +15,7 @@ from fqs_jax.runs.checkpoints import Checkpoints
 
 
 def state_at(step: int) -> tuple[Any, Any]:
-    """Parameters of two types and an optimiser state with everything that ours has in it."""
+    """Parameters of two dtypes, and an optimiser state with every part that ours has."""
     rng = np.random.default_rng(step)
     params = {
         "lm": {"w": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32), "b": jnp.arange(16.0)},
@@ -27,7 +27,7 @@ def state_at(step: int) -> tuple[Any, Any]:
 
 
 def abstract(tree: Any, sharding: Any = None) -> Any:
-    """The tree without its numbers, to be placed as given; on the first device if nothing is."""
+    """The abstract tree with the given placement; by default on the first device."""
     place = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
@@ -37,7 +37,7 @@ def abstract_state(step: int = 0, sharding: Any = None) -> tuple[Any, Any]:
 
 
 def assert_same(a: Any, b: Any) -> None:
-    """Equal to the bit."""
+    """Assert that two trees are equal to the bit."""
     chex.assert_trees_all_equal_structs(a, b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape
@@ -45,7 +45,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 def save_steps(folder: Path, *steps: int, keep: int = 2) -> Path:
-    """Checkpoints of the given steps."""
+    """Save a checkpoint of each given step."""
     with Checkpoints(folder, keep) as saved:
         for step in steps:
             saved.save(step, *state_at(step), {"steps": step})
@@ -53,7 +53,7 @@ def save_steps(folder: Path, *steps: int, keep: int = 2) -> Path:
 
 
 def assert_newest(folder: Path, step: int) -> None:
-    """The newest checkpoint that is intact is the one of the step, to the bit."""
+    """Assert that the newest intact checkpoint is that of the step, to the bit."""
     with Checkpoints(folder) as saved:
         found = saved.newest(*abstract_state())
     assert found is not None and found[0] == step and found[3] == {"steps": step}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from fqs_jax.sweeps.cells import variant
+from fqs_jax.sweeps import variant
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ import ml_collections
 
 from configs.sweeps import default
 from configs.sweeps.learning_rates import rates
-from fqs_jax.sweeps.cells import variant
+from fqs_jax.sweeps import variant
 
 
 def get_config() -> ml_collections.ConfigDict:

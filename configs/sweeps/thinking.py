@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from fqs_jax.sweeps.cells import variant
+from fqs_jax.sweeps import variant
 
 PUBLISHED = ("thought.mixing=linear", "quiet_star.advantage=clipped")
 NO_POLICY = "quiet_star.policy_weight=0.0"

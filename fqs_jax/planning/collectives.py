@@ -1,4 +1,9 @@
-"""Collectives of a compiled program and the bytes they move, read from its HLO text."""
+"""Collectives of a compiled program and the bytes they move, read from its HLO text.
+
+JAX has no interface that lists the collectives which the partitioner inserts: `cost_analysis` does
+not show them. The text is that of XLA's printer, so a new JAX may need new patterns here; the tests read
+a program that the installed one has compiled.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,47 @@ import dataclasses
 import math
 import re
 
-from fqs_jax.planning.traced import (
-    _ARRAY,
-    _BITS,
-    _BRANCHES,
-    _COMPUTATION,
-    _CONSTANT,
-    _IN_PLACE,
-    _INSTRUCTION,
-    _KIND,
-    _TRAFFIC,
-    _TRIPS,
-    _WHILE,
-)
+_BITS = {
+    "pred": 8,
+    **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
+    "f16": 16,
+    "bf16": 16,
+    "f32": 32,
+    "f64": 64,
+    "c64": 64,
+    "c128": 128,
+    "f8e5m2": 8,
+    "f8e4m3fn": 8,
+}
+# Share of an array that crosses a device's links in a group of n devices, for ring algorithms: Thakur et al.,
+# "Optimization of Collective Communication Operations in MPICH", 2005. The array is the operand or
+# the result, whichever is larger.
+_TRAFFIC = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_IN_PLACE = re.compile(r"calls=%?([\w.\-]+)")
+_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+(?:fn)?)?)\[([\d,]*)\]")
+_KIND = re.compile(rf" ({'|'.join(_TRAFFIC)})(-start)?\(")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 @dataclasses.dataclass
 class Collective:
-    """One kind of collective in a step of one device.
+    """All collectives of one kind in one step on one device.
 
     Attributes:
-      calls: how often it runs. bytes: what crosses the device's links in one direction.
+      calls: number of times that they run.
+      bytes: bytes that cross the device's links in one direction.
     """
 
     calls: int = 0
@@ -35,7 +60,12 @@ class Collective:
 
 
 class _Program:
-    """The computations of a compiled program: loops, conditions and, flattened into them, fusions."""
+    """The computations of a compiled program, each a list of its instructions.
+
+    Attributes:
+      lines: instructions as text, by the name of their computation.
+      entry: name of the computation that the program starts with.
+    """
 
     def __init__(self, text: str) -> None:
         self.lines: dict[str, list[str]] = {}
@@ -49,7 +79,7 @@ class _Program:
                 self.lines[name].append(line)
 
     def flat(self, name: str) -> list[str]:
-        """The instructions of a computation and of what it calls in place (fusions, async)."""
+        """The instructions of a computation and of the fusions and async calls in it."""
         lines = []
         for line in self.lines[name]:
             lines.append(line)
@@ -57,23 +87,25 @@ class _Program:
                 lines.extend(self.flat(called))
         return lines
 
-    def times(self) -> dict[str, int]:
-        """How often the entry and each body of a loop or branch of a condition runs."""
-        times: collections.Counter[str] = collections.Counter()
+    def count_runs(self) -> dict[str, int]:
+        """Number of runs of the entry, of each loop body and of each branch of a condition."""
+        runs: collections.Counter[str] = collections.Counter()
         stack = [(self.entry, 1)]
         while stack:
-            name, turns = stack.pop()
-            times[name] += turns
+            name, iterations = stack.pop()
+            runs[name] += iterations
             for line in self.flat(name):
                 if loop := _WHILE.search(line):
-                    stack.append((loop[2], turns * self._trips(line, loop[1], loop[2])))
+                    stack.append(
+                        (loop[2], iterations * self._count_iterations(line, loop[1], loop[2]))
+                    )
                 for names in _BRANCHES.findall(line):
-                    stack.extend((n.strip().lstrip("%"), turns) for n in names.split(","))
-        return dict(times)
+                    stack.extend((n.strip().lstrip("%"), iterations) for n in names.split(","))
+        return dict(runs)
 
-    def _trips(self, line: str, condition: str, body: str) -> int:
-        """Turns of a loop: the compiler's word, or bound / step of `for i in range(0, bound, step)`."""
-        if known := _TRIPS.search(line):
+    def _count_iterations(self, line: str, condition: str, body: str) -> int:
+        """Iterations of a loop: what the compiler notes, or those of `range(0, bound, step)`."""
+        if known := _TRIP_COUNT.search(line):
             return int(known[1])
         values = {**self._values(condition), **self._values(body)}
         test = re.search(
@@ -102,16 +134,19 @@ class _Program:
 
 
 def collectives(text: str) -> dict[str, Collective]:
-    """Collectives of a compiled program by kind, those in loops as often as the loop turns.
+    """Count the collectives of a compiled program by kind, with one call for each loop iteration.
 
-    Approximations: traffic is that of a ring; loops count up from 0 by a constant, others count as one
-    turn; all branches of a condition count; a reduce-scatter that a TPU compiles into an
-    all-reduce and a slice, or into permutes around a ring, shows as those.
+    Approximations: traffic is that of ring algorithms. A loop that does not count up from 0 by a constant
+    counts as one iteration. All branches of a condition count. A reduce-scatter that a TPU compiles into
+    an all-reduce and a slice, or into permutes around a ring, counts as those.
+
+    Args:
+      text: HLO of one device after partitioning, `compiled.as_text()`.
     """
     program = _Program(text)
     found: dict[str, Collective] = {}
-    for name, times in program.times().items():
-        # A TPU runs one collective in pieces, beside several fusions, each of which shows it whole.
+    for name, runs in program.count_runs().items():
+        # A TPU may run one collective in pieces beside several fusions, and each fusion lists all of it.
         seen = set()
         for line in program.flat(name):
             if not (kind := _KIND.search(line)):
@@ -121,8 +156,8 @@ def collectives(text: str) -> dict[str, Collective]:
                 continue
             seen.add(channel[0] if channel else line)
             total = found.setdefault(kind[1], Collective())
-            total.calls += times
-            total.bytes += times * _traffic(line, kind)
+            total.calls += runs
+            total.bytes += runs * _traffic(line, kind)
     return dict(sorted(found.items()))
 
 
@@ -130,7 +165,7 @@ def _traffic(line: str, kind: re.Match[str]) -> float:
     """Bytes that cross one device's links in one run of a collective."""
     n = _group_size(line)
     size = _bytes(line[: kind.start()].split(" = ", 1)[1])
-    if kind[2] and kind[1] == "all-gather":  # the result holds the operand too, an nth of it
+    if kind[2] and kind[1] == "all-gather":  # the result includes the operand, 1/n of the rest
         size *= n / (n + 1)
     elif kind[2] and kind[1] == "collective-permute":  # operand, result and two counters
         size /= 2
@@ -140,7 +175,7 @@ def _traffic(line: str, kind: re.Match[str]) -> float:
 
 
 def _bytes(shapes: str) -> float:
-    """Bytes of all arrays in the text of a type."""
+    """Bytes of all arrays that the text of a type lists."""
     total = 0.0
     for dtype, sizes in _ARRAY.findall(shapes):
         if dtype in _BITS:
@@ -149,7 +184,7 @@ def _bytes(shapes: str) -> float:
 
 
 def _group_size(line: str) -> int:
-    """How many devices take part in each group of a collective; permutes have none."""
+    """Number of devices in each group of a collective; 1 for permutes, which have no groups."""
     if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))

@@ -1,4 +1,4 @@
-"""A plan as tables of text."""
+"""A plan as text: the verdict, and rows of (name, value) for a table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from fqs_jax.planning.topologies import GIB
 
 
 def seconds(result: Plan) -> float:
+    """Estimated seconds of a step; infinite if it could not be compiled."""
     return result.times.step if result.times else float("inf")
 
 
 def rate(result: Plan) -> str:
+    """Text tokens per second, by estimate."""
     return f"{result.text_tokens / seconds(result):,.0f}"
 
 
 def verdict(result: Plan, changes: list[str]) -> str:
+    """One line: whether the step fits, with its memory, and otherwise the changes to try."""
     sizes = f"{result.needed / GIB:.2f} of {result.chip.memory / GIB:.2f} GiB a device"
     if result.fits and not result.chip.memory_is_real:
         return f"fits ({result.needed / GIB:.2f} GiB a device; on CPUs this is indicative only)"
@@ -26,14 +29,18 @@ def verdict(result: Plan, changes: list[str]) -> str:
 
 
 def row_groups(result: Plan) -> str:
+    """Groups of devices with their own rows, and the devices that repeat the work of others."""
     idle = result.devices - result.working_devices
-    text = f"{result.row_groups} groups of {result.mesh['tensor']} device(s), each with rows of its own"
+    text = (
+        f"{result.row_groups} groups of {result.mesh['tensor']} device(s), each with its own rows"
+    )
     if idle:
-        text += f"; {idle} devices repeat what others do: use a larger batch, or mesh.tensor"
+        text += f"; {idle} devices repeat the work of others: use a larger batch, or mesh.tensor"
     return text
 
 
 def batch(result: Plan) -> str:
+    """Sequences and text tokens of a step."""
     parts = f" in {result.microbatches} microbatches" if result.microbatches > 1 else ""
     return (
         f"{result.batch_size} sequences, {result.text_tokens:,} tokens of text{parts}; "
@@ -42,17 +49,20 @@ def batch(result: Plan) -> str:
 
 
 def memory_rows(result: Plan) -> list[tuple[str, str]]:
-    """Bytes of one device."""
+    """Memory of one device, by kind."""
     limit = f"{result.chip.memory / GIB:.2f} GiB"
     if result.memory is None:
-        return [("memory", f"the compiler needs {result.needed / GIB:.2f} GiB, there are {limit}")]
+        return [
+            ("memory", f"the compiler needs {result.needed / GIB:.2f} GiB, a device has {limit}")
+        ]
     sizes = dataclasses.asdict(result.memory)
     rows = [(name, f"{sizes[name] / GIB:.3f} GiB") for name in sizes if name != "peak"]
-    of = f"of {limit}" if result.chip.memory_is_real else "(CPU memory figures are indicative)"
-    return [*rows, ("peak", f"{result.needed / GIB:.3f} GiB {of}")]
+    note = f"of {limit}" if result.chip.memory_is_real else "(CPU memory figures are indicative)"
+    return [*rows, ("peak", f"{result.needed / GIB:.3f} GiB {note}")]
 
 
 def flop_rows(result: Plan) -> list[tuple[str, str]]:
+    """FLOPs of a text token, from shapes and from the program."""
     flops, tokens = result.flops, result.text_tokens
     again = flops.recomputed / flops.program
     rows = [
@@ -66,11 +76,12 @@ def flop_rows(result: Plan) -> list[tuple[str, str]]:
     ]
     if "flops" in result.compiler:
         counts = ", ".join(f"{name} {value:.3e}" for name, value in result.compiler.items())
-        rows.append(("compiler says", f"{counts} a device; it counts the body of a loop once"))
+        rows.append(("compiler counts", f"{counts} a device; it counts the body of a loop once"))
     return rows
 
 
 def collective_rows(result: Plan) -> list[tuple[str, str]]:
+    """Traffic of one device, by kind of collective."""
     return [
         (kind, f"{found.bytes / 1e9:.3f} GB over a device's links, {found.calls:,} calls")
         for kind, found in result.collectives.items()
@@ -78,6 +89,7 @@ def collective_rows(result: Plan) -> list[tuple[str, str]]:
 
 
 def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
+    """Estimated seconds of a step by limit; none if it could not be compiled."""
     if (times := result.times) is None:
         return []
     return [

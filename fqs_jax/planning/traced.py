@@ -1,61 +1,32 @@
-"""What a traced or compiled program says about itself, without running it.
+"""FLOPs of a traced program and memory of a compiled one, without running it.
 
-Matrix products are counted in the jaxpr, where every scan tells its length and devices do not show.
-Collectives are read from the compiled program of one device, where the compiler has put them.
+Matrix products are counted in the jaxpr, which has the length of every scan and is not yet split over
+devices.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-_BITS = {
-    "pred": 8,
-    **{f"{kind}{bits}": bits for kind in "su" for bits in (2, 4, 8, 16, 32, 64)},
-    "f16": 16,
-    "bf16": 16,
-    "f32": 32,
-    "f64": 64,
-    "c64": 64,
-    "c128": 128,
-    "f8e5m2": 8,
-    "f8e4m3fn": 8,
-}
-# How much of an array crosses a device's links, by the size n of the group; rings, as in Thakur et al.,
-# "Optimization of Collective Communication Operations in MPICH", 2005. Times the larger of what
-# goes in and what comes out.
-_TRAFFIC = {
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1.0,
-}
-
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_IN_PLACE = re.compile(r"calls=%?([\w.\-]+)")
-_WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_CONSTANT = re.compile(r" constant\((\d+)\)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+(?:fn)?)?)\[([\d,]*)\]")
-_KIND = re.compile(rf" ({'|'.join(_TRAFFIC)})(-start)?\(")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device.
+    """Memory of a compiled program on one device, in bytes.
 
-    `peak` is what the compiler says is in use at the worst moment. Temporaries are all that are ever
-    allocated, not all of them at once. CPU compilers leave temporaries out of their peak: there it is
-    the sum of the parts.
+    Attributes:
+      arguments: inputs of the program.
+      temporaries: all intermediate arrays, though they do not all exist at once.
+      outputs: results, including the aliased ones.
+      aliased: results that reuse the memory of donated arguments.
+      code: the program itself.
+      peak: largest amount in use at any moment, from the compiler. The CPU compiler leaves
+        temporaries out of its peak; there it is the sum of the parts.
     """
 
     arguments: int
@@ -67,15 +38,15 @@ class Memory:
 
 
 def matmul_flops(jaxpr: Jaxpr, branches: Callable[[list[int]], float] = max) -> int:
-    """FLOPs of all matrix products of a program on all devices together, a multiply-add as two.
+    """FLOPs of all matrix products of a program, on all devices together; a multiply-add is two.
 
-    Kernels (Pallas) count nothing: how many of their tiles they skip is not in the program.
+    Pallas kernels count as 0, because the program does not show how many of their tiles they skip.
 
     Args:
-      branches: what counts of the branches of a condition; the dearest, if not told otherwise.
+      branches: FLOPs of a condition as a function of the FLOPs of its branches; the largest by default.
 
     Raises:
-      ValueError: there are products in a loop of unknown length.
+      ValueError: a loop of unknown length has matrix products.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -101,7 +72,7 @@ def matmul_flops(jaxpr: Jaxpr, branches: Callable[[list[int]], float] = max) -> 
 
 
 def inner_programs(values: Any) -> Iterator[Jaxpr]:
-    """The programs among an equation's parameters: bodies of loops, branches, calls."""
+    """The programs among the parameters of an equation: loop bodies, branches, calls."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr
@@ -112,7 +83,12 @@ def inner_programs(values: Any) -> Iterator[Jaxpr]:
 
 
 def memory(program: Any, platform: str) -> Memory:
-    """Bytes of one device, as the compiler has laid them out."""
+    """Memory of a compiled program on one device.
+
+    Args:
+      program: `jax.stages.Compiled`.
+      platform: platform of the device, such as "tpu" or "cpu".
+    """
     stats = program.memory_analysis()
     parts = {
         "arguments": stats.argument_size_in_bytes,
@@ -121,5 +97,5 @@ def memory(program: Any, platform: str) -> Memory:
         "aliased": stats.alias_size_in_bytes,
         "code": stats.generated_code_size_in_bytes,
     }
-    together = sum(parts.values()) - 2 * parts["aliased"]
-    return Memory(**parts, peak=together if platform == "cpu" else stats.peak_memory_in_bytes)
+    total = sum(parts.values()) - 2 * parts["aliased"]
+    return Memory(**parts, peak=total if platform == "cpu" else stats.peak_memory_in_bytes)

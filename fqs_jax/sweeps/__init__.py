@@ -1,1 +1,5 @@
-"""Sweeps: one config varied over cells and seeds, collected in one table."""
+"""Sweeps: one config varied over settings and seeds, its runs, and their table."""
+
+from fqs_jax.sweeps.cells import variant
+
+__all__ = ["variant"]

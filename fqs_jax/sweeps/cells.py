@@ -1,6 +1,6 @@
-"""A sweep's config, read into cells: variants x seeds, each one command of `fqs_jax.launch`.
+"""The cells of a sweep, read from its config: variants x seeds, each one command of `fqs_jax.launch`.
 
-Nothing here runs or writes anything.
+Nothing in this file runs or writes anything.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class Cell:
     """One variant with one seed.
 
     Attributes:
-      number: its place among all cells, from 0.
-      folder: its working directory, of `fqs_jax.launch`.
-      config: file of the experiment. overrides: "field=value" as after --config. ; the seed is one.
-      stages: as for launch --stage.
-      stage_numbers: the rows of the experiment that these are.
+      number: index among all cells, from 0.
+      variant: name of the variant.
+      seed: seed of the experiment.
+      folder: working directory for `fqs_jax.launch`.
+      config: file of the experiment.
+      overrides: "field=value" of the experiment's config, the seed first.
+      stages: value of launch's --stage.
+      stage_numbers: numbers of these stages.
     """
 
     number: int
@@ -53,18 +56,18 @@ class Cell:
 
     @property
     def flags(self) -> list[str]:
-        """Flags of `fqs_jax.launch`, without the working directory: what the result depends on."""
+        """Flags of `fqs_jax.launch` that the result depends on: all but the working directory."""
         changes = [f"--config.{override}" for override in self.overrides]
         return [f"--config={self.config}", *changes, f"--stage={self.stages}"]
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `python`, as a list."""
+        """Arguments of `python` that train the cell."""
         return ["-m", "fqs_jax.launch", *self.flags, f"--workdir={self.folder}"]
 
     @property
     def command(self) -> str:
-        """The same as a user would type it."""
+        """The cell as a command line for a shell."""
         return shlex.join(["python", *self.arguments])
 
     def __str__(self) -> str:
@@ -75,22 +78,23 @@ def variant(name: str, *overrides: str, stages: str = "all") -> Variant:
     """A variant for a sweep's config.
 
     Args:
+      name: name of the variant and of its folder.
       overrides: "field=value" of the experiment's config.
-      stages: numbers or names with commas between them, or all.
+      stages: numbers or names of stages, separated by commas, or "all".
     """
     return name, overrides, stages
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
-    """All cells of a sweep, seeds of a variant one after the other, everything checked.
+    """All cells of a sweep, variant by variant, with everything checked.
 
     Args:
       root: the sweep's working directory.
 
     Raises:
-      UserError: a field is unknown or missing, a name is taken twice or cannot be a folder's, an
-        override is of a field that the experiment lacks, a stage does not exist or one that it is
-        made from is left out.
+      UserError: a field is unknown or missing; a name is used twice or cannot name a folder; the
+        experiment lacks a field that is overridden; a stage does not exist, or a stage that it is made
+        from is left out.
     """
     sweep = _fields(config)
     cells: list[Cell] = []
@@ -102,7 +106,7 @@ def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
             todo = stage_lib.select(rows, stages)
             _check_complete(todo)
             if missing := set(sweep["show_once"]) - {stage.number for stage in rows}:
-                raise UserError(f"there is no stage {min(missing)}, named in show_once")
+                raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
         except UserError as error:
             raise UserError(f"variant {name}: {error}") from error
         for seed in sweep["seeds"]:
@@ -125,14 +129,20 @@ def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
 def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.ConfigDict:
     """An experiment's config with overrides, read as `launch` reads its command line.
 
+    Args:
+      path: file of the experiment.
+      overrides: "field=value" of its config.
+
     Raises:
-      UserError: the file cannot be read, it lacks a field, or a value is of another type.
+      UserError: the file cannot be read, it lacks a field, or a value has the wrong type.
     """
     for override in overrides:
         if not re.fullmatch(r"[\w.]+=.*", override, re.DOTALL):
             raise UserError(f"override {override!r} is not of the form field=value")
         if override.split("=")[0] == "seed":
-            raise UserError(f"override {override!r}: seeds are the sweep's own, in c.seeds")
+            raise UserError(
+                f"override {override!r}: seeds are set by the sweep's own field c.seeds"
+            )
     values = flags.FlagValues()
     line = ["sweep", f"--config={path}", *(f"--config.{override}" for override in overrides)]
     try:
@@ -140,7 +150,7 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
             "config", flag_values=values, lock_config=True, sys_argv=line
         )
         values(line)
-        holder.value.get("seed")  # a file that is missing shows itself at the first use
+        holder.value.get("seed")  # a missing file raises at the first use
         return holder.value
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
@@ -165,9 +175,11 @@ def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
             raise UserError(f"the sweep's {key} are empty; give at least one")
     for seed in sweep["seeds"]:
         if not isinstance(seed, int) or not 0 <= seed <= cli.MAX_SEED:
-            raise UserError(f"the sweep's seed {seed!r} is no whole number of 0 to {cli.MAX_SEED}")
+            raise UserError(
+                f"the sweep's seed {seed!r} is no whole number from 0 to {cli.MAX_SEED}"
+            )
     if twice := _twice(sweep["seeds"]):
-        raise UserError(f"the sweep's seed {twice[0]} is there twice")
+        raise UserError(f"the sweep's seed {twice[0]} is listed twice")
     return sweep
 
 
@@ -180,7 +192,7 @@ def _variant(given: Any) -> Variant:
     if not valid or isinstance(overrides, str):
         raise UserError(
             f"a variant of the sweep is {given!r}; make it with "
-            'variant("name", "field=value", stages="0,1") of fqs_jax.sweep_cells'
+            'variant("name", "field=value", stages="0,1") of fqs_jax.sweeps'
         )
     if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
         raise UserError(
@@ -190,12 +202,12 @@ def _variant(given: Any) -> Variant:
 
 
 def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
-    """All rows, checked as `launch` does before it trains."""
+    """All stages of an experiment, checked as `launch` checks them before it trains."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
     if task is None:
         raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
     if experiment.get("init_from") or experiment.get("requires_init_from"):
-        raise UserError("the experiment begins from a checkpoint; a sweep trains from scratch")
+        raise UserError("the experiment starts from a checkpoint; a sweep trains from scratch")
     try:
         model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
     except TypeError as error:
@@ -204,7 +216,7 @@ def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
 
 
 def _check_complete(todo: list[Stage]) -> None:
-    """No stage is left out that another one is made from."""
+    """Check that no stage is left out that another one is made from."""
     numbers = {stage.number for stage in todo}
     for stage in todo:
         for needed in (stage.start, stage.teacher):
@@ -216,7 +228,7 @@ def _check_complete(todo: list[Stage]) -> None:
 
 
 def _check_unique(names: list[str]) -> None:
-    folded = [name.lower() for name in names]  # some file systems take a and A for the same
+    folded = [name.lower() for name in names]  # some file systems do not tell a from A
     if twice := _twice(folded):
         raise UserError(f"two variants of the sweep are named {twice[0]!r}; rename one")
 

@@ -1,4 +1,4 @@
-"""What the cells of a sweep came to: a result each, and one table over seeds."""
+"""Results of a sweep: one file for each cell, and one table over seeds."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import files
 from fqs_jax.sweeps.cells import Cell
 
-RESULT = "result.json"  # of a cell, in its folder
+RESULT = "result.json"  # in the folder of a cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A model of a variant over seeds; lists have one value a seed, in the order of `seeds`.
+    """One line of the table: a model of a variant, over seeds.
 
     Attributes:
-      planned: how many seeds there will be.
-      tokens: of text trained on, from random parameters to this model, its teachers' too. flops: of
-        that training, and of asking teachers. after_base_flops: of it, what came after the base.
+      variant: name of the variant.
+      stage: number of the stage.
+      model: name of the model.
+      kind: group of the model in tables and pictures, such as "thinking".
+      planned: number of seeds in the sweep.
+      seeds: seeds that are done.
+      accuracy: one value for each of them.
+      nll: likewise, in nats.
+      tokens: text tokens of all training from random parameters to this model, with its teachers.
+      flops: FLOPs of that training and of the teachers' scores.
+      after_base_flops: the part of them after the plain first stage.
       chance: accuracy of a guess.
     """
 
@@ -48,7 +56,7 @@ class Line:
 
 
 def evaluate(cell: Cell) -> dict[str, Any]:
-    """Measure the trained stages of a cell, and keep that as its result.json.
+    """Measure the trained stages of a cell, and write its result.json.
 
     Raises:
       UserError: a stage was not trained.
@@ -76,20 +84,20 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 def training_cost(cell: Cell, number: int) -> dict[str, int]:
-    """Tokens and FLOPs of training a stage and all that it is made from, each stage once.
+    """Tokens and FLOPs of training a stage and every stage that it is made from, each once.
 
-    That is what it starts from and its teacher, what those are made from, and asking the teachers.
-    `after_base_flops` leaves out plain first stages.
+    These are its start and its teacher, and theirs in turn. The FLOPs of the teachers' scores are
+    included. `after_base_flops` leaves out plain first stages.
     """
     source = folders.source_folder(cell.folder)
     runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
-    left = [number]
-    while left:
-        at = left.pop()
-        if at not in runs:
-            stage, _ = runs[at] = folders.read_run(cell.folder, at)
-            taught_by = stage.teacher if objective.of(stage).has_teacher else None
-            left += [parent for parent in (stage.start, taught_by) if parent is not None]
+    unread = [number]
+    while unread:
+        number = unread.pop()
+        if number not in runs:
+            stage, _ = runs[number] = folders.read_run(cell.folder, number)
+            teacher_number = stage.teacher if objective.of(stage).has_teacher else None
+            unread += [n for n in (stage.start, teacher_number) if n is not None]
     cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
     for stage, config in runs.values():
         model = source_lib.read_model(source, config)
@@ -107,14 +115,14 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
 
 
 def read(cell: Cell) -> dict[str, Any] | None:
-    """A cell's result; None if there is none, or another command made it (`is_stale`)."""
+    """The result of a cell; None if it has none, or the result of another command (`is_stale`)."""
     path = cell.folder / RESULT
     result = files.read_json(path) if path.exists() else {}
     return result if result.get("flags") == cell.flags else None
 
 
 def is_stale(cell: Cell) -> bool:
-    """Whether there is a result, of another command."""
+    """True if the cell has a result that was made by another command."""
     return (cell.folder / RESULT).exists() and read(cell) is None
 
 
@@ -124,8 +132,8 @@ def lines(
     """The table: a line for each variant and model, in the order of the sweep.
 
     Args:
-      results: of each cell; None = not done.
-      show_once: stages that only the first variant which has them shows.
+      results: one for each cell; None = not done.
+      show_once: stages that are shown only for the first variant that has them.
     """
     table: list[Line] = []
     shown: set[int] = set()
@@ -146,7 +154,7 @@ def lines(
 def unlike(
     cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], show_once: Sequence[int]
 ) -> list[str]:
-    """A sentence for each variant and seed whose hidden rows are not those that are shown."""
+    """A sentence for each variant and seed whose hidden rows differ from the rows that are shown."""
     shown: dict[tuple[str, int], tuple[str, Any]] = {}
     found: list[str] = []
     for cell, result in zip(cells, results, strict=True):
@@ -157,14 +165,14 @@ def unlike(
                 variant, other = shown.setdefault((name, cell.seed), (cell.variant, value))
                 if value != other:
                     found.append(
-                        f"{name} of {cell.variant}, seed {cell.seed}, is not that of {variant}, which is "
-                        f"shown: NLL {value[1]:.3f} and {other[1]:.3f}"
+                        f"{name} of {cell.variant}, seed {cell.seed}, differs from that of {variant}, "
+                        f"which is shown: NLL {value[1]:.3f} and {other[1]:.3f}"
                     )
     return found
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:
-    """What rows of several seeds have in common: a fitted temperature they do not."""
+    """The stage and a name that is equal for all seeds, without the temperature that was fitted for one."""
     name = row["name"]
     if row["temperature"] != 1:
         name = f"{name.rsplit(' at temperature ', 1)[0]} at its best temperature"
@@ -198,18 +206,19 @@ def _number(value: float | None) -> float:
 
 
 def mean(values: Sequence[float]) -> float:
+    """Mean over seeds; NaN for none."""
     return float(np.mean(values)) if len(values) else math.nan
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean over seeds; NaN for less than two."""
+    """Standard error of the mean over seeds; NaN for fewer than two."""
     if len(values) < 2:
         return math.nan
     return float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def as_json(line: Line) -> dict[str, Any]:
-    """A line with its statistics; NaN, which JSON lacks, as None."""
+    """A line with its statistics, for JSON: None instead of NaN, which JSON lacks."""
     fields = dataclasses.asdict(line)
     for name in ("accuracy", "nll"):
         values = getattr(line, name)
@@ -224,7 +233,7 @@ def about(
     show_once: Sequence[int],
     command: str,
 ) -> list[str]:
-    """What stands below the table: where it comes from, and what is missing."""
+    """Notes below the table: commits, the command, and the cells that are missing."""
     commits = sorted({r["commit"] or "unknown" for r in results if r is not None})
     notes = [f"Commit{'s' * (len(commits) > 1)} {', '.join(commits)}; made by: {command}"]
     missing = [str(c) for c, r in zip(cells, results, strict=True) if r is None]

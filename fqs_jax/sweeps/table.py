@@ -1,4 +1,4 @@
-"""The table of a sweep on the screen and as files: JSON, Markdown and a picture."""
+"""The table of a sweep, on the screen and as files: JSON, Markdown and a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,16 @@ def write(
     notes: Sequence[str],
     command: str,
 ) -> None:
-    """W/results.json, .md and .png."""
+    """Write W/results.json, .md and .png.
+
+    Args:
+      root: W, the sweep's working directory.
+      table: lines of the table.
+      cells: all cells of the sweep.
+      results: one for each cell; None = not done.
+      notes: sentences below the table.
+      command: command line that makes the table.
+    """
     content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
     missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
     files.write_json(root / f"{NAME}.json", content | {"missing_cells": missing})
@@ -51,7 +60,7 @@ def write(
 
 
 def texts(line: Line) -> list[str]:
-    """The cells of a line, one a column."""
+    """The text of a line in each column."""
     done = len(line.seeds)
     seeds = str(done) if done == line.planned else f"{done} of {line.planned}"
     if not done:
@@ -86,14 +95,14 @@ def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
 
 
 LEGEND = (
-    "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are of training, from random "
-    "parameters to the model, with its teachers and asking them; after the base, without the plain "
-    "first stage."
+    "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are those of all training from "
+    "random parameters to the model, with its teachers and their scores; after the base, without the "
+    "plain first stage."
 )
 
 
 def screen(table: Sequence[Line], title: str) -> Table:
-    """The same for a terminal."""
+    """The table for a terminal."""
     shown = Table(title=title)
     for i, column in enumerate(COLUMNS):
         shown.add_column(column, justify="left" if i < _LEFT else "right")
@@ -103,9 +112,9 @@ def screen(table: Sequence[Line], title: str) -> Table:
 
 
 def draw(table: Sequence[Line]) -> Figure:
-    """Accuracy: a row a line, a dot a seed, the mean with a bar of one standard error to either side.
+    """A picture of accuracies: one row for each line, one dot for each seed, the mean ± one standard error.
 
-    A base at its best temperature answers as the base does, and is left out.
+    A base at its best temperature is left out, because its answers are those of the base.
     """
     table = [
         line for line in table if line.seeds and not line.model.endswith("at its best temperature")

@@ -31,7 +31,7 @@ def test_where_one_fails_the_others_go_on(tmp_path):
     assert [(end.code, end.last_line) for end in ends] == [
         (0, "one"),
         (1, "three"),
-        (0, "it said nothing"),
+        (0, "it printed nothing"),
     ]
     assert told == [0, (0, 0), 1, (1, 1), 2, (2, 0)]
     assert logs[1].read_text() == "an earlier run\ntwo\nthree\n\n\n"
@@ -75,7 +75,7 @@ def test_a_signal_is_handed_on_and_nothing_begins_after(tmp_path, signum):
     )
     before = signal.getsignal(signum)
     begun = []
-    with pytest.raises(Interrupted, match="the same command goes on") as stop:
+    with pytest.raises(Interrupted, match="run the same command again to resume") as stop:
         children.run(
             [[*python(code), str(tmp_path / "got")], python("")],
             [tmp_path / "log", None],

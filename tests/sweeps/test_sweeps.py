@@ -1,4 +1,4 @@
-"""Sweeps: cells, what is refused, the table's sums, and the program as a user runs it."""
+"""Sweeps: cells, refusals, the sums in the table, and the program as a user runs it."""
 
 import dataclasses
 import json
@@ -72,7 +72,7 @@ def test_fields_that_may_be_left_out():
         ({"seeds": ()}, "seeds are empty"),
         ({"seeds": 5}, r"seeds is 5; give a tuple"),
         ({"seeds": (0, -1)}, "seed -1 is no whole number"),
-        ({"seeds": (1, 1)}, "seed 1 is there twice"),
+        ({"seeds": (1, 1)}, "seed 1 is listed twice"),
         ({"variants": ()}, "variants are empty"),
         ({"variants": (variant("a"), variant("A"))}, "two variants of the sweep are named 'a'"),
         ({"variants": (variant("a/b"),)}, "variant 'a/b' cannot name a folder"),
@@ -83,14 +83,17 @@ def test_fields_that_may_be_left_out():
         ({"variants": (variant("a", "thought.mixing=no"),)}, "variant a: .*'no'"),
         ({"variants": (variant("a", "stage_0.steps=x"),)}, "variant a: .*stage_0.steps=x"),
         ({"variants": (variant("a", "mixing"),)}, "variant a: .*not of the form field=value"),
-        ({"variants": (variant("a", "seed=1"),)}, "variant a: .*seeds are the sweep's own"),
+        (
+            {"variants": (variant("a", "seed=1"),)},
+            "variant a: .*seeds are set by the sweep's own field",
+        ),
         ({"variants": (variant("a", stages="0,19"),)}, "variant a: there is no stage '19'"),
         ({"variants": (variant("a", stages="0,2"),)}, "variant a: stage 2 .* made from stage 1"),
         ({"variants": (variant("a", stages="0,7"),)}, "variant a: stage 7 .* made from stage 6"),
-        ({"show_once": (18,)}, "variant plain: there is no stage 18, named in show_once"),
+        ({"show_once": (18,)}, "variant plain: stage 18, named in show_once, does not exist"),
         ({"config": "configs/none.py"}, "variant plain: cannot read the config: No such file"),
         ({"config": "configs/small_hf.py"}, "variant plain: data.source is 'text'"),
-        ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment begins from a"),
+        ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment starts from a"),
         (
             {"variants": (variant("a", "requires_init_from=True"),)},
             "variant a: .*a sweep trains from scratch",
@@ -107,7 +110,7 @@ def test_refusals(changes, complaint):
 
 
 def write_result(cell: Cell, rows: list[dict[str, Any]], **changes: Any) -> None:
-    """By hand, with costs that are easy to tell apart."""
+    """Write a result with costs that are easy to tell apart."""
     training = {
         str(n): {"tokens": 100 + n, "flops": 1000 + n, "after_base_flops": n}
         for n in cell.stage_numbers
@@ -128,7 +131,7 @@ ACCURACIES = np.random.default_rng(0).uniform(size=(2, 3, 2))  # variants, seeds
 
 @pytest.fixture
 def measured(tmp_path):
-    """Two variants and three seeds of which the last one is not done."""
+    """Two variants and three seeds; the last cell is not done."""
     config = sweep(
         seeds=(0, 1, 5), variants=(variant("a", stages="0,1"), variant("b", stages="0,1"))
     )
@@ -186,7 +189,7 @@ def test_a_stage_is_shown_once(measured):
         ("a", "1"),
         ("b", "1"),
     ]
-    # These bases are not the same, which is said.
+    # The hidden bases differ from the shown ones, and a note reports it.
     notes = results_lib.unlike(measured, results, (0,))
     assert [re.findall(r"of b, seed (\d)", note) for note in notes] == [["0"], ["1"]]
     only_a = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
@@ -238,7 +241,7 @@ def test_the_picture_has_every_seed(measured):
 
 
 def test_a_cell_is_evaluated(tmp_path):
-    """Rows of its stages alone, untimed; what training cost against sums by hand."""
+    """Only rows of its stages, untimed; costs of training against sums by hand."""
     config = clock_config({"data.clock.lengths": (1,)})
     cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,2,3", (0, 2, 3))
     for number in range(4):
@@ -274,7 +277,7 @@ def test_a_cell_is_evaluated(tmp_path):
 EXPERIMENT = "from tests.tiny_runs import clock_config as get_config\n"
 SWEEP = """
 import ml_collections
-from fqs_jax.sweep_cells import variant
+from fqs_jax.sweeps import variant
 
 def get_config():
     variants = (variant("good", stages="1,0"), variant("bad", "microbatches=3", stages="0"))
@@ -285,7 +288,7 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Flags of a sweep of two cells, of which the second one fails when it begins to train."""
+    """Flags of a sweep of two cells; the second one fails when it starts to train."""
     place = tmp_path_factory.mktemp("sweep")
     (place / "experiment.py").write_text(EXPERIMENT)
     (place / "sweep.py").write_text(SWEEP.replace("EXPERIMENT", repr(str(place / "experiment.py"))))
@@ -295,7 +298,9 @@ def given(tmp_path_factory):
 def test_flags(given):
     listed = run("sweep", *given, "--list").stdout.splitlines()
     assert [line.split(" ", 2)[:2] for line in listed] == [["0", "python"], ["1", "python"]]
-    assert "there is no cell 2; they go from 0 to 1" in refusal("sweep", *given, "--cell=2")
+    assert "cell 2 does not exist; cells are numbered 0 to 1" in refusal(
+        "sweep", *given, "--cell=2"
+    )
     assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
     assert not Path(given[1].split("=")[1]).exists()
 
@@ -305,7 +310,7 @@ def test_a_sweep_from_start_to_table(given):
     root = Path(given[1].split("=")[1])
     done = run("sweep", *given, "--jobs=2", code=2)
     *_, cause, error = done.stderr.splitlines()
-    assert error == "error: 1 of 2 cells failed; the same command tries them again"
+    assert error == "error: 1 of 2 cells failed; run the same command again to retry them"
     assert (
         cause.startswith("cell 1 (bad, seed 1) failed, code 2: error: ") and "microbatches" in cause
     )
