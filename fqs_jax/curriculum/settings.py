@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -56,7 +56,7 @@ def sections(
     """
     present = [name for name in names if name in config]
     chosen = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
-    known = files.flat(chosen.to_dict())
+    known = flatten_dict(chosen.to_dict(), sep=".")
     data = "text" if config.data.source == "text" else rf"{config.data.source}\.({OF_TASKS})"
     for setting in stage.settings:
         field, equals, text = setting.partition("=")

@@ -20,8 +20,8 @@ def record_command(root: Path, command: str) -> None:
     def write() -> None:
         before = commands(root)
         if before[-1:] != [command]:
-            content = "".join(f"{line}\n" for line in [*before, command])
-            files.replace(root / _COMMANDS, lambda file: file.write(content.encode()))
+            lines = [*before, command]
+            files.write_text(root / _COMMANDS, "".join(f"{line}\n" for line in lines))
 
     agreement.on_main(write)  # which all must call: what a file says now may differ by process
 

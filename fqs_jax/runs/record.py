@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
 from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.files import flat
 
 # Fields that may change between two starts of the same stage.
 HARMLESS = (
@@ -131,13 +131,15 @@ def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
 
 def digest(run: dict[str, Any]) -> str:
     """A hash of what a stage is made from, without the fields that may change."""
-    kept = {key: value for key, value in flat(run).items() if not _is_harmless(key)}
+    kept = {
+        key: value for key, value in flatten_dict(run, sep=".").items() if not _is_harmless(key)
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
     """The first field that differs, with both values; empty if none does."""
-    flat_before, flat_now = flat(before), flat(now)
+    flat_before, flat_now = flatten_dict(before, sep="."), flatten_dict(now, sep=".")
     for key in flat_now | flat_before:
         old, new = flat_before.get(key), flat_now.get(key)
         if old != new and not _is_harmless(key, ignored):

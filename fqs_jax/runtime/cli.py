@@ -16,7 +16,7 @@ from fqs_jax.runtime import files, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 
-CACHE = files.DEFAULT / "jax"
+CACHE = files.CACHE / "jax"
 MAX_SEED = 2**32 - 1  # all that a JAX key takes
 
 

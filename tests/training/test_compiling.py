@@ -77,7 +77,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, or where JAX was told to keep them."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    assert cli.CACHE == files.DEFAULT / "jax"
+    assert cli.CACHE == files.CACHE / "jax"
     try:
         for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)
