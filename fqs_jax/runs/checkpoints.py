@@ -18,12 +18,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import damage, orbax_errors
+from fqs_jax.runs import damage
 from fqs_jax.runs.damage import Damaged, together
 from fqs_jax.runs.folders import appears, free_name, latest_step, saved_steps
-from fqs_jax.runs.orbax_errors import reason
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.orbax_errors import reason
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
 _DELETED = "deleted_"
@@ -38,7 +38,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        orbax_errors.silence()
         self._folder, self._keep = folder.resolve(), keep
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from fqs_jax.runtime import files, processes, sharding
+from fqs_jax.runtime import files, orbax_errors, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 
@@ -35,7 +35,8 @@ def run(
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 + arguments:
             _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every save, JAX whom it meets
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
+        orbax_errors.silence()
         try:
             processes.initialize_from_flags()
             keep_programs()

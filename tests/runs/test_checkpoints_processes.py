@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runtime import orbax_errors
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
@@ -150,6 +151,7 @@ def fail(root):
 
 def main():
     task, root, process, port = sys.argv[1:]
+    orbax_errors.silence()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(
