@@ -252,8 +252,6 @@ class Checkpoints:
           UserError: the checkpoint does not fit.
         """
         progress, described = together(lambda: self._read_record(step))
-        if described is None:
-            return self._restore_old(step, wanted), progress
         stored = {}
         for item, tree in wanted.items():
             if difference := damage.misfit(described[item], tree):
@@ -269,17 +267,7 @@ class Checkpoints:
             restored[item] = jax.tree.map(_converted, restored[item], tree)
         return restored, progress
 
-    def _restore_old(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        """From before there were fingerprints: damage looks like what does not fit, and stays."""
-        try:
-            return together(lambda: self._read(step, wanted))
-        except Damaged as error:
-            raise UserError(
-                f"cannot restore step {step} of {self._folder}: {error}; use the config that it was "
-                "saved with, or remove that step's folder to go on from the one before it"
-            ) from error
-
-    def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, damage.Description]]:
         path = self._folder / str(step)
         if jax.process_count() > 1 and not appears(path):
             raise UserError(f"{path} does not show here; is it on a disk that all processes share?")

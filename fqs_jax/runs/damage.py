@@ -48,16 +48,14 @@ def record(progress: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
     return {"progress": progress, "arrays": arrays, "sha256": _digest(progress, arrays)}
 
 
-def open_record(record: Any) -> tuple[dict[str, Any], dict[str, Description] | None]:
-    """Progress, and descriptions of the items (None in a record from before there were any).
+def open_record(record: Any) -> tuple[dict[str, Any], dict[str, Description]]:
+    """The progress and the descriptions of the items that `record` put together.
 
     Raises:
       Damaged: it is not what was saved.
     """
     if not isinstance(record, dict):
         raise Damaged("its progress is no JSON object")
-    if not record.keys() & {"arrays", "sha256"}:
-        return record, None
     progress, arrays = record.get("progress"), record.get("arrays")
     if record.get("sha256") != _digest(progress, arrays):
         raise Damaged("its progress is not what was saved")
