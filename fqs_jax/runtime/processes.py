@@ -26,6 +26,10 @@ _LEAVE = 5.0  # seconds that a process which failed waits for the others to fail
 _process_id = 0
 
 
+class _DetectionMissing(Exception):
+    """JAX's private detection of clusters is not where it was in the versions that setup.cfg allows."""
+
+
 def define_flags() -> None:
     """The flags of a run of several processes; `initialize_from_flags` reads them."""
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
@@ -155,6 +159,8 @@ def _find(
         except Exception as error:  # whatever the library of a cluster raises
             if expected not in (None, 1) or num_processes not in (None, 1):
                 raise UserError(f"cannot find out who else is in this run: {error}") from error
+            if isinstance(error, _DetectionMissing):
+                print(f"note: this is a single process; {error}", file=sys.stderr, flush=True)
     if num_processes == 1 or (coordinator is None and num_processes is None and process_id is None):
         return None
     if coordinator is None or num_processes is None or process_id is None:
@@ -175,14 +181,26 @@ def _find(
 def _detect(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """What JAX detects. Its public door connects before it says how many processes there are."""
-    from jax._src import clusters
+    """The coordinator, number of processes, own number and devices that JAX detects; None if unknown.
 
+    This needs a private function of JAX: the public one connects to the coordinator before it returns
+    the number of processes, and so before the roll call.
+
+    Raises:
+      _DetectionMissing: this version of JAX has no such function.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError) as error:
+        raise _DetectionMissing(
+            f"JAX {jax.__version__} has moved its detection of clusters ({error}): give --coordinator, "
+            "--num_processes and --process_id, or install a version of JAX that setup.cfg allows"
+        ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in any pod: the Kubernetes client is not installed
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, num_processes, process_id, None, None, max(1, round(timeout))
-        )
+        found = detect(coordinator, num_processes, process_id, None, None, max(1, round(timeout)))
     if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # the user's choice, which JAX reads itself
         return (*found[:3], None)
     return found
