@@ -9,7 +9,9 @@ from typing import Any
 import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runtime import agreement, files, waiting
+from fqs_jax.runtime import agreement, files
+
+_PAUSE = 0.3  # seconds between two looks
 
 
 def latest_step(folder: Path) -> int | None:
@@ -18,12 +20,16 @@ def latest_step(folder: Path) -> int | None:
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:
-    """Whether a folder is there, or comes in time.
+    """True as soon as a folder exists here; False if it does not within some seconds.
 
-    Network disks may show what another host made up to a minute late.
+    Network disks may show up to a minute late what another host made.
     """
     deadline = time.monotonic() + seconds
-    return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
+    while not folder.is_dir():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
 
 
 def saved_steps(folder: Path) -> list[int]:

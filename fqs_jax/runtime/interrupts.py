@@ -31,7 +31,7 @@ class Interrupted(Exception):
         self.signum = signum
 
 
-class Wishes(NamedTuple):
+class Requests(NamedTuple):
     """What the processes of a run want together.
 
     signum: of the signal that came to any of them, else 0. save: whether any wants a checkpoint.
@@ -71,7 +71,7 @@ class Interrupts:
         note = f"\n{name}: finishing the step and saving; once more stops without saving\n"
         os.write(2, note.encode())  # print is not safe here: the signal may have come inside one
 
-    def wishes(self, save: bool = False) -> Wishes:
+    def requests(self, save: bool = False) -> Requests:
         """What the processes want, the same answer in all of them; all must ask.
 
         With several processes this waits for their devices: for use between long pieces of work.
@@ -79,19 +79,19 @@ class Interrupts:
         own = (self.signum or 0, int(save))
         if jax.process_count() > 1:
             own = np.max(multihost_utils.process_allgather(np.array(own, np.int32)), axis=0)
-        return Wishes(int(own[0]), bool(own[1]))
+        return Requests(int(own[0]), bool(own[1]))
 
-    def wishes_of_last_step(self, save: bool = False) -> Wishes:
-        """As `wishes`, without waiting: the answer to what was asked a step ago, for use at every step.
+    def requests_of_last_step(self, save: bool = False) -> Requests:
+        """As `requests`, without waiting: the answer to what was asked a step ago, for use at every step.
 
         The question travels behind the step under way. A single process has its answer at once.
         """
         if jax.process_count() == 1:
-            return self.wishes(save)
-        answer = Wishes(0, False)
+            return self.requests(save)
+        answer = Requests(0, False)
         if self._asked is not None:
             signum, saves = np.asarray(self._asked)
-            answer = Wishes(int(signum), bool(saves))
+            answer = Requests(int(signum), bool(saves))
         self._asked = processes.settled(_highest(np.array((self.signum or 0, save), np.int32)))
         return answer
 
@@ -101,7 +101,7 @@ class Interrupts:
 
     def check(self, message: str) -> None:
         """Raise Interrupted with the message if a signal came to any process."""
-        if signum := self.wishes().signum:
+        if signum := self.requests().signum:
             raise Interrupted(message, signum)
 
 

@@ -11,9 +11,9 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fqs_jax.runtime import waiting
 from fqs_jax.runtime.errors import UserError
 
 _GO = "go"
@@ -118,7 +118,7 @@ def _call_in(cluster: Cluster, timeout: float) -> str | None:
     hello = f"{_NAME} {cluster.process_id} {cluster.num_processes}".encode()
     deadline = time.monotonic() + timeout + _PATIENCE
     answer = ""
-    for left in waiting.until(deadline):
+    for left in _until(deadline):
         with contextlib.suppress(OSError):  # not there yet, or its name not known yet
             with socket.create_connection((cluster.host, cluster.port), timeout=left) as line:
                 if line.getsockname() == line.getpeername():
@@ -145,7 +145,7 @@ def _call_in(cluster: Cluster, timeout: float) -> str | None:
 def _listen(port: int, timeout: float) -> socket.socket:
     """The coordinator's port on all addresses, as JAX's own service after it."""
     reason = ""
-    for _ in waiting.until(time.monotonic() + timeout):
+    for _ in _until(time.monotonic() + timeout):
         try:
             if socket.has_dualstack_ipv6():
                 return socket.create_server(
@@ -158,6 +158,13 @@ def _listen(port: int, timeout: float) -> socket.socket:
         f"process 0 cannot listen on port {port} ({reason}): stop what is left of an earlier run, or "
         "choose another port"
     )
+
+
+def _until(deadline: float) -> Iterator[float]:
+    """The seconds left to a moment of `time.monotonic`, every 0.3 s until there are none."""
+    while (left := deadline - time.monotonic()) > 0:
+        yield left
+        time.sleep(min(0.3, max(deadline - time.monotonic(), 0)))
 
 
 def _hear(line: socket.socket) -> _Caller | None:
