@@ -8,7 +8,8 @@ them, on any mesh. With several processes, all of them make the same calls.
 # Orbax's CheckpointManager could save, delete and clean up too, but it (0.12.8) fails our tests. Its
 # check_for_errors does not report a save that failed in the background, so training goes on without
 # checkpoints until the next save. It frees the space of a failed save only when it is made again. It
-# deletes checkpoints in place, and a kill then leaves half of one under the name of a step.
+# deletes checkpoints in place, and a kill then leaves half of one under the name of a step. With
+# several processes, one that cannot write waits at a barrier for the others, which wait for its part.
 
 from __future__ import annotations
 
@@ -244,8 +245,8 @@ class Checkpoints:
             if move_aside:
                 self._move_aside(step, str(error))
             raise UserError(
-                f"cannot restore step {step} of {self._folder}: {error}; train that stage again to go "
-                "on from the one before it"
+                f"cannot restore step {step} of {self._folder}: {error}; train that stage again to "
+                "resume from the checkpoint before it"
             ) from error
 
     def _restore(self, step: int, **trees: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -277,7 +278,9 @@ class Checkpoints:
     def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, damage.Description]]:
         path = self._folder / str(step)
         if jax.process_count() > 1 and not appears(path):
-            raise UserError(f"{path} does not show here; is it on a disk that all processes share?")
+            raise UserError(
+                f"{path} does not appear on this host; put --workdir on a disk that all processes share"
+            )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return damage.open_record(self._read_items(step, args)["progress"])
 

@@ -89,13 +89,13 @@ def misfit(described: Description, tree: Any) -> str | None:
     """
     leaves = by_path(tree)
     for path in described.keys() - leaves.keys():
-        return f"{path} is there, and is not wanted"
+        return f"{path} is in the checkpoint, but not expected"
     for path in leaves.keys() - described.keys():
-        return f"{path} is not there"
+        return f"{path} is not in the checkpoint"
     for path, leaf in leaves.items():
         saved, wanted = tuple(described[path]["shape"]), tuple(leaf.shape)
         if saved != wanted:
-            return f"{path} has shape {saved} there, and {wanted} is wanted"
+            return f"{path} has shape {saved} in the checkpoint, but {wanted} is expected"
     return None
 
 
@@ -103,7 +103,7 @@ def damage(described: Description, tree: Any) -> str | None:
     """A message about the first array that differs from its description; None if all are equal."""
     for path, now in describe(tree).items():
         if now != described[path]:
-            return f"the numbers of {path} are not those that were saved"
+            return f"{path} differs from the array that was saved"
     return None
 
 

@@ -125,7 +125,10 @@ def test_other_shapes_do_not_fit(folder, shape):
             with pytest.raises(UserError, match="cannot restore step 9 of") as refused:
                 restore()
             message = str(refused.value)
-            assert f"params/lm/w has shape (8, 16) there, and {shape} is wanted" in message
+            assert (
+                f"params/lm/w has shape (8, 16) in the checkpoint, but {shape} is expected"
+                in message
+            )
             assert "\n" not in message
     assert names(folder) == ["6", "9"]
 
@@ -134,7 +137,9 @@ def test_another_tree_does_not_fit(folder):
     params, optimizer = abstract_state()
     del params["thought"]
     with Checkpoints(folder) as saved:
-        with pytest.raises(UserError, match="params/thought/start is there, and is not wanted"):
+        with pytest.raises(
+            UserError, match="params/thought/start is in the checkpoint, but not expected"
+        ):
             saved.newest(params, optimizer)
         params["thought"] = {"end": jax.ShapeDtypeStruct((2,), jnp.float32)}
         with pytest.raises(UserError, match="cannot restore step 9 of") as refused:

@@ -154,7 +154,7 @@ def test_a_given_step_is_refused_in_one_line(folder, harm, capfd):
         saved.restore(9, *abstract_state())
     message = str(refused.value)
     assert message.startswith(f"cannot restore step 9 of {folder}: ") and "\n" not in message
-    assert "train that stage again to go on from the one before it" in message
+    assert "train that stage again to resume from the checkpoint before it" in message
     assert latest_step(folder) == 9 and capfd.readouterr() == ("", "")
 
 
