@@ -50,7 +50,7 @@ class Moment:
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
-    """What a program does besides its work.
+    """Orders to a program besides its work.
 
     Attributes:
       moment, signum: when it sends itself which signal.
@@ -105,7 +105,7 @@ def free_port() -> int:
 
 
 def read_batches(path: Path) -> set[tuple[int, int, str]]:
-    """What a program under such orders read: (step, row of the batch, digest of its tokens)."""
+    """The reads of a program under such orders: (step, row of the batch, digest of its tokens)."""
     lines = map(json.loads, path.read_text().splitlines())
     return {
         (line["step"], int(row), digest) for line in lines for row, digest in line["rows"].items()

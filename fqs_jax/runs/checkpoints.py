@@ -6,7 +6,7 @@ them, on any mesh. With several processes, all of them make the same calls.
 """
 
 # Orbax's CheckpointManager could save, delete and clean up too, but it (0.12.8) fails our tests. Its
-# check_for_errors does not report a save that failed in the background, so training goes on without
+# check_for_errors does not report a save that failed in the background, so training continues without
 # checkpoints until the next save. It frees the space of a failed save only when it is made again. It
 # deletes checkpoints in place, and a kill then leaves half of one under the name of a step. With
 # several processes, one that cannot write waits at a barrier for the others, which wait for its part.

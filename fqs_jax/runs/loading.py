@@ -151,7 +151,7 @@ def _load_from_run(
     known = folders.existing_stages(root)
     if stage is None:
         raise UserError(
-            f"{root} is a working directory: say which model with --stage=N, of {_names(known)}"
+            f"{root} is a working directory; choose a model with --stage=N, of {_names(known)}"
         )
     if stage == "init" and not known:
         raise UserError(f"{root} has no stage yet; train one with python -m fqs_jax.launch")

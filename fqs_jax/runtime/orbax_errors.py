@@ -1,4 +1,4 @@
-"""What Orbax reports when something is wrong with a checkpoint, reduced to what concerns a user.
+"""Orbax's reports of a damaged checkpoint or a full disk, reduced to the part that concerns a user.
 
 Orbax reads arrays concurrently and gives up at the first error. The errors of the other reads then
 appear as tracebacks in asyncio's log, from abandoned coroutines, and from TensorStore's threads, which

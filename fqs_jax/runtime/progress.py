@@ -57,6 +57,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
+        """Remove the bar, or print the last line if it is not printed yet."""
         self._bar.stop()
         if self._bar.disable and self._done > self._printed and not self._quiet:
             self._print()
@@ -68,9 +69,11 @@ class Progress:
         self._bar.update(self._task, note=self._note)
 
     def advance(self) -> None:
+        """Count one unit of work."""
         self.advance_to(self._done + 1)
 
     def advance_to(self, done: int, total: int | None = None) -> None:
+        """Set the units of work that are done and, if given, all of them."""
         self._done, self._total = done, total or self._total
         self._bar.update(self._task, completed=done, total=self._total)
         if (

@@ -41,10 +41,12 @@ class Cluster:
 
     @property
     def host(self) -> str:
+        """The coordinator's host, without the brackets of an IPv6 address."""
         return self.coordinator.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
+        """The coordinator's port."""
         return int(self.coordinator.rpartition(":")[2])
 
 
@@ -57,6 +59,7 @@ class _Caller:
     num_processes: int
 
     def hung_up(self) -> bool:
+        """True if the process has closed its connection."""
         self.line.setblocking(False)
         try:
             return self.line.recv(1, socket.MSG_PEEK) == b""

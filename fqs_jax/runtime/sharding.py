@@ -99,7 +99,7 @@ def local_mesh(fsdp: int, tensor: int) -> Mesh:
     devices = jax.local_devices()
     if fsdp * tensor > len(devices):
         raise UserError(
-            f"{fsdp * tensor} devices are asked for, there are {len(devices)} here; "
+            f"{fsdp * tensor} devices are requested, there are {len(devices)} here; "
             "choose a smaller --fsdp or --tensor"
         )
     return make_mesh({"data": 1, "fsdp": fsdp, "tensor": tensor}, devices[: fsdp * tensor])
@@ -128,7 +128,7 @@ def spec(axes: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of an array of which every device holds all."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -98,7 +98,7 @@ def test_an_earlier_step_is_not_saved_behind_a_later_one(folder):
 
 
 def test_arrays_may_be_donated_once_save_returns(tmp_path):
-    """What is being written is not overwritten, although XLA reuses donated buffers at once."""
+    """A save is not overwritten while it is written, although XLA reuses donated buffers at once."""
     step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     shapes = {"big": (512, 512), "row": (1, 700), "small": (3,), "scalar": ()}
     with Checkpoints(tmp_path / "c") as saved:

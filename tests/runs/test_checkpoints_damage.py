@@ -39,7 +39,7 @@ def cut_all(step):
 
 
 def cut_arrays(step):
-    """Of what a full disk leaves, the worst: all is there but the numbers."""
+    """The worst that a full disk leaves: everything exists but the numbers."""
     for path in files(step / "params"):
         if path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:10])

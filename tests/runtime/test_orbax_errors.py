@@ -1,4 +1,4 @@
-"""What Orbax leaves behind stays off the terminal, and nothing else does."""
+"""The consequences of Orbax's errors stay off the terminal, and nothing else does."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from fqs_jax.runtime import orbax_errors
 
 @pytest.fixture(autouse=True)
 def reported(monkeypatch):
-    """What reaches the hook that was there before."""
+    """The errors that reach the previous hook."""
     found = []
     monkeypatch.setattr(sys, "unraisablehook", found.append)
     return found

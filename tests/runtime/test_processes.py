@@ -64,7 +64,7 @@ def members(count: int, *ids: int, port: int | None = None) -> list[Cluster]:
 
 
 def call(clusters: list[Cluster], timeout: float) -> list[str]:
-    """What each process is told; empty for go."""
+    """The answer to each process; empty for go."""
     told = [""] * len(clusters)
 
     def one(index: int) -> None:
