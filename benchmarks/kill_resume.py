@@ -319,9 +319,10 @@ def final_state(root: Path, number: int) -> tuple[int, Any]:
     stage, config = folders.read_run(root, number)
     model = source.read_model(folders.source_folder(root), config)
     wanted = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
-    with checkpoints.Checkpoints(folders.stage_folder(root, number) / "checkpoints") as saved:
-        newest = saved.latest()
-        assert newest is not None  # the stage is one of existing_stages
+    folder = folders.checkpoint_folder(root, number)
+    newest = folders.latest_step(folder)
+    assert newest is not None  # the stage is one of existing_stages
+    with checkpoints.Checkpoints(folder) as saved:
         params, optimizer, _ = saved.restore(newest, *wanted)
     return newest, (params, optimizer)
 

@@ -88,7 +88,7 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     from fqs_jax.curriculum import resolve, stage
     from fqs_jax.runs import source
     from fqs_jax.runtime import cli, sharding
-    from fqs_jax.runtime.interrupts import Interrupts, Wishes
+    from fqs_jax.runtime.interrupts import Interrupts, Requests
     from fqs_jax.training import loop, start
 
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
@@ -104,10 +104,10 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     class Watching(Interrupts):
         """Interrupts that record a moment when the loop polls them, after each step."""
 
-        def wishes_of_last_step(self, save: bool = False) -> Wishes:
+        def requests_of_last_step(self, save: bool = False) -> Requests:
             now = time.perf_counter(), time.process_time()
             moments.append(Moment(*now, rss_mib(), len(jax.live_arrays())))
-            return super().wishes_of_last_step(save)
+            return super().requests_of_last_step(save)
 
     with tempfile.TemporaryDirectory() as folder, Watching() as interrupts:
         root = Path(folder)

@@ -43,7 +43,7 @@ def main(_: Sequence[str]) -> None:
     out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
         raise UserError(f"{out} exists already: choose another name or remove it first")
-    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.DEFAULT
+    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.CACHE
     options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:

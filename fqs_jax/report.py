@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> None:
     report = collect.collect(
         root, settings, lambda line: print(line, file=sys.stderr), cli.mesh_from_flags()
     )
-    page = page_lib.page(report).encode()
-    files.replace(out, lambda file: file.write(page))
+    files.write_text(out, page_lib.page(report))
     print(out.resolve())
 
 

@@ -44,6 +44,14 @@ def forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def silence_orbax():
+    """The log filters that every program sets at its start."""
+    from fqs_jax.runtime import orbax_errors
+
+    orbax_errors.silence()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The optional folder of real checkpoints, tokenizers and text; skips the test without it."""

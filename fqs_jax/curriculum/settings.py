@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.problems.task import DOCUMENT_FIELDS
-from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -53,7 +53,7 @@ def sections(
     """
     present = [name for name in names if name in config]
     chosen = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
-    known = files.flat(chosen.to_dict())
+    known = flatten_dict(chosen.to_dict(), sep=".")
     # A stage may choose which documents it reads, but not which problems exist.
     source = config.data.source
     data = {f"data.{source}.{name}" for name in DOCUMENT_FIELDS}

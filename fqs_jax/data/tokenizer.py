@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -266,10 +265,3 @@ def _build_qwen2(folder: Path, added: Mapping[str, int]) -> tokenizers.Tokenizer
                 f"gives it {tokenizer.token_to_id(content)}; vocab.json belongs to another model"
             )
     return tokenizer
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from fqs_jax.data.tokenizer import Tokenizer, load, replace_file
+from fqs_jax.data.tokenizer import Tokenizer, load
+from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
 # tokenizer_config.json of every tokenizer that fqs_jax trains.
@@ -78,6 +79,6 @@ def train_sentencepiece(
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2).encode() + b"\n")
-    replace_file(folder / "tokenizer.model", model.getvalue())
+    files.write_text(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2) + "\n")
+    files.replace(folder / "tokenizer.model", lambda file: file.write(model.getvalue()))
     return load(folder)

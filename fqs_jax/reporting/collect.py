@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 import fqs_jax
@@ -26,7 +27,7 @@ from fqs_jax.reporting import diagnosis
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
 from fqs_jax.runs import folders, history, loading, metrics_file
 from fqs_jax.runs import source as source_lib
-from fqs_jax.runtime import cli, files
+from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
@@ -130,7 +131,10 @@ def collect(
         training=training,
         models=models,
         reading=_reading(root, training, settings, documents, note, mesh),
-        config={key: str(value) for key, value in sorted(files.flat(config.to_dict()).items())},
+        config={
+            key: str(value)
+            for key, value in sorted(flatten_dict(config.to_dict(), sep=".").items())
+        },
         versions=versions(),
         commands=_commands(root, settings, models.flags),
     )
@@ -177,7 +181,7 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     """A metrics row without nesting; NaN and infinities are strings in the file."""
     return {
         key.removeprefix("time."): float(value)
-        for key, value in files.flat(row).items()
+        for key, value in flatten_dict(row, sep=".").items()
         if value != ""
     }
 

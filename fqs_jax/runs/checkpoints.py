@@ -1,9 +1,15 @@
-"""Checkpoints of one stage, kept by Orbax: parameters and optimiser state as separate items.
+"""Checkpoints of one stage, written by Orbax: parameters and optimiser state as separate items.
 
 A step's folder appears by a rename when it is whole, so a killed save leaves no half checkpoint.
-The third item, a small JSON object, holds the fingerprint of every array; it is compared at every
-restore, whatever the mesh. With several processes, all of them make the same calls.
+The third item, a small JSON object, holds the fingerprint of every array. Every restore compares
+them, on any mesh. With several processes, all of them make the same calls.
 """
+
+# Orbax's CheckpointManager could save, delete and clean up too, but it (0.12.8) fails our tests. Its
+# check_for_errors does not report a save that failed in the background, so training continues without
+# checkpoints until the next save. It frees the space of a failed save only when it is made again. It
+# deletes checkpoints in place, and a kill then leaves half of one under the name of a step. With
+# several processes, one that cannot write waits at a barrier for the others, which wait for its part.
 
 from __future__ import annotations
 
@@ -18,12 +24,12 @@ import jax
 import orbax.checkpoint as ocp
 
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import damage, orbax_errors
+from fqs_jax.runs import damage
 from fqs_jax.runs.damage import Damaged, together
-from fqs_jax.runs.folders import appears, free_name, latest_step, saved_steps
-from fqs_jax.runs.orbax_errors import reason
+from fqs_jax.runs.folders import appears, free_name, saved_steps
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.orbax_errors import reason
 
 _UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
 _DELETED = "deleted_"
@@ -34,11 +40,10 @@ class Checkpoints:
 
     Args:
       folder: made by the first save.
-      keep: how many newest ones stay.
+      keep: number of newest steps that stay; older ones are deleted when a newer one is whole.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        orbax_errors.silence()
         self._folder, self._keep = folder.resolve(), keep
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
@@ -55,26 +60,25 @@ class Checkpoints:
         except UserError as error:
             if kind is None:
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)  # what is on its way goes first
+            print(f"error: {error}", file=sys.stderr, flush=True)  # the other exception is raised
         finally:
             self._close_writer()
             self._reader.close()
             for thread in self._deleting:
                 thread.join()
 
-    def latest(self) -> int | None:
-        """The newest whole step, or None."""
-        return latest_step(self._folder)
-
     # Saving --------------------
 
     def save(self, step: int, params: Params, optimizer: Any, progress: dict[str, Any]) -> None:
-        """Save in the background; `progress` is a small JSON object. Saving a step again is a no-op.
+        """Save a step in the background. Saving a step again does nothing.
 
         The arrays may be donated as soon as this returns.
 
+        Args:
+          progress: a small JSON object.
+
         Raises:
-          UserError: this save cannot begin, the one before it failed, or there is a later step.
+          UserError: this save cannot begin, the one before it failed, or a later step exists.
         """
         self.wait()
         if self._writer is None:
@@ -99,10 +103,10 @@ class Checkpoints:
         self._last = step
 
     def check(self) -> None:
-        """Look, without waiting, how the save in the background does. Cheap: call it every step.
+        """Check, without waiting, the save in the background. Cheap: call it every step.
 
         Raises:
-          UserError: it failed. The checkpoints before it are untouched, and another may be tried.
+          UserError: it failed. The checkpoints before it are untouched, and another save may be tried.
         """
         if self._writer is None or self._saving is None:
             return
@@ -114,7 +118,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Return when the save in the background is whole on disk.
+        """Return when the save in the background is whole on disk, after which old steps are deleted.
 
         Raises:
           UserError: it failed, as in `check`.
@@ -135,7 +139,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._delete_unfinished()
-            # Made at once, so that a folder that cannot be written is an error at once.
+            # Folders are made at once, so that a disk that cannot be written is an error at once.
             options = ocp.AsyncOptions(create_directories_asynchronously=False)
             handler = ocp.CompositeCheckpointHandler(
                 composite_options=ocp.CompositeOptions(async_options=options)
@@ -145,12 +149,12 @@ class Checkpoints:
 
     def _close_writer(self) -> None:
         if self._writer is not None:
-            with contextlib.suppress(Exception):  # of a save whose failure was told
+            with contextlib.suppress(Exception):  # of a failed save, which was reported
                 self._writer.close()
         self._writer = self._saving = None
 
     def _failed(self, error: Exception) -> UserError:
-        """Forget a failed save, free its space, and say what happened."""
+        """Forget a failed save, free its space, and return the error that reports it."""
         step = self._saving
         self._close_writer()
         if jax.process_index() == 0:
@@ -166,7 +170,7 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _delete(self, path: Path) -> None:
-        """Out of sight first, so that a kill leaves no half of a checkpoint; then in the background."""
+        """Rename a step, so that a kill leaves no half of it, and delete it in the background."""
         target = path.with_name(f"{_DELETED}{path.name}")
         with contextlib.suppress(OSError):
             path.rename(target)
@@ -181,11 +185,11 @@ class Checkpoints:
     ) -> tuple[Params, Any, dict[str, Any]]:
         """The state of a step, with the shapes, types and placement of the two (abstract) trees.
 
-        Any mesh will do. Where another type is wanted than was saved, the array is compared with its
-        fingerprint first and converted then.
+        The mesh may differ from the one of the save. If the requested type of an array differs from
+        the saved one, the array is first compared with its fingerprint and then converted.
 
         Raises:
-          UserError: there is no such step, it is damaged, or it does not fit the trees.
+          UserError: the step does not exist, is damaged, or does not fit the trees.
         """
         restored, progress = self._restore_or_refuse(
             step, False, params=params, optimizer=optimizer
@@ -193,7 +197,7 @@ class Checkpoints:
         return restored["params"], restored["optimizer"], progress
 
     def restore_params(self, step: int, params: Params, move_aside: bool = False) -> Params:
-        """The parameters alone; see `restore`.
+        """The parameters without the optimiser state; see `restore`.
 
         Args:
           move_aside: rename a damaged step to damaged_STEP before refusing it, so that its stage is
@@ -204,10 +208,10 @@ class Checkpoints:
     def newest(
         self, params: Params, optimizer: Any
     ) -> tuple[int, Params, Any, dict[str, Any]] | None:
-        """The step and state of the newest checkpoint that is whole and intact; None if there is none.
+        """The step, state and progress of the newest intact checkpoint; None without any checkpoint.
 
-        Damaged ones that are newer are renamed to damaged_STEP, and a line on stderr says so. Nothing
-        is renamed unless an intact one is found.
+        Newer ones, which are damaged, are renamed to damaged_STEP, and a line on stderr reports each.
+        Nothing is renamed unless an intact one is found.
 
         Raises:
           UserError: all are damaged, or one does not fit the trees.
@@ -220,11 +224,11 @@ class Checkpoints:
             except Damaged as error:
                 damaged.append((step, str(error)))
                 continue
-            for bad, why in damaged:
-                self._move_aside(bad, why, step)
+            for damaged_step, finding in damaged:
+                self._move_aside(damaged_step, finding, used=step)
             return step, restored["params"], restored["optimizer"], progress
         if damaged:
-            steps = ", ".join(f"{step} ({why})" for step, why in damaged)
+            steps = ", ".join(f"{step} ({finding})" for step, finding in damaged)
             raise UserError(
                 f"every checkpoint in {self._folder} is damaged: {steps}; remove that folder to begin "
                 "the stage again"
@@ -232,31 +236,32 @@ class Checkpoints:
         return None
 
     def _restore_or_refuse(
-        self, step: int, move_aside: bool, **wanted: Any
+        self, step: int, move_aside: bool, **trees: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         self.wait()
         try:
-            return self._restore(step, **wanted)
+            return self._restore(step, **trees)
         except Damaged as error:
             if move_aside:
                 self._move_aside(step, str(error))
             raise UserError(
-                f"cannot restore step {step} of {self._folder}: {error}; train that stage again to go "
-                "on from the one before it"
+                f"cannot restore step {step} of {self._folder}: {error}; train that stage again to "
+                "resume from the checkpoint before it"
             ) from error
 
-    def _restore(self, step: int, **wanted: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The wanted items and the progress of a step, the same on all processes.
+    def _restore(self, step: int, **trees: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Some items and the progress of a step, the same on all processes.
+
+        Args:
+          trees: an abstract tree for each item.
 
         Raises:
-          Damaged: on all processes, if one of them finds damage.
-          UserError: the checkpoint does not fit.
+          Damaged: one of the processes finds damage; raised on all of them.
+          UserError: the checkpoint does not fit the trees.
         """
         progress, described = together(lambda: self._read_record(step))
-        if described is None:
-            return self._restore_old(step, wanted), progress
         stored = {}
-        for item, tree in wanted.items():
+        for item, tree in trees.items():
             if difference := damage.misfit(described[item], tree):
                 raise UserError(
                     f"cannot restore step {step} of {self._folder}: {item}/{difference}; use the "
@@ -264,40 +269,32 @@ class Checkpoints:
                 )
             stored[item] = damage.with_types(described[item], tree)
         restored = together(lambda: self._read(step, stored))
-        for item, tree in wanted.items():
+        for item, tree in trees.items():
             if difference := damage.damage(described[item], restored[item]):
                 raise Damaged(f"{item}: {difference}")
             restored[item] = jax.tree.map(_converted, restored[item], tree)
         return restored, progress
 
-    def _restore_old(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        """From before there were fingerprints: damage looks like what does not fit, and stays."""
-        try:
-            return together(lambda: self._read(step, wanted))
-        except Damaged as error:
-            raise UserError(
-                f"cannot restore step {step} of {self._folder}: {error}; use the config that it was "
-                "saved with, or remove that step's folder to go on from the one before it"
-            ) from error
-
-    def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, damage.Description]]:
         path = self._folder / str(step)
         if jax.process_count() > 1 and not appears(path):
-            raise UserError(f"{path} does not show here; is it on a disk that all processes share?")
+            raise UserError(
+                f"{path} does not appear on this host; put --workdir on a disk that all processes share"
+            )
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         return damage.open_record(self._read_items(step, args)["progress"])
 
-    def _read(self, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
-        items = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+    def _read(self, step: int, trees: dict[str, Any]) -> dict[str, Any]:
+        items = {item: ocp.args.StandardRestore(tree) for item, tree in trees.items()}
         restored = self._read_items(step, ocp.args.Composite(**items))
-        return {item: restored[item] for item in wanted}
+        return {item: restored[item] for item in trees}
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
         try:
             return self._reader.restore(self._folder / str(step), args=args)
         except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # says nothing about the checkpoint
-        except Exception as error:  # damaged files make Orbax stumble in every way there is
+            raise  # not the checkpoint's fault
+        except Exception as error:  # damaged files make Orbax raise almost any exception
             if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
                 raise UserError(
                     f"cannot read step {step} of {self._folder}: {reason(error)}"
@@ -305,10 +302,16 @@ class Checkpoints:
             raise Damaged(f"it cannot be read ({reason(error)})") from error
 
     def _steps(self) -> list[int]:
-        """All whole steps, newest first, as process 0 sees them."""
+        """All whole steps that process 0 sees, newest first."""
         return agreed(saved_steps(self._folder))
 
-    def _move_aside(self, step: int, why: str, used: int | None = None) -> None:
+    def _move_aside(self, step: int, finding: str, used: int | None = None) -> None:
+        """Rename a damaged step, and report it.
+
+        Args:
+          finding: the damage that was found.
+          used: the step that is restored instead.
+        """
         source = self._folder / str(step)
 
         def rename() -> None:
@@ -320,19 +323,19 @@ class Checkpoints:
                     f"cannot rename {source}, which is damaged: {reason(error)}"
                 ) from error
             instead = "" if used is None else f", and step {used} is used instead"
-            message = f"checkpoint {source} is damaged: {why}; it is now {target.name}{instead}"
+            message = f"checkpoint {source} is damaged: {finding}; it is now {target.name}{instead}"
             print(message, file=sys.stderr, flush=True)
 
         on_main(rename)
 
 
 def _reader() -> ocp.Checkpointer:
-    """A reader that waits for no other process, as one may fail where the others do not."""
-    here = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
-    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    """A reader that waits for no other process, since it may fail in one process alone."""
+    index = jax.process_index()
+    this_process = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
+    options = ocp.CompositeOptions(multiprocessing_options=this_process)
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=this_process)
 
 
 def _converted(array: jax.Array, like: Any) -> jax.Array:

@@ -1,9 +1,9 @@
-"""Fingerprints: what tells whether the arrays that come back are, to the bit, those that were saved.
+"""Fingerprints of arrays, which show whether a restored array has exactly the saved bits.
 
 A leaf's fingerprint is the sum, modulo 2**32, of mix(word ^ mask(position)) over its words. Integer
-sums have no order, so it is the same on every mesh. `mix` is a bijection, so that a change within
-one word always changes the sum; other changes (swapped or zeroed blocks) go unnoticed with
-probability 2**-32 a leaf.
+sums do not depend on the order, so the fingerprint is the same on every mesh. `mix` is a bijection, so
+a change within one word always changes the sum; other changes (swapped or zeroed blocks) go unnoticed
+with probability 2**-32 per leaf.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from fqs_jax.runtime.processes import settled
 
 
 class Damaged(Exception):
-    """A checkpoint cannot be read, or is not what was saved; one line."""
+    """A checkpoint cannot be read, or differs from the saved one; the message is one line."""
 
 
-# {path: {"shape": [...], "dtype": name, "fingerprint": int}}: leaves as JSON has them.
+# {path: {"shape": [...], "dtype": name, "fingerprint": int}} of the leaves of a tree, as JSON.
 Description = dict[str, dict[str, Any]]
 
 _AXIS_SEED = 0x9E3779B9  # 2**32 / golden ratio: axes get seeds that are far from each other
 
 
 def fingerprint(tree: Any) -> Any:
-    """A uint32 for every array of a tree, the same however the arrays are sharded.
+    """The fingerprint, a uint32 scalar, of every array of a tree; sharding does not change it.
 
     Nothing is gathered: every device sums its own shards, and only sums are exchanged.
     """
@@ -43,21 +43,26 @@ def fingerprint(tree: Any) -> Any:
 
 
 def record(progress: dict[str, Any], items: dict[str, Any]) -> dict[str, Any]:
-    """What is saved beside trees of arrays, with a digest: fingerprints may be damaged too."""
+    """The JSON object that is saved beside trees of arrays.
+
+    It has a digest of its own, because fingerprints may be damaged too.
+
+    Args:
+      progress: a small JSON object, saved with it.
+      items: the trees by name.
+    """
     arrays = {item: describe(tree) for item, tree in items.items()}
     return {"progress": progress, "arrays": arrays, "sha256": _digest(progress, arrays)}
 
 
-def open_record(record: Any) -> tuple[dict[str, Any], dict[str, Description] | None]:
-    """Progress, and descriptions of the items (None in a record from before there were any).
+def open_record(record: Any) -> tuple[dict[str, Any], dict[str, Description]]:
+    """The progress and the descriptions of the items that `record` put together.
 
     Raises:
-      Damaged: it is not what was saved.
+      Damaged: it differs from the saved one.
     """
     if not isinstance(record, dict):
         raise Damaged("its progress is no JSON object")
-    if not record.keys() & {"arrays", "sha256"}:
-        return record, None
     progress, arrays = record.get("progress"), record.get("arrays")
     if record.get("sha256") != _digest(progress, arrays):
         raise Damaged("its progress is not what was saved")
@@ -68,7 +73,11 @@ def describe(tree: Any) -> Description:
     """Shapes, types and fingerprints of a tree's arrays, by path."""
     values = jax.device_get(fingerprint(tree))
     return {
-        path: {**_shape_and_dtype(leaf), "fingerprint": int(value)}
+        path: {
+            "shape": list(leaf.shape),
+            "dtype": jnp.dtype(leaf.dtype).name,
+            "fingerprint": int(value),
+        }
         for (path, leaf), value in zip(by_path(tree).items(), jax.tree.leaves(values), strict=True)
     }
 
@@ -76,30 +85,30 @@ def describe(tree: Any) -> Description:
 def misfit(described: Description, tree: Any) -> str | None:
     """The first difference in paths or shapes between described arrays and an (abstract) tree.
 
-    Types may differ: they can be converted.
+    None if there is none. Types may differ, because they can be converted.
     """
     leaves = by_path(tree)
     for path in described.keys() - leaves.keys():
-        return f"{path} is there, and is not wanted"
+        return f"{path} is in the checkpoint, but not expected"
     for path in leaves.keys() - described.keys():
-        return f"{path} is not there"
+        return f"{path} is not in the checkpoint"
     for path, leaf in leaves.items():
         saved, wanted = tuple(described[path]["shape"]), tuple(leaf.shape)
         if saved != wanted:
-            return f"{path} has shape {saved} there, and {wanted} is wanted"
+            return f"{path} has shape {saved} in the checkpoint, but {wanted} is expected"
     return None
 
 
 def damage(described: Description, tree: Any) -> str | None:
-    """The first array that is not what was described, to the bit; None if all are."""
+    """A message about the first array that differs from its description; None if all are equal."""
     for path, now in describe(tree).items():
         if now != described[path]:
-            return f"the numbers of {path} are not those that were saved"
+            return f"{path} differs from the array that was saved"
     return None
 
 
 def with_types(described: Description, tree: Any) -> Any:
-    """An abstract tree with the types of the described arrays."""
+    """The abstract tree with the types of the described arrays."""
 
     def typed(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         dtype = jnp.dtype(described[_name(path)]["dtype"])
@@ -109,7 +118,7 @@ def with_types(described: Description, tree: Any) -> Any:
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree under names like lm/layers/q/kernel."""
+    """The leaves of a tree by path, such as lm/layers/q/kernel."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -121,16 +130,12 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _shape_and_dtype(leaf: Any) -> dict[str, Any]:
-    return {"shape": list(leaf.shape), "dtype": jnp.dtype(leaf.dtype).name}
-
-
 @jax.jit  # by leaf: parameters and their moments share programs
 def _leaf(leaf: jax.Array) -> jax.Array:
-    """See the module's docstring. The mask of a position is a sum over axes of hashed indices.
+    """The fingerprint of one array, as the module's docstring defines it.
 
-    There is no index of all the leaf's words, which could overflow 32 bits: a leaf of any size has
-    masks that are as good as random, and two equal ones stand nowhere in particular.
+    The mask of a position is a sum over axes of hashed indices, because one index over all words of a
+    leaf could overflow 32 bits. The masks are as good as random for a leaf of any size.
     """
     words = _words(leaf)
     mask = jnp.uint32(0)
@@ -139,14 +144,14 @@ def _leaf(leaf: jax.Array) -> jax.Array:
         mask += lax.broadcast_in_dim(hashed, words.shape, (axis,))
     sums = _mix(words ^ mask)
     if sums.ndim > 1:
-        # XLA's CPU backend fuses a sum over the few layers, which leaves little to keep, but not
-        # one over the whole leaf, for which it would store every summand.
+        # XLA's CPU backend would store every summand of one sum over the whole leaf. It fuses a sum
+        # over the first axis (layers), and the result is small.
         sums = lax.optimization_barrier(jnp.sum(sums, axis=0, dtype=jnp.uint32))
     return jnp.sum(sums, dtype=jnp.uint32)
 
 
 def _words(leaf: jax.Array) -> jax.Array:
-    """The bits as uint32, one for each element (two, on a last axis, for elements of 64 bits)."""
+    """The bits of an array as uint32, one for each element (two, on a last axis, for 64 bits)."""
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
     width = min(4, leaf.dtype.itemsize)
@@ -171,23 +176,24 @@ def _uint32(value: int) -> np.uint32:
 
 
 def together(read: Callable[[], T]) -> T:
-    """The result of a read that succeeds on all processes; where one fails, all of them fail.
+    """The result of a read on this process, if it succeeds on all of them; otherwise all of them fail.
 
     Raises:
-      Damaged: on all processes, if damage was found and nothing else was wrong.
-      UserError: a process could not read for another reason; on itself that reason, whatever it is.
+      Damaged: damage was found and nothing else was wrong; raised on all processes.
+      UserError: a process failed for any other reason. The failing process raises its own exception;
+        the others raise this.
     """
     result: T
     failure: Exception | None = None
     try:
         result = read()
-    except Exception as error:  # the others would wait for this process for ever
+    except Exception as error:  # raised below: the others wait for this process to take part
         failure = error
     if jax.process_count() > 1:
         kind = 0 if failure is None else 1 if isinstance(failure, Damaged) else 2
         kinds = multihost_utils.process_allgather(np.int32(kind))
         worst = kinds.max()
-        if kind < worst:  # damage here may be a disk that fails elsewhere in another way
+        if kind < worst:  # a failing disk may show as damage here and as another error elsewhere
             message = f"process {int(kinds.argmax())} cannot read its part"
             failure = UserError(f"{message}; see its error") if worst == 2 else Damaged(message)
     if failure is not None:

@@ -1,4 +1,14 @@
-"""Folders of a working directory: where stages and their checkpoints are."""
+"""The folders of a working directory W, and what they hold.
+
+W/source/            config.json and tokenizer of the initial model, as a Hugging Face folder
+                     without weights; origin.json names the place of the weights
+W/commands.txt       the commands that trained its stages, in order
+W/evaluation.json    the last comparison of all stages; W/report.html shows it
+W/stage_N/run.json   the stage row and the config that the stage was started with
+W/stage_N/checkpoints/STEP/
+W/stage_N/metrics.jsonl
+W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage
+"""
 
 from __future__ import annotations
 
@@ -9,67 +19,87 @@ from typing import Any
 import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runtime import agreement, files, waiting
+from fqs_jax.runtime import agreement, files
+
+_PAUSE = 0.3  # seconds between two looks
+
+
+def source_folder(root: Path) -> Path:
+    """W/source of the working directory `root`."""
+    return root / "source"
+
+
+def stage_folder(root: Path, number: int) -> Path:
+    """W/stage_N of the working directory `root`."""
+    return root / f"stage_{number}"
+
+
+def checkpoint_folder(root: Path, number: int) -> Path:
+    """W/stage_N/checkpoints of the working directory `root`."""
+    return stage_folder(root, number) / "checkpoints"
+
+
+def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
+    """The stage row and the config that a stage of the working directory was started with.
+
+    Raises:
+      UserError: its run.json is missing or cannot be read.
+    """
+    run = files.read_json(stage_folder(root, number) / "run.json")
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in run["stage"].items()
+    }
+    return Stage(**fields), ml_collections.ConfigDict(run["config"])
+
+
+def existing_stages(root: Path) -> list[Stage]:
+    """The stages of a working directory that have a checkpoint, by number."""
+    numbers = sorted(
+        int(path.name.split("_")[1])
+        for path in root.glob("stage_*")
+        if (path / "run.json").exists()
+    )
+    saved = [n for n in numbers if latest_step(checkpoint_folder(root, n)) is not None]
+    return [read_run(root, n)[0] for n in saved]
+
+
+def saved_step(root: Path, number: int) -> int | None:
+    """The newest saved step of a stage; None without one. All processes get the answer of process 0."""
+    step = latest_step(checkpoint_folder(root, number))
+    return next(iter(agreement.agreed([] if step is None else [step])), None)
 
 
 def latest_step(folder: Path) -> int | None:
-    """The newest whole step in a folder of checkpoints, without opening it; None if none."""
+    """The newest whole step in a folder of checkpoints, without opening it; None without one."""
     return max(saved_steps(folder), default=None)
 
 
-def appears(folder: Path, seconds: float = 90.0) -> bool:
-    """Whether a folder is there, or comes in time.
-
-    Network disks may show what another host made up to a minute late.
-    """
-    deadline = time.monotonic() + seconds
-    return folder.is_dir() or any(folder.is_dir() for _ in waiting.until(deadline))
-
-
 def saved_steps(folder: Path) -> list[int]:
-    """Whole steps in a folder, newest first."""
+    """The whole steps in a folder of checkpoints, newest first; empty if there is no such folder."""
     if not folder.is_dir():
         return []
     steps = (int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
     return sorted(steps, reverse=True)
 
 
+def appears(folder: Path, seconds: float = 90.0) -> bool:
+    """True as soon as a folder exists here; False if it does not within some seconds.
+
+    Network disks may show up to a minute late what another host made.
+    """
+    deadline = time.monotonic() + seconds
+    while not folder.is_dir():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
 def free_name(path: Path) -> Path:
-    """The path, or the first of path_2, path_3, ... that does not exist."""
+    """The path itself, or the first of path_2, path_3, ... that does not exist."""
     number, free = 1, path
     while free.exists():
         number += 1
         free = path.with_name(f"{path.name}_{number}")
     return free
-
-
-def source_folder(root: Path) -> Path:
-    return root / "source"
-
-
-def stage_folder(root: Path, number: int) -> Path:
-    return root / f"stage_{number}"
-
-
-def saved_step(root: Path, number: int) -> int | None:
-    """The newest step saved of a stage, None if there is none; of several processes, as the first sees it."""
-    step = latest_step(stage_folder(root, number) / "checkpoints")
-    return next(iter(agreement.agreed([] if step is None else [step])), None)
-
-
-def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]:
-    """The stage row and config that a stage of the working directory was started with."""
-    run = files.read_json(stage_folder(root, number) / "run.json")
-    fields: dict[str, Any] = {
-        key: tuple(v) if isinstance(v, list) else v for key, v in run["stage"].items()
-    }
-    return Stage(**fields), ml_collections.ConfigDict(run["config"])
-
-
-def existing_stages(root: Path) -> list[Stage]:
-    """Stages of a working directory that have a checkpoint, in order."""
-    numbers = sorted(
-        int(p.name.split("_")[1]) for p in root.glob("stage_*") if (p / "run.json").exists()
-    )
-    saved = [n for n in numbers if latest_step(stage_folder(root, n) / "checkpoints") is not None]
-    return [read_run(root, n)[0] for n in saved]

@@ -1,8 +1,4 @@
-"""What a stage is made from, as a record of JSON values: what may change in it, and what has.
-
-A record holds the stage's row, the config, a digest of its data, and the records it was made from. For
-people, W/commands.txt has the commands beside it.
-"""
+"""The history of a working directory for people: its commands, and the commit of this program."""
 
 from __future__ import annotations
 
@@ -15,32 +11,35 @@ _COMMANDS = "commands.txt"
 
 
 def record_command(root: Path, command: str) -> None:
-    """Add a command to those that made the working directory, unless it was the last one already."""
+    """Append a command to W/commands.txt, unless it is the last one already.
+
+    All processes must call this, because they may see different files; process 0 writes.
+    """
 
     def write() -> None:
         before = commands(root)
         if before[-1:] != [command]:
-            content = "".join(f"{line}\n" for line in [*before, command])
-            files.replace(root / _COMMANDS, lambda file: file.write(content.encode()))
+            lines = [*before, command]
+            files.write_text(root / _COMMANDS, "".join(f"{line}\n" for line in lines))
 
-    agreement.on_main(write)  # which all must call: what a file says now may differ by process
+    agreement.on_main(write)
 
 
 def commands(root: Path) -> list[str]:
-    """The commands that trained the stages of a working directory, in order, as far as recorded."""
+    """The recorded commands that trained the stages of a working directory, in order."""
     path = root / _COMMANDS
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def commit() -> str:
-    """The commit of this program, with "-changed" if files differ from it; empty where git has none."""
+    """The commit of this program, with "-changed" if files differ from it; empty if git has none."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not another project's environment
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # fails in another project
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "--short=10", "HEAD") + "-changed" * bool(changed)
     except (OSError, subprocess.CalledProcessError):

@@ -1,4 +1,4 @@
-"""Metrics on disk and progress on the screen."""
+"""metrics.jsonl: one JSON line for each logged step of a stage, and one for each event."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from fqs_jax.runtime import files, processes
 
 
 class MetricsFile:
-    """JSON lines, one a logged step. A resumed run drops the rows after the step it resumes from.
-    Of several processes the first one writes.
+    """The metrics file of a stage, open for appending. Only process 0 writes.
 
     Values that depend on the machine stand under "time"; all else is a function of config, seed and
     data.
+
+    Args:
+      first_step: the step that the stage resumes from. Rows after it are dropped; 0 drops all.
+      tokens_per_step: for tokens per second.
     """
 
     def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
         if processes.is_main():
-            kept = (
-                [line for line in _lines(path) if json.loads(line)["step"] <= first_step]
-                if first_step
-                else []
-            )
-            content = "".join(f"{line}\n" for line in kept).encode()
-            files.replace(path, lambda file: file.write(content))
+            before = _lines(path) if first_step else []
+            valid = [f"{line}\n" for line in before if json.loads(line)["step"] <= first_step]
+            files.write_text(path, "".join(valid))
         else:
             path = Path(os.devnull)
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
-        self._file = path.open("a")
+        self._file = path.open("a", buffering=1)  # a kill loses no row
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -46,11 +45,11 @@ class MetricsFile:
         self._file.close()
 
     def event(self, name: str, **fields: Any) -> None:
-        """A row that is no step's metrics."""
+        """Write a row that holds no metrics of a step."""
         self._write({"event": name, **fields})
 
     def start_clock(self) -> None:
-        """Steps are timed from now on."""
+        """Time steps from now on."""
         self._clock = time.perf_counter()
 
     def step(self, step: int, values: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -67,32 +66,33 @@ class MetricsFile:
         return row
 
     def flush(self) -> None:
-        """Everything so far is on disk afterwards."""
-        self._file.flush()
+        """Wait until everything so far survives a power cut."""
+        if processes.is_main():
+            os.fsync(self._file.fileno())
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The metric rows of a stage, without events."""
+    """The metric rows of a stage in order, without events; none if the file does not exist."""
     return [row for row in map(json.loads, _lines(path)) if "event" not in row]
 
 
 def read_events(path: Path, name: str) -> list[dict[str, Any]]:
-    """The rows of one event of a stage."""
+    """The rows of a stage's events that have this name, in order."""
     return [row for row in map(json.loads, _lines(path)) if row.get("event") == name]
 
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines of a file; a last line cut by a kill is dropped."""
+    """The whole lines of a file. A last line that a kill has cut is dropped."""
     if not path.exists():
         return []
     return [line for line in path.read_text().split("\n")[:-1] if line]
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as JSON has them; NaN and infinities as strings, which JSON lacks."""
+    """A number as Python has it; NaN and infinities, which JSON lacks, as strings."""
     if isinstance(value, jax.Array | np.generic | np.ndarray):
         value = np.asarray(value).item()
     if isinstance(value, float) and not math.isfinite(value):

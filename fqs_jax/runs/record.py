@@ -1,4 +1,8 @@
-"""The record of what a stage is made from, kept beside its checkpoints as run.json."""
+"""run.json beside the checkpoints of a stage: the record of everything that the stage is made from.
+
+A record holds the stage's row, the config, a digest of the data, and for each stage that it starts from
+or is taught by that stage's step and a hash of its record.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
 from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.files import flat
 
-# Fields that may change between two starts of the same stage.
+# Fields, in any section of the config, that may change between two starts of the same stage.
 HARMLESS = (
     "steps",
     "log_every",
@@ -25,7 +29,7 @@ HARMLESS = (
     "checkpoint_minutes",
     "keep_checkpoints",
     "max_bad_steps",
-    # How a step is computed; its result is the same up to rounding.
+    # These change the way a step is computed, and its result only by rounding.
     "microbatches",
     "remat",
     "vocab_chunk",
@@ -41,13 +45,15 @@ HARMLESS = (
 def write(
     root: Path, config: ml_collections.ConfigDict, stage: Stage, data_digest: str = ""
 ) -> None:
-    """Save what a stage is made from beside its checkpoints; on a later start compare with it.
+    """Write the record of a stage; on a later start, compare with it first.
 
-    That is its row, the config, its data, and the stages it starts from and is taught by, each with
-    its step and what it was made from in turn.
+    All processes must call this; process 0 writes.
+
+    Args:
+      data_digest: a hash of the training rows.
 
     Raises:
-      UserError: the stage was begun from something else.
+      UserError: the stage was begun from something else, or the processes have different records.
     """
     folder = stage_folder(root, stage.number)
     path = folder / "run.json"
@@ -74,13 +80,21 @@ def write(
 def _compare(
     root: Path, config: ml_collections.ConfigDict, stage: Stage, step: int, run: dict[str, Any]
 ) -> None:
-    """Refuse a stage, begun and saved at `step`, that would go on from something else."""
+    """Refuse to resume a stage that was begun from something else, or that other stages need as it is.
+
+    Args:
+      step: its newest saved step.
+      run: its record as of now.
+
+    Raises:
+      UserError: it is refused.
+    """
     folder = stage_folder(root, stage.number)
-    # How long a stage is matters to its own learning rate if that decays to its last step.
+    # If the learning rate decays to the last step, the number of steps changes every step's rate.
     decays = config.optimizer.decay_steps == 0 and step < stage.steps
     ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
     if changed := change(files.read_json(folder / "run.json"), run, ignored):
-        if changed.startswith("data="):  # hashes, which tell nobody anything
+        if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"
         raise UserError(
             f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
@@ -88,13 +102,13 @@ def _compare(
         )
     if step < stage.steps and (child := _made_from(root, stage.number, step)):
         raise UserError(
-            f"{stage} would go on from step {step} to {stage.steps}, but stage {child} was made from it "
-            f"as it is; use another --workdir, or remove {stage_folder(root, child)} first"
+            f"{stage} would resume at step {step} and train to {stage.steps}, but stage {child} was made "
+            f"from step {step}; use another --workdir, or remove {stage_folder(root, child)} first"
         )
 
 
 def _made_from(root: Path, number: int, step: int) -> int | None:
-    """A stage that was made from this step of a stage, if there is one."""
+    """The number of a stage that was made from this step of a stage; None if there is none."""
     for child in existing_stages(root):
         run = files.read_json(stage_folder(root, child.number) / "run.json")
         if run["made_from"].get(str(number), {}).get("step") == step:
@@ -103,15 +117,17 @@ def _made_from(root: Path, number: int, step: int) -> int | None:
 
 
 def origin_of(root: Path, number: int) -> dict[str, Any]:
-    """Which checkpoint of a stage there is now, and what it was made from. All processes must ask."""
-    folder = stage_folder(root, number)
-    run = folder / "run.json"
-    made_from = digest(files.read_json(run)) if run.exists() else None
-    return {"step": saved_step(root, number), "lineage": made_from}
+    """The newest step of a stage and a hash of its record: an entry of `made_from` in other records.
+
+    All processes must call this.
+    """
+    path = stage_folder(root, number) / "run.json"
+    lineage = digest(files.read_json(path)) if path.exists() else None
+    return {"step": saved_step(root, number), "lineage": lineage}
 
 
 def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
-    """The config without the rows of stages; the stage's own row is saved beside it.
+    """The config without the rows of all stages; the stage's own row is saved beside it.
 
     Sections such as `distill` are left out of the records of other stages, so that several students can
     be trained from the same teacher.
@@ -125,19 +141,24 @@ def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]
 
 
 def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
-    """Whether a field, by its dotted path, may change."""
+    """True if the field with this dotted path may change."""
     return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
 
 
 def digest(run: dict[str, Any]) -> str:
-    """A hash of what a stage is made from, without the fields that may change."""
-    kept = {key: value for key, value in flat(run).items() if not _is_harmless(key)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    """A hash of a record, without the fields that may change: 16 hexadecimal digits."""
+    fields = flatten_dict(run, sep=".").items()
+    fixed = {key: value for key, value in fields if not _is_harmless(key)}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...] = ()) -> str:
-    """The first field that differs, with both values; empty if none does."""
-    flat_before, flat_now = flat(before), flat(now)
+    """The first field that differs between two records, with both values; empty if none does.
+
+    Args:
+      ignored: names of fields that may differ, besides those of the mesh.
+    """
+    flat_before, flat_now = flatten_dict(before, sep="."), flatten_dict(now, sep=".")
     for key in flat_now | flat_before:
         old, new = flat_before.get(key), flat_now.get(key)
         if old != new and not _is_harmless(key, ignored):

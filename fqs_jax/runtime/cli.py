@@ -1,4 +1,4 @@
-"""What all command lines share: errors in one line, and JAX set up the same way."""
+"""The frame of every command-line program: one-line errors, exit codes, and the set-up of JAX."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from fqs_jax.runtime import files, processes, sharding
+from fqs_jax.runtime import files, orbax_errors, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 
-CACHE = files.DEFAULT / "jax"
-MAX_SEED = 2**32 - 1  # all that a JAX key takes
+CACHE = files.CACHE / "jax"
+MAX_SEED = 2**32 - 1  # the largest that a JAX key takes
 
 
 def run(
@@ -28,14 +28,15 @@ def run(
     """Run an absl program. Exit code 2 on bad input, 128 + signal when interrupted.
 
     Args:
-      define_flags: defines flags that cannot be defined at import, since that reads the command line.
-      arguments: how many the program takes at most that are no flags.
+      define_flags: defines flags whose definition reads the command line, so not at import.
+      arguments: the largest number of arguments that are not flags.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 + arguments:
             _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every save, JAX whom it meets
+        logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
+        orbax_errors.silence()
         try:
             processes.initialize_from_flags()
             keep_programs()
@@ -67,7 +68,7 @@ def run(
 
 
 def require(**values: object) -> None:
-    """Flags that must be given.
+    """Require values of flags.
 
     Raises:
       UserError: names the first one missing.
@@ -78,17 +79,18 @@ def require(**values: object) -> None:
 
 
 def define_device_flags() -> None:
-    """How many devices a loaded model is spread over, for `mesh_from_flags`."""
+    """Define the flags of `mesh_from_flags`."""
     flags.DEFINE_integer("fsdp", 1, "Devices that share parameters and rows.", 1)
     flags.DEFINE_integer("tensor", 1, "Devices that share heads and vocabulary.", 1)
 
 
 def mesh_from_flags() -> jax.sharding.Mesh:
+    """The devices of this process that --fsdp and --tensor request for a loaded model."""
     return sharding.local_mesh(flags.FLAGS.fsdp, flags.FLAGS.tensor)
 
 
 def command_line(module: str, **flags_by_name: object) -> str:
-    """A command as a user would type it, without the flags that are empty."""
+    """A command for a shell, without the flags that are empty."""
     words = [
         f"--{name}" if value is True else f"--{name}={value}"
         for name, value in flags_by_name.items()
@@ -100,11 +102,11 @@ def command_line(module: str, **flags_by_name: object) -> str:
 def config_overrides(
     words: Sequence[str] | None = None, known: flags.FlagValues = flags.FLAGS
 ) -> list[str]:
-    """Overrides of the config's fields on the command line, each in one word, `--config.field=value`.
+    """The overrides of config fields on the command line, each as one word, `--config.field=value`.
 
     Args:
-      words: of the command line, without the program; None = this program's.
-      known: flags that have read it. They tell a field that takes the next word from one that is bool.
+      words: a command line without the program; None = this program's.
+      known: flags that have parsed it. They distinguish a field that takes the next word from a bool.
     """
     left = iter(sys.argv[1:] if words is None else words)
     found = []
@@ -112,18 +114,18 @@ def config_overrides(
         name = re.fullmatch(r"--?((?:no)?config\..+)", word, re.DOTALL)
         if not name:
             continue
-        alone = "=" in name[1] or name[1] not in known or known[name[1]].boolean
-        found.append(f"--{name[1]}" if alone else f"--{name[1]}={next(left, '')}")
+        is_complete = "=" in name[1] or name[1] not in known or known[name[1]].boolean
+        found.append(f"--{name[1]}" if is_complete else f"--{name[1]}={next(left, '')}")
     return found
 
 
 def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
-    """absl's parser, with its complaints in one line."""
+    """Parse flags with absl, and exit with its errors in one line."""
     try:
         define_flags()
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            flags.FLAGS.config.get("seed")  # a file that is missing shows itself at the first use
+            flags.FLAGS.config.get("seed")  # a missing file is an error at the first use
         return rest
     except flags.Error as error:
         lines = str(error).strip().splitlines()
@@ -134,25 +136,26 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
 
 
 def config_problem(error: Exception) -> str:
-    """One line about what reading a config or overriding its fields raised."""
+    """One line about an exception from reading a config or overriding its fields."""
     text = str(error)
     if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
         return f"the config has no field {meant[2]!r}; did you mean {meant[1]!r}?"
     name = re.fullmatch(r"\W*(\w+)\W*", text)
     if name and isinstance(error, AttributeError | KeyError):
         return f"the config has no field {name[1]!r}; see configs/common.py"
-    if isinstance(error, OSError):  # wrapped in the library's own words, the cause at the end
+    if isinstance(error, OSError):  # wrapped by the library, with the cause at the end
         reason = re.split(r"failure to load: |\[Errno \d+\] ", text)[-1]
         return f"cannot read the config: {reason.strip()}"
     return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
 
 
 def keep_programs() -> None:
-    """Programs that took a second to compile are kept in the user's cache folder.
+    """Cache programs that took a second to compile in the user's cache folder.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false keeps nothing.
-    Several processes need a folder that all of them share, so nothing is kept unless one is named:
-    process 0 alone writes there, and on GPUs one that loads a program does not tune it with the others.
+    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false disables the
+    cache. Several processes need a folder that all of them share, so there is no default for them:
+    only process 0 writes to it. If some hosts load a cached program while others compile and tune it
+    together on GPUs, they can deadlock.
     """
     named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if not named and not jax.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""The one exception type for mistakes a user can repair."""
+"""The exception type for mistakes that a user can repair."""
 
 
 class UserError(ValueError):

@@ -1,4 +1,8 @@
-"""JSON with readable errors, and files and folders that appear complete or not at all."""
+"""JSON with readable errors, and files and folders that appear complete or not at all.
+
+A file or folder gets its name by a rename, after its content has reached the disk. So neither a kill
+nor a power cut leaves a part of it under that name.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,8 @@ import numpy as np
 
 from fqs_jax.runtime.errors import UserError
 
-DEFAULT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
+# The user's folder for everything that can be made again.
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -37,9 +42,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears complete or not at all."""
-    data = json.dumps(value, indent=1).encode()
-    replace(path, lambda file: file.write(data))
+    """Write a JSON file; see `replace`."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; see `replace`."""
+    replace(path, lambda file: file.write(text.encode()))
 
 
 def nan_as_none(value: Any) -> Any:
@@ -49,6 +58,46 @@ def nan_as_none(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [nan_as_none(inner) for inner in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool = False) -> None:
+    """Write a file that appears complete or not at all; an existing file is replaced.
+
+    Once this returns, the new file survives a power cut. If it raises, the old one is untouched.
+
+    Args:
+      write: writes the content into an open file.
+      many_writers: several processes may write this file at the same time; the last one wins.
+    """
+    # With one writer the name is always the same: the next write overwrites what a kill has left.
+    unique = f".{uuid.uuid4().hex[:8]}" if many_writers else ""
+    temporary = path.with_name(f".{path.name}{unique}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def replace_array(path: Path, values: np.ndarray) -> None:
+    """Write a `.npy` file of the cache, and its folder; several processes may write the same file.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, lambda file: np.save(file, values, allow_pickle=False), many_writers=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -65,54 +114,24 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                with Path(folder, name).open("rb") as file:
+                    os.fsync(file.fileno())
+            _sync_folder(Path(folder))
         temporary.replace(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(out.parent)
 
 
-def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file that appears complete or not at all, in place of the one before; one writer at a time.
-
-    Args:
-      write: writes the content into an open file.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")  # what a kill leaves, the next writer overwrites
-    with temporary.open("wb") as file:
-        write(file)
-    temporary.replace(path)
-
-
-def replace_array(path: Path, values: np.ndarray) -> None:
-    """Write a `.npy` file that is there whole or not at all, whoever else writes it.
-
-    Raises:
-      UserError: the disk refuses.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by their dotted paths."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, on file systems that offer it."""
+    with contextlib.suppress(OSError):  # some network file systems refuse to open or sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,7 +1,11 @@
 """Stopping on request: Ctrl-C and SIGTERM set a flag that long work polls between steps.
 
-A TPU or SLURM preemption notice is a SIGTERM as well. Of several processes one may get the signal
-alone, so they ask one another before any of them stops.
+A TPU or SLURM preemption notice is a SIGTERM too. The signal may come to only one of several
+processes, so they agree before any of them stops.
+
+JAX's own `multihost_utils.reached_preemption_sync_point` does not do it: its service takes SIGTERM for
+itself, knows neither Ctrl-C nor a second signal, and is true at exactly one value of a step counter
+that all processes must count through from the start, which stages and work outside of steps do not.
 """
 
 from __future__ import annotations
@@ -24,17 +28,19 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):
-    """Raised where work stops on request, after its state is saved; `str` says how to go on."""
+    """Work stopped on request, after its state was saved; the message tells how to resume."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
         self.signum = signum
 
 
-class Wishes(NamedTuple):
-    """What the processes of a run want together.
+class Requests(NamedTuple):
+    """The requests of all processes of a run together.
 
-    signum: of the signal that came to any of them, else 0. save: whether any wants a checkpoint.
+    Attributes:
+      signum: number of the signal that came to any process, else 0.
+      save: true if any process requests a checkpoint.
     """
 
     signum: int
@@ -42,16 +48,16 @@ class Wishes(NamedTuple):
 
 
 class Interrupts:
-    """While active, the first signal sets `signum`; a second one raises KeyboardInterrupt at once.
+    """A context in which the first signal sets `signum`, and a second one stops at once.
 
-    Use as a context manager from the main thread; it turns that KeyboardInterrupt into Interrupted.
-    Enter it after `processes.initialize`, or JAX takes the signals for itself.
+    The second signal raises KeyboardInterrupt, which leaves the context as Interrupted. Enter it on the
+    main thread, after `processes.initialize`, because JAX would replace the signal handlers.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
-        self._asked: jax.Array | None = None
+        self._reduced: jax.Array | None = None  # the requests of one step ago, on their way
 
     def __enter__(self) -> Interrupts:
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
@@ -69,52 +75,58 @@ class Interrupts:
         self.signum = signum
         name = signal.Signals(signum).name
         note = f"\n{name}: finishing the step and saving; once more stops without saving\n"
-        os.write(2, note.encode())  # print is not safe here: the signal may have come inside one
+        os.write(
+            2, note.encode()
+        )  # print is not safe here: the signal may have interrupted a print
 
-    def wishes(self, save: bool = False) -> Wishes:
-        """What the processes want, the same answer in all of them; all must ask.
+    def requests(self, save: bool = False) -> Requests:
+        """The requests of all processes, the same on all of them; all must call this.
 
-        With several processes this waits for their devices: for use between long pieces of work.
+        With several processes this waits for their devices, so use it between long pieces of work.
+
+        Args:
+          save: this process requests a checkpoint.
         """
         own = (self.signum or 0, int(save))
         if jax.process_count() > 1:
             own = np.max(multihost_utils.process_allgather(np.array(own, np.int32)), axis=0)
-        return Wishes(int(own[0]), bool(own[1]))
+        return Requests(int(own[0]), bool(own[1]))
 
-    def wishes_of_last_step(self, save: bool = False) -> Wishes:
-        """As `wishes`, without waiting: the answer to what was asked a step ago, for use at every step.
+    def requests_of_last_step(self, save: bool = False) -> Requests:
+        """The `requests` of one step ago, without waiting, for use at every step.
 
-        The question travels behind the step under way. A single process has its answer at once.
+        The all-reduce is queued behind the running step, so nothing waits. With one process the answer
+        is immediate.
         """
         if jax.process_count() == 1:
-            return self.wishes(save)
-        answer = Wishes(0, False)
-        if self._asked is not None:
-            signum, saves = np.asarray(self._asked)
-            answer = Wishes(int(signum), bool(saves))
-        self._asked = processes.settled(_highest(np.array((self.signum or 0, save), np.int32)))
+            return self.requests(save)
+        answer = Requests(0, False)
+        if self._reduced is not None:
+            signum, saves = np.asarray(self._reduced)
+            answer = Requests(int(signum), bool(saves))
+        self._reduced = processes.settled(_highest(np.array((self.signum or 0, save), np.int32)))
         return answer
 
     def forget_last_step(self) -> None:
-        """Before the first step of another loop: what was asked in the one before is answered."""
-        self._asked = None
+        """Drop the requests of the last step of another loop, which has dealt with them."""
+        self._reduced = None
 
     def check(self, message: str) -> None:
-        """Raise Interrupted with the message if a signal came to any process."""
-        if signum := self.wishes().signum:
+        """Raise Interrupted with this message if a signal came to any process; all must call this."""
+        if signum := self.requests().signum:
             raise Interrupted(message, signum)
 
 
 def _highest(own: np.ndarray) -> jax.Array:
-    """The highest value of any process, elementwise, on the devices; does not wait for them."""
-    spread, maximum = _everyone()
+    """The elementwise maximum over all processes, on the devices; does not wait for them."""
+    spread, maximum = _reduction()
     shape = (spread.num_devices, *own.shape)
     return maximum(jax.make_array_from_callback(shape, spread, lambda _: own[None]))
 
 
 @functools.cache
-def _everyone() -> tuple[jax.sharding.NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """A row for every device, and the maximum over them, on all of them."""
+def _reduction() -> tuple[jax.sharding.NamedSharding, Callable[[jax.Array], jax.Array]]:
+    """A sharding with one row per device, and the jitted maximum over rows, replicated."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
     spread, whole = (
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))

@@ -1,6 +1,6 @@
-"""Runs of several processes: find out whether this is one, count who came, and join.
+"""Runs of several processes: detect one, wait for all its processes, join, and leave.
 
-`jax.distributed` does the work. It is told here what it needs, after a roll call.
+`jax.distributed` does the work, after a roll call.
 """
 
 from __future__ import annotations
@@ -21,26 +21,30 @@ from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
 T = TypeVar("T")
 
 TIMEOUT = 300.0  # seconds, as in jax.distributed.initialize
-_LEAVE = 5.0  # seconds that a process which failed waits for the others to fail as well
+_LEAVE = 5.0  # seconds for which a failed process waits for the others to fail too
 
 _process_id = 0
 
 
+class _DetectionMissing(Exception):
+    """JAX's private detection of clusters is not where it was in the versions that setup.cfg allows."""
+
+
 def define_flags() -> None:
     """The flags of a run of several processes; `initialize_from_flags` reads them."""
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no cluster tells it.")
-    flags.DEFINE_integer("num_processes", None, "Processes of this run.", lower_bound=1)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no cluster defines it.")
+    flags.DEFINE_integer("num_processes", None, "Number of processes of this run.", lower_bound=1)
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", lower_bound=0)
     flags.DEFINE_integer(
-        "expect_processes", None, "Do not start with more or fewer.", lower_bound=1
+        "expect_processes", None, "Refuse to start with more or fewer.", lower_bound=1
     )
     flags.DEFINE_float(
-        "processes_timeout", TIMEOUT, "Seconds in which all must have come.", lower_bound=0.1
+        "processes_timeout", TIMEOUT, "Seconds to wait for all processes.", lower_bound=0.1
     )
 
 
 def initialize_from_flags() -> None:
-    """`initialize`, in programs that called `define_flags`; nothing in others."""
+    """Call `initialize` in programs that called `define_flags`; do nothing in others."""
     if "expect_processes" in flags.FLAGS:
         initialize(
             flags.FLAGS.expect_processes,
@@ -61,17 +65,19 @@ def initialize(
 ) -> None:
     """Join the other processes of this run, if there are any. Call it before JAX is first used.
 
-    A run has several processes when the last three arguments say so, or when JAX finds itself on a
-    TPU slice, under SLURM or Open MPI, or in an indexed Kubernetes job with more than one. Anything
-    else is a single process, which waits for nobody.
+    A run has several processes if `coordinator`, `num_processes` and `process_id` are given, or if JAX
+    detects more than one on a TPU slice, under SLURM or Open MPI, or in an indexed Kubernetes job.
+    Anything else is a single process, which waits for nobody.
 
-    Of several processes only number 0 keeps its stdout, for results. What native libraries write to
+    With several processes, only process 0 keeps its stdout, for results. Native libraries' output to
     stdout is dropped (Gloo greets each peer there), or goes to stderr if NCCL_DEBUG is set.
 
     Args:
-      expected: how many processes there should be.
+      expected: the number of processes to insist on.
       coordinator: HOST:PORT of process 0.
-      timeout: seconds in which all processes must have come.
+      num_processes: the number of processes of this run.
+      process_id: the number of this process, from 0.
+      timeout: seconds to wait for all processes.
 
     Raises:
       UserError: there are more or fewer processes than expected, one did not come in time or came
@@ -93,7 +99,7 @@ def initialize(
     roll_call(cluster, timeout)
     _process_id = cluster.process_id
     _keep_stdout_for_results()
-    # It would take SIGTERM for itself, which runtime/interrupts.py handles.
+    # The service would take SIGTERM for itself; see runtime/interrupts.py.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         cluster.coordinator,
@@ -106,15 +112,15 @@ def initialize(
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, and writes what is written once."""
+    """True on process 0, which prints, and writes the files that are written once."""
     return _process_id == 0
 
 
 def settled(tree: T) -> T:
-    """The tree, on CPUs of several processes when its arrays are there.
+    """The same tree; on CPUs of several processes, only after its arrays are computed.
 
-    Programs under way together there can wait for one another in Gloo's collectives for ever.
-    Accelerators run them in the order in which they were given.
+    There, two programs that run at the same time can deadlock in Gloo's collectives. Accelerators run
+    programs in the order of their launch.
     """
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
         jax.block_until_ready(tree)
@@ -122,10 +128,10 @@ def settled(tree: T) -> T:
 
 
 def leave(code: int) -> None:
-    """Exit, without waiting long for processes that may never get here.
+    """Exit with this code, without waiting long for processes that may never exit.
 
-    At a normal exit JAX waits minutes for all processes. When one failed alone, the others wait
-    for it in a collective, and would not learn before that it is gone.
+    JAX's normal exit waits minutes for every process. If one fails, the others hang in a collective and
+    do not learn of it until that wait is over.
     """
     if jax.distributed.is_initialized():
         sys.stdout.flush()
@@ -144,7 +150,12 @@ def _find(
     process_id: int | None,
     timeout: float,
 ) -> Cluster | None:
-    """The run that this process belongs to; None if it is on its own."""
+    """The run that this process belongs to; None if it is a single process.
+
+    Raises:
+      UserError: the arguments are incomplete or inconsistent, or several processes are expected and no
+        cluster is found.
+    """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     device_ids: Sequence[int] | None = None
     if None in (coordinator, num_processes, process_id):
@@ -152,9 +163,11 @@ def _find(
             coordinator, num_processes, process_id, device_ids = _detect(
                 coordinator, num_processes, process_id, timeout
             )
-        except Exception as error:  # whatever the library of a cluster raises
+        except Exception as error:  # libraries of clusters raise anything
             if expected not in (None, 1) or num_processes not in (None, 1):
                 raise UserError(f"cannot find out who else is in this run: {error}") from error
+            if isinstance(error, _DetectionMissing):
+                print(f"note: this is a single process; {error}", file=sys.stderr, flush=True)
     if num_processes == 1 or (coordinator is None and num_processes is None and process_id is None):
         return None
     if coordinator is None or num_processes is None or process_id is None:
@@ -175,21 +188,33 @@ def _find(
 def _detect(
     coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: float
 ) -> tuple[str | None, int | None, int | None, Sequence[int] | None]:
-    """What JAX detects. Its public door connects before it says how many processes there are."""
-    from jax._src import clusters
+    """The coordinator, number of processes, own number and devices that JAX detects; None if unknown.
 
+    This needs a private function of JAX: the public one connects to the coordinator before it returns
+    the number of processes, and so before the roll call.
+
+    Raises:
+      _DetectionMissing: this version of JAX has no such function.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        detect = ClusterEnv.auto_detect_unset_distributed_params
+    except (ImportError, AttributeError) as error:
+        raise _DetectionMissing(
+            f"JAX {jax.__version__} has moved its detection of clusters ({error}): give --coordinator, "
+            "--num_processes and --process_id, or install a version of JAX that setup.cfg allows"
+        ) from error
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in any pod: the Kubernetes client is not installed
-        found = clusters.ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, num_processes, process_id, None, None, max(1, round(timeout))
-        )
-    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # the user's choice, which JAX reads itself
+        warnings.simplefilter("ignore")  # in every pod, that the Kubernetes client is not installed
+        found = detect(coordinator, num_processes, process_id, None, None, max(1, round(timeout)))
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):  # JAX reads the user's choice itself
         return (*found[:3], None)
     return found
 
 
 def _warn_of_stale_slices() -> None:
-    """The TPU runtime reads these variables too, and waits for a coordinator that is gone."""
+    """Warn a single process of variables that make the TPU runtime wait for a coordinator."""
     if (
         os.environ.get("MEGASCALE_COORDINATOR_ADDRESS")
         and os.environ.get("MEGASCALE_NUM_SLICES") != "1"
@@ -198,6 +223,7 @@ def _warn_of_stale_slices() -> None:
 
 
 def _keep_stdout_for_results() -> None:
+    """Send Python's stdout of process 0 to the old descriptor 1, and everything else nowhere."""
     sys.stdout.flush()
     results = os.dup(1) if is_main() else os.open(os.devnull, os.O_WRONLY)
     sys.stdout = os.fdopen(results, "w", buffering=1)

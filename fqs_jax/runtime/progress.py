@@ -1,4 +1,4 @@
-"""Progress bars with an estimated time of arrival, silent where nobody watches."""
+"""Progress bars with the estimated time left; lines of text if there is no terminal."""
 
 from __future__ import annotations
 
@@ -18,16 +18,24 @@ from rich.progress import Progress as RichProgress
 
 from fqs_jax.runtime import processes
 
-QUIET_SECONDS = 15.0  # between lines where there is no terminal to draw a bar on
+QUIET_SECONDS = 15.0  # between lines, if there is no terminal for a bar
 
 
 class Progress:
-    """A progress bar with the time left; a line now and then where the output is no terminal."""
+    """A progress bar on stderr, or a line every QUIET_SECONDS if stderr is no terminal.
+
+    Only process 0 shows it.
+
+    Args:
+      label: the name of the work.
+      first: units of work that are done already.
+      total: all units of work.
+    """
 
     def __init__(self, label: str, first: int, total: int):
         self._label, self._first, self._total, self._done = label, first, total, first
-        self._started = self._spoke = time.monotonic()
-        self._said, self._note = first, ""
+        self._started = self._printed_at = time.monotonic()
+        self._printed, self._note = first, ""
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -49,28 +57,35 @@ class Progress:
         self.close()
 
     def close(self) -> None:
+        """Remove the bar, or print the last line if it is not printed yet."""
         self._bar.stop()
-        if self._bar.disable and self._done > self._said and not self._quiet:
-            self._say()
+        if self._bar.disable and self._done > self._printed and not self._quiet:
+            self._print()
 
     def show(self, row: dict[str, Any]) -> None:
-        """Put a row's loss beside the bar."""
+        """Show the losses in a row of metrics beside the bar."""
         names = [name for name in ("nll_base", "nll_mixed") if name in row]
         self._note = " ".join(f"{name} {row[name]:.3f}" for name in names)
         self._bar.update(self._task, note=self._note)
 
     def advance(self) -> None:
+        """Count one unit of work."""
         self.advance_to(self._done + 1)
 
     def advance_to(self, done: int, total: int | None = None) -> None:
+        """Set the units of work that are done and, if given, all of them."""
         self._done, self._total = done, total or self._total
         self._bar.update(self._task, completed=done, total=self._total)
-        if self._bar.disable and not self._quiet and time.monotonic() - self._spoke > QUIET_SECONDS:
-            self._say()
+        if (
+            self._bar.disable
+            and not self._quiet
+            and time.monotonic() - self._printed_at > QUIET_SECONDS
+        ):
+            self._print()
 
-    def _say(self) -> None:
-        self._spoke, self._said = time.monotonic(), self._done
-        elapsed = self._spoke - self._started
+    def _print(self) -> None:
+        self._printed_at, self._printed = time.monotonic(), self._done
+        elapsed = self._printed_at - self._started
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
         line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip()

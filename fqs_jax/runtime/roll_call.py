@@ -1,8 +1,9 @@
-"""Count the processes of a run before anything else starts.
+"""A roll call: all processes of a run meet before anything else starts.
 
-With a process missing, `jax.distributed.initialize` waits for minutes and then aborts with a C++ stack
-trace that names nobody. So every process first calls in at the coordinator's address, and all of them
-learn the outcome: go, or one sentence.
+If a process is missing, `jax.distributed.initialize` waits for minutes and then ends the process from
+C++ with SIGABRT (JAX 0.10.2, with jax_enable_recoverability too), so Python has nothing to catch, and
+the stack trace names nobody. Therefore every process first connects to the coordinator's address, and
+process 0 answers all of them: go, or an error message.
 """
 
 from __future__ import annotations
@@ -11,45 +12,54 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fqs_jax.runtime import waiting
 from fqs_jax.runtime.errors import UserError
 
 _GO = "go"
 _NAME = "fqs_jax"
-_PATIENCE = 5.0  # seconds: for a caller's hello; and longer that callers wait, so that process 0 speaks first
-_TAKEN = 30.0  # seconds in which the process before a restart should have let go of the port
+# Seconds for a caller's first message. Callers also wait that much longer than process 0, whose answer
+# then comes before their own timeout.
+_PATIENCE = 5.0
+_TAKEN = 30.0  # seconds for the process before a restart to free the port
 
 
 @dataclass(frozen=True)
 class Cluster:
     """One run of several processes, as seen by one of them.
 
-    local_device_ids: the devices of this host that this process drives; None for all of them.
+    Attributes:
+      coordinator: HOST:PORT of process 0.
+      local_device_ids: the devices of this host that this process drives; None for all of them.
     """
 
-    coordinator: str  # host:port of process 0
+    coordinator: str
     num_processes: int
     process_id: int
     local_device_ids: tuple[int, ...] | None = None
 
     @property
     def host(self) -> str:
+        """The coordinator's host, without the brackets of an IPv6 address."""
         return self.coordinator.rpartition(":")[0].strip("[]")
 
     @property
     def port(self) -> int:
+        """The coordinator's port."""
         return int(self.coordinator.rpartition(":")[2])
 
 
 @dataclass(frozen=True)
 class _Caller:
+    """A process that has connected to process 0."""
+
     line: socket.socket
     process_id: int
     num_processes: int
 
     def hung_up(self) -> bool:
+        """True if the process has closed its connection."""
         self.line.setblocking(False)
         try:
             return self.line.recv(1, socket.MSG_PEEK) == b""
@@ -68,24 +78,22 @@ def roll_call(cluster: Cluster, timeout: float) -> None:
       timeout: in seconds.
 
     Raises:
-      UserError: in every process that came: who did not, or what is wrong with those who did.
+      UserError: some processes are missing, or contradict one another; raised in every process that
+        came.
     """
-    if cluster.process_id == 0:
-        problem = _hold(cluster, timeout)
-    else:
-        problem = _call_in(cluster, timeout)
-    if problem:
+    call = _receive if cluster.process_id == 0 else _connect
+    if problem := call(cluster, timeout):
         raise UserError(problem)
 
 
 def stale_slices() -> str:
-    """A hint at variables of an earlier multi-slice run: they add slices that are not there."""
+    """A hint at variables of an earlier multi-slice run, which add slices that do not exist; or ""."""
     names = sorted(name for name in os.environ if name.startswith("MEGASCALE_"))
     return f"; unset {', '.join(names)} unless this is a multi-slice run" if names else ""
 
 
-def _hold(cluster: Cluster, timeout: float) -> str | None:
-    """Process 0: wait for the others, and tell them the outcome."""
+def _receive(cluster: Cluster, timeout: float) -> str | None:
+    """Wait in process 0 for the others, and send them the outcome: None, or the problem."""
     callers: list[_Caller] = []
     problem = None
     with contextlib.ExitStack() as stack:
@@ -103,9 +111,9 @@ def _hold(cluster: Cluster, timeout: float) -> str | None:
             server.settimeout(left)
             with contextlib.suppress(TimeoutError):
                 line = stack.enter_context(server.accept()[0])
-                if caller := _hear(line):
+                if caller := _identify(line):
                     callers = [c for c in callers if not _succeeds(caller, c)]
-                    problem = _wrong(cluster, callers, caller)
+                    problem = _contradiction(cluster, callers, caller)
                     callers.append(caller)
         for caller in callers:
             with contextlib.suppress(OSError):
@@ -113,16 +121,16 @@ def _hold(cluster: Cluster, timeout: float) -> str | None:
     return problem
 
 
-def _call_in(cluster: Cluster, timeout: float) -> str | None:
-    """All others: tell process 0 that this one is here, and hear the outcome."""
+def _connect(cluster: Cluster, timeout: float) -> str | None:
+    """Report to process 0 from any other process, and receive the outcome: None, or the problem."""
     hello = f"{_NAME} {cluster.process_id} {cluster.num_processes}".encode()
     deadline = time.monotonic() + timeout + _PATIENCE
     answer = ""
-    for left in waiting.until(deadline):
-        with contextlib.suppress(OSError):  # not there yet, or its name not known yet
+    for left in _until(deadline):
+        with contextlib.suppress(OSError):  # it does not listen yet, or its name is not known yet
             with socket.create_connection((cluster.host, cluster.port), timeout=left) as line:
                 if line.getsockname() == line.getpeername():
-                    continue  # to itself: on one machine, TCP can meet its own port where nobody listens
+                    continue  # on one machine, TCP can connect a port to itself if nobody listens
                 line.sendall(hello)
                 line.settimeout(max(deadline - time.monotonic(), 0.1))
                 answer = b"".join(iter(lambda: line.recv(4096), b"")).decode(errors="replace")
@@ -130,22 +138,26 @@ def _call_in(cluster: Cluster, timeout: float) -> str | None:
             return None
         if answer and answer.isprintable():
             return answer
-    where = f"process 0 at {cluster.coordinator}"
-    if answer:  # in the words of JAX's own service
+    coordinator = f"process 0 at {cluster.coordinator}"
+    if answer:  # in the protocol of JAX's own service
         return (
-            f"{where} is in a run that does not wait for process {cluster.process_id}: stop what is left "
-            "of an earlier run, or the process that is one too many"
+            f"{coordinator} is in a run that does not wait for process {cluster.process_id}: stop what is "
+            "left of an earlier run, or the process that is one too many"
         )
     return (
-        f"{where} did not answer process {cluster.process_id} within {timeout:g} s: see whether it is "
+        f"{coordinator} did not answer process {cluster.process_id} within {timeout:g} s: see whether it is "
         f"running, the address is right, and the network lets that port through{stale_slices()}"
     )
 
 
 def _listen(port: int, timeout: float) -> socket.socket:
-    """The coordinator's port on all addresses, as JAX's own service after it."""
+    """A server on the coordinator's port and all addresses, as JAX's own service uses it afterwards.
+
+    Raises:
+      UserError: the port stays taken for `timeout` seconds.
+    """
     reason = ""
-    for _ in waiting.until(time.monotonic() + timeout):
+    for _ in _until(time.monotonic() + timeout):
         try:
             if socket.has_dualstack_ipv6():
                 return socket.create_server(
@@ -160,8 +172,15 @@ def _listen(port: int, timeout: float) -> socket.socket:
     )
 
 
-def _hear(line: socket.socket) -> _Caller | None:
-    """Who is calling; None for a stranger, like a port scan or a health check."""
+def _until(deadline: float) -> Iterator[float]:
+    """The seconds left to a moment of `time.monotonic`, every 0.3 s until there are none."""
+    while (left := deadline - time.monotonic()) > 0:
+        yield left
+        time.sleep(min(0.3, max(deadline - time.monotonic(), 0)))
+
+
+def _identify(line: socket.socket) -> _Caller | None:
+    """The process at the other end; None for a stranger, such as a port scan or a health check."""
     line.settimeout(_PATIENCE)
     try:
         name, process_id, num_processes = line.recv(64).decode().split()
@@ -171,11 +190,12 @@ def _hear(line: socket.socket) -> _Caller | None:
 
 
 def _succeeds(caller: _Caller, earlier: _Caller) -> bool:
-    """Whether the earlier caller is gone and this one is its restart."""
+    """True if the earlier caller is gone and this one is its restart."""
     return caller.process_id == earlier.process_id and earlier.hung_up()
 
 
-def _wrong(cluster: Cluster, callers: list[_Caller], caller: _Caller) -> str | None:
+def _contradiction(cluster: Cluster, callers: list[_Caller], caller: _Caller) -> str | None:
+    """The problem with a new caller; None if it fits the cluster and the callers before it."""
     if caller.num_processes != cluster.num_processes:
         return (
             f"process {caller.process_id} was started for {caller.num_processes} processes and process 0 for "
@@ -187,6 +207,7 @@ def _wrong(cluster: Cluster, callers: list[_Caller], caller: _Caller) -> str | N
 
 
 def _missing(cluster: Cluster, callers: list[_Caller], timeout: float) -> str:
+    """The problem that some processes did not come in time, with up to eight of their numbers."""
     came = {caller.process_id for caller in callers}
     absent = [i for i in range(1, cluster.num_processes) if i not in came]
     names = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")

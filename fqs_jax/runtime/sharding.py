@@ -1,12 +1,12 @@
-"""Where every array lies: one mesh with three named axes, one table from array axes to mesh axes.
+"""The placement of arrays: one mesh with three named axes, one table from array axes to mesh axes.
 
     data    copies of the parameters, each with rows of its own
-    fsdp    rows too, and the parameters and optimizer state cut along their width
-    tensor  heads, feed-forward and vocabulary
+    fsdp    shards rows too, and the width of the parameters and the optimizer state
+    tensor  shards heads, feed-forward and vocabulary
 
-The compiler follows from the placement of parameters and batch, and from `constrain` at a few
-activations; nothing else in the project mentions devices. (`jax.jit` with shardings is what `pjit`
-became.) Letters are those of the array names: `model/placement.py`, and the table in the README.
+The compiler derives all other placements from those of the parameters and the batch, and from
+`constrain` at a few activations; nothing else in the project mentions devices. (`pjit` is now `jax.jit`
+with shardings.) The letters are those of array names: see `model/placement.py` and the README.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from fqs_jax.runtime.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Array axis -> mesh axes, the first choice that divides its size and is not taken by an axis to the
-# left. So D is cut in parameters, and whole in activations, whose rows have taken fsdp.
+# Array axis -> mesh axes. The first choice is used that divides the size and is not used by an earlier
+# array axis. Hence D is sharded in parameters but replicated in activations, where B already uses fsdp.
 RULES: dict[str, tuple[tuple[str, ...], ...]] = {
     "B": (("data", "fsdp"), ("fsdp",), ("data",)),
     "D": (("fsdp",),),
@@ -40,8 +40,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """The mesh of a config's `mesh` section.
 
     Args:
-      sizes: how many devices along each of MESH_AXES; one of them may be -1, which takes what is left.
-      devices: None = all of this run, of all its processes.
+      sizes: the number of devices along each of MESH_AXES; one may be -1, which takes the rest.
+      devices: None = all devices of all processes of this run.
 
     Raises:
       UserError: the sizes do not multiply to the number of devices.
@@ -58,11 +58,11 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             "their product must be that number"
         )
     shape = [rest if size == -1 else size for size in shape]
-    # Only of TPUs: with GPUs every host counts as a slice, and fsdp may well lie across hosts.
+    # Only TPUs have slices; every GPU host would count as one, and fsdp may well span GPU hosts.
     is_tpu = devices[0].platform == "tpu"
     slices = len({getattr(d, "slice_index", 0) for d in devices}) if is_tpu else 1
     if slices > 1:
-        # Between slices the network is slow: only copies of the parameters (data) lie across it.
+        # The network between slices is slow, so only copies of the parameters (data) span slices.
         if shape[0] % slices:
             raise UserError(f"{text}: mesh.data must be a multiple of the {slices} slices")
         places = mesh_utils.create_hybrid_device_mesh(
@@ -82,7 +82,7 @@ def single_device() -> Mesh:
 
 
 def host_memory() -> Mesh:
-    """The mesh of the CPU, or of one device where JAX was told to leave the CPU alone."""
+    """The mesh of the CPU, or of one device if JAX has no CPU backend (JAX_PLATFORMS)."""
     try:
         devices = jax.local_devices(backend="cpu")
     except RuntimeError:
@@ -91,22 +91,26 @@ def host_memory() -> Mesh:
 
 
 def local_mesh(fsdp: int, tensor: int) -> Mesh:
-    """A mesh of some devices of this process.
+    """A mesh of fsdp * tensor devices of this process.
 
     Raises:
-      UserError: there are fewer.
+      UserError: the process has fewer devices.
     """
     devices = jax.local_devices()
     if fsdp * tensor > len(devices):
-        raise UserError(f"{fsdp * tensor} devices are asked for, there are {len(devices)} here")
+        raise UserError(
+            f"{fsdp * tensor} devices are requested, there are {len(devices)} here; "
+            "choose a smaller --fsdp or --tensor"
+        )
     return make_mesh({"data": 1, "fsdp": fsdp, "tensor": tensor}, devices[: fsdp * tensor])
 
 
 def spec(axes: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
-    """The table applied to one array: which mesh axes cut which of its axes.
+    """The placement of one array by RULES.
 
     Args:
-      axes: a letter an axis; "." and letters without a rule are whole.
+      axes: one letter per axis; "." and letters without a rule are not sharded.
+      shape: its size.
       mesh: a Mesh or an AbstractMesh.
     """
     taken: set[str] = set()
@@ -124,22 +128,29 @@ def spec(axes: Sequence[str], shape: Sequence[int], mesh: Any) -> PartitionSpec:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def rows(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
-    """Sharding of an array whose first axis is B and whose other axes are whole."""
+    """The sharding of an array whose first axis is B and whose other axes are not sharded."""
     return NamedSharding(mesh, spec("B" + "." * (len(shape) - 1), shape, mesh))
 
 
 def local_rows(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Which rows of a placed array this process holds, increasing."""
+    """The indices of the rows of a placed array that this process holds, increasing."""
     indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
     return np.unique([row for index in indices for row in range(*index[0].indices(leaf.shape[0]))])
 
 
 def from_local_rows(local: np.ndarray, rows: np.ndarray, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    """The global array of which each process has its `local_rows`."""
+    """The global array whose rows are spread over processes.
+
+    Args:
+      local: the rows that this process holds.
+      rows: their indices, from `local_rows`.
+      leaf: the shape and sharding of the global array.
+    """
 
     def piece(index: Any) -> np.ndarray:
         start, stop, _ = index[0].indices(leaf.shape[0])
@@ -150,10 +161,10 @@ def from_local_rows(local: np.ndarray, rows: np.ndarray, leaf: jax.ShapeDtypeStr
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:
-    """Inside a jitted function: `x`, placed as the table says. Without a mesh in scope, nothing.
+    """The same array, placed by RULES, inside a jitted function; unchanged without a mesh in scope.
 
     Args:
-      axes: letters separated by spaces, such as "B . V".
+      axes: one letter per axis, separated by spaces, such as "B . V".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -162,12 +173,12 @@ def constrain(x: jax.Array, axes: str) -> jax.Array:
 
 
 def row_groups(num_rows: int, mesh: Any) -> int:
-    """Into how many groups of devices the table deals out this many rows."""
+    """The number of groups of devices that RULES spreads this many rows over."""
     names = spec("B", (num_rows,), mesh)[0] or ()
     return math.prod(mesh.shape[name] for name in ([names] if isinstance(names, str) else names))
 
 
 def groups_of_rows(num_rows: int) -> int:
-    """`row_groups` of the mesh in scope; 1 without one."""
+    """The `row_groups` of the mesh in scope; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else row_groups(num_rows, mesh)

@@ -53,8 +53,7 @@ def write(
     content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
     missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
     files.write_json(root / f"{NAME}.json", content | {"missing_cells": missing})
-    text = markdown(table, notes).encode()
-    files.replace(root / f"{NAME}.md", lambda file: file.write(text))
+    files.write_text(root / f"{NAME}.md", markdown(table, notes))
     figure = draw(table)
     files.replace(root / f"{NAME}.png", functools.partial(figure.savefig, format="png"))
 

@@ -163,17 +163,17 @@ def _loop(
             saved.check()
             if done == stage.steps:
                 break
-            wishes = run.interrupts.wishes_of_last_step(save=_is_overdue(last_save, config))
+            requests = run.interrupts.requests_of_last_step(save=_is_overdue(last_save, config))
             # A request of one step ago may have been granted since.
-            overdue = wishes.save and done > saved_at + 1
-            if wishes.signum or overdue or done % config.checkpoint_every == 0:
+            overdue = requests.save and done > saved_at + 1
+            if requests.signum or overdue or done % config.checkpoint_every == 0:
                 save(done)
                 last_save, saved_at = time.monotonic(), done
-            if wishes.signum:
+            if requests.signum:
                 saved.wait()
                 bar.close()
                 message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
-                raise Interrupted(message, wishes.signum)
+                raise Interrupted(message, requests.signum)
         save(stage.steps)
 
 

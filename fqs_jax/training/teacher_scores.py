@@ -125,7 +125,7 @@ def _check_identity(folder: Path, identity: str) -> None:
         return
     for piece in folder.glob("batches_*.npy"):
         piece.unlink()
-    path.write_text(identity)
+    files.write_text(path, identity)
 
 
 def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None:

@@ -192,5 +192,5 @@ def test_a_mesh_changes_nothing(folder, plain):
     np.testing.assert_allclose(*answers, atol=1e-5)
     results = [generate(m, texts[:2], max_new_tokens=4) for m in (spread, plain)]
     assert results[0] == results[1]
-    with pytest.raises(UserError, match="16 devices are asked for, there are 8 here"):
+    with pytest.raises(UserError, match="16 devices are requested, there are 8 here"):
         sharding.local_mesh(4, 4)

@@ -39,7 +39,7 @@ def cut_all(step):
 
 
 def cut_arrays(step):
-    """Of what a full disk leaves, the worst: all is there but the numbers."""
+    """The worst that a full disk leaves: everything exists but the numbers."""
     for path in files(step / "params"):
         if path.parent.name == "d":
             path.write_bytes(path.read_bytes()[:10])
@@ -154,7 +154,7 @@ def test_a_given_step_is_refused_in_one_line(folder, harm, capfd):
         saved.restore(9, *abstract_state())
     message = str(refused.value)
     assert message.startswith(f"cannot restore step 9 of {folder}: ") and "\n" not in message
-    assert "train that stage again to go on from the one before it" in message
+    assert "train that stage again to resume from the checkpoint before it" in message
     assert latest_step(folder) == 9 and capfd.readouterr() == ("", "")
 
 

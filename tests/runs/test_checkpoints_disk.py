@@ -20,7 +20,7 @@ LONGEST_FILE = 2**16
 
 
 def big_state(step):
-    """What nearly fills half of the small disk, and cannot be compressed."""
+    """A state that nearly fills half of the small disk, and cannot be compressed."""
     return {"w": jax.random.bits(jax.random.key(step), (SIZE // 10,))}, {"count": jnp.int32(step)}
 
 

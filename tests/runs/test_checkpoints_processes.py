@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runtime import orbax_errors
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
@@ -71,7 +72,7 @@ def save(saved, step):
 
 
 def exchange(root):
-    """What one process saved is restored, and what both save is for one process to restore."""
+    """Two processes restore a checkpoint of one, and save one for a single process to restore."""
     with Checkpoints(root / "one") as saved:
         goes_on_from(saved, 9)
         assert_shards((saved.restore_params(6, sharded(state_at(0)[0])),), 6)
@@ -107,7 +108,7 @@ def fall_back(root):
 
 
 def differ(root):
-    """What process 1 may not read looks damaged to process 0: both refuse it, and it stays."""
+    """A checkpoint that only process 1 may not read is refused by both, and not renamed."""
     own, said = (
         (OSError(5, "Input/output error"), "process 1 cannot read its part; see its error"),
         (PermissionError(13, "Permission denied"), "cannot read step 9 of "),
@@ -150,6 +151,7 @@ def fail(root):
 
 def main():
     task, root, process, port = sys.argv[1:]
+    orbax_errors.silence()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(

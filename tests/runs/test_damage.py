@@ -141,6 +141,8 @@ def test_what_does_not_fit_is_named():
     assert damage.misfit(described, {"lm": {"w": abstract}}) is None
     other = jax.ShapeDtypeStruct((3, 5), jnp.float32)
     message = damage.misfit(described, {"lm": {"w": other}})
-    assert message == "lm/w has shape (3, 4) there, and (3, 5) is wanted"
-    assert damage.misfit(described, {"lm": {}}) == "lm/w is there, and is not wanted"
-    assert damage.misfit(described, {"lm": {"w": abstract, "v": abstract}}) == ("lm/v is not there")
+    assert message == "lm/w has shape (3, 4) in the checkpoint, but (3, 5) is expected"
+    assert damage.misfit(described, {"lm": {}}) == "lm/w is in the checkpoint, but not expected"
+    assert damage.misfit(described, {"lm": {"w": abstract, "v": abstract}}) == (
+        "lm/v is not in the checkpoint"
+    )

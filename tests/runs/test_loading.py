@@ -192,7 +192,7 @@ def test_load_of_stages(run):
 @pytest.mark.parametrize(
     "stage, message",
     [
-        (None, r"say which model with --stage=N, of 0 \(base\), 1 \(think-5-2\), 2"),
+        (None, r"choose a model with --stage=N, of 0 \(base\), 1 \(think-5-2\), 2"),
         ("3", r"no stage '3'; there are 0 \(base\)"),
         ("nothing", "no stage 'nothing'"),
     ],

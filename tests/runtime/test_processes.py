@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+from jax._src import clusters
 
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
@@ -23,8 +24,7 @@ import json, sys
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from fqs_jax import cli, distributed
-from fqs_jax.errors import UserError
+from fqs_jax.runtime import cli, processes
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -64,7 +64,7 @@ def members(count: int, *ids: int, port: int | None = None) -> list[Cluster]:
 
 
 def call(clusters: list[Cluster], timeout: float) -> list[str]:
-    """What each process is told; empty for go."""
+    """The answer to each process; empty for go."""
     told = [""] * len(clusters)
 
     def one(index: int) -> None:
@@ -205,6 +205,21 @@ def test_slurm_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_single_slurm_task_keeps_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm(monkeypatch, tasks=1)
     processes_lib.initialize(expected=1)
+
+
+def test_a_jax_that_detects_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single process goes on with a note; several are refused, unless their flags say it all."""
+    slurm(monkeypatch, tasks=2)
+    monkeypatch.delattr(clusters.ClusterEnv, "auto_detect_unset_distributed_params")
+    with pytest.raises(UserError, match=r"JAX \d.* has moved its detection.*give --coordinator"):
+        processes_lib.initialize(expected=2)
+    assert capsys.readouterr().err == ""
+    processes_lib.initialize()
+    note = capsys.readouterr().err
+    assert note.startswith("note: this is a single process; JAX ") and note.count("\n") == 1
+    assert processes_lib._find(None, "a:1", 2, 1, timeout=1) == Cluster("a:1", 2, 1)
 
 
 def test_two_processes() -> None:

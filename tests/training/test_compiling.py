@@ -16,7 +16,7 @@ import pytest
 from fqs_jax.curriculum import resolve
 from fqs_jax.runs import source
 from fqs_jax.runtime import cli, files, sharding
-from fqs_jax.runtime.interrupts import Interrupts, Wishes
+from fqs_jax.runtime.interrupts import Interrupts, Requests
 from fqs_jax.training import loop, start
 from tests.tiny_runs import clock_config
 
@@ -42,9 +42,9 @@ class Watching(Interrupts):
         self.compiled = compiled
         self.counts: list[int] = []
 
-    def wishes_of_last_step(self, save: bool = False) -> Wishes:
+    def requests_of_last_step(self, save: bool = False) -> Requests:
         self.counts.append(len(self.compiled.names))
-        return super().wishes_of_last_step(save)
+        return super().requests_of_last_step(save)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the user's cache folder, or where JAX was told to keep them."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    assert cli.CACHE == files.DEFAULT / "jax"
+    assert cli.CACHE == files.CACHE / "jax"
     try:
         for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)

@@ -91,7 +91,7 @@ def command(place, name):
 
 
 def saved(root):
-    """How far a run is: the newest step of each stage, and the pieces of teacher scores."""
+    """The progress of a run: the newest step of each stage, and the number of pieces of teacher scores."""
     folders = [root / f"stage_{number}" / "checkpoints" for number in range(4)]
     steps = [folders_lib.latest_step(folder) or 0 for folder in folders]
     return [*steps, len(list(root.glob("stage_3/teacher/*.npy")))]

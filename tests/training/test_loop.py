@@ -61,7 +61,7 @@ def checkpoint(root, config, number):
     model = source.read_model(folders.source_folder(root), config)
     state = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
     with checkpoints.Checkpoints(folder / "checkpoints") as saved:
-        step = saved.latest()
+        step = folders.latest_step(folder / "checkpoints")
         restored = saved.restore(step, *state)
     return step, [np.asarray(leaf) for leaf in jax.tree.leaves(restored[:2])]
 

@@ -95,7 +95,7 @@ def assert_same_rows(root, expected):
 
 
 def devices(root, number):
-    """How many devices each process that worked on a stage said there were."""
+    """The number of devices that each process which worked on a stage reported."""
     lines = (root / f"stage_{number}" / "metrics.jsonl").read_text().splitlines()
     return [row["devices"] for row in map(json.loads, lines) if "event" in row]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fqs_jax.runtime.files import DEFAULT
+from fqs_jax.runtime.files import CACHE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,6 @@ class Options:
     """
 
     key: str = "text"
-    cache: Path = DEFAULT
+    cache: Path = CACHE
     tfds_dir: str | None = None
     download: bool = False
