@@ -91,8 +91,8 @@ def read(
     Returns:
       A Reading a row, in order.
     """
-    readings: list[Reading] = [Reading(*np.zeros((3, 0)))] * len(rows)
-    key, done = jax.random.key(seed), 0
+    readings: dict[int, Reading] = {}  # by number of the row
+    key = jax.random.key(seed)
     thoughts = loaded.thought.rationales if loaded.thought is not None else 1
     for chosen, arrays in _row_batches(rows, min(batch_size, len(rows)), thoughts):
         batch = place(arrays, loaded.mesh)
@@ -103,9 +103,8 @@ def read(
         for b, i in enumerate(chosen):
             P, A = len(rows[i].reads), max(map(len, rows[i].reads.values()), default=0)
             readings[i] = Reading(plain[b, :P, :A], thinking[b, :, :P, :A], likeliest[b, :P])
-        done += len(chosen)
-        progress(done, len(rows))
-    return readings
+        progress(len(readings), len(rows))
+    return [readings[i] for i in range(len(rows))]
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
