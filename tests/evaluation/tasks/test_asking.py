@@ -158,6 +158,7 @@ def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, mon
         return real(params, text, keys_BxPxR, *rest, **options)
 
     monkeypatch.setattr(readings.sampling, "rollout", rollout)
+    readings._log_probs.clear_cache()  # another test may have compiled this shape
     evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
     assert [(positions, thoughts) for _, positions, thoughts in shapes] == [(2, 2)]
     assert shapes[0][0] > 50
