@@ -1,4 +1,4 @@
-"""Every model of a working directory side by side: held-out accuracy, loss, cost of a token."""
+"""All models of a working directory side by side: held-out accuracy, loss, cost of a token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fqs_jax.curriculum import objective
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
-from fqs_jax.evaluation import problems, statistics
+from fqs_jax.evaluation import problems, statistics, timing
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.evaluation.problems import Answers
 from fqs_jax.inference import generation
@@ -24,39 +24,39 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking import flops
 
-TIMED_TOKENS = 24
-TIMED_ROUNDS = 3
-# That the base is tried at on text.
+# Temperatures tried for the base on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model.
+    """The scores of one model.
 
     Attributes:
+      stage: number of its stage, or "init".
       accuracy: share of held-out items answered right, each symbol of the answer likeliest given those
-        before it, averaged over problem lengths and thought seeds; NaN where the run's data has no items.
-      accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
-        interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
+        before it, averaged over problem lengths and thoughts; NaN where the run's data has no items.
+      accuracy_error: standard error of the accuracy over items.
+      accuracy_low, accuracy_high: 95% Wilson interval of the accuracy over items. It treats all lengths
+        as one and all thoughts as equal, so it is rather too wide.
       nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
-      ms_per_token: median time of a generated token, one prompt; the least of a few rounds; NaN where
-        it was not timed.
+      ms_per_token: median time of a generated token, one prompt; equal for models that run the same
+        program (evaluation/timing.py); NaN where it was not timed.
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "student" (taught by thoughts, has none) or "control".
-      temperature: that logits were divided by.
-      flops_per_token: what a generated token costs, thought and head included (thinking/flops.py), there.
-      nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
-        likely and least likely under the first row's model; NaN where unknown.
+      temperature: divisor of the logits.
+      flops_per_token: FLOPs of a generated token, thought and head included (thinking/flops.py).
+      nll_easy, nll_middle, nll_hard: nll of each third of the items, or tokens, sorted by their loss
+        under the first row's model; NaN where unknown.
     """
 
     stage: str
     name: str
-    accuracy: float
-    accuracy_error: float
-    nll: float
-    ms_per_token: float
-    steps: int
+    accuracy: float = math.nan
+    accuracy_error: float = math.nan
+    nll: float = math.nan
+    ms_per_token: float = math.nan
+    steps: int = 0
     kind: str = "base"
     flops_per_token: int = 0
     nll_easy: float = math.nan
@@ -78,17 +78,21 @@ def compare(
     batch_size: int | None = None,
     timed: bool = True,
 ) -> list[Row]:
-    """Rows for all trained stages of a working directory, its initial model if that was imported, and
-    its base with a fitted temperature.
+    """Compare all trained stages of a working directory.
 
     Args:
-      thought_seeds: how many independently sampled thoughts are averaged; None = 4 for answers, 1
-        for text, where thoughts are at every token.
+      thought_seeds: number of sampled thoughts that are averaged; None = 4 for answers, 1 for text,
+        where every token has a thought.
       text: held-out documents, for runs on text.
-      note: told the name of each model before it is evaluated.
-      mesh: where models are loaded; None = one device.
-      seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `text.score`.
-      timed: whether tokens are timed, which takes seconds a model; without it ms_per_token is NaN.
+      note: called with the name of each model before it is evaluated.
+      mesh: devices that models are loaded on; None = one device.
+      seed: of sampled thoughts.
+      seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
+      timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
+
+    Returns:
+      A row for the initial model if that was imported, and one for each trained stage. Behind the
+      first of them, if it does not think, there is a row for it at a fitted temperature.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -100,30 +104,31 @@ def compare(
     if task is not None and text:
         raise UserError("this run has held-out problems of its own; leave --text out")
     thought_seeds = thought_seeds or (1 if task is None else 4)
-    rows: list[Row] = []
-    first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
+    scores: list[tuple[Row, timing.Program]] = []
+    times = timing.TokenTimes()
+    first: np.ndarray | None = None  # the first model's loss by item: the difficulty of the items
     for number, name, step, loaded in models(root, note, mesh):
         prompt = task.problems("test")[0][0] if task else text[0][:200]
         row = Row(
-            number,
-            name,
-            math.nan,
-            math.nan,
-            math.nan,
-            milliseconds_per_token(loaded, prompt) if timed else math.nan,
-            step,
-            _kind(root, number),
-            flops_per_token(loaded, prompt),
+            stage=number,
+            name=name,
+            steps=step,
+            kind=_kind(root, number),
+            flops_per_token=flops_per_token(loaded, prompt),
         )
-        count = thought_seeds if loaded.thought is not None else 1
-        seeds = range(seed * count, (seed + 1) * count)  # of two seeds none is the same
         if task is not None:
-            row, scaled, nll_N = _on_answers(loaded, row, task, seeds, first)
+            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first)
         else:
-            row, scaled, nll_N = _on_text(loaded, row, text, seeds, first, seq_len, batch_size or 8)
-        rows += [row, scaled] if first is None and scaled is not None else [row]
+            row, scaled, nll_N = _on_text(
+                loaded, row, text, thought_seeds, seed, first, seq_len, batch_size or 8
+            )
         first = nll_N if first is None else first
-    return rows
+        program = times.add(loaded)
+        scores += [(row, program)] + ([(scaled, program)] if scaled is not None else [])
+    if not timed:
+        return [row for row, _ in scores]
+    milliseconds = times.milliseconds(prompt)
+    return [dataclasses.replace(row, ms_per_token=milliseconds[program]) for row, program in scores]
 
 
 def _kind(root: Path, number: str) -> str:
@@ -134,10 +139,20 @@ def _kind(root: Path, number: str) -> str:
 
 
 def _on_answers(
-    loaded: Loaded, row: Row, task: Task, seeds: Sequence[int], first_N: np.ndarray | None
+    loaded: Loaded,
+    row: Row,
+    task: Task,
+    thoughts: int,
+    seed: int,
+    first_N: np.ndarray | None,
 ) -> tuple[Row, Row | None, np.ndarray]:
-    """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
-    answers = problems.read(loaded, task, "test", seeds)
+    """The row of a model on problems, its row at a fitted temperature, and its loss by item.
+
+    Args:
+      first_N: the first model's loss by item; None for that model itself. Only the first model, if it
+        does not think, gets a fitted temperature.
+    """
+    answers = problems.read(loaded, task, "test", thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     low, high = statistics.wilson(accuracy, len(nll_N))
@@ -159,38 +174,30 @@ def _on_text(
     loaded: Loaded,
     row: Row,
     text: Sequence[str],
-    seeds: Sequence[int],
+    thoughts: int,
+    seed: int,
     first_N: np.ndarray | None,
     seq_len: int | None,
     batch_size: int,
 ) -> tuple[Row, Row | None, np.ndarray]:
-    """The same on text, by token."""
+    """The same as `_on_answers` on text, by token."""
     temperatures = TEMPERATURES if first_N is None and loaded.thought is None else ()
     with Progress(f"{row.name}: windows", 0, 0) as bar:
-        scores = [
-            text_lib.score(
-                loaded,
-                text,
-                seq_len,
-                batch_size,
-                seed,
-                temperatures if seed == seeds[0] else (),
-                bar.advance_to,
-            )
-            for seed in seeds
-        ]
-    nll_N = -np.stack([s.best_N for s in scores]).astype(np.float64).mean(axis=0)
+        scores = text_lib.score(
+            loaded, text, seq_len, batch_size, seed, temperatures, thoughts, bar.advance_to
+        )
+    nll_N = -scores.best_RxN.mean(axis=0, dtype=np.float64)
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
-    if not temperatures or scores[0].window_N[-1] == 0:
+    if not temperatures or scores.window_N[-1] == 0:
         return row, None, nll_N  # one window is no two halves
-    odd_N = scores[0].window_N % 2 == 1
+    odd_N = scores.window_N % 2 == 1
     scaled_N, chosen = nll_N.copy(), []
     for half_N in (odd_N, ~odd_N):
         # Measured on one half at the temperature that fits the other best.
-        losses_C = -scores[0].tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
+        losses_C = -scores.tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
         best = int(losses_C.argmin())
-        scaled_N[half_N] = -scores[0].tempered_CxN[best, half_N]
+        scaled_N[half_N] = -scores.tempered_CxN[best, half_N]
         chosen.append(TEMPERATURES[best])
     scaled = _at_temperature(row, math.sqrt(math.prod(chosen)), max(TEMPERATURES))
     scaled = dataclasses.replace(scaled, nll=float(scaled_N.mean()))
@@ -198,44 +205,22 @@ def _on_text(
 
 
 def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row:
-    """Losses of the easy, the middle and the hard third; thirds of equal size, ties by place."""
+    """The row with the losses of the easy, the middle and the hard third of the items."""
     parts = np.array_split(nll_N[np.argsort(difficulty_N, kind="stable")], 3)
     easy, middle, hard = (float(part.mean()) if len(part) else math.nan for part in parts)
     return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)
 
 
-def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
-    """Median time of one generated token for one prompt, compilation left out.
-
-    Of several rounds the least one: what else the machine does only ever adds to it.
-    """
-    # Ids beyond the text's end count too: a model that stops early is not faster.
-    endless = dataclasses.replace(
-        loaded, tokenizer=dataclasses.replace(loaded.tokenizer, eos_id=None)
-    )
-    medians = []
-    for _ in range(1 + TIMED_ROUNDS):
-        seconds: list[float] = []
-        generation.generate(
-            endless,
-            [prompt],
-            TIMED_TOKENS,
-            on_step=lambda emitted, seconds=seconds: seconds.append(emitted.seconds),  # type: ignore[misc]
-        )
-        medians.append(np.median(seconds[1:]))
-    return float(min(medians[1:]) * 1e3)  # the first one compiled
-
-
 def flops_per_token(loaded: Loaded, prompt: str) -> int:
-    """Arithmetic of a generated token, halfway through what `milliseconds_per_token` times."""
-    context = len(generation.prompt_ids(loaded, prompt)) + TIMED_TOKENS // 2
+    """FLOPs of a generated token, halfway through the tokens that are timed."""
+    context = len(generation.prompt_ids(loaded, prompt)) + timing.TOKENS // 2
     return flops.decode(loaded.model, context, loaded.thought)
 
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
-    """The base with the temperature that fits the validation items best: sharper, not wiser."""
-    temperature = problems.fit_to_answers(problems.read(base, task, "validation", (0,)))
-    nll = float(np.mean([answers.nll_SxN(temperature).mean() for answers in tests]))
+    """The row of the base at the temperature that fits the validation items best."""
+    temperature = problems.fit_to_answers(problems.read(base, task, "validation"))
+    nll = float(np.mean([answers.nll_RxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
         _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll
     )
@@ -243,7 +228,8 @@ def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N:
 
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:
-    """A row for it; of a fit that would have gone on beyond the highest that is tried, it says so."""
+    """The row of the temperature-scaled model. If the best temperature is the highest one tried, its
+    name shows it as a lower bound."""
     shown = f"{temperature:.2f}" if temperature < 0.99 * most else f"\u2265{most:.0f}"
     return dataclasses.replace(
         row, name=f"{row.name} at temperature {shown}", temperature=temperature

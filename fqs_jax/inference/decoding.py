@@ -1,8 +1,8 @@
 """Cached generation, with or without a thought before every token.
 
-A plain token costs one cached step; a thinking one n_ahead of them: the text token, the start mark,
-K sampled tokens and the end mark. Thoughts see the text cache and are dropped afterwards, so the
-cache is that of an ordinary model.
+A plain token costs one cached step. A token after a thought costs n_ahead of them: the text token, the
+start mark, K sampled tokens and the end mark. Thoughts see the text cache and are dropped afterwards, so
+the cache is that of an ordinary model.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 
 class Cursor(NamedTuple):
-    """Where generation stands: keys and values of the text so far, and what the last token left.
+    """The state of generation: the cache of the text so far and the last hidden state.
 
-    key, value: [L, B, Tmax, G, H]. length_B: tokens in each row's cache. hidden_BxD: final-norm hidden
-    state of the last of them.
+    key, value: cached keys and values [L, B, Tmax, G, H]. length_B: int32, tokens in each row's cache.
+    hidden_BxD: final-norm hidden state of the last of these tokens.
     """
 
     key: jax.Array
@@ -37,16 +37,19 @@ def prefill(
 ) -> Cursor:
     """Read prompts, padded on the right to T, into caches with room for `room` more tokens."""
     hidden_BxTxD, (key, value) = decoder.text_forward(params["lm"], tokens_BxT, model)
-    # Slots beyond a row's length hold padding; nothing looks beyond its own index, and each is
-    # overwritten before the index gets there.
+    # Slots beyond a row's length hold padding. No query sees beyond its own index, and each slot is
+    # overwritten before the index reaches it.
     padding = [(0, 0), (0, 0), (0, room), (0, 0), (0, 0)]
     last_BxD = jnp.take_along_axis(hidden_BxTxD, (length_B - 1)[:, None, None], axis=1)[:, 0]
     return Cursor(jnp.pad(key, padding), jnp.pad(value, padding), length_B, last_BxD)
 
 
 def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfig) -> Cursor:
-    """Append one token to every row: one cached step. Donate the cursor, and nothing of its size is
-    copied: layers hand out the new key and value alone, which are then written into the caches."""
+    """Append one token to every row: one cached step.
+
+    Donate the cursor to avoid a copy of the caches: layers return only the new key and value, which are
+    then written into the caches.
+    """
     index_Bx1 = cursor.length_B[:, None]
     one = jnp.ones(1, jnp.int32)
 
@@ -77,7 +80,7 @@ def next_log_probs(
     model: ModelConfig,
     thought: ThoughtConfig | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Log-probabilities of the next token, thought about first if `thought` is given.
+    """Log-probabilities of the next token, after a thought if `thought` is given.
 
     Returns:
       [B, V] float32, the thought's tokens [B, K] and its mixing weight [B] (K = 0 without thoughts).
@@ -99,9 +102,9 @@ def next_log_probs(
 
 
 def pick(log_probs_BxV: jax.Array, key: jax.Array, temperature: float, top_p: float) -> jax.Array:
-    """Next tokens [B]: the likeliest at temperature 0, else sampled from the top_p nucleus.
+    """Next tokens int32 [B]: the likeliest at temperature 0, else sampled from the top_p nucleus.
 
-    The nucleus is the smallest set of likeliest tokens that holds at least `top_p` of the probability.
+    The nucleus is the smallest set of tokens that holds at least `top_p` of the probability.
     """
     if temperature == 0:
         return jnp.argmax(log_probs_BxV, -1).astype(jnp.int32)

@@ -12,6 +12,7 @@ def thought_keys(
     """Keys [B, P, R], one for each row, text position and rationale, whatever else is in the batch.
 
     Args:
+      key: for all rows, or one for each row [B, 1, 1].
       index_BxP: int32, text positions. row_B: number of each row in the whole batch; None = 0, 1, ...
     """
     B, P = index_BxP.shape

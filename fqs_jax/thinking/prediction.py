@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax.model import decoder
-from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import KeysValues, Params
 from fqs_jax.thinking import talk_head
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
@@ -90,30 +89,3 @@ def think(
         base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
     following = after_thoughts(params, cache, base_BxPxD, key, thinker, segment_BxT, index_BxP)
     return following, decoder.head_logits(params["lm"], base_BxPxD)
-
-
-def predict_at(
-    params: Params,
-    tokens_BxT: jax.Array,
-    index_BxP: jax.Array,
-    keys_BxPxR: jax.Array | None,
-    model: ModelConfig,
-    thought: ThoughtConfig | None,
-    segment_BxT: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array | None]:
-    """Log-probabilities of the next token at few text positions, float32: plain, and after thoughts.
-
-    Args:
-      keys_BxPxR: `thought_keys`; None without thoughts.
-
-    Returns:
-      [B, P, V], and [B, P, R, V] or None where the model does not think.
-    """
-    if thought is None:
-        hidden_BxTxD, _ = decoder.text_forward(params["lm"], tokens_BxT, model, segment_BxT)
-        hidden_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-        return jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxPxD)), None
-    assert keys_BxPxR is not None
-    thinker = Thinker(model, thought)
-    following, logits_BxPxV = think(params, tokens_BxT, keys_BxPxR, thinker, segment_BxT, index_BxP)
-    return jax.nn.log_softmax(logits_BxPxV), following.log_prob_BxPxRxV

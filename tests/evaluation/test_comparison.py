@@ -1,6 +1,7 @@
 """The table that puts all models of a run side by side."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.evaluation import comparison, problems, statistics
 from fqs_jax.evaluation import text as text_lib
-from fqs_jax.inference import generation, readings
+from fqs_jax.inference import readings
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
@@ -41,9 +42,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(run):
-    told = []
-    rows = comparison.compare(run[0], 2, note=told.append)
-    assert told == ["base", "think-5-2"]
+    notes = []
+    rows = comparison.compare(run[0], 2, note=notes.append)
+    assert notes == ["base", "think-5-2"]
     return rows
 
 
@@ -107,24 +108,25 @@ def test_difficulty_is_how_likely_the_first_model_finds_an_item():
 def test_accuracy_is_over_held_out_items(run, monkeypatch):
     """A predictor that is right on every n-th test item, checked against hand counts."""
     root, config = run
-    task, loaded = corpus.built_in_task(config.data, config.seed), loading.load(str(root), "0")
+    task, loaded = corpus.built_in_task(config.data, config.seed), loading.load(str(root), "1")
     answers = dict(task.problems("test"))
     assert len(answers) > 20
 
-    def answer(_, prompts, choices, batch_size, seed):
-        scores = np.full((len(prompts), len(choices)), math.log(0.1 / 6))
-        for i, prompt in enumerate(prompts):
+    def answer(model, texts, choices, batch_size, seed):
+        shape = model.thought.rationales, len(texts), 1, len(choices)
+        scores = np.full(shape, math.log(0.1 / 6))
+        for r, (i, [prompt]) in itertools.product(range(shape[0]), enumerate(texts)):
             right = choices.index(answers[prompt])
-            told = right if i % 2 == 0 and seed == 0 else (right + 1) % 7
-            scores[i, told] = math.log(0.9)
+            likeliest = right if i % 2 == 0 and r == 0 else (right + 1) % 7
+            scores[r, i, 0, likeliest] = math.log(0.9)
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
-    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=2)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=2)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
-    shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
+    shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one thought in two
     assert accuracy == pytest.approx(np.mean(shares))
-    # Over items: half of what is right in one seed of two is 0.5, else 0.
+    # Over items: what is right after one thought of two counts 0.5, else 0.
     variances = [p * (0.5 - p) / n for p, n in zip(shares, lengths, strict=True)]
     assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
     losses = [-p * math.log(0.9) - (1 - p) * math.log(0.1 / 6) for p in shares]
@@ -138,21 +140,22 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
     task = Multiplication(lengths=(1, 2))
     products = dict(task.problems("test"))
 
-    def answer(_, prompts, choices, batch_size, seed):
-        scores = np.full((len(prompts), len(choices)), math.log(0.2 / 9))
-        for i, text in enumerate(prompts):
-            prompt, before = text.split(" =")
-            digits = products[f"{prompt} ="].split()
-            assert before.split() == digits[: len(before.split())]
-            right = choices.index(digits[len(before.split())])
-            # Even items are known to the end, odd ones but for their last digit.
-            known = i % 2 == 0 or len(before.split()) < len(digits) - 1
-            scores[i, right if known else (right + 1) % 10] = math.log(0.8)
+    def answer(_, texts, choices, batch_size, seed):
+        scores = np.full((1, len(texts), len(texts[0]), len(choices)), math.log(0.2 / 9))
+        for i, item in enumerate(texts):
+            for place, text in enumerate(item):
+                prompt, before = text.split(" =")
+                digits = products[f"{prompt} ="].split()
+                assert before.split() == digits[:place] and len(item) == len(digits)
+                right = choices.index(digits[place])
+                # Even items are known to the end, odd ones but for their last digit.
+                known = i % 2 == 0 or place < len(digits) - 1
+                scores[0, i, place, right if known else (right + 1) % 10] = math.log(0.8)
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
     loaded = loading.load(str(run[0]), "0")
-    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=3)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=3)
     sizes = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n for n in sizes]
     assert accuracy == pytest.approx(np.mean(shares))
@@ -164,7 +167,7 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
 
 
 def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "milliseconds_per_token", lambda *_: 1.0)
+    monkeypatch.setattr(comparison.timing, "ROUNDS", 1)
     config = clock_config(
         {
             "data.source": "multiplication",
@@ -180,24 +183,6 @@ def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatc
     assert scaled.nll == pytest.approx(2 * math.log(10), rel=0.05) and scaled.nll < base.nll
 
 
-def test_time_a_token_is_that_of_the_quietest_round_and_ignores_the_end_of_the_text(
-    run, monkeypatch
-):
-    loaded = loading.load(str(run[0]), "0")
-    seen, rounds = [], iter((0.001, 0.007, 0.002, 0.005))  # the first compiles: not counted
-
-    def emit(model, prompts, max_new_tokens, on_step):
-        seen.append(model.tokenizer.eos_id)
-        usual = next(rounds)
-        for step in range(max_new_tokens):
-            seconds = 9.0 if step in (0, 5) else usual  # the first step reads the prompt
-            on_step(generation.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
-
-    monkeypatch.setattr(generation, "generate", emit)
-    assert comparison.milliseconds_per_token(loaded, "1 +1 =") == pytest.approx(2.0)
-    assert seen == [None] * 4
-
-
 def test_text_runs_start_from_an_imported_model(tmp_path):
     config = clock_config({"init_from": str(hf_folder(tmp_path / "hf")), "data.source": "text"})
     save_stage(tmp_path / "W", config, 0)
@@ -208,9 +193,7 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     assert (base.stage, base.name, base.steps) == ("init", "base", 0)
     assert (trained.stage, trained.name, trained.steps) == ("0", "base", 6)
     for row in (base, trained):
-        expected = text_lib.text_nll(
-            loading.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0
-        )
+        expected = text_lib.score(loading.load(str(tmp_path / "W"), row.stage), texts).summary()
         assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
         assert math.isnan(row.accuracy)
     assert base.nll_easy < base.nll_middle < base.nll_hard

@@ -1,9 +1,8 @@
-"""What of an item a model is asked: rows of tokens, and which ids are read after which of them.
+"""Questions: the rows of tokens that a task's items become, and the ids that are read behind them.
 
-Two things are read. The *published* walk goes along the true answer and reads, before each of its
-tokens that is one of the allowed ids, the probabilities of all allowed ids. The *choices* are each
-read along their own tokens. Both are kept to few rows: a context that another row begins with is
-read off that row.
+Two things are read. The *published* walk follows the true answer: before each of its tokens that is
+one of the allowed ids, it reads the probabilities of all allowed ids. The *choices* are each read along
+their own tokens. Both share rows: a context that is the beginning of another row is read in that row.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.inference.readings import Row
 from fqs_jax.runtime.errors import UserError
 
 DIGITS = tuple(f" {digit}" for digit in "0123456789")
@@ -21,17 +21,12 @@ _HEAD, _END = "Q: x\nA:", "\n"
 _Ids = tuple[int, ...]
 
 
-@dataclasses.dataclass
-class Row:
-    """Tokens to be read by the model; `reads` are the ids wanted after each position."""
-
-    tokens: list[int]
-    reads: dict[int, _Ids] = dataclasses.field(default_factory=dict)
-
-
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Ids whose log-probabilities are read in a row after a position; `target` is the true one's place."""
+    """A position of a row, and the ids whose log-probabilities are read behind it.
+
+    target: index of the true one among the ids.
+    """
 
     row: int
     position: int
@@ -41,7 +36,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """An item for a model. `walk` is empty for text; `choices` are steps for each; `right` is a choice."""
+    """An item for a model.
+
+    Attributes:
+      rows: tokens, and what is read behind them.
+      walk: steps of the published walk; empty for choices of text.
+      choices: the steps along each choice.
+      right: number of the right choice.
+    """
 
     rows: list[Row]
     walk: list[Step]
@@ -50,13 +52,13 @@ class Question:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row and the one that it predicts last."""
+        """Tokens of the longest row, with the one that is predicted last."""
         return max(len(row.tokens) for row in self.rows) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How a tokenizer writes one-token answers behind "\\nA:".
+    """Token ids of one-token answers behind "\\nA:".
 
     Attributes:
       pieces: all ids of each answer, blanks included.
@@ -86,18 +88,18 @@ def spell(tokenizer: Tokenizer, answers: Sequence[str]) -> Spelling:
 
 
 def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
-    """Every item for a model with this tokenizer; all of one kind.
+    """Questions for a model with this tokenizer, from items of one kind.
 
     Raises:
-      UserError: the tokenizer cannot write the answers as the metric needs them.
+      UserError: the tokenizer does not write the answers as the metric needs them.
     """
     if items[0].kind == "text":
-        return [_text_question(item, tokenizer) for item in items]
+        return [_text_question(item, number, tokenizer) for number, item in enumerate(items)]
     prompts = tokenizer.encode_batch([item.prompt for item in items])
     wholes = tokenizer.encode_batch([item.prompt + item.answer + _END for item in items])
     spellings: dict[tuple[str, ...], Spelling] = {}
     questions = []
-    for item, prompt, whole in zip(items, prompts, wholes, strict=True):
+    for number, (item, prompt, whole) in enumerate(zip(items, prompts, wholes, strict=True)):
         answers = item.choices or DIGITS
         if answers not in spellings:
             spellings[answers] = spell(tokenizer, answers)
@@ -116,14 +118,14 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
             ends = [tokenizer.opening + prompt + list(pieces) for pieces in spelling.pieces]
             sequences += ends
             paths += [_path(tokens, _common(ends)) for tokens in ends]
-        rows, paths = _share_rows(sequences, paths)
+        rows, paths = _share_rows(sequences, paths, number)
         right = item.choices.index(item.answer) if item.choices else 0
         questions.append(Question(rows, paths[0], paths[1:], right))
     return questions
 
 
-def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
-    """Choices read in full, from the first token on that depends on which of them it is."""
+def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
+    """Choices that are read from the first token on in which any two of them differ."""
     prompt, *wholes = tokenizer.encode_batch(
         [item.prompt, *(item.prompt + choice for choice in item.choices)]
     )
@@ -139,12 +141,13 @@ def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
             f"this tokenizer drops blanks, and without them the choices "
             f"{', '.join(map(repr, item.choices))[:60]} are alike or empty; word them anew"
         )
-    rows, paths = _share_rows(sequences, [_path(tokens, start) for tokens in sequences])
+    paths = [_path(tokens, start) for tokens in sequences]
+    rows, paths = _share_rows(sequences, paths, number)
     return Question(rows, [], paths, item.choices.index(item.answer))
 
 
 def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
-    """The published walk: true tokens from `start` on, skipping those that are not allowed."""
+    """The published walk along the true tokens from `start` on, without those that are not allowed."""
     return [
         Step(0, t - 1, allowed, allowed.index(tokens[t]))
         for t in range(start, len(tokens))
@@ -153,14 +156,14 @@ def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
 
 
 def _path(tokens: Sequence[int], start: int) -> list[Step]:
-    """Each token from `start` on, against the whole vocabulary."""
+    """Steps along each token from `start` on, against the whole vocabulary."""
     return [Step(0, t - 1, (tokens[t],), 0) for t in range(start, len(tokens))]
 
 
 def _share_rows(
-    sequences: Sequence[list[int]], paths: Sequence[list[Step]]
+    sequences: Sequence[list[int]], paths: Sequence[list[Step]], number: int
 ) -> tuple[list[Row], list[list[Step]]]:
-    """Rows that hold each sequence without its last token as a beginning, and the steps moved to them."""
+    """Rows that begin with each sequence less its last token, and the steps with their rows."""
     rows: list[Row] = []
     places = {}
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
@@ -168,7 +171,7 @@ def _share_rows(
         found = (r for r, row in enumerate(rows) if row.tokens[: len(context)] == context)
         places[i] = next(found, len(rows))
         if places[i] == len(rows):
-            rows.append(Row(context))
+            rows.append(Row(context, number=number))
         reads = rows[places[i]].reads
         for step in paths[i]:
             known = reads.get(step.position, ())
@@ -180,7 +183,7 @@ def _share_rows(
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
+    """The number of tokens that all sequences begin with."""
     columns: Iterator[tuple[int, ...]] = zip(*sequences, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
