@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from fqs_jax.curriculum import objective
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.task import Task
-from fqs_jax.evaluation import problems, statistics
+from fqs_jax.evaluation import problems, statistics, timing
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.evaluation.problems import Answers
 from fqs_jax.inference import generation
@@ -24,8 +24,6 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking import flops
 
-TIMED_TOKENS = 24
-TIMED_ROUNDS = 3
 # That the base is tried at on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
@@ -40,8 +38,8 @@ class Row:
       accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
         interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
       nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
-      ms_per_token: median time of a generated token, one prompt; the least of a few rounds; NaN where
-        it was not timed.
+      ms_per_token: median time of a generated token, one prompt; equal for models that run the same
+        program (evaluation/timing.py); NaN where it was not timed.
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "student" (taught by thoughts, has none) or "control".
       temperature: that logits were divided by.
@@ -88,7 +86,7 @@ def compare(
       note: told the name of each model before it is evaluated.
       mesh: where models are loaded; None = one device.
       seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `text.score`.
-      timed: whether tokens are timed, which takes seconds a model; without it ms_per_token is NaN.
+      timed: whether tokens are timed, which takes seconds a program; without it ms_per_token is NaN.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -101,6 +99,8 @@ def compare(
         raise UserError("this run has held-out problems of its own; leave --text out")
     thought_seeds = thought_seeds or (1 if task is None else 4)
     rows: list[Row] = []
+    programs: list[timing.Program] = []  # one a row
+    times = timing.TokenTimes()
     first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
     for number, name, step, loaded in models(root, note, mesh):
         prompt = task.problems("test")[0][0] if task else text[0][:200]
@@ -110,7 +110,7 @@ def compare(
             math.nan,
             math.nan,
             math.nan,
-            milliseconds_per_token(loaded, prompt) if timed else math.nan,
+            math.nan,
             step,
             _kind(root, number),
             flops_per_token(loaded, prompt),
@@ -121,9 +121,17 @@ def compare(
             row, scaled, nll_N = _on_answers(loaded, row, task, seeds, first)
         else:
             row, scaled, nll_N = _on_text(loaded, row, text, seeds, first, seq_len, batch_size or 8)
-        rows += [row, scaled] if first is None and scaled is not None else [row]
+        added = [row, scaled] if first is None and scaled is not None else [row]
+        rows += added
+        programs += [times.add(loaded)] * len(added)
         first = nll_N if first is None else first
-    return rows
+    if not timed:
+        return rows
+    milliseconds = times.milliseconds(prompt)
+    return [
+        dataclasses.replace(row, ms_per_token=milliseconds[program])
+        for row, program in zip(rows, programs, strict=True)
+    ]
 
 
 def _kind(root: Path, number: str) -> str:
@@ -204,31 +212,9 @@ def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row
     return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)
 
 
-def milliseconds_per_token(loaded: Loaded, prompt: str) -> float:
-    """Median time of one generated token for one prompt, compilation left out.
-
-    Of several rounds the least one: what else the machine does only ever adds to it.
-    """
-    # Ids beyond the text's end count too: a model that stops early is not faster.
-    endless = dataclasses.replace(
-        loaded, tokenizer=dataclasses.replace(loaded.tokenizer, eos_id=None)
-    )
-    medians = []
-    for _ in range(1 + TIMED_ROUNDS):
-        seconds: list[float] = []
-        generation.generate(
-            endless,
-            [prompt],
-            TIMED_TOKENS,
-            on_step=lambda emitted, seconds=seconds: seconds.append(emitted.seconds),  # type: ignore[misc]
-        )
-        medians.append(np.median(seconds[1:]))
-    return float(min(medians[1:]) * 1e3)  # the first one compiled
-
-
 def flops_per_token(loaded: Loaded, prompt: str) -> int:
-    """Arithmetic of a generated token, halfway through what `milliseconds_per_token` times."""
-    context = len(generation.prompt_ids(loaded, prompt)) + TIMED_TOKENS // 2
+    """FLOPs of a generated token, halfway through the tokens that are timed."""
+    context = len(generation.prompt_ids(loaded, prompt)) + timing.TOKENS // 2
     return flops.decode(loaded.model, context, loaded.thought)
 
 

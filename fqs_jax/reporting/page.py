@@ -289,7 +289,9 @@ def _cell(value: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return (importlib.resources.files("fqs_jax.reporting") / name).read_text(encoding="utf-8").strip()
+    return (
+        (importlib.resources.files("fqs_jax.reporting") / name).read_text(encoding="utf-8").strip()
+    )
 
 
 def _hash(text: str) -> str:

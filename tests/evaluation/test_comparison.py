@@ -10,7 +10,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.evaluation import comparison, problems, statistics
 from fqs_jax.evaluation import text as text_lib
-from fqs_jax.inference import generation, readings
+from fqs_jax.inference import readings
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
@@ -164,7 +164,7 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
 
 
 def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "milliseconds_per_token", lambda *_: 1.0)
+    monkeypatch.setattr(comparison.timing, "ROUNDS", 1)
     config = clock_config(
         {
             "data.source": "multiplication",
@@ -178,24 +178,6 @@ def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatc
     assert (base.kind, thinking.kind) == ("base", "thinking") and 0 < thinking.nll < math.inf
     # Nothing is known: the fit makes all digits about equally likely, at both places.
     assert scaled.nll == pytest.approx(2 * math.log(10), rel=0.05) and scaled.nll < base.nll
-
-
-def test_time_a_token_is_that_of_the_quietest_round_and_ignores_the_end_of_the_text(
-    run, monkeypatch
-):
-    loaded = loading.load(str(run[0]), "0")
-    seen, rounds = [], iter((0.001, 0.007, 0.002, 0.005))  # the first compiles: not counted
-
-    def emit(model, prompts, max_new_tokens, on_step):
-        seen.append(model.tokenizer.eos_id)
-        usual = next(rounds)
-        for step in range(max_new_tokens):
-            seconds = 9.0 if step in (0, 5) else usual  # the first step reads the prompt
-            on_step(generation.Emitted(np.zeros(1), np.zeros((1, 0)), np.zeros(1), seconds))
-
-    monkeypatch.setattr(generation, "generate", emit)
-    assert comparison.milliseconds_per_token(loaded, "1 +1 =") == pytest.approx(2.0)
-    assert seen == [None] * 4
 
 
 def test_text_runs_start_from_an_imported_model(tmp_path):
