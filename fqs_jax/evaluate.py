@@ -71,9 +71,14 @@ def main(argv: Sequence[str]) -> None:
     documents = documents_lib.read_documents(_TEXT.value)
     loaded = loading.load(_CHECKPOINT.value, _STAGE.value, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
-        scores = text.text_nll(
-            loaded, documents, _SEQ_LEN.value, _BATCH_SIZE.value or 8, _SEED.value, bar.advance_to
-        )
+        scores = text.score(
+            loaded,
+            documents,
+            _SEQ_LEN.value,
+            _BATCH_SIZE.value or 8,
+            _SEED.value,
+            progress=bar.advance_to,
+        ).summary()
     if scores["seq_len"] > loaded.model.max_seq_len:
         print(
             f"note: windows of {scores['seq_len']} tokens, the model was made for "

@@ -50,11 +50,11 @@ class Row:
 
     stage: str
     name: str
-    accuracy: float
-    accuracy_error: float
-    nll: float
-    ms_per_token: float
-    steps: int
+    accuracy: float = math.nan
+    accuracy_error: float = math.nan
+    nll: float = math.nan
+    ms_per_token: float = math.nan
+    steps: int = 0
     kind: str = "base"
     flops_per_token: int = 0
     nll_easy: float = math.nan
@@ -98,40 +98,31 @@ def compare(
     if task is not None and text:
         raise UserError("this run has held-out problems of its own; leave --text out")
     thought_seeds = thought_seeds or (1 if task is None else 4)
-    rows: list[Row] = []
-    programs: list[timing.Program] = []  # one a row
+    scores: list[tuple[Row, timing.Program]] = []
     times = timing.TokenTimes()
     first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
     for number, name, step, loaded in models(root, note, mesh):
         prompt = task.problems("test")[0][0] if task else text[0][:200]
         row = Row(
-            number,
-            name,
-            math.nan,
-            math.nan,
-            math.nan,
-            math.nan,
-            step,
-            _kind(root, number),
-            flops_per_token(loaded, prompt),
+            stage=number,
+            name=name,
+            steps=step,
+            kind=_kind(root, number),
+            flops_per_token=flops_per_token(loaded, prompt),
         )
-        count = thought_seeds if loaded.thought is not None else 1
-        seeds = range(seed * count, (seed + 1) * count)  # of two seeds none is the same
         if task is not None:
-            row, scaled, nll_N = _on_answers(loaded, row, task, seeds, first)
+            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first)
         else:
-            row, scaled, nll_N = _on_text(loaded, row, text, seeds, first, seq_len, batch_size or 8)
-        added = [row, scaled] if first is None and scaled is not None else [row]
-        rows += added
-        programs += [times.add(loaded)] * len(added)
+            row, scaled, nll_N = _on_text(
+                loaded, row, text, thought_seeds, seed, first, seq_len, batch_size or 8
+            )
         first = nll_N if first is None else first
+        program = times.add(loaded)
+        scores += [(row, program)] + ([(scaled, program)] if scaled is not None else [])
     if not timed:
-        return rows
+        return [row for row, _ in scores]
     milliseconds = times.milliseconds(prompt)
-    return [
-        dataclasses.replace(row, ms_per_token=milliseconds[program])
-        for row, program in zip(rows, programs, strict=True)
-    ]
+    return [dataclasses.replace(row, ms_per_token=milliseconds[program]) for row, program in scores]
 
 
 def _kind(root: Path, number: str) -> str:
@@ -142,10 +133,20 @@ def _kind(root: Path, number: str) -> str:
 
 
 def _on_answers(
-    loaded: Loaded, row: Row, task: Task, seeds: Sequence[int], first_N: np.ndarray | None
+    loaded: Loaded,
+    row: Row,
+    task: Task,
+    thoughts: int,
+    seed: int,
+    first_N: np.ndarray | None,
 ) -> tuple[Row, Row | None, np.ndarray]:
-    """The row of a model on problems, that of it at a fitted temperature, and its loss by item."""
-    answers = problems.read(loaded, task, "test", seeds)
+    """The row of a model on problems, its row at a fitted temperature, and its loss by item.
+
+    Args:
+      first_N: the first model's loss by item; None for that model itself. Only the first model, if it
+        does not think, gets a fitted temperature.
+    """
+    answers = problems.read(loaded, task, "test", thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     low, high = statistics.wilson(accuracy, len(nll_N))
@@ -167,38 +168,30 @@ def _on_text(
     loaded: Loaded,
     row: Row,
     text: Sequence[str],
-    seeds: Sequence[int],
+    thoughts: int,
+    seed: int,
     first_N: np.ndarray | None,
     seq_len: int | None,
     batch_size: int,
 ) -> tuple[Row, Row | None, np.ndarray]:
-    """The same on text, by token."""
+    """The same as `_on_answers` on text, by token."""
     temperatures = TEMPERATURES if first_N is None and loaded.thought is None else ()
     with Progress(f"{row.name}: windows", 0, 0) as bar:
-        scores = [
-            text_lib.score(
-                loaded,
-                text,
-                seq_len,
-                batch_size,
-                seed,
-                temperatures if seed == seeds[0] else (),
-                bar.advance_to,
-            )
-            for seed in seeds
-        ]
-    nll_N = -np.stack([s.best_N for s in scores]).astype(np.float64).mean(axis=0)
+        scores = text_lib.score(
+            loaded, text, seq_len, batch_size, seed, temperatures, thoughts, bar.advance_to
+        )
+    nll_N = -scores.best_RxN.mean(axis=0, dtype=np.float64)
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
-    if not temperatures or scores[0].window_N[-1] == 0:
+    if not temperatures or scores.window_N[-1] == 0:
         return row, None, nll_N  # one window is no two halves
-    odd_N = scores[0].window_N % 2 == 1
+    odd_N = scores.window_N % 2 == 1
     scaled_N, chosen = nll_N.copy(), []
     for half_N in (odd_N, ~odd_N):
         # Measured on one half at the temperature that fits the other best.
-        losses_C = -scores[0].tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
+        losses_C = -scores.tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
         best = int(losses_C.argmin())
-        scaled_N[half_N] = -scores[0].tempered_CxN[best, half_N]
+        scaled_N[half_N] = -scores.tempered_CxN[best, half_N]
         chosen.append(TEMPERATURES[best])
     scaled = _at_temperature(row, math.sqrt(math.prod(chosen)), max(TEMPERATURES))
     scaled = dataclasses.replace(scaled, nll=float(scaled_N.mean()))
@@ -220,7 +213,7 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
     """The base with the temperature that fits the validation items best: sharper, not wiser."""
-    temperature = problems.fit_to_answers(problems.read(base, task, "validation", (0,)))
+    temperature = problems.fit_to_answers(problems.read(base, task, "validation"))
     nll = float(np.mean([answers.nll_SxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
         _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll

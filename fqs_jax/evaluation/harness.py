@@ -69,8 +69,7 @@ class FqsJax(LM):
         elif loaded.thought is not None and thought_temperature is not None:
             temperature = float(thought_temperature)
             generation.check_sampling(1, temperature, top_p=1.0)
-            thought = dataclasses.replace(loaded.thought, temperature=temperature)
-            loaded = dataclasses.replace(loaded, thought=thought)
+            loaded = loaded.with_thought(temperature=temperature)
         self.loaded: Loaded = loaded
         self._seed, self._max_gen_toks = seed, max_gen_toks
         # `auto` finds the largest batch that fits, which we do not look for.
@@ -127,7 +126,7 @@ class FqsJax(LM):
                 requests,
                 self._batch_size,
                 self._seed,
-                lambda done: bar.advance_to(done, len(requests)),
+                bar.advance_to,
             )
         if cropped:
             _log.warning(

@@ -1,4 +1,4 @@
-"""Held-out problems of a built-in task: what a model answers at once, and how sure it is of that."""
+"""Direct answers to the held-out problems of a built-in task, and their probabilities."""
 
 from __future__ import annotations
 
@@ -18,82 +18,75 @@ BATCH = 256  # problems in an evaluation batch
 
 
 class Answers(NamedTuple):
-    """What a model says to N problems of one length, whose answers are A symbols each.
+    """Predictions of the answers to N problems of one length, A symbols each.
 
-    log_probs_SxNxAxC: for each thought seed, of the C symbols that an answer consists of, given the
-      prompt and the true symbols before, renormalised over them; float32. A thinking model thinks
-      anew before each symbol.
-    right_NxA: the true symbols.
+    log_probs_RxNxAxC: log-probabilities of the C symbols that answers consist of, given the prompt and
+      the true symbols before, renormalised over the C; float64. A thinking model thinks R times before
+      each symbol; R = 1 without thoughts.
+    right_NxA: numbers of the true symbols.
     """
 
-    log_probs_SxNxAxC: np.ndarray
+    log_probs_RxNxAxC: np.ndarray
     right_NxA: np.ndarray
 
-    def correct_SxN(self) -> np.ndarray:
-        """Whether each symbol of the answer is the likeliest."""
-        return (self.log_probs_SxNxAxC.argmax(-1) == self.right_NxA).all(axis=-1)
+    def correct_RxN(self) -> np.ndarray:
+        """True where each symbol of the answer is the likeliest."""
+        return (self.log_probs_RxNxAxC.argmax(-1) == self.right_NxA).all(axis=-1)
 
-    def nll_SxN(self, temperature: float = 1.0) -> np.ndarray:
+    def nll_RxN(self, temperature: float = 1.0) -> np.ndarray:
         """-log p(right answer), with all logits divided by a temperature."""
-        log_p = log_softmax(self.log_probs_SxNxAxC / temperature, axis=-1)
+        log_p = log_softmax(self.log_probs_RxNxAxC / temperature, axis=-1)
         right = self.right_NxA[None, ..., None]
         return -np.take_along_axis(log_p, right, -1)[..., 0].sum(axis=-1)
 
 
-def read(loaded: Loaded, task: Task, split: str, seeds: Sequence[int]) -> list[Answers]:
-    """A model's answers to all problems of a split, one entry for each length of the task.
+def read(loaded: Loaded, task: Task, split: str, thoughts: int = 1, seed: int = 0) -> list[Answers]:
+    """Answers to all problems of a split, one entry for each length of the task.
 
     Args:
-      seeds: of thoughts.
+      thoughts: sampled before each symbol, if the model thinks.
     """
-    return [_read(loaded, task, task.problems(split, length), seeds) for length in task.lengths]
+    loaded = loaded.with_thought(rationales=thoughts)
+    return [_read(loaded, task, task.problems(split, length), seed) for length in task.lengths]
 
 
-def _read(
-    loaded: Loaded, task: Task, problems: Sequence[tuple[str, str]], seeds: Sequence[int]
-) -> Answers:
-    answers = [answer.split() for _, answer in problems]
+def _read(loaded: Loaded, task: Task, items: Sequence[tuple[str, str]], seed: int) -> Answers:
+    answers = [answer.split() for _, answer in items]
     right_NxA = np.array([[task.answers.index(symbol) for symbol in answer] for answer in answers])
-
-    def at_NxC(place: int, seed: int) -> np.ndarray:
-        prompts = [
-            " ".join([prompt, *answer[:place]])
-            for (prompt, _), answer in zip(problems, answers, strict=True)
-        ]
-        return readings.answer_log_probs(loaded, prompts, task.answers, BATCH, seed)
-
-    places = range(right_NxA.shape[1])
-    scores = [np.stack([at_NxC(place, seed) for place in places], axis=1) for seed in seeds]
-    return Answers(np.stack(scores), right_NxA)
+    texts = [
+        [" ".join([prompt, *answer[:place]]) for place in range(len(answer))]
+        for (prompt, _), answer in zip(items, answers, strict=True)
+    ]
+    return Answers(readings.answer_log_probs(loaded, texts, task.answers, BATCH, seed), right_NxA)
 
 
 def task_accuracy(
-    loaded: Loaded, task: Task, seeds: int, split: str = "test"
+    loaded: Loaded, task: Task, thoughts: int, split: str = "test"
 ) -> tuple[float, float, float]:
     """Accuracy of direct answers, its standard error over items, and their NLL; lengths weigh alike."""
-    return accuracy(read(loaded, task, split, range(seeds)))
+    return accuracy(read(loaded, task, split, thoughts))
 
 
 def accuracy(by_length: Sequence[Answers]) -> tuple[float, float, float]:
-    """The same of answers that were read."""
+    """Accuracy, its standard error over items, and NLL of answers; lengths weigh alike."""
     accuracies, variances, nlls = [], [], []
     for answers in by_length:
-        correct_N = answers.correct_SxN().mean(axis=0)  # over seeds, one an item
+        correct_N = answers.correct_RxN().mean(axis=0)  # over thoughts, one an item
         accuracies.append(correct_N.mean())
         variances.append(correct_N.var() / len(correct_N))
-        nlls.append(answers.nll_SxN().mean())
+        nlls.append(answers.nll_RxN().mean())
     error = math.sqrt(sum(variances)) / len(variances)
     return float(np.mean(accuracies)), error, float(np.mean(nlls))
 
 
 def nll_by_item(by_length: Sequence[Answers], temperature: float = 1.0) -> np.ndarray:
-    """-log p(right answer) of every item, mean over thought seeds; lengths one after the other."""
-    return np.concatenate([answers.nll_SxN(temperature).mean(axis=0) for answers in by_length])
+    """-log p(right answer) of every item, mean over thoughts; lengths one after the other."""
+    return np.concatenate([answers.nll_RxN(temperature).mean(axis=0) for answers in by_length])
 
 
 def fit_to_answers(by_length: Sequence[Answers]) -> float:
-    """The temperature that fits all symbols of these answers best, of the first thought seed."""
-    symbols = [answers.log_probs_SxNxAxC[0] for answers in by_length]
+    """The temperature that fits all symbols of these answers best, after the first thought."""
+    symbols = [answers.log_probs_RxNxAxC[0] for answers in by_length]
     return fit_temperature(
         np.concatenate([part.reshape(-1, part.shape[-1]) for part in symbols]),
         np.concatenate([answers.right_NxA.reshape(-1) for answers in by_length]),

@@ -1,9 +1,9 @@
-"""Log-probabilities of single tokens of a text: where it gets harder, and for which documents."""
+"""Log-probabilities of every token of held-out documents."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,128 +13,50 @@ import numpy as np
 from fqs_jax.data.rows import windows
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.inference.readings import batches
+from fqs_jax.inference.readings import Advance
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking import thoughts
+from fqs_jax.thinking import keys as keys_lib
+from fqs_jax.thinking import thoughts as thoughts_lib
 from fqs_jax.thinking.config import ThoughtConfig
 
 DEFAULT_WINDOW = 1024  # tokens
 
 
-@functools.partial(jax.jit, static_argnames=("model", "thought"))
-def _text_nll(
-    params: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig | None,
-) -> dict[str, jax.Array]:
-    """Sums over a batch's real targets of the negative log-probability, without and with thoughts."""
-    tokens, mask = batch["tokens"], batch["mask"]
-    where = mask[:, 1:]
-    if thought is None:
-        hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
-        log_probs = decoder.label_log_probs(params["lm"], hidden, tokens, model)
-        return {"nll_base": -jnp.sum(log_probs * where)}
-    scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
-    return {
-        "nll_base": -jnp.sum(scores.base_BxT[:, :-1] * where),
-        "nll_thought": -jnp.sum(scores.talk_BxPxRxA[:, :-1, 0, 0] * where),
-    }
-
-
-def text_nll(
-    loaded: Loaded,
-    documents: Sequence[str],
-    seq_len: int | None,
-    batch_size: int,
-    seed: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, float]:
-    """Mean loss in nats a token over documents, each token predicted at most once.
-
-    Each document is cut into windows by itself (`windows.evaluation_windows`), and is scored to its
-    end if it fits in one. Of a longer one a last, short window is left out: its tokens would be
-    predicted from too little. Windows of like length share a batch, so that little padding is computed.
-
-    Args:
-      seq_len: tokens of a window; None = what the model was made for, at most DEFAULT_WINDOW.
-      progress: told (windows done, windows in all).
-
-    Returns:
-      nll_base, nll_thought (thinking models: one sampled thought a position), tokens (scored),
-      tokens_left_out, windows, seq_len.
-    """
-    seq_len = seq_len or window(loaded)
-    rows, left_out = evaluation_rows(loaded, documents, seq_len)
-    totals: dict[str, float] = {}
-    key = jax.random.key(seed)
-    done = 0
-    for i, (_, batch) in enumerate(batches(rows, batch_size, loaded.mesh)):
-        with jax.set_mesh(loaded.mesh):
-            sums = _text_nll(
-                loaded.params, batch, jax.random.fold_in(key, i), loaded.model, loaded.thought
-            )
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-        done += batch_size
-        progress(min(done, len(rows["tokens"])), len(rows["tokens"]))
-    num_tokens = int(rows["mask"][:, 1:].sum())
-    means = {name: total / max(1, num_tokens) for name, total in totals.items()}
-    counts = {"tokens": num_tokens, "tokens_left_out": left_out, "windows": len(rows["tokens"])}
-    return means | counts | {"seq_len": seq_len}
-
-
-def window(loaded: Loaded) -> int:
-    """Tokens of a window where nothing else is said: what the model was made for, within reason."""
-    return min(loaded.model.max_seq_len, DEFAULT_WINDOW)
-
-
-def evaluation_rows(
-    loaded: Loaded, documents: Sequence[str], seq_len: int
-) -> tuple[windows.Batch, int]:
-    """Documents as padded windows, and how many tokens are in none: see `text_nll`.
-
-    Returns:
-      tokens, mask [windows, T] and `document`, the number of each window's document [windows].
-    """
-    tokenizer = loaded.tokenizer
-    bos_id = next(iter(tokenizer.opening), None)
-    kept, numbers, left_out = [], [], 0
-    for number, tokens in enumerate(tokenizer.encode_batch(documents)):
-        cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
-        rows = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
-        if len(rows) > 1 and len(rows[-1]) < seq_len:
-            left_out += len(rows.pop()) - 1
-        kept += rows
-        numbers += [number] * len(rows)
-    if not kept:
-        raise UserError("the text has no token to predict; give a longer one")
-    rows_by_name = windows.pad_rows(kept, max(map(len, kept)), tokenizer.pad_id)
-    return rows_by_name | {"document": np.array(numbers)}, left_out
-
-
 class TokenScores(NamedTuple):
-    """log p of every predicted token of a text, N of them, in nats, float32.
+    """log p of the N predicted tokens of a text, in order, in nats, float32.
 
-    window_N, document_N: which window and which document each is in. tempered_CxN: without thoughts,
-    logits divided by each temperature asked for. thinking_N: after one sampled thought, None if the
-    model has none.
+    window_N, document_N: numbers of each token's window and document. tempered_CxN: without thoughts,
+    logits divided by each of C temperatures. thinking_RxN: after each of R thoughts, R = 0 if the
+    model does not think. tokens_left_out, seq_len: see `score`.
     """
 
     window_N: np.ndarray
     document_N: np.ndarray
     plain_N: np.ndarray
-    thinking_N: np.ndarray | None
+    thinking_RxN: np.ndarray
     tempered_CxN: np.ndarray
+    tokens_left_out: int
+    seq_len: int
 
     @property
-    def best_N(self) -> np.ndarray:
-        """What the model predicts with: after a thought if it thinks."""
-        return self.plain_N if self.thinking_N is None else self.thinking_N
+    def best_RxN(self) -> np.ndarray:
+        """The model's own prediction: after thoughts if it thinks, else plain with R = 1."""
+        return self.thinking_RxN if len(self.thinking_RxN) else self.plain_N[None]
+
+    def summary(self) -> dict[str, float]:
+        """Mean losses in nats a token, with one thought a token where the model thinks, and counts."""
+        losses = {"nll_base": -float(self.plain_N.mean(dtype=np.float64))}
+        if len(self.thinking_RxN):
+            losses["nll_thought"] = -float(self.thinking_RxN.mean(dtype=np.float64))
+        return losses | {
+            "tokens": len(self.plain_N),
+            "tokens_left_out": self.tokens_left_out,
+            "windows": int(self.window_N[-1]) + 1,
+            "seq_len": self.seq_len,
+        }
 
 
 def score(
@@ -144,33 +66,48 @@ def score(
     batch_size: int = 8,
     seed: int = 0,
     temperatures: Sequence[float] = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    thoughts: int = 1,
+    progress: Advance = lambda done, total: None,
 ) -> TokenScores:
-    """Score every token that `text.text_nll` scores, with the same thoughts.
+    """Score every token of some documents, each predicted at most once.
+
+    Each document is cut into windows by itself (`windows.evaluation_windows`), and is scored to its
+    end if it fits in one. Of a longer one a last, short window is left out: its tokens would be
+    predicted from too little. A thought depends on the seed, the document and the position alone.
+
+    Args:
+      seq_len: tokens of a window; None = what the model was made for, at most DEFAULT_WINDOW.
+      batch_size: windows in a batch; fewer with several thoughts.
+      temperatures: C that the logits of the plain prediction are divided by.
+      thoughts: R, sampled at each token if the model thinks.
+      progress: called with the number of windows done and of all windows.
 
     Raises:
       UserError: there is nothing to predict.
     """
     seq_len = seq_len or window(loaded)
-    rows, _ = evaluation_rows(loaded, documents, seq_len)
+    rows, document_W, place_W, left_out = _windows(loaded, documents, seq_len)
+    loaded = loaded.with_thought(rationales=thoughts)
+    if loaded.thought is not None:
+        batch_size = max(1, batch_size // thoughts)
     key, scales = jax.random.key(seed), jnp.asarray(temperatures, jnp.float32)
-    count = len(rows["tokens"])
     tables: list[list[np.ndarray]] = []
     order: list[np.ndarray] = []
-    for i, (chosen, batch) in enumerate(readings.batches(rows, batch_size, loaded.mesh)):
+    done = 0
+    for chosen, length in readings.batches([len(row) for row in rows], batch_size):
+        missing = batch_size - len(chosen)
+        padded = [rows[w] for w in chosen] + [rows[0][:1]] * missing
+        arrays = windows.pad_rows(padded, length, loaded.tokenizer.pad_id)
+        numbers = {"document": document_W[chosen], "place": place_W[chosen]}
+        arrays |= {name: np.pad(values, (0, missing)) for name, values in numbers.items()}
+        batch = readings.place(arrays, loaded.mesh)
         with jax.set_mesh(loaded.mesh):
-            scores = _log_probs(
-                loaded.params,
-                batch,
-                jax.random.fold_in(key, i),
-                scales,
-                loaded.model,
-                loaded.thought,
-            )
-        kept = rows["mask"][chosen, 1 : batch["tokens"].shape[1]]
-        tables.append([np.asarray(table)[:, : len(chosen)][:, kept] for table in scores])
-        order.append(np.repeat(chosen, kept.sum(axis=1)))
-        progress(min((i + 1) * batch_size, count), count)
+            scores = _log_probs(loaded.params, batch, key, scales, loaded.model, loaded.thought)
+        real = arrays["mask"][: len(chosen), 1:]
+        tables.append([np.asarray(table)[:, : len(chosen)][:, real] for table in scores])
+        order.append(np.repeat(chosen, real.sum(axis=1)))
+        done += len(chosen)
+        progress(done, len(rows))
     plain, thinking, tempered = (
         np.concatenate(parts, axis=1) for parts in zip(*tables, strict=True)
     )
@@ -178,11 +115,41 @@ def score(
     in_text = np.argsort(window_N, kind="stable")
     return TokenScores(
         window_N[in_text],
-        rows["document"][window_N[in_text]],
+        document_W[window_N[in_text]],
         plain[0, in_text],
-        thinking[0, in_text] if len(thinking) else None,
+        thinking[:, in_text],
         tempered[:, in_text],
+        left_out,
+        seq_len,
     )
+
+
+def window(loaded: Loaded) -> int:
+    """The default length of a window in tokens: that the model was made for, within reason."""
+    return min(loaded.model.max_seq_len, DEFAULT_WINDOW)
+
+
+def _windows(
+    loaded: Loaded, documents: Sequence[str], seq_len: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, int]:
+    """Windows of tokens, the number of each one's document [W], its place there [W], and how many
+    tokens are in no window."""
+    tokenizer = loaded.tokenizer
+    bos_id = next(iter(tokenizer.opening), None)
+    rows: list[np.ndarray] = []
+    numbers: list[tuple[int, int]] = []
+    left_out = 0
+    for document, tokens in enumerate(tokenizer.encode_batch(documents)):
+        cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
+        pieces = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
+        if len(pieces) > 1 and len(pieces[-1]) < seq_len:
+            left_out += len(pieces.pop()) - 1
+        rows += pieces
+        numbers += [(document, place) for place in range(len(pieces))]
+    if not rows:
+        raise UserError("the text has no token to predict; give a longer one")
+    document_W, place_W = np.array(numbers, np.int32).T
+    return rows, document_W, place_W, left_out
 
 
 @functools.partial(jax.jit, static_argnames=("model", "thought"))
@@ -194,7 +161,7 @@ def _log_probs(
     model: ModelConfig,
     thought: ThoughtConfig | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """log p(x_{t+1}): plain [1, B, T-1], after a thought [1 or 0, B, T-1], tempered [C, B, T-1]."""
+    """log p(x_{t+1}): plain [1, B, T-1], after thoughts [R or 0, B, T-1], tempered [C, B, T-1]."""
     tokens, mask = batch["tokens"], batch["mask"]
     none = jnp.zeros((0, tokens.shape[0], tokens.shape[1] - 1))
     tempered, thinking = none, none
@@ -202,15 +169,18 @@ def _log_probs(
         hidden, _ = decoder.text_forward(params["lm"], tokens, model, mask)
     if len(temperatures_C):
 
-        def at(temperature: jax.Array) -> jax.Array:
+        def scaled_log_probs(temperature: jax.Array) -> jax.Array:
             scaled = (hidden / temperature).astype(hidden.dtype)  # the head is linear
             return decoder.label_log_probs(params["lm"], scaled, tokens, model)
 
-        tempered = jax.lax.map(at, temperatures_C)
+        tempered = jax.lax.map(scaled_log_probs, temperatures_C)
     if thought is None:
         plain = decoder.label_log_probs(params["lm"], hidden, tokens, model)
     else:
-        scores, *_ = thoughts.sample_and_score(params, tokens, key, model, thought, mask)
-        thinking = scores.talk_BxPxRxA[None, :, :-1, 0, 0]
+        document_keys = keys_lib.fold_in_all(key, batch["document"][:, None, None])
+        scores, *_ = thoughts_lib.sample_and_score(
+            params, tokens, document_keys, model, thought, mask, batch["place"]
+        )
+        thinking = jnp.moveaxis(scores.talk_BxPxRxA[:, :-1, :, 0], 2, 0)
         plain = scores.base_BxT[:, :-1]
     return plain[None], thinking, tempered

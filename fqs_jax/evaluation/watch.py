@@ -196,7 +196,8 @@ def measure(
     number_N = scores[0].document_N
     tokens_D = np.bincount(number_N, minlength=len(documents))
     teacher_D, student_D = (
-        np.bincount(number_N, -score.best_N.astype(np.float64), len(documents)) for score in scores
+        np.bincount(number_N, -score.best_RxN[0].astype(np.float64), len(documents))
+        for score in scores
     )
     for loaded, losses_D in ((teacher, teacher_D), (student, student_D)):
         if not np.isfinite(losses_D).all():

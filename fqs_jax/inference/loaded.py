@@ -1,9 +1,10 @@
-"""A model that is loaded and ready to use."""
+"""A loaded model, ready to use."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -19,10 +20,10 @@ class Loaded:
     """A model ready to run.
 
     Attributes:
-      thought: what its thoughts are; None for a model that does not think.
+      thought: settings of its thoughts; None for a model that does not think.
       source: folder of its config.json and tokenizer files.
-      label: what it is, for people.
-      mesh: the devices that its parameters lie on.
+      label: its name for people.
+      mesh: devices that hold its parameters.
     """
 
     params: Params
@@ -32,3 +33,9 @@ class Loaded:
     source: Path
     label: str
     mesh: Mesh = dataclasses.field(default_factory=sharding.single_device)
+
+    def with_thought(self, **settings: Any) -> Loaded:
+        """The same model with other settings of its thoughts; a model without thoughts stays so."""
+        if self.thought is None:
+            return self
+        return dataclasses.replace(self, thought=dataclasses.replace(self.thought, **settings))

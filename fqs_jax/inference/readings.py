@@ -1,16 +1,22 @@
-"""Log-probabilities of given continuations, with thoughts only where a continuation is predicted."""
+"""Log-probabilities of given tokens at a few positions of given texts, after thoughts if the model thinks.
+
+A thinking model thinks only at the positions that are read, several thoughts behind one text pass.
+Draws depend on the seed, the number of the row, the position and the thought, never on the batch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from scipy.special import log_softmax, logsumexp
 
 from fqs_jax.data.rows import windows
 from fqs_jax.data.tokenizer import Tokenizer
@@ -21,12 +27,184 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import keys as keys_lib
-from fqs_jax.thinking import prediction, sampling, talk_head
+from fqs_jax.thinking import sampling, talk_head
 from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.thinking.prediction import mixed_log_probs
 
-_TEXT = 64  # texts are padded to multiples of it, so that few programs serve all lengths
-_READ = 32  # positions predicted at once: bounds the [B, P, V] log-probabilities
+# Rows are padded to a power of two of tokens and positions, at least these, so that few programs
+# serve all sizes.
+_LENGTH, _POSITIONS = 64, 4
+_AT_ONCE = (
+    512  # predictions [rows, positions, thoughts] at once: bounds the log-probabilities [..., V]
+)
+
+Advance = Callable[[int, int], None]
+
+
+@dataclasses.dataclass
+class Row:
+    """Tokens for the model, and the log-probabilities that are read.
+
+    Attributes:
+      tokens: at least one id.
+      reads: ids whose log-probability as the next token is read, by position.
+      number: selects the thoughts that are drawn: rows of one number draw equal thoughts behind
+        equal texts.
+    """
+
+    tokens: list[int]
+    reads: dict[int, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    number: int = 0
+
+
+class Reading(NamedTuple):
+    """Log-probabilities in nats at the P positions of a row, in the order of its `reads`; float64.
+
+    plain_PxA: without a thought, of up to A ids; beyond a position's own ids there is no meaning.
+    thinking_RxPxA: after each of R thoughts; R = 0 for a model that does not think.
+    likeliest_P: the id with the highest probability, averaged over thoughts if the model thinks.
+    """
+
+    plain_PxA: np.ndarray
+    thinking_RxPxA: np.ndarray
+    likeliest_P: np.ndarray
+
+    @property
+    def best_RxPxA(self) -> np.ndarray:
+        """The model's own prediction: after thoughts if it thinks, else plain with R = 1."""
+        return self.thinking_RxPxA if len(self.thinking_RxPxA) else self.plain_PxA[None]
+
+
+def read(
+    loaded: Loaded,
+    rows: Sequence[Row],
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Advance = lambda done, total: None,
+) -> list[Reading]:
+    """Read rows in batches of like sizes, `loaded.thought.rationales` thoughts at each position.
+
+    Args:
+      rows: at least one of them reads an id.
+      progress: called with the number of rows done and of all rows.
+
+    Returns:
+      A Reading a row, in order.
+    """
+    readings: list[Reading] = [Reading(*np.zeros((3, 0)))] * len(rows)
+    key, done = jax.random.key(seed), 0
+    thoughts = loaded.thought.rationales if loaded.thought is not None else 1
+    for chosen, arrays in _row_batches(rows, min(batch_size, len(rows)), thoughts):
+        batch = place(arrays, loaded.mesh)
+        with jax.set_mesh(loaded.mesh):
+            found = _log_probs(loaded.params, batch, key, loaded.model, loaded.thought)
+        plain, thinking = (np.asarray(table, np.float64) for table in found[:2])
+        likeliest = np.asarray(found[2])
+        for b, i in enumerate(chosen):
+            P, A = len(rows[i].reads), max(map(len, rows[i].reads.values()), default=0)
+            readings[i] = Reading(plain[b, :P, :A], thinking[b, :, :P, :A], likeliest[b, :P])
+        done += len(chosen)
+        progress(done, len(rows))
+    return readings
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
+    """Numbers of the rows that share a batch, longest first, and the length they are padded to."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    most = -(-max(lengths, default=0) // 32) * 32
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        yield chosen, _rounded(lengths[chosen[0]], _LENGTH, most)
+
+
+def place(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+    """Arrays on the mesh, their rows dealt out to its devices."""
+    return {
+        name: jax.device_put(array, sharding.rows(array.shape, mesh))
+        for name, array in arrays.items()
+    }
+
+
+def _rounded(size: int, least: int, most: int) -> int:
+    """The size up to a power of two, within limits that hold it."""
+    return min(max(least, 1 << (size - 1).bit_length()), most)
+
+
+def _positions_at_once(rows: int, thoughts: int) -> int:
+    """Positions predicted at once in a batch, a power of two."""
+    return 1 << (max(1, _AT_ONCE // (rows * thoughts)).bit_length() - 1)
+
+
+def _row_batches(
+    rows: Sequence[Row], batch_size: int, thoughts: int
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """Numbers of the rows of each batch, and its arrays; short batches are filled up with rows of
+    one token."""
+    at_once = _positions_at_once(batch_size, thoughts)
+    most = max(len(row.reads) for row in rows)
+    most = most if most <= at_once else -(-most // at_once) * at_once
+    A = max(len(ids) for row in rows for ids in row.reads.values())
+
+    def positions(i: int) -> int:
+        return _rounded(len(rows[i].reads), _POSITIONS, most)
+
+    for P, members in itertools.groupby(sorted(range(len(rows)), key=positions), positions):
+        group = list(members)
+        for places, T in batches([len(rows[i].tokens) for i in group], batch_size):
+            chosen = [group[n] for n in places]
+            tokens = [rows[i].tokens for i in chosen] + [[0]] * (batch_size - len(chosen))
+            index_BxP = np.zeros((batch_size, P), np.int32)
+            ids_BxPxA = np.zeros((batch_size, P, A), np.int32)
+            number_B = np.zeros(batch_size, np.int32)
+            for b, i in enumerate(chosen):
+                number_B[b] = rows[i].number
+                index_BxP[b, : len(rows[i].reads)] = list(rows[i].reads)
+                for p, ids in enumerate(rows[i].reads.values()):
+                    ids_BxPxA[b, p, : len(ids)] = ids
+            more = {"index": index_BxP, "ids": ids_BxPxA, "number": number_B}
+            yield chosen, windows.pad_rows(tokens, T, 0) | more
+
+
+@functools.partial(jax.jit, static_argnames=("model", "thought"))
+def _log_probs(
+    params: Params,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Log-probabilities of the ids, float32: plain [B, P, A], after thoughts [B, R, P, A], R = 0
+    without; and the likeliest ids int32 [B, P]."""
+    hidden_BxTxD, cache = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
+    text = sampling.TextCache(*cache, batch["mask"])
+
+    def predict(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        index_BxP, ids_BxPxA = part
+        base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
+        plain_BxPxV = jax.nn.log_softmax(decoder.head_logits(params["lm"], base_BxPxD))
+        plain_BxPxA = jnp.take_along_axis(plain_BxPxV, ids_BxPxA, axis=-1)
+        if thought is None:
+            none_BxPx0xA = jnp.zeros((*index_BxP.shape, 0, ids_BxPxA.shape[-1]))
+            return plain_BxPxA, none_BxPx0xA, jnp.argmax(plain_BxPxV, -1)
+        keys = keys_lib.thought_keys(key, index_BxP, thought.rationales, batch["number"])
+        _, _, after = sampling.rollout(params, text, keys, model, thought, index_BxP, finish=True)
+        assert after is not None  # finished
+        mixed_BxPxRxV, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after, thought)
+        thinking_BxPxRxA = jnp.take_along_axis(mixed_BxPxRxV, ids_BxPxA[:, :, None], axis=-1)
+        mean_BxPxV = talk_head.mean_log_probs(mixed_BxPxRxV, axis=2)
+        return plain_BxPxA, thinking_BxPxRxA, jnp.argmax(mean_BxPxV, -1)
+
+    B, P = batch["index"].shape
+    at_once = min(P, _positions_at_once(B, thought.rationales if thought is not None else 1))
+
+    def chunks(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(B, -1, at_once, *x.shape[2:]), 1, 0)
+
+    parts = jax.lax.map(predict, (chunks(batch["index"]), chunks(batch["ids"])))
+    plain, thinking, likeliest = (
+        jnp.moveaxis(part, 0, 1).reshape(B, P, *part.shape[3:]) for part in parts
+    )
+    return plain, jnp.moveaxis(thinking, 2, 1), likeliest
 
 
 class Request(NamedTuple):
@@ -44,18 +222,17 @@ class Score(NamedTuple):
 
 
 def encode(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
-    """Token ids of a text cut in two.
+    """Token ids of a text that is cut in two.
 
-    The cut is made in the tokens of the whole text, since those of the parts may differ, and spaces
-    at the end of the context go with the continuation, where tokenizers join them to the next word.
-    This is the harness's own rule, so that scores compare. An empty context is the BOS token, or
-    the end of the text before.
+    The whole text is encoded and then cut, since its parts alone may be written in other tokens.
+    Spaces at the end of the context go with the continuation, because tokenizers join them to the
+    next word. This is the harness's own rule, so that scores compare. An empty context becomes the
+    BOS token, or the end-of-text token.
 
     Raises:
       UserError: the context is empty and the tokenizer has neither token.
     """
-    kept = context.rstrip()
-    before = tokenizer.opening + tokenizer.encode(kept)
+    before = tokenizer.opening + tokenizer.encode(context.rstrip())
     whole = tokenizer.opening + tokenizer.encode(context + continuation)
     if not before:
         before = [first_id(tokenizer)]
@@ -64,7 +241,7 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
 
 
 def first_id(tokenizer: Tokenizer) -> int:
-    """What stands before a text that has nothing before it.
+    """The id that stands before a text without a context.
 
     Raises:
       UserError: the tokenizer has neither BOS nor end-of-text token.
@@ -80,16 +257,11 @@ def score(
     requests: Sequence[Request],
     batch_size: int = 8,
     seed: int = 0,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Advance = lambda done, total: None,
 ) -> tuple[list[Score], int]:
-    """Score continuations in batches of like lengths.
+    """Score continuations; thoughts depend on the seed, the number of the request and the position.
 
-    A thinking model samples one thought at each position whose next token belongs to a continuation,
-    and none elsewhere. Draws depend on the seed, the number of the request and the position, not on
-    the batches. A text longer than the model was made for loses tokens at its beginning.
-
-    Args:
-      progress: told how many requests are done.
+    A text longer than the model was made for loses tokens at its beginning.
 
     Returns:
       A Score a request, in order, and how many requests lost tokens.
@@ -98,175 +270,67 @@ def score(
       UserError: a continuation alone is too long.
     """
     longest = loaded.model.max_seq_len
-    for request in requests:
-        if len(request.continuation) > longest:
+    rows: dict[int, Row] = {}  # by number of the request; an empty continuation has none
+    for number, (context, continuation) in enumerate(requests):
+        if len(continuation) > longest:
             raise UserError(
-                f"a continuation of {len(request.continuation)} tokens is longer than the "
+                f"a continuation of {len(continuation)} tokens is longer than the "
                 f"{longest} that the model was made for; score a long text by windows"
             )
-    rows = [(r.context + r.continuation)[-(longest + 1) :] for r in requests]
-    cropped = sum(len(r.context + r.continuation) > longest + 1 for r in requests)
-    counts = [len(r.continuation) for r in requests]
-    results: list[Score] = [Score(0.0, True)] * len(requests)  # of nothing, where that was asked
-    key, done = jax.random.key(seed), counts.count(0)
-    for chosen, batch in _batches(loaded, rows, counts, batch_size):
-        with jax.set_mesh(loaded.mesh):
-            read = _read(loaded.params, batch, key, loaded.model, loaded.thought)
-        log_prob_BxP, likeliest_BxP = map(np.asarray, read)
-        for i, log_probs, likeliest in zip(chosen, log_prob_BxP, likeliest_BxP, strict=False):
-            total = float(log_probs[: counts[i]].sum(dtype=np.float64))
-            results[i] = Score(total, bool(likeliest[: counts[i]].all()))
-        done += len(chosen)
-        progress(done)
-    return results, cropped
+        tokens = (context + continuation)[-(longest + 1) :]
+        if continuation:
+            first = len(tokens) - len(continuation) - 1
+            reads = {first + n: (token,) for n, token in enumerate(continuation)}
+            rows[number] = Row(tokens[:-1], reads, number)
+    cropped = sum(len(r.context) + len(r.continuation) > longest + 1 for r in requests)
+    scores = [Score(0.0, True)] * len(requests)
+    found = read(loaded, list(rows.values()), batch_size, seed, progress) if rows else []
+    for number, reading in zip(rows, found, strict=True):
+        log_prob_P = _mean_log_probs(reading.best_RxPxA)[:, 0]
+        right = np.array(requests[number].continuation)
+        greedy = bool((reading.likeliest_P == right).all())
+        scores[number] = Score(float(log_prob_P.sum()), greedy)
+    return scores, cropped
 
 
-def _batches(
-    loaded: Loaded, rows: Sequence[list[int]], counts: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Full batches, longest first, each of rows that round up to the same text length and number of
-    continuation tokens; and which rows they hold. Short ones are filled up with empty rows."""
-
-    def bucket(i: int) -> tuple[int, int]:
-        length, count = len(rows[i]) - 1, counts[i]
-        power = 1 << (count - 1).bit_length()
-        return -(-length // _TEXT) * _TEXT, min(power, -(-count // _READ) * _READ)
-
-    wanted = sorted((i for i, count in enumerate(counts) if count), key=bucket, reverse=True)
-    for (T, P), group in itertools.groupby(wanted, bucket):
-        members = list(group)
-        for first in range(0, len(members), batch_size):
-            chosen = members[first : first + batch_size]
-            empty = {"tokens": T, "mask": T, "index": P, "target": P}
-            arrays = {name: np.zeros((batch_size, n), np.int32) for name, n in empty.items()}
-            for b, i in enumerate(chosen):
-                row, start = rows[i], len(rows[i]) - 1 - counts[i]
-                arrays["tokens"][b, : len(row) - 1] = row[:-1]
-                arrays["mask"][b, : len(row) - 1] = 1
-                arrays["index"][b] = np.minimum(start + np.arange(P), len(row) - 2)
-                arrays["target"][b, : counts[i]] = row[start + 1 :]
-            arrays["mask"] = arrays["mask"].astype(bool)
-            arrays["row"] = np.pad(np.array(chosen, np.int32), (0, batch_size - len(chosen)))
-            yield (
-                chosen,
-                {
-                    name: jax.device_put(array, sharding.rows(array.shape, loaded.mesh))
-                    for name, array in arrays.items()
-                },
-            )
-
-
-@functools.partial(jax.jit, static_argnames=("model", "thought"))
-def _read(
-    params: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig | None,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities float32 [B, P] of the targets, and whether nothing is likelier, bool [B, P]."""
-    hidden_BxTxD, kept = decoder.text_forward(params["lm"], batch["tokens"], model, batch["mask"])
-    text = sampling.TextCache(*kept, batch["mask"])
-
-    def read(places: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        index_BxP, target_BxP = places
-        base_BxPxD = jnp.take_along_axis(hidden_BxTxD, index_BxP[..., None], axis=1)
-        if thought is None:
-            log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], base_BxPxD))
-        else:
-            keys = keys_lib.thought_keys(key, index_BxP, thought.rationales, batch["row"])
-            _, _, after = sampling.rollout(
-                params, text, keys, model, thought, index_BxP, finish=True
-            )
-            assert after is not None  # finished
-            mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after, thought)
-            log_probs = talk_head.mean_log_probs(mixed, axis=2)
-        target_log_prob = jnp.take_along_axis(log_probs, target_BxP[..., None], axis=-1)[..., 0]
-        return target_log_prob, jnp.argmax(log_probs, -1) == target_BxP
-
-    def chunks(x_BxP: jax.Array) -> jax.Array:
-        B, P = x_BxP.shape
-        return jnp.moveaxis(x_BxP.reshape(B, -1, min(P, _READ)), 1, 0)
-
-    parts = jax.lax.map(read, (chunks(batch["index"]), chunks(batch["target"])))
-    log_prob, likeliest = (jnp.moveaxis(part, 0, 1).reshape(batch["index"].shape) for part in parts)
-    return log_prob, likeliest
-
-
-@functools.partial(jax.jit, static_argnames=("model", "thought"))
-def _answer_log_probs(
-    params: Params,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
-    row_B: jax.Array,
-    answer_ids: jax.Array,
-    model: ModelConfig,
-    thought: ThoughtConfig | None,
-) -> jax.Array:
-    tokens, mask = batch["tokens"], batch["mask"]
-    last_Bx1 = jnp.sum(mask, axis=1, keepdims=True) - 1
-    keys = None
-    if thought is not None:
-        keys = keys_lib.thought_keys(key, last_Bx1, thought.rationales, row_B)
-    plain, mixed = prediction.predict_at(params, tokens, last_Bx1, keys, model, thought, mask)
-    log_probs = plain[:, 0] if mixed is None else mixed[:, 0, 0]
-    return log_probs[:, answer_ids]
+def _mean_log_probs(log_probs_Rx: np.ndarray) -> np.ndarray:
+    """The log of the probability averaged over thoughts."""
+    return logsumexp(log_probs_Rx, axis=0) - np.log(len(log_probs_Rx))
 
 
 def answer_log_probs(
-    loaded: Loaded, prompts: Sequence[str], answers: Sequence[str], batch_size: int, seed: int
+    loaded: Loaded,
+    texts: Sequence[Sequence[str]],
+    answers: Sequence[str],
+    batch_size: int,
+    seed: int,
 ) -> np.ndarray:
-    """Log-probability of each one-token answer after each prompt, renormalised over the answers.
+    """Log-probability of each one-token answer after each text, renormalised over the answers.
 
-    A thinking model thinks once, at the prompt's last token. Prompts of like length share a batch; what
-    is drawn depends on the seed and the prompt's place in the list alone.
+    A thinking model thinks at the last token of each text. Draws depend on the seed, the item and
+    that token's position.
+
+    Args:
+      texts: of each of N items P texts, each of which usually begins with the one before; then all
+        are read in one row.
 
     Returns:
-      float32 [prompts, answers].
+      float64 [R, N, P, A]; R = 1 for a model that does not think.
     """
     tokenizer = loaded.tokenizer
-    ids = [tokenizer.opening + encoded for encoded in tokenizer.encode_batch(list(prompts))]
-    rows = windows.pad_rows(
-        [np.array(row, np.int32) for row in ids], max(map(len, ids)), tokenizer.pad_id
-    )
-    answer_ids = jnp.array([encoded[0] for encoded in tokenizer.encode_batch(list(answers))])
-    key = jax.random.key(seed)
-    scores = np.zeros((len(prompts), len(answers)), np.float32)
-    for chosen, batch in batches(rows, batch_size, loaded.mesh):
-        row_B = np.pad(chosen, (0, batch_size - len(chosen)))
-        with jax.set_mesh(loaded.mesh):
-            log_probs = _answer_log_probs(
-                loaded.params, batch, key, row_B, answer_ids, loaded.model, loaded.thought
-            )
-        scores[chosen] = np.asarray(jax.nn.log_softmax(log_probs))[: len(chosen)]
-    return scores
-
-
-def batches(
-    rows: windows.Batch, batch_size: int, mesh: Mesh
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Full batches of the rows, short ones filled up with empty rows, dealt out to the mesh.
-
-    Rows are sorted by length, and each batch is cut to a multiple of 64 that holds its longest.
-
-    Yields:
-      Which rows they are, and the batch.
-    """
-    lengths = rows["mask"].sum(axis=1)
-    order = np.argsort(-lengths, kind="stable")
-    full = rows["tokens"].shape[1]
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        longest = int(lengths[chosen].max())
-        length = min(full, -(-longest // 64) * 64)
-        missing = batch_size - len(chosen)
-        where = sharding.rows((batch_size, length), mesh)
-        yield (
-            chosen,
-            {
-                name: jax.device_put(
-                    np.pad(rows[name][chosen, :length], ((0, missing), (0, 0))), where
-                )
-                for name in ("tokens", "mask")
-            },
-        )
+    encoded = iter(tokenizer.encode_batch([text for item in texts for text in item]))
+    answer_ids = tuple(ids[0] for ids in tokenizer.encode_batch(list(answers)))
+    rows: list[Row] = []
+    places: list[list[tuple[int, int]]] = []  # of each item's texts, (row, place among its reads)
+    for number, item in enumerate(texts):
+        contexts = [tokenizer.opening + next(encoded) for _ in item]
+        places.append([])
+        for context in reversed(contexts):  # the longest first
+            if not places[-1] or rows[-1].tokens[: len(context)] != context:
+                rows.append(Row(context, number=number))
+            places[-1].append((len(rows) - 1, len(rows[-1].reads)))
+            rows[-1].reads[len(context) - 1] = answer_ids
+        places[-1].reverse()
+    found = [reading.best_RxPxA for reading in read(loaded, rows, batch_size, seed)]
+    log_probs = [np.stack([found[row][:, p] for row, p in item], axis=1) for item in places]
+    return log_softmax(np.stack(log_probs, axis=1), axis=-1)

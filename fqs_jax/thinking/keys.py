@@ -12,6 +12,7 @@ def thought_keys(
     """One key [B, P, R] a (row, text position, rationale): draws do not depend on who else thinks.
 
     Args:
+      key: for all rows, or one for each row [B, 1, 1].
       row_B: number of each row in its batch, of which these may be a part; None = 0, 1, ...
     """
     B, P = where_BxP.shape

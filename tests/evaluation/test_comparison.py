@@ -1,6 +1,7 @@
 """The table that puts all models of a run side by side."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -41,9 +42,9 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(run):
-    told = []
-    rows = comparison.compare(run[0], 2, note=told.append)
-    assert told == ["base", "think-5-2"]
+    notes = []
+    rows = comparison.compare(run[0], 2, note=notes.append)
+    assert notes == ["base", "think-5-2"]
     return rows
 
 
@@ -107,24 +108,25 @@ def test_difficulty_is_how_likely_the_first_model_finds_an_item():
 def test_accuracy_is_over_held_out_items(run, monkeypatch):
     """A predictor that is right on every n-th test item, checked against hand counts."""
     root, config = run
-    task, loaded = corpus.built_in_task(config.data, config.seed), loading.load(str(root), "0")
+    task, loaded = corpus.built_in_task(config.data, config.seed), loading.load(str(root), "1")
     answers = dict(task.problems("test"))
     assert len(answers) > 20
 
-    def answer(_, prompts, choices, batch_size, seed):
-        scores = np.full((len(prompts), len(choices)), math.log(0.1 / 6))
-        for i, prompt in enumerate(prompts):
+    def answer(model, texts, choices, batch_size, seed):
+        shape = model.thought.rationales, len(texts), 1, len(choices)
+        scores = np.full(shape, math.log(0.1 / 6))
+        for r, (i, [prompt]) in itertools.product(range(shape[0]), enumerate(texts)):
             right = choices.index(answers[prompt])
-            told = right if i % 2 == 0 and seed == 0 else (right + 1) % 7
-            scores[i, told] = math.log(0.9)
+            likeliest = right if i % 2 == 0 and r == 0 else (right + 1) % 7
+            scores[r, i, 0, likeliest] = math.log(0.9)
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
-    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=2)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=2)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
-    shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one seed in two
+    shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one thought in two
     assert accuracy == pytest.approx(np.mean(shares))
-    # Over items: half of what is right in one seed of two is 0.5, else 0.
+    # Over items: what is right after one thought of two counts 0.5, else 0.
     variances = [p * (0.5 - p) / n for p, n in zip(shares, lengths, strict=True)]
     assert error == pytest.approx(math.sqrt(sum(variances)) / 2)
     losses = [-p * math.log(0.9) - (1 - p) * math.log(0.1 / 6) for p in shares]
@@ -138,21 +140,22 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
     task = Multiplication(lengths=(1, 2))
     products = dict(task.problems("test"))
 
-    def answer(_, prompts, choices, batch_size, seed):
-        scores = np.full((len(prompts), len(choices)), math.log(0.2 / 9))
-        for i, text in enumerate(prompts):
-            prompt, before = text.split(" =")
-            digits = products[f"{prompt} ="].split()
-            assert before.split() == digits[: len(before.split())]
-            right = choices.index(digits[len(before.split())])
-            # Even items are known to the end, odd ones but for their last digit.
-            known = i % 2 == 0 or len(before.split()) < len(digits) - 1
-            scores[i, right if known else (right + 1) % 10] = math.log(0.8)
+    def answer(_, texts, choices, batch_size, seed):
+        scores = np.full((1, len(texts), len(texts[0]), len(choices)), math.log(0.2 / 9))
+        for i, item in enumerate(texts):
+            for place, text in enumerate(item):
+                prompt, before = text.split(" =")
+                digits = products[f"{prompt} ="].split()
+                assert before.split() == digits[:place] and len(item) == len(digits)
+                right = choices.index(digits[place])
+                # Even items are known to the end, odd ones but for their last digit.
+                known = i % 2 == 0 or place < len(digits) - 1
+                scores[0, i, place, right if known else (right + 1) % 10] = math.log(0.8)
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
     loaded = loading.load(str(run[0]), "0")
-    accuracy, error, nll = problems.task_accuracy(loaded, task, seeds=3)
+    accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=3)
     sizes = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n for n in sizes]
     assert accuracy == pytest.approx(np.mean(shares))
@@ -190,9 +193,7 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     assert (base.stage, base.name, base.steps) == ("init", "base", 0)
     assert (trained.stage, trained.name, trained.steps) == ("0", "base", 6)
     for row in (base, trained):
-        expected = text_lib.text_nll(
-            loading.load(str(tmp_path / "W"), row.stage), texts, None, 8, 0
-        )
+        expected = text_lib.score(loading.load(str(tmp_path / "W"), row.stage), texts).summary()
         assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
         assert math.isnan(row.accuracy)
     assert base.nll_easy < base.nll_middle < base.nll_hard

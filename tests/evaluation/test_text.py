@@ -1,16 +1,13 @@
 """Scores against the slow rollout and against transformers, and what is counted."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference import readings
 from fqs_jax.inference.generation import generate
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.model import decoder
 from fqs_jax.runs import loading
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
@@ -39,6 +36,10 @@ def thinking(plain) -> Loaded:
     return Loaded(params, model, plain.tokenizer, THOUGHT, plain.source, "thinking")
 
 
+def summary(loaded, documents, seq_len, batch_size, **options):
+    return text_lib.score(loaded, documents, seq_len, batch_size, **options).summary()
+
+
 def rows_of(loaded, documents, seq_len):
     """The windows of some documents, each begun with BOS, worked out by hand."""
     rows = []
@@ -57,11 +58,11 @@ def test_windows(plain):
     short, _, long = [len(plain.tokenizer.encode(text)) for text in texts]
     windows, left = divmod(long, 3)
     assert 0 < short <= 3 < long and left
-    scores = text_lib.text_nll(plain, texts, 4, 2, 0)
+    scores = summary(plain, texts, 4, 2)
     assert scores["tokens"] == short + 3 * windows
     assert scores["tokens_left_out"] == left
     assert scores["windows"] == 1 + windows
-    whole = text_lib.text_nll(plain, texts, None, 2, 0)
+    whole = summary(plain, texts, None, 2)
     assert whole["tokens"] == short + long and whole["tokens_left_out"] == 0
     assert whole["seq_len"] == plain.model.max_seq_len
     assert "nll_thought" not in whole
@@ -69,7 +70,7 @@ def test_windows(plain):
 
 def test_nothing_to_predict(plain):
     with pytest.raises(UserError, match="no token to predict"):
-        text_lib.text_nll(plain, ["", ""], None, 2, 0)
+        summary(plain, ["", ""], None, 2)
 
 
 def test_text_nll_is_that_of_transformers(folder, plain):
@@ -83,99 +84,66 @@ def test_text_nll_is_that_of_transformers(folder, plain):
         with torch.no_grad():
             total += theirs(ids, labels=ids).loss.item() * (len(row) - 1)
         count += len(row) - 1
-    scores = text_lib.text_nll(plain, documents, 24, 4, 0)
+    scores = summary(plain, documents, 24, 4)
     assert scores["tokens"] == count
     assert scores["nll_base"] == pytest.approx(total / count, abs=1e-5)
 
 
 def test_thoughts_are_those_of_the_slow_rollout(thinking):
-    """Same keys, same thoughts: batch i of windows, longest first, thinks with fold_in(seed, i)."""
+    """Same keys, same thoughts: a document's windows think with fold_in(seed, document)."""
     documents = ["the cat saw nobody.", "the cat", "a small dog sat on his hat."]
-    rows = sorted(rows_of(thinking, documents, 9), key=len, reverse=True)
-    longest, key, nll, base = len(rows[0]), jax.random.key(5), [], []
-    for start in range(0, len(rows), 2):
-        batch = rows[start : start + 2]
-        tokens = np.array([row + [0] * (longest - len(row)) for row in batch])
-        mask = np.arange(longest) < np.array([[len(row)] for row in batch])
+    longest, key, nll, base = 9, jax.random.key(5), [], []
+    for number, document in enumerate(documents):
+        rows = rows_of(thinking, [document], longest)
+        tokens = np.array([row + [0] * (longest - len(row)) for row in rows])
+        mask = np.arange(longest) < np.array([[len(row)] for row in rows])
         inputs = (thinking.params, thinking.model, tokens, mask)
         drawn = reference.sample(
-            *inputs, jax.random.fold_in(key, start // 2), 2, 1, 1.0, masked_ids=(4,)
+            *inputs, jax.random.fold_in(key, number), 2, 2, 1.0, masked_ids=(4,)
         )
         scores = reference.score(*inputs, drawn, talk=1, masked_ids=(4,))
-        nll += list(-scores["talk_log_prob_BxTxRxA"][:, :-1, 0, 0][mask[:, 1:]])
+        nll.append(-scores["talk_log_prob_BxTxRxA"][:, :-1, :, 0][mask[:, 1:]])
         base += list(-scores["base_log_prob_BxT"][:, :-1][mask[:, 1:]])
-    scores = text_lib.text_nll(thinking, documents, 9, 2, seed=5)
-    assert scores["tokens"] == len(nll)
-    assert scores["nll_base"] == pytest.approx(np.mean(base), abs=1e-4)
-    assert scores["nll_thought"] == pytest.approx(np.mean(nll), abs=1e-4)
-    assert abs(scores["nll_thought"] - scores["nll_base"]) > 1e-2
+    assert len(rows) > 1  # of the last document
+    scores = text_lib.score(thinking, documents, longest, 2, seed=5, thoughts=2)
+    np.testing.assert_allclose(-scores.thinking_RxN.T, np.concatenate(nll), atol=1e-4)
+    first = summary(thinking, documents, longest, 2, seed=5)
+    assert first["tokens"] == len(base)
+    assert first["nll_base"] == pytest.approx(np.mean(base), abs=1e-4)
+    assert first["nll_thought"] == pytest.approx(np.concatenate(nll)[:, 0].mean(), abs=1e-4)
+    assert abs(first["nll_thought"] - first["nll_base"]) > 1e-2
+
+
+def test_thoughts_do_not_depend_on_batches(thinking):
+    """Windows of several documents, of more than one length and in other company."""
+    documents = [" ".join(sentences(n, n)) for n in (1, 3, 2)]
+    expected = text_lib.score(thinking, documents, 9, 1)
+    assert len(np.unique(expected.window_N)) > 8
+    for batch_size in (3, 8):
+        found = text_lib.score(thinking, documents, 9, batch_size)
+        np.testing.assert_allclose(found.thinking_RxN, expected.thinking_RxN, atol=1e-5)
+        assert found.summary() == {
+            name: pytest.approx(value, rel=1e-6) for name, value in expected.summary().items()
+        }
+    more = text_lib.score(thinking, [*documents, "the cat saw nobody."], 9, 3)
+    count = len(expected.plain_N)
+    np.testing.assert_allclose(more.thinking_RxN[:, :count], expected.thinking_RxN, atol=1e-5)
+    # The same tokens in another document, or in another window, are thought about anew.
+    twice = text_lib.score(thinking, [documents[0], documents[0]], 9, 3)
+    first, second = np.split(twice.thinking_RxN[0], 2)
+    assert np.abs(first - second).max() > 1e-2
 
 
 def test_padding_and_batches_change_nothing(plain):
     documents = [" ".join(sentences(n, n)) for n in (1, 5, 2, 4)]
     done = []
-    expected = text_lib.text_nll(plain, documents, 1000, 1, 0)
+    expected = summary(plain, documents, 1000, 1)
     for batch_size in (3, 50):
-        scores = text_lib.text_nll(
-            plain, documents, 1000, batch_size, 0, lambda n, of: done.append((n, of))
+        scores = summary(
+            plain, documents, 1000, batch_size, progress=lambda n, of: done.append((n, of))
         )
         assert scores == expected | {"nll_base": pytest.approx(expected["nll_base"], abs=1e-6)}
     assert done == [(3, 4), (4, 4), (4, 4)]
-
-
-def test_answers_without_thoughts(plain):
-    answers = ["a", "b", "."]
-    ids = [plain.tokenizer.encode(answer)[0] for answer in answers]
-    prompts = ["the cat", "a small dog sat on", "one"]
-    scores = readings.answer_log_probs(plain, prompts, answers, 2, 0)
-    np.testing.assert_allclose(np.exp(scores).sum(-1), 1.0, rtol=1e-5)
-    for prompt, row in zip(prompts, scores, strict=True):
-        tokens = jnp.array([[plain.tokenizer.bos_id, *plain.tokenizer.encode(prompt)]])
-        logits = decoder.logits(plain.params["lm"], tokens, plain.model)[0, -1]
-        np.testing.assert_allclose(row, jax.nn.log_softmax(logits[jnp.array(ids)]), atol=1e-4)
-
-
-def test_answers_after_a_thought_at_the_last_token(thinking):
-    answers, prompts = ["a", "b", "."], ["the cat", "a small dog sat"]
-    tokenizer = thinking.tokenizer
-    assert isinstance(tokenizer, tokenizer_lib.Tokenizer)
-    ids = [tokenizer.encode(answer)[0] for answer in answers]
-    rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
-    scores = readings.answer_log_probs(thinking, prompts, answers, 2, seed=3)
-    longest, key = max(map(len, rows)), jax.random.key(3)
-    for b, row in enumerate(rows):
-        text = (np.array(row + [0] * (longest - len(row))), np.arange(longest) < len(row))
-        model, last = (thinking.params, thinking.model), len(row) - 1
-        drawn = []
-        for k in range(2):
-            opening = reference.start_and_thought(thinking.params, drawn, 100.0)
-            hidden = reference.block_hidden(*model, *text, last, opening)
-            logits = reference.thought_logits(thinking.params["lm"], hidden[-1], (4,))
-            noise = reference.gumbel_noise(key, (b, last, 0, k), len(logits))
-            drawn.append(int(np.argmax(logits + noise)))
-        out = reference.rollout(*model, *text, last, drawn, 1, masked_ids=(4,))
-        expected = reference.log_softmax(out.mixed_logits_AxV[0][ids])
-        np.testing.assert_allclose(scores[b], expected, atol=1e-4)
-
-
-def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
-    """Prompts of like length share a batch, cut to what holds them; each thinks as it would alone."""
-    shapes = []
-    compute = readings._answer_log_probs
-
-    def recorded(params, batch, *arguments):
-        shapes.append(batch["tokens"].shape)
-        return compute(params, batch, *arguments)
-
-    monkeypatch.setattr(readings, "_answer_log_probs", recorded)
-    prompts = ["the cat", " ".join(sentences(16)), "one old king", "a small dog saw"]
-    answers = ["a", "b", "."]
-    scores = readings.answer_log_probs(thinking, prompts, answers, 2, seed=3)
-    (_, longest), second = shapes
-    assert longest > 64 and second == (2, 64)
-    np.testing.assert_allclose(
-        readings.answer_log_probs(thinking, prompts, answers, 1, seed=3), scores, atol=1e-5
-    )
 
 
 def test_a_mesh_changes_nothing(folder, plain):
@@ -185,10 +153,9 @@ def test_a_mesh_changes_nothing(folder, plain):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
     jax.tree.map(np.testing.assert_array_equal, spread.params, plain.params)
     texts = sentences(5)
-    assert text_lib.text_nll(spread, texts, 9, 2, 0) == pytest.approx(
-        text_lib.text_nll(plain, texts, 9, 2, 0)
-    )
-    answers = [readings.answer_log_probs(m, texts, ["the", "a"], 3, 0) for m in (spread, plain)]
+    assert summary(spread, texts, 9, 2) == pytest.approx(summary(plain, texts, 9, 2))
+    prompts = [[text] for text in texts]
+    answers = [readings.answer_log_probs(m, prompts, ["the", "a"], 3, 0) for m in (spread, plain)]
     np.testing.assert_allclose(*answers, atol=1e-5)
     results = [generate(m, texts[:2], max_new_tokens=4) for m in (spread, plain)]
     assert results[0] == results[1]

@@ -72,7 +72,7 @@ def test_every_token_in_order_is_that_of_a_full_forward_pass(plain, scores):
     lengths = list(map(len, windows))
     np.testing.assert_array_equal(scores.window_N, np.repeat(range(len(windows)), lengths))
     np.testing.assert_array_equal(scores.document_N, np.repeat(numbers, lengths))
-    assert scores.thinking_N is None and scores.best_N is scores.plain_N
+    assert len(scores.thinking_RxN) == 0 and (scores.best_RxN == scores.plain_N).all()
 
 
 def test_temperatures(plain, scores):
@@ -85,24 +85,24 @@ def test_temperatures(plain, scores):
 
 
 @pytest.mark.parametrize("kind", ["plain", "thinking"])
-def test_means_are_those_of_the_text(kind, request):
-    """With the same seed the same thoughts are drawn."""
-    loaded, told = request.getfixturevalue(kind), []
+def test_the_summary_and_seeds(kind, request):
+    loaded, done = request.getfixturevalue(kind), []
     scores = text.score(
-        loaded, DOCUMENTS, WINDOW, 2, seed=5, progress=lambda *done: told.append(done)
+        loaded, DOCUMENTS, WINDOW, 2, seed=5, progress=lambda *counts: done.append(counts)
     )
-    expected = text.text_nll(loaded, DOCUMENTS, WINDOW, 2, seed=5)
-    assert len(scores.plain_N) == expected["tokens"]
-    assert -scores.plain_N.mean(dtype=np.float64) == pytest.approx(expected["nll_base"], rel=1e-5)
-    assert told[-1] == (expected["windows"],) * 2
+    log_p, _ = by_hand(loaded)
+    assert done[-1] == (len(log_p),) * 2
+    summary = scores.summary()
+    assert (summary["tokens"], summary["windows"]) == (sum(map(len, log_p)), len(log_p))
+    assert summary["nll_base"] == pytest.approx(-np.mean(np.concatenate(log_p)), rel=1e-5)
     if kind == "thinking":
-        mean = -scores.thinking_N.mean(dtype=np.float64)
-        assert mean == pytest.approx(expected["nll_thought"], rel=1e-5)
-        assert abs(mean - expected["nll_base"]) > 1e-2
-        assert scores.best_N is scores.thinking_N
+        assert abs(summary["nll_thought"] - summary["nll_base"]) > 1e-2
+        assert scores.best_RxN is scores.thinking_RxN
         other = text.score(loaded, DOCUMENTS, WINDOW, 2, seed=6)
         np.testing.assert_allclose(other.plain_N, scores.plain_N, atol=1e-5)
-        assert np.abs(other.thinking_N - scores.thinking_N).max() > 1e-2
+        assert np.abs(other.thinking_RxN - scores.thinking_RxN).max() > 1e-2
+    else:
+        assert "nll_thought" not in summary
 
 
 def test_window(plain):

@@ -153,11 +153,11 @@ def test_losses_are_those_of_each_document_alone(teacher, student):
     assert told == [(3, 6), (6, 6)]
     kept = [document for document in documents if document]
     for i, document in enumerate(kept):
-        alone = text_lib.text_nll(student, [document], 32, 8, 0)  # the teacher's, shorter, window
+        alone = text_lib.score(student, [document], 32).summary()  # the teacher's, shorter, window
         assert measured.tokens_D[i] == alone["tokens"]
         assert measured.student_D[i] / alone["tokens"] == pytest.approx(alone["nll_base"], rel=1e-5)
     scores = text_lib.score(teacher, documents, 32, 8, 0)
-    assert measured.teacher_D.sum() == pytest.approx(-scores.thinking_N.sum(), rel=1e-5)
+    assert measured.teacher_D.sum() == pytest.approx(-scores.thinking_RxN.sum(), rel=1e-5)
     assert measured.teacher_D.sum() != pytest.approx(-scores.plain_N.sum(), rel=1e-3)
 
 

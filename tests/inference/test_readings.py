@@ -11,7 +11,7 @@ import pytest
 from fqs_jax.data import tokenizer_training
 from fqs_jax.inference import loaded as loaded_lib
 from fqs_jax.inference import readings
-from fqs_jax.inference.readings import Request
+from fqs_jax.inference.readings import Request, Row
 from fqs_jax.model import decoder
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
@@ -31,8 +31,9 @@ LENGTHS = [(7, 2), (5, 0), (10, 7), (5, 2), (5, 5)]
 def small_buckets():
     """Short texts, and programs compiled in a hurry."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readings, "_TEXT", 8)
-        patch.setattr(readings, "_READ", 4)
+        patch.setattr(readings, "_LENGTH", 8)
+        patch.setattr(readings, "_POSITIONS", 1)
+        patch.setattr(readings, "_AT_ONCE", 8)  # 4 positions in batches of 2
         optimized = jax.config.read("jax_disable_most_optimizations")
         jax.config.update("jax_disable_most_optimizations", True)
         yield
@@ -131,12 +132,68 @@ def test_several_thoughts_are_averaged_as_probabilities(tokenizer, tmp_path):
     assert scores[0].log_prob == pytest.approx(right.sum(), abs=1e-4)
 
 
+def test_readings_with_and_without_thoughts(tokenizer, tmp_path):
+    """Several ids at positions of two rows that share thoughts, and of a row with its own."""
+    model = loaded(tokenizer, tmp_path, dataclasses.replace(THOUGHT, rationales=3))
+    [(tokens, _)] = requests([(LONGEST, 0)])
+    rows = [
+        Row(tokens, {2: (5, 1), 9: (7,)}, number=4),
+        Row(tokens[:5], {2: (1, 5), 4: (0, 2, 3)}, number=4),
+        Row(tokens[:3], {2: (5, 1)}, number=6),
+    ]
+    done = []
+    found = readings.read(model, rows, 2, SEED, lambda *counts: done.append(counts))
+    assert done == [(1, 3), (3, 3)]
+    plain_model = dataclasses.replace(model, thought=None)
+    for row, reading in zip(rows, found, strict=True):
+        for p, (position, ids) in enumerate(row.reads.items()):
+            request = Request(row.tokens[: position + 1], [0])
+            [plain_V] = directly(plain_model, row.number, request)
+            [mean_V] = directly(model, row.number, request)
+            columns = list(ids)
+            np.testing.assert_allclose(
+                reading.plain_PxA[p, : len(ids)], plain_V[columns], atol=1e-4
+            )
+            thinking_RxA = reading.thinking_RxPxA[:, p, : len(ids)]
+            assert len(thinking_RxA) == 3
+            mean_A = np.log(np.exp(thinking_RxA).mean(axis=0))
+            np.testing.assert_allclose(mean_A, mean_V[columns], atol=1e-4)
+            assert reading.likeliest_P[p] == mean_V.argmax()
+    first, second, other = (reading.thinking_RxPxA[:, 0] for reading in found)
+    np.testing.assert_allclose(first[:, [1, 0]], second[:, :2], atol=1e-4)
+    assert np.abs(first - other).max() > 1e-2
+
+
+def test_few_shapes_are_compiled(monkeypatch):
+    """Rows of 3 to 700 tokens that are read at 1 to 9 positions: powers of two, or the most needed."""
+    monkeypatch.setattr(readings, "_LENGTH", 64)
+    monkeypatch.setattr(readings, "_POSITIONS", 4)
+    monkeypatch.setattr(readings, "_AT_ONCE", 512)
+    rng = np.random.default_rng(0)
+    rows = [
+        Row([1] * int(n), dict.fromkeys(range(int(m)), (1,)))
+        for n, m in zip(rng.integers(3, 700, 500), rng.integers(1, 10, 500), strict=True)
+    ]
+    numbers, shapes = [], set()
+    for chosen, arrays in readings._row_batches(rows, 32, thoughts=1):
+        (_, length), (_, positions) = arrays["tokens"].shape, arrays["index"].shape
+        numbers += chosen
+        shapes.add((positions, length))
+        assert all(len(rows[i].tokens) <= length for i in chosen)
+        assert all(len(rows[i].reads) <= positions <= 9 for i in chosen)
+    assert sorted(numbers) == list(range(500)) and len(shapes) <= 3 * 5
+    few = [Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
+    [(chosen, arrays)] = readings._row_batches(few, 4, thoughts=1)
+    assert chosen == [3, 1, 2, 0] and arrays["tokens"].shape == (4, 160)
+
+
 def test_what_is_too_long_loses_its_beginning(tokenizer, tmp_path):
     model = loaded(tokenizer, tmp_path, None)
     rng = np.random.default_rng(0)
     long = rng.integers(0, VOCAB, 120).tolist()
-    (score, kept), cropped = readings.score(model, [Request(long, [1]), Request(long[-100:], [1])])
-    assert cropped == 1 and score == kept
+    long_request, short_request = Request(long, [1]), Request(long[-100:], [1])
+    (score, same), cropped = readings.score(model, [long_request, short_request])
+    assert cropped == 1 and score == same
     with pytest.raises(UserError, match="101 tokens is longer than the 100"):
         readings.score(model, [Request([1], long[:101])])
 

@@ -14,19 +14,12 @@ from collections.abc import Iterator, Sequence
 
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.inference.readings import Row
 from fqs_jax.runtime.errors import UserError
 
 DIGITS = tuple(f" {digit}" for digit in "0123456789")
 _HEAD, _END = "Q: x\nA:", "\n"
 _Ids = tuple[int, ...]
-
-
-@dataclasses.dataclass
-class Row:
-    """Tokens to be read by the model; `reads` are the ids wanted after each position."""
-
-    tokens: list[int]
-    reads: dict[int, _Ids] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,12 +85,12 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
       UserError: the tokenizer cannot write the answers as the metric needs them.
     """
     if items[0].kind == "text":
-        return [_text_question(item, tokenizer) for item in items]
+        return [_text_question(item, number, tokenizer) for number, item in enumerate(items)]
     prompts = tokenizer.encode_batch([item.prompt for item in items])
     wholes = tokenizer.encode_batch([item.prompt + item.answer + _END for item in items])
     spellings: dict[tuple[str, ...], Spelling] = {}
     questions = []
-    for item, prompt, whole in zip(items, prompts, wholes, strict=True):
+    for number, (item, prompt, whole) in enumerate(zip(items, prompts, wholes, strict=True)):
         answers = item.choices or DIGITS
         if answers not in spellings:
             spellings[answers] = spell(tokenizer, answers)
@@ -116,13 +109,13 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
             ends = [tokenizer.opening + prompt + list(pieces) for pieces in spelling.pieces]
             sequences += ends
             paths += [_path(tokens, _common(ends)) for tokens in ends]
-        rows, paths = _share_rows(sequences, paths)
+        rows, paths = _share_rows(sequences, paths, number)
         right = item.choices.index(item.answer) if item.choices else 0
         questions.append(Question(rows, paths[0], paths[1:], right))
     return questions
 
 
-def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
+def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
     """Choices read in full, from the first token on that depends on which of them it is."""
     prompt, *wholes = tokenizer.encode_batch(
         [item.prompt, *(item.prompt + choice for choice in item.choices)]
@@ -139,7 +132,8 @@ def _text_question(item: Item, tokenizer: Tokenizer) -> Question:
             f"this tokenizer drops blanks, and without them the choices "
             f"{', '.join(map(repr, item.choices))[:60]} are alike or empty; word them anew"
         )
-    rows, paths = _share_rows(sequences, [_path(tokens, start) for tokens in sequences])
+    paths = [_path(tokens, start) for tokens in sequences]
+    rows, paths = _share_rows(sequences, paths, number)
     return Question(rows, [], paths, item.choices.index(item.answer))
 
 
@@ -158,9 +152,9 @@ def _path(tokens: Sequence[int], start: int) -> list[Step]:
 
 
 def _share_rows(
-    sequences: Sequence[list[int]], paths: Sequence[list[Step]]
+    sequences: Sequence[list[int]], paths: Sequence[list[Step]], number: int
 ) -> tuple[list[Row], list[list[Step]]]:
-    """Rows that hold each sequence without its last token as a beginning, and the steps moved to them."""
+    """Rows that begin with each sequence less its last token, and the steps with their rows."""
     rows: list[Row] = []
     places = {}
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
@@ -168,7 +162,7 @@ def _share_rows(
         found = (r for r, row in enumerate(rows) if row.tokens[: len(context)] == context)
         places[i] = next(found, len(rows))
         if places[i] == len(rows):
-            rows.append(Row(context))
+            rows.append(Row(context, number=number))
         reads = rows[places[i]].reads
         for step in paths[i]:
             known = reads.get(step.position, ())

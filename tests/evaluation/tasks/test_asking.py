@@ -10,11 +10,11 @@ from fqs_jax.data import tokenizer_training
 from fqs_jax.evaluation.tasks import asking, commonsense_qa, gsm8k, items, piqa, social_iqa
 from fqs_jax.evaluation.tasks.asking import Settings, evaluate
 from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import benchmark_files, reference, tiny_models
 from tests.tiny_runs import sentences
@@ -48,8 +48,8 @@ def asked(tmp_path_factory):
 # Against the slow rollout, one context at a time --------------------
 
 
-def next_log_probs(loaded, context, key):
-    """After a thought, by the slow rollout: [V]; the likeliest one without a key."""
+def next_log_probs(loaded, context, seed=None, number=0):
+    """After a thought of an item, by the slow rollout: [V]; the likeliest one without a seed."""
     params, config, last = loaded.params, loaded.model, len(context) - 1
     text = (np.array(context), np.ones(len(context), bool))
     drawn = []
@@ -57,8 +57,9 @@ def next_log_probs(loaded, context, key):
         opening = reference.start_and_thought(params, drawn, 100.0)
         hidden = reference.block_hidden(params, config, *text, last, opening)
         logits = reference.thought_logits(params["lm"], hidden[-1], (4,))
-        if key is not None:
-            logits = logits + reference.gumbel_noise(key, (0, last, 0, k), len(logits))
+        if seed is not None:
+            indices = (number, last, 0, k)
+            logits = logits + reference.gumbel_noise(jax.random.key(seed), indices, len(logits))
         drawn.append(int(np.argmax(logits)))
     out = reference.rollout(params, config, *text, last, drawn, 1, masked_ids=(4,))
     return reference.log_softmax(out.mixed_logits_AxV[0])
@@ -79,10 +80,7 @@ def test_the_walk_after_thoughts(thinking, asked, name, seed):
     expected = 0.0
     for t in range(start, len(ids)):
         if ids[t] in allowed:
-            key = seed
-            if seed is not None:
-                key = jax.random.fold_in(jax.random.key(seed), number)
-            log_probs = next_log_probs(thinking, ids[:t], key)
+            log_probs = next_log_probs(thinking, ids[:t], seed, number)
             expected += log_probs[ids[t]] - np.logaddexp.reduce(log_probs[allowed])
     assert result.thinking is not None
     found = result.thinking.published.right_log_prob()[number, 0]
@@ -106,9 +104,7 @@ def test_choices_of_text_after_thoughts(thinking):
         for whole in wholes:
             ids = thinking.tokenizer.opening + whole
             first = len(thinking.tokenizer.opening) + common
-            parts = [
-                next_log_probs(thinking, ids[:t], None)[ids[t]] for t in range(first, len(ids))
-            ]
+            parts = [next_log_probs(thinking, ids[:t])[ids[t]] for t in range(first, len(ids))]
             totals.append(sum(parts))
         found = result.thinking.choices.log_probs_NxRxDxA[n, 0, 0, : len(totals)]
         np.testing.assert_allclose(found - found[0], np.array(totals) - totals[0], atol=2e-4)
@@ -141,29 +137,29 @@ def test_batches_and_mesh_change_nothing(thinking, asked):
     mesh = sharding.local_mesh(fsdp=2, tensor=1)
     where = placement.of_parameters(thinking.params, mesh)
     spread = dataclasses.replace(thinking, params=jax.device_put(thinking.params, where), mesh=mesh)
-    told = []
+    done = []
     for loaded, batch_size, count in ((thinking, 1, 2), (spread, 32, 3)):
         settings = Settings(thought_seeds=2, seed=1, batch_size=batch_size)
         some = asked["csqa"][:count]
-        other = evaluate(loaded, some, settings, lambda *done: told.append(done))
+        other = evaluate(loaded, some, settings, lambda *counts: done.append(counts))
         for ours, theirs in zip(whole[:2], other[:2], strict=True):
             for a, b in zip(ours, theirs, strict=True):
                 expected = a.right_log_prob()[:count]
                 np.testing.assert_allclose(b.right_log_prob(), expected, atol=1e-4)
-    assert told[-1][0] == told[-1][1]
+    assert done[-1][0] == done[-1][1]
 
 
 def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, monkeypatch):
-    """Behind the colon and behind the letter: places of the compiled program, against its length."""
-    shapes, real = [], prediction.think
+    """Behind the colon and behind the letter: positions of the compiled program, against its length."""
+    shapes, real = [], readings.sampling.rollout
 
-    def think(params, tokens, keys_BxPxR, *rest):
-        shapes.append((tokens.shape[1], *keys_BxPxR.shape[1:]))
-        return real(params, tokens, keys_BxPxR, *rest)
+    def rollout(params, text, keys_BxPxR, *rest, **options):
+        shapes.append((text.key_LxBxTxGxH.shape[2], *keys_BxPxR.shape[1:]))
+        return real(params, text, keys_BxPxR, *rest, **options)
 
-    monkeypatch.setattr(prediction, "think", think)
+    monkeypatch.setattr(readings.sampling, "rollout", rollout)
     evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
-    assert [(places, seeds) for _, places, seeds in shapes] == [(2, 2)]
+    assert [(positions, thoughts) for _, positions, thoughts in shapes] == [(2, 2)]
     assert shapes[0][0] > 50
 
 
@@ -193,20 +189,3 @@ def test_too_long_items_are_left_out_and_counted(thinking, asked):
     assert len(result.plain.published.target_NxD) == 2
     with pytest.raises(UserError, match=f"no item fits in 5 tokens, the shortest has {lengths[0]}"):
         evaluate(thinking, asked["gsm8k"], Settings(seq_len=5))
-
-
-def test_few_shapes_are_compiled(thinking):
-    """Rows of 3 to 700 tokens that read at 1 to 9 places: powers of two, or the most there is."""
-    rng = np.random.default_rng(0)
-    rows = [
-        asking.Row([1] * int(n), dict.fromkeys(range(int(m)), (1,)))
-        for n, m in zip(rng.integers(3, 700, 500), rng.integers(1, 10, 500), strict=True)
-    ]
-    groups = asking._groups(rows)
-    assert sorted(n for *_, members in groups for n in members) == list(range(500))
-    assert len({(places, length) for places, length, _ in groups}) <= 3 * 5
-    for places, length, members in groups:
-        assert all(len(rows[n].tokens) <= length for n in members)
-        assert all(len(rows[n].reads) <= places <= 9 for n in members)
-    few = [asking.Row([1] * n, {0: (1,)}) for n in (5, 70, 40, 130)]
-    assert asking._groups(few) == [(1, 160, [0, 2, 1, 3])]
