@@ -1,4 +1,4 @@
-"""Every model of a working directory side by side: held-out accuracy, loss, cost of a token."""
+"""All models of a working directory side by side: held-out accuracy, loss, cost of a token."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking import flops
 
-# That the base is tried at on text.
+# Temperatures tried for the base on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model.
+    """The scores of one model.
 
     Attributes:
+      stage: number of its stage, or "init".
       accuracy: share of held-out items answered right, each symbol of the answer likeliest given those
-        before it, averaged over problem lengths and thought seeds; NaN where the run's data has no items.
-      accuracy_error: standard error of it over items. accuracy_low, accuracy_high: its 95% Wilson
-        interval over items, as if lengths were one and thought seeds agreed, which errs on the wide side.
+        before it, averaged over problem lengths and thoughts; NaN where the run's data has no items.
+      accuracy_error: standard error of the accuracy over items.
+      accuracy_low, accuracy_high: 95% Wilson interval of the accuracy over items. It treats all lengths
+        as one and all thoughts as equal, so it is rather too wide.
       nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
       ms_per_token: median time of a generated token, one prompt; equal for models that run the same
         program (evaluation/timing.py); NaN where it was not timed.
       steps: training steps of this model's own stage.
       kind: "base", "thinking", "student" (taught by thoughts, has none) or "control".
-      temperature: that logits were divided by.
-      flops_per_token: what a generated token costs, thought and head included (thinking/flops.py), there.
-      nll_easy, nll_middle, nll_hard: nll of the thirds of the items, or tokens, that are likeliest,
-        likely and least likely under the first row's model; NaN where unknown.
+      temperature: divisor of the logits.
+      flops_per_token: FLOPs of a generated token, thought and head included (thinking/flops.py).
+      nll_easy, nll_middle, nll_hard: nll of each third of the items, or tokens, sorted by their loss
+        under the first row's model; NaN where unknown.
     """
 
     stage: str
@@ -76,17 +78,21 @@ def compare(
     batch_size: int | None = None,
     timed: bool = True,
 ) -> list[Row]:
-    """Rows for all trained stages of a working directory, its initial model if that was imported, and
-    its base with a fitted temperature.
+    """Compare all trained stages of a working directory.
 
     Args:
-      thought_seeds: how many independently sampled thoughts are averaged; None = 4 for answers, 1
-        for text, where thoughts are at every token.
+      thought_seeds: number of sampled thoughts that are averaged; None = 4 for answers, 1 for text,
+        where every token has a thought.
       text: held-out documents, for runs on text.
-      note: told the name of each model before it is evaluated.
-      mesh: where models are loaded; None = one device.
-      seed: of sampled thoughts. seq_len, batch_size: of windows of text, as of `text.score`.
-      timed: whether tokens are timed, which takes seconds a program; without it ms_per_token is NaN.
+      note: called with the name of each model before it is evaluated.
+      mesh: devices that models are loaded on; None = one device.
+      seed: of sampled thoughts.
+      seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
+      timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
+
+    Returns:
+      A row for the initial model if that was imported, and one for each trained stage. Behind the
+      first of them, if it does not think, there is a row for it at a fitted temperature.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -100,7 +106,7 @@ def compare(
     thought_seeds = thought_seeds or (1 if task is None else 4)
     scores: list[tuple[Row, timing.Program]] = []
     times = timing.TokenTimes()
-    first: np.ndarray | None = None  # the first model's loss by item, which difficulty is
+    first: np.ndarray | None = None  # the first model's loss by item: the difficulty of the items
     for number, name, step, loaded in models(root, note, mesh):
         prompt = task.problems("test")[0][0] if task else text[0][:200]
         row = Row(
@@ -199,7 +205,7 @@ def _on_text(
 
 
 def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row:
-    """Losses of the easy, the middle and the hard third; thirds of equal size, ties by place."""
+    """The row with the losses of the easy, the middle and the hard third of the items."""
     parts = np.array_split(nll_N[np.argsort(difficulty_N, kind="stable")], 3)
     easy, middle, hard = (float(part.mean()) if len(part) else math.nan for part in parts)
     return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)
@@ -212,9 +218,9 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
 
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
-    """The base with the temperature that fits the validation items best: sharper, not wiser."""
+    """The row of the base at the temperature that fits the validation items best."""
     temperature = problems.fit_to_answers(problems.read(base, task, "validation"))
-    nll = float(np.mean([answers.nll_SxN(temperature).mean() for answers in tests]))
+    nll = float(np.mean([answers.nll_RxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
         _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll
     )
@@ -222,7 +228,8 @@ def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N:
 
 
 def _at_temperature(row: Row, temperature: float, most: float) -> Row:
-    """A row for it; of a fit that would have gone on beyond the highest that is tried, it says so."""
+    """The row of the temperature-scaled model. If the best temperature is the highest one tried, its
+    name shows it as a lower bound."""
     shown = f"{temperature:.2f}" if temperature < 0.99 * most else f"\u2265{most:.0f}"
     return dataclasses.replace(
         row, name=f"{row.name} at temperature {shown}", temperature=temperature

@@ -1,4 +1,4 @@
-"""W/evaluation.json: the last comparison of all stages, so that a report need not repeat it."""
+"""W/evaluation.json: the last comparison of all stages, which a report shows again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
 NAME = "evaluation.json"
-PROBLEMS = "held-out problems"  # what runs on a built-in task are measured on
+PROBLEMS = "held-out problems"  # the `about` of runs on a built-in task
 
 
 class Kept(NamedTuple):
-    """rows have the fields of `Row` and perhaps more, NaN as None; about: what was measured on, for people;
-    flags: of `evaluate`, those that made them, by name."""
+    """A comparison as it is kept.
+
+    rows: the fields of `Row` by name, perhaps with more, NaN as None. about: the text or problems that
+    were evaluated, for people. flags: flags of `evaluate` that were not at their defaults, by name.
+    """
 
     rows: list[dict[str, Any]]
     about: str
@@ -28,19 +31,19 @@ class Kept(NamedTuple):
 def write(
     root: Path, rows: Sequence[Row], about: str = "", flags: dict[str, Any] | None = None
 ) -> None:
-    """Keep rows: see `Kept`."""
+    """Write the comparison of a working directory, with the newest checkpoint of each stage."""
     kept = Kept([as_json(row) for row in rows], about, flags or {})
     files.write_json(root / NAME, kept._asdict() | {"steps": _steps(root)})
 
 
 def read(root: Path) -> Kept | None:
-    """What was kept; None if nothing was, it cannot be read, or a stage was trained since."""
+    """The last comparison; None if there is none, it cannot be read, or a stage was trained since."""
     if not (root / NAME).exists():
         return None
     try:
         content = files.read_json(root / NAME)
     except UserError:
-        return None  # a cache that is damaged is no cache
+        return None  # damaged: the comparison is made again
     rows = content.get("rows")
     if content.get("steps") != _steps(root) or not isinstance(rows, list):
         return None
@@ -52,12 +55,12 @@ def read(root: Path) -> Kept | None:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row's fields; NaN, which JSON lacks, as None."""
+    """The fields of a row by name; NaN, which JSON lacks, as None."""
     return files.nan_as_none(dataclasses.asdict(row))
 
 
 def _steps(root: Path) -> dict[str, int | None]:
-    """Of each stage, which checkpoint is its newest."""
+    """The step of the newest checkpoint of each stage, by number."""
     return {
         str(stage.number): folders.latest_step(
             folders.stage_folder(root, stage.number) / "checkpoints"

@@ -1,4 +1,4 @@
-"""The model `fqs_jax` of the lm-evaluation-harness: a checkpoint that answers the harness's requests."""
+"""The model `fqs_jax` of the lm-evaluation-harness: a checkpoint that answers its requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
 try:
-    import lm_eval.models  # noqa: F401  its own ones, which it does not look for once there is ours
+    import lm_eval.models  # noqa: F401  the harness finds its own models only if none is registered
     from lm_eval import utils as harness
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
@@ -33,16 +33,17 @@ _LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens")
 
 @register_model("fqs_jax")
 class FqsJax(LM):
-    """A checkpoint as the harness wants it; of `--model_args`, all but the first may be left out.
+    """A checkpoint with the interface of the harness. Only `checkpoint` is required in `--model_args`.
 
     Args:
       checkpoint: Hugging Face folder or working directory.
-      stage: of a working directory: number, name or init.
-      think: False leaves the thoughts out.
-      thought_temperature: of sampling thoughts; 0 takes the likeliest tokens. Left out: as configured.
+      stage: number or name of a stage of a working directory, or init.
+      think: False turns the thoughts off.
+      thought_temperature: of sampling thoughts; 0 takes the likeliest tokens; None = as configured.
       seed: of sampling, thoughts included.
-      batch_size, max_gen_toks: texts at once; longest generated text if the task does not say.
-      fsdp, tensor: devices that the model is spread over.
+      batch_size: texts in a batch.
+      max_gen_toks: length limit of generated texts for tasks without one.
+      fsdp, tensor: devices that the model is sharded over.
     """
 
     def __init__(
@@ -72,21 +73,21 @@ class FqsJax(LM):
             loaded = loaded.with_thought(temperature=temperature)
         self.loaded: Loaded = loaded
         self._seed, self._max_gen_toks = seed, max_gen_toks
-        # `auto` finds the largest batch that fits, which we do not look for.
-        wanted = str(batch_size)
-        self._batch_size = 8 if wanted.startswith("auto") or batch_size is None else _count(wanted)
+        # `auto` asks for the largest batch that fits, which is not searched for here.
+        requested = "auto" if batch_size is None else str(batch_size)
+        self._batch_size = 8 if requested.startswith("auto") else _count(requested)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation after its context, and whether it is the greedy one."""
+        """Log-probability of each continuation after its context, and True for the greedy one."""
         tokenizer = self.loaded.tokenizer
         return self._score([readings.encode(tokenizer, *r.args) for r in requests])
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of each text: every token once, in windows the model was made for."""
+        """Log-probability of each text, every token once, in windows that the model was made for."""
         tokenizer = self.loaded.tokenizer
         windows: list[readings.Request] = []
         owners = []
@@ -106,7 +107,7 @@ class FqsJax(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continue each context until one of the task's stop texts, which is left out."""
         results = [""] * len(requests)
-        groups: dict[str, list[int]] = {}  # what shares settings can share a batch
+        groups: dict[str, list[int]] = {}  # requests with equal settings can share a batch
         for i, request in enumerate(requests):
             groups.setdefault(repr(sorted(request.args[1].items())), []).append(i)
         for members in groups.values():
@@ -163,7 +164,7 @@ class FqsJax(LM):
         return texts.texts
 
     def _fitted(self, context: str, new_tokens: int) -> str:
-        """The end of a context, such that what is generated fits behind it."""
+        """The end of a context, short enough for the new tokens to fit behind it."""
         tokenizer, longest = self.loaded.tokenizer, self.loaded.model.max_seq_len
         ids = generation.prompt_ids(self.loaded, context)
         room = longest - new_tokens
@@ -176,7 +177,7 @@ class FqsJax(LM):
             return context
         _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
         keep = room - len(tokenizer.opening)
-        while True:  # the end of a text may be written in more tokens than it had in the whole
+        while True:  # cut off from its beginning, a text may take more tokens than before
             text = tokenizer.decode(ids[len(ids) - keep :])
             excess = len(generation.prompt_ids(self.loaded, text)) - room
             if excess <= 0:
@@ -191,11 +192,11 @@ def _count(batch_size: str) -> int:
 
 
 class _AllStopped(Exception):
-    """Nothing more is wanted of generation."""
+    """Raised to end a generation in which every text has stopped."""
 
 
 class _Until:
-    """Texts as they grow, each up to the first of the stop texts."""
+    """Growing texts, each cut before the first of the stop texts."""
 
     def __init__(self, loaded: Loaded, until: Sequence[str], rows: int):
         self._tokenizer, self._until = loaded.tokenizer, until

@@ -80,7 +80,7 @@ def accuracy(by_length: Sequence[Answers]) -> tuple[float, float, float]:
 
 
 def nll_by_item(by_length: Sequence[Answers], temperature: float = 1.0) -> np.ndarray:
-    """-log p(right answer) of every item, mean over thoughts; lengths one after the other."""
+    """Mean -log p(right answer) over thoughts of every item; lengths one after the other."""
     return np.concatenate([answers.nll_RxN(temperature).mean(axis=0) for answers in by_length])
 
 

@@ -20,11 +20,11 @@ from fqs_jax.runtime.errors import UserError
 
 
 class Generation(NamedTuple):
-    """What was generated for one prompt.
+    """The text generated for one prompt.
 
-    tokens: N ids without the prompt, up to and without the end-of-text token. thoughts: K ids drawn
-    before each token, N lists, or N + 1 where the end of text was thought about; none if the model
-    does not think. weights: the mixing weight of each thought.
+    tokens: N ids without the prompt, up to and without the end-of-text token. thoughts: lists of K ids
+    drawn before each token: N lists, or N + 1 if generation ended with the end-of-text token, and none
+    if the model does not think. weights: the mixing weight of each thought.
     """
 
     text: str
@@ -34,10 +34,11 @@ class Generation(NamedTuple):
 
 
 class Emitted(NamedTuple):
-    """One step of generation, for streaming: numpy arrays of B prompts.
+    """One step of generation for B prompts, for streaming.
 
-    token_B: int32 [B], -1 in rows that have ended. thought_BxK: int32 [B, K], the thought before it,
-    K = 0 without thoughts. weight_B: float32 [B], its mixing weight. seconds: since the step before.
+    token_B: int32, -1 in rows that have ended. thought_BxK: int32, the thought before the token, K = 0
+    without thoughts. weight_B: float32, the mixing weight of the thought. seconds: time since the
+    previous step.
     """
 
     token_B: np.ndarray
@@ -52,7 +53,7 @@ class Emitted(NamedTuple):
     donate_argnames="cursor",
 )
 def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
-    """Choose the next token of every row, and append it: one program a token."""
+    """Choose the next token of every row and append it: one program a token."""
     key = jax.random.fold_in(key, step)
     log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought)
     # A padded vocabulary has ids that no text has.
@@ -80,15 +81,15 @@ def generate(
     """Continue each of B prompts, all in one batch; the longest sets the size of the caches.
 
     Args:
-      loaded: from `loading.load`.
-      prompts: B texts of any lengths; each is continued as it would be alone.
-      max_new_tokens: N at most a prompt.
+      loaded: the model, from `loading.load`.
+      prompts: B texts of any lengths; without sampling each is continued as it would be alone.
+      max_new_tokens: N, the most tokens generated for a prompt.
       temperature: of the text; 0 takes the likeliest token. Thoughts have their own, from the config.
-      top_p: sample from the smallest set of tokens that holds this much probability.
+      top_p: probability of the smallest set of tokens that is sampled from.
       seed: of all sampling. Draws depend on the seed, the row and the step.
-      think: whether a thinking model thinks.
-      on_step: called after each of at most N steps with what it emitted, `token_B` [B] and
-        `thought_BxK` [B, K]. An exception that it raises ends the generation and comes through.
+      think: False turns off the thoughts of a thinking model.
+      on_step: called with the output of each of at most N steps. An exception that it raises ends the
+        generation and reaches the caller.
 
     Returns:
       One Generation a prompt, in order: at most N tokens and N thoughts of K tokens.
@@ -153,10 +154,10 @@ def _generate(
 def steps(
     params: Params, cursor: Cursor, key: jax.Array, count: int, **settings: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What each of `count` steps emits: tokens [B], thoughts [B, K], mixing weights [B].
+    """Outputs of `count` steps: tokens [B], thoughts [B, K], mixing weights [B] each.
 
-    A step is dispatched before the one ahead of it is read, so that the device does not wait for the
-    host; of a generation that is stopped early, one step is in vain.
+    Each step is dispatched before the outputs of the previous one are read, so that the device does
+    not wait for the host. A generation that is stopped early has computed one step too many.
     """
     pending = None
     for step in range(count):
@@ -178,12 +179,12 @@ def _up_to(length: int, multiple: int) -> int:
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """Refuse what is out of range.
+    """Refuse settings that are out of range.
 
     Raises:
-      UserError: says which and what it may be.
+      UserError: names the setting and its range.
     """
-    # So written that what is not a number is refused too.
+    # Written so that NaN is refused too.
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if not 0 <= temperature < math.inf:
@@ -193,6 +194,11 @@ def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> Non
 
 
 def prompt_ids(loaded: Loaded, prompt: str) -> list[int]:
+    """Token ids of a prompt, with the tokenizer's opening.
+
+    Raises:
+      UserError: there is no token.
+    """
     tokenizer = loaded.tokenizer
     ids = tokenizer.opening + tokenizer.encode(prompt)
     if not ids:

@@ -215,7 +215,7 @@ class Request(NamedTuple):
 
 
 class Score(NamedTuple):
-    """log_prob: of the whole continuation, nats. greedy: each of its tokens was the likeliest."""
+    """The score of a continuation: its log-probability in nats, and True if each token was the likeliest."""
 
     log_prob: float
     greedy: bool
@@ -279,9 +279,10 @@ def score(
             )
         tokens = (context + continuation)[-(longest + 1) :]
         if continuation:
+            rows[number] = Row(tokens[:-1], number=number)
             first = len(tokens) - len(continuation) - 1
-            reads = {first + n: (token,) for n, token in enumerate(continuation)}
-            rows[number] = Row(tokens[:-1], reads, number)
+            for position, token in enumerate(continuation, start=first):
+                rows[number].reads[position] = (token,)
     cropped = sum(len(r.context) + len(r.continuation) > longest + 1 for r in requests)
     scores = [Score(0.0, True)] * len(requests)
     found = read(loaded, list(rows.values()), batch_size, seed, progress) if rows else []

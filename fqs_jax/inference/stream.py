@@ -14,7 +14,7 @@ from fqs_jax.inference.loaded import Loaded
 
 
 class Stream:
-    """Prints one continuation while it is made."""
+    """A continuation, printed token by token while it is generated."""
 
     def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
         self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
@@ -24,6 +24,7 @@ class Stream:
         console.print(Text(prompt, style="bold"), end="")
 
     def step(self, emitted: Emitted) -> None:
+        """Print the thought, if thoughts are shown, and the new text of one step."""
         if self._show_thoughts and emitted.thought_BxK.size:
             thought = thought_text(
                 self._loaded, emitted.thought_BxK[0].tolist(), float(emitted.weight_B[0])
@@ -31,7 +32,8 @@ class Stream:
             self._console.print(thought, end="")
         if emitted.token_B[0] < 0:
             return
-        # Pieces are no texts of their own (spaces, bytes of a character): show what decoding adds.
+        # A token alone may not be a text (a space, a byte of a character): print what it adds to the
+        # decoded text.
         self._ids.append(int(emitted.token_B[0]))
         text = self._loaded.tokenizer.decode(self._prompt_ids + self._ids)
         if not text.endswith("\ufffd"):
@@ -40,9 +42,9 @@ class Stream:
 
 
 def plain_console() -> Console:
-    """Styles on a terminal only, and with NO_COLOR none at all: rich itself would still dim.
+    """A console with styles on terminals only, and none with NO_COLOR, where rich would still dim.
 
-    What the terminal cannot write becomes a question mark.
+    Characters that the terminal cannot write become question marks.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
@@ -51,5 +53,6 @@ def plain_console() -> Console:
 
 
 def thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
+    """A thought and its mixing weight, as \u2039words|weight\u203a."""
     words = loaded.tokenizer.decode(drawn).replace("\n", "\u23ce")
     return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")

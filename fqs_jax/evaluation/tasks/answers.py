@@ -1,4 +1,4 @@
-"""The number that a worked-out answer ends in."""
+"""The final number of a worked-out answer."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import re
 from decimal import Decimal
 
 _AMOUNT = r"(?:\d{1,3}(?:,\d{3})+(?!\d|,\d)|\d+)(?:\.\d+)?|\.\d+"
-# A minus sign is none between two things: "10-3" has no -3 in it.
+# A hyphen between two numbers or words is no minus sign: "10-3" does not contain -3.
 _NUMBER = re.compile(
     rf"((?<![\w)\].])[-\u2212])?[$\u20ac\u00a3]?\s?((?<=[$\u20ac\u00a3])-)?({_AMOUNT})", re.ASCII
 )
-# What announces the final number; the last of them counts. A colon does so only right before it, since
-# a worked answer may begin with "Answer:" too.
+# Words that announce the final number; the last of them counts. "Answer:" must stand right before the
+# number, since a worked answer may begin with it too.
 _CUES = re.compile(
     r"####|\\boxed\s*\{|\banswer(?:\s*\([^)\n]*\))?[\s*_]*:(?=[\s*_]*[-\u2212$\u20ac\u00a3.]*\d)"
     r"|\banswer\b[^.\n]*?(?:\bis\b|=)",
     re.IGNORECASE,
 )
-# Where what was announced ends: no decimal point or comma between digits.
+# Ends of the announced part; not a decimal point or a comma between digits.
 _PART_ENDS = re.compile(r"[.!?;,](?=[)\]\"'*_]*(?:\s|$))|(?<=\d)\.(?=[A-Z])|\}")
 _NEXT_QUESTION = re.compile(r"\n\s*(?:Q:|Question\b|The question is:)")
 
@@ -25,9 +25,9 @@ _NEXT_QUESTION = re.compile(r"\n\s*(?:Q:|Question\b|The question is:)")
 def final_number(text: str) -> Decimal | None:
     """The number that the last "answer is", "answer:", "####" or "\\boxed{" announces, else the last.
 
-    Of the announced line the first sentence, or part of one, with a number counts: its first number,
-    or the one after its last "=". Reads "1,234", "$5", "-3", "12.50" and "50%" as the numbers that
-    they are, and nothing behind another question.
+    In the announced line the first sentence, or part of one, with a number counts: its first number,
+    or the one after its last "=". Numbers may be written "1,234", "$5", "-3", "12.50" and "50%". Text
+    behind another question is ignored.
 
     Returns:
       None if there is no number.
@@ -50,10 +50,10 @@ def _value(found: re.Match[str]) -> Decimal:
 def published_number(text: str) -> int:
     """The number that the released evaluation takes for the answer, mistakes included.
 
-    It deletes every "digits. ", meant for the numbers of a list, and with them an answer that a
-    sentence ends in before another begins. Then it takes the last run of digits, "$", "." and ",",
-    and drops all but digits and sign: "12.50" is 1250, and a run of dots alone fails. Failing gives 1,
-    which is then right for each item whose answer is 1.
+    It deletes every "digits. ", to remove the numbers of a list; that also removes an answer at the end
+    of a sentence before another one. Then it takes the last run of digits, "$" and ".", and drops all
+    but digits and sign: "12.50" becomes 1250. Without such a run, or if it has no digit, it returns 1,
+    which is right for each item whose answer is 1.
     """
     text = text.split("Question:")[0].strip().replace(",", "")
     text = re.sub(r"\d+\.\s", "", text)

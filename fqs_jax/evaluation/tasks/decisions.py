@@ -1,4 +1,4 @@
-"""Decisions between few ids or choices, and what they are worth; NumPy in float64."""
+"""Decisions between a few ids or choices, and their scores; NumPy in float64."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Decisions:
-    """For each of N items and R thoughts a row of up to D decisions, each between A things.
+    """Up to D decisions for each of N items and R thoughts, each between up to A options.
 
-    log_probs_NxRxDxA: up to a constant each; -inf where there is nothing. target_NxD: the right one, -1
-    where there is no decision.
+    log_probs_NxRxDxA: log-probabilities up to a constant for each decision, -inf where there is no
+    option. target_NxD: the right option, -1 where there is no decision.
     """
 
     log_probs_NxRxDxA: np.ndarray
@@ -21,7 +21,7 @@ class Decisions:
 
     @classmethod
     def of(cls, items: Sequence[tuple[Sequence[np.ndarray], Sequence[int]]]) -> Decisions:
-        """From each item's decisions [R, A] and targets."""
+        """Pad the decisions [R, A] and targets of each item to one shape."""
         R = items[0][0][0].shape[0]
         D = max(len(targets) for _, targets in items)
         A = max(decision.shape[-1] for decisions, _ in items for decision in decisions)
@@ -34,11 +34,11 @@ class Decisions:
         return cls(log_probs, target_NxD)
 
     def some(self, items: slice) -> Decisions:
-        """Of some of the items."""
+        """The decisions of some of the items."""
         return Decisions(self.log_probs_NxRxDxA[items], self.target_NxD[items])
 
     def right_log_prob(self, temperature: float = 1.0) -> np.ndarray:
-        """log of the product of the right things' probabilities, [N, R]."""
+        """The log of the product of the right options' probabilities, [N, R]."""
         real_Nx1xD = self.target_NxD[:, None] >= 0
         scaled = np.where(real_Nx1xD[..., None], self.log_probs_NxRxDxA, 0.0) / temperature
         highest = scaled.max(-1)
@@ -48,12 +48,12 @@ class Decisions:
         return np.where(real_Nx1xD, picked - normaliser, 0.0).sum(-1)
 
     def all_right(self) -> np.ndarray:
-        """Whether the right thing is the likeliest in every decision, bool [N, R]."""
+        """True where the right option is the likeliest in every decision, bool [N, R]."""
         likeliest = self.log_probs_NxRxDxA.argmax(-1)
         return ((likeliest == self.target_NxD[:, None]) | (self.target_NxD[:, None] < 0)).all(-1)
 
     def single(self) -> tuple[np.ndarray, np.ndarray]:
-        """Every decision by itself: log-probabilities [decisions, A] and targets [decisions]."""
+        """All decisions one by one: log-probabilities [decisions, A] and targets [decisions]."""
         target_NxRxD = np.broadcast_to(self.target_NxD[:, None], self.log_probs_NxRxDxA.shape[:3])
         real = target_NxRxD >= 0
         return self.log_probs_NxRxDxA[real], target_NxRxD[real]

@@ -1,9 +1,8 @@
-"""What of an item a model is asked: rows of tokens, and which ids are read after which of them.
+"""Questions: the rows of tokens that a task's items become, and the ids that are read behind them.
 
-Two things are read. The *published* walk goes along the true answer and reads, before each of its
-tokens that is one of the allowed ids, the probabilities of all allowed ids. The *choices* are each
-read along their own tokens. Both are kept to few rows: a context that another row begins with is
-read off that row.
+Two things are read. The *published* walk follows the true answer: before each of its tokens that is
+one of the allowed ids, it reads the probabilities of all allowed ids. The *choices* are each read along
+their own tokens. Both share rows: a context that is the beginning of another row is read in that row.
 """
 
 from __future__ import annotations
@@ -24,7 +23,10 @@ _Ids = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Ids whose log-probabilities are read in a row after a position; `target` is the true one's place."""
+    """A position of a row, and the ids whose log-probabilities are read behind it.
+
+    target: index of the true one among the ids.
+    """
 
     row: int
     position: int
@@ -34,7 +36,14 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """An item for a model. `walk` is empty for text; `choices` are steps for each; `right` is a choice."""
+    """An item for a model.
+
+    Attributes:
+      rows: tokens, and what is read behind them.
+      walk: steps of the published walk; empty for choices of text.
+      choices: the steps along each choice.
+      right: number of the right choice.
+    """
 
     rows: list[Row]
     walk: list[Step]
@@ -43,13 +52,13 @@ class Question:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row and the one that it predicts last."""
+        """Tokens of the longest row, with the one that is predicted last."""
         return max(len(row.tokens) for row in self.rows) + 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How a tokenizer writes one-token answers behind "\\nA:".
+    """Token ids of one-token answers behind "\\nA:".
 
     Attributes:
       pieces: all ids of each answer, blanks included.
@@ -79,10 +88,10 @@ def spell(tokenizer: Tokenizer, answers: Sequence[str]) -> Spelling:
 
 
 def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
-    """Every item for a model with this tokenizer; all of one kind.
+    """Questions for a model with this tokenizer, from items of one kind.
 
     Raises:
-      UserError: the tokenizer cannot write the answers as the metric needs them.
+      UserError: the tokenizer does not write the answers as the metric needs them.
     """
     if items[0].kind == "text":
         return [_text_question(item, number, tokenizer) for number, item in enumerate(items)]
@@ -116,7 +125,7 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
 
 
 def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
-    """Choices read in full, from the first token on that depends on which of them it is."""
+    """Choices that are read from the first token on in which any two of them differ."""
     prompt, *wholes = tokenizer.encode_batch(
         [item.prompt, *(item.prompt + choice for choice in item.choices)]
     )
@@ -138,7 +147,7 @@ def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
 
 
 def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
-    """The published walk: true tokens from `start` on, skipping those that are not allowed."""
+    """The published walk along the true tokens from `start` on, without those that are not allowed."""
     return [
         Step(0, t - 1, allowed, allowed.index(tokens[t]))
         for t in range(start, len(tokens))
@@ -147,7 +156,7 @@ def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
 
 
 def _path(tokens: Sequence[int], start: int) -> list[Step]:
-    """Each token from `start` on, against the whole vocabulary."""
+    """Steps along each token from `start` on, against the whole vocabulary."""
     return [Step(0, t - 1, (tokens[t],), 0) for t in range(start, len(tokens))]
 
 
@@ -174,7 +183,7 @@ def _share_rows(
 
 
 def _common(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of them begin with."""
+    """The number of tokens that all sequences begin with."""
     columns: Iterator[tuple[int, ...]] = zip(*sequences, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
