@@ -155,7 +155,7 @@ def _on_answers(
     answers = problems.read(loaded, task, "test", thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
-    low, high = statistics.wilson(accuracy, len(nll_N))
+    _, low, high = statistics.wilson(accuracy, len(nll_N))
     row = dataclasses.replace(
         row,
         accuracy=accuracy,

@@ -19,51 +19,44 @@ from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
 from fqs_jax.evaluation import statistics
 from fqs_jax.evaluation import text as text_lib
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 
 LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
-RESAMPLINGS = 2000
-_AT_ONCE = 100  # resamplings, for memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Sums over each of D documents: tokens scored, and both models' loss in nats."""
+    """Sums over each of D documents: tokens scored, and both models' loss in nats.
+
+    Arrays [..., D] are many such texts, and their losses arrays [...].
+    """
 
     tokens_D: np.ndarray
     teacher_D: np.ndarray
     student_D: np.ndarray
 
     @property
-    def teacher_nll(self) -> float:
-        """Nats a token."""
-        return float(self.teacher_D.sum() / self.tokens_D.sum())
+    def teacher_nll(self) -> np.ndarray:
+        """The teacher's loss, nats a token."""
+        return self.teacher_D.sum(-1) / self.tokens_D.sum(-1)
 
     @property
-    def student_nll(self) -> float:
-        """Nats a token."""
-        return float(self.student_D.sum() / self.tokens_D.sum())
+    def student_nll(self) -> np.ndarray:
+        """The student's loss, nats a token."""
+        return self.student_D.sum(-1) / self.tokens_D.sum(-1)
 
     @property
-    def gap(self) -> float:
+    def gap(self) -> np.ndarray:
         """The student's loss less the teacher's, nats a token."""
-        return float((self.student_D - self.teacher_D).sum() / self.tokens_D.sum())
+        return (self.student_D - self.teacher_D).sum(-1) / self.tokens_D.sum(-1)
 
-    def resampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Both models' loss, nats a token, teacher first, on many samples of the documents.
-
-        Documents are drawn with replacement, as many as there are.
-        """
-        count = len(self.tokens_D)
-        sums_3xD = np.stack([self.tokens_D, self.teacher_D, self.student_D])
-        sums = []
-        for _ in range(RESAMPLINGS // _AT_ONCE):
-            picked = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
-            sums.append(sums_3xD @ picked.T)
-        tokens, teacher, student = np.concatenate(sums, axis=1)
-        return teacher / tokens, student / tokens
+    def of(self, documents: np.ndarray) -> Losses:
+        """The losses of these documents, by their numbers."""
+        arrays = (self.tokens_D, self.teacher_D, self.student_D)
+        return Losses(*(array_D[documents] for array_D in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +71,9 @@ class Verdict:
     verdict: str
     reason: str
     unsure: bool
-    drift: float
-    drift_low: float
-    drift_high: float
+    drift: Interval
     tolerance: float
-    rise: float
-    rise_low: float
-    rise_high: float
+    rise: Interval
     loss_tolerance: float
     gap: float
     gap_then: float
@@ -111,35 +100,36 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     check_count("fresh text", len(fresh.tokens_D))
     check_count("training-time text", len(then.tokens_D))
     check_tolerances(tolerance=tolerance, loss_tolerance=loss_tolerance)
-    rng = np.random.default_rng(0)  # the same text has the same interval
-    (teacher, student), (teacher_then, student_then) = fresh.resampled(rng), then.resampled(rng)
-    drift_low, drift_high = statistics.percentile(
-        (student - teacher) - (student_then - teacher_then)
-    )
-    rise_low, rise_high = statistics.percentile(student - student_then)
-    teacher_rise_low, _ = statistics.percentile(teacher - teacher_then)
-    behind, foreign = drift_low > tolerance, rise_low > loss_tolerance
+
+    def interval(change: Callable[[Losses, Losses], np.ndarray]) -> Interval:
+        """The bootstrap of a change from training time, over the documents of both texts."""
+        return statistics.bootstrap(
+            lambda today, before, axis: change(fresh.of(today), then.of(before)),
+            np.arange(len(fresh.tokens_D)),
+            np.arange(len(then.tokens_D)),
+        )
+
+    drift = interval(lambda today, before: today.gap - before.gap)
+    rise = interval(lambda today, before: today.student_nll - before.student_nll)
+    teacher_rise = interval(lambda today, before: today.teacher_nll - before.teacher_nll)
+    behind, foreign = drift.low > tolerance, rise.low > loss_tolerance
     # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
-    both = foreign and (not behind or teacher_rise_low > loss_tolerance)
+    both = foreign and (not behind or teacher_rise.low > loss_tolerance)
     reason = "loss" if both else "gap" if behind else ""
     return Verdict(
         verdict="retrain" if reason else "keep",
         reason=reason,
-        unsure=not reason and (drift_high > tolerance or rise_high > loss_tolerance),
-        drift=fresh.gap - then.gap,
-        drift_low=drift_low,
-        drift_high=drift_high,
+        unsure=not reason and (drift.high > tolerance or rise.high > loss_tolerance),
+        drift=drift,
         tolerance=tolerance,
-        rise=fresh.student_nll - then.student_nll,
-        rise_low=rise_low,
-        rise_high=rise_high,
+        rise=rise,
         loss_tolerance=loss_tolerance,
-        gap=fresh.gap,
-        gap_then=then.gap,
-        teacher_nll=fresh.teacher_nll,
-        teacher_nll_then=then.teacher_nll,
-        student_nll=fresh.student_nll,
-        student_nll_then=then.student_nll,
+        gap=float(fresh.gap),
+        gap_then=float(then.gap),
+        teacher_nll=float(fresh.teacher_nll),
+        teacher_nll_then=float(then.teacher_nll),
+        student_nll=float(fresh.student_nll),
+        student_nll_then=float(then.student_nll),
         documents=len(fresh.tokens_D),
         documents_then=len(then.tokens_D),
         tokens=int(fresh.tokens_D.sum()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +9,8 @@ from absl import flags
 
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
-from fqs_jax.evaluation import watch
+from fqs_jax.evaluation import statistics, watch
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders, loading
 from fqs_jax.runtime import cli
@@ -65,7 +65,7 @@ def main(fresh_text: str) -> int:
         f.tolerance,
         f.loss_tolerance,
     )
-    print(json.dumps(dataclasses.asdict(result)) if f.json else _lines(result))
+    print(json.dumps(statistics.flat_fields(result)) if f.json else _lines(result))
     return RETRAIN if result.verdict == "retrain" else 0
 
 
@@ -111,11 +111,14 @@ def _lines(result: watch.Verdict) -> str:
         f"on {result.documents_then} documents of training time: "
         f"student {result.student_nll_then:.4f}, teacher {result.teacher_nll_then:.4f}\n"
         f"gap {result.gap:+.4f}, at training time {result.gap_then:+.4f}\n"
-        f"drift {result.drift:+.4f} (95%: {result.drift_low:+.4f} to {result.drift_high:+.4f})\n"
-        f"rise of the student's loss {result.rise:+.4f} "
-        f"(95%: {result.rise_low:+.4f} to {result.rise_high:+.4f})\n"
+        f"drift {_with_ends(result.drift)}\n"
+        f"rise of the student's loss {_with_ends(result.rise)}\n"
         f"{result.verdict}: {_why(result)}"
     )
+
+
+def _with_ends(change: Interval) -> str:
+    return f"{change.value:+.4f} (95%: {change.low:+.4f} to {change.high:+.4f})"
 
 
 def _why(result: watch.Verdict) -> str:

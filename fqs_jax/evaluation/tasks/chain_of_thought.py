@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import answers, gsm8k
 from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.inference import generation
@@ -54,7 +55,7 @@ class Row:
     """What a vote among the chains gets right.
 
     Attributes:
-      majority: share of questions whose most frequent number is right; with its 95% Wilson interval.
+      majority: share of questions whose most frequent number is right; with its Wilson interval.
         Of equally frequent ones the first counts; chains without a number do not vote.
       single: share of chains that are right.
       majority_published, single_published: the same with the released evaluation's parser.
@@ -67,9 +68,7 @@ class Row:
     votes: int
     items: int
     too_long: int
-    majority: float
-    majority_low: float
-    majority_high: float
+    majority: Interval
     single: float
     majority_published: float
     single_published: float
@@ -136,7 +135,6 @@ def count(
     published = [[chain.published() for chain in own] for own in chains.values()]
     votes = len(parsed[0])
     majority = float(np.mean([vote(own) == true for own, true in zip(parsed, right, strict=True)]))
-    low, high = statistics.wilson(majority, len(right))
     return Row(
         stage=stage,
         model=model,
@@ -144,9 +142,7 @@ def count(
         votes=votes,
         items=len(chains),
         too_long=len(items) - len(chains),
-        majority=majority,
-        majority_low=low,
-        majority_high=high,
+        majority=statistics.wilson(majority, len(right)),
         single=_single(parsed, right),
         majority_published=float(
             np.mean([vote(own) == true for own, true in zip(published, right, strict=True)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
@@ -16,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
+from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
     chain_of_thought,
@@ -32,7 +33,7 @@ from fqs_jax.evaluation.tasks.decisions import Decisions
 from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -204,8 +205,7 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
 def _print(rows: Sequence[Any], table: Table) -> None:
     if flags.FLAGS.json:
         for row in rows:
-            fields = dataclasses.asdict(row)
-            print(json.dumps({k: None if v != v else v for k, v in fields.items()}))  # no NaN
+            print(json.dumps(files.nan_as_none(statistics.flat_fields(row))))
         return
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
@@ -225,10 +225,8 @@ def _table(rows: Sequence[scores.Row]) -> Table:
             f"{row.expected_prob:.4f}",
             _at(row.calibrated, row.calibrated_at),
             _at(row.sharpened, row.sharpened_at),
-            _share(row.accuracy, row.accuracy_low, row.accuracy_high),
-            "-"
-            if math.isnan(row.gain)
-            else f"{row.gain:+.3f} ({row.gain_low:+.3f} {row.gain_high:+.3f})",
+            _share(row.accuracy),
+            "-" if math.isnan(row.gain.value) else "{:+.3f} ({:+.3f} {:+.3f})".format(*row.gain),
             f"{row.nll:.3f}",
         )
     return table
@@ -241,8 +239,8 @@ def _at(value: float, temperatures: Sequence[float]) -> str:
     return f"{value:.4f} @ {math.prod(temperatures) ** (1 / max(1, len(temperatures))):.2f}"
 
 
-def _share(share: float, low: float, high: float) -> str:
-    return f"{share:.3f} ({low:.3f}-{high:.3f})"
+def _share(share: Interval) -> str:
+    return f"{share.value:.3f} ({share.low:.3f}-{share.high:.3f})"
 
 
 def _vote_table(rows: Sequence[chain_of_thought.Row]) -> Table:
@@ -258,7 +256,7 @@ def _vote_table(rows: Sequence[chain_of_thought.Row]) -> Table:
         table.add_row(
             row.stage,
             row.model,
-            _share(row.majority, row.majority_low, row.majority_high),
+            _share(row.majority),
             *(f"{share:.3f}" for share in (*shares, row.no_number, row.cut_off)),
         )
     return table

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks.asking import Answers
 from fqs_jax.evaluation.tasks.decisions import Decisions
 
@@ -27,10 +28,10 @@ class Row:
         own values, which is no standard error of their mean; 0 with one seed.
       calibrated, sharpened: the same at the temperature at which the allowed answers' likelihood, or
         the metric itself, is highest on other items; with the temperatures.
-      accuracy: share of items whose right answer is the likeliest, with its 95% Wilson interval over
-        items, and its standard deviation between thought seeds.
-      gain: accuracy less that of the model it is compared with, on the same items, with the 95%
-        interval of a bootstrap over items; NaN for that model itself.
+      accuracy: share of items whose right answer is the likeliest, with its Wilson interval over
+        items, and its standard deviation between thought seeds (`_spread`).
+      gain: accuracy less that of the model it is compared with, on the same items, with the interval
+        of a bootstrap over items; NaN for that model itself.
       nll: mean -log p(right answer) among the answers, nats.
     """
 
@@ -47,13 +48,9 @@ class Row:
     calibrated_at: tuple[float, ...]
     sharpened: float
     sharpened_at: tuple[float, ...]
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Interval
     accuracy_spread: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    gain: Interval
     nll: float
 
 
@@ -77,11 +74,9 @@ def row(
     """
     prob_NxR = np.exp(answers.published.right_log_prob())
     correct_NxR = answers.choices.all_right()
-    accuracy = float(correct_NxR.mean())
-    low, high = statistics.wilson(accuracy, len(correct_NxR))
-    gain, gain_low, gain_high = math.nan, math.nan, math.nan
+    gain = statistics.UNKNOWN
     if base is not None:
-        gain, gain_low, gain_high = difference(correct_NxR, base.choices.all_right())
+        gain = difference(correct_NxR, base.choices.all_right())
     calibrated, calibrated_at = scaled(answers.published, elsewhere, least_nll_temperature)
     sharpened, sharpened_at = scaled(answers.published, elsewhere, highest_temperature)
     return Row(
@@ -98,13 +93,9 @@ def row(
         calibrated_at=calibrated_at,
         sharpened=sharpened,
         sharpened_at=sharpened_at,
-        accuracy=accuracy,
-        accuracy_low=low,
-        accuracy_high=high,
+        accuracy=statistics.wilson(float(correct_NxR.mean()), len(correct_NxR)),
         accuracy_spread=_spread(correct_NxR),
         gain=gain,
-        gain_low=gain_low,
-        gain_high=gain_high,
         nll=float(-answers.choices.right_log_prob().mean()),
     )
 
@@ -114,15 +105,13 @@ def expected_prob(decisions: Decisions, temperature: float = 1.0) -> float:
     return float(np.exp(decisions.right_log_prob(temperature)).mean())
 
 
-def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, float, float]:
-    """Mean of first - second, item by item, and its 95% percentile interval over 2,000 resamplings.
+def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> Interval:
+    """Mean of first - second, item by item, with the interval of a bootstrap over items.
 
-    Always the same resamplings. Items that are easy or hard for both do not widen it.
+    Items that are easy or hard for both do not widen it.
     """
     change_N = first_NxR.mean(axis=1) - second_NxR.mean(axis=1)
-    picked = np.random.default_rng(0).integers(len(change_N), size=(2000, len(change_N)))
-    low, high = statistics.percentile(change_N[picked].mean(axis=1))
-    return float(change_N.mean()), low, high
+    return statistics.bootstrap(np.mean, change_N)
 
 
 def scaled(

@@ -178,7 +178,7 @@ def check(shared: Path, family: str, name: str, chosen: slice) -> None:
         assert mean < 1e-4, metric
     np.testing.assert_allclose(found.prob_N, expected.prob_N, atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(found.nll_N, expected.nll_N, atol=1e-3)
-    reported = (row.expected_prob, row.accuracy, row.nll)
+    reported = (row.expected_prob, row.accuracy.value, row.nll)
     np.testing.assert_allclose(reported, [part.mean() for part in expected], atol=1e-4)
 
 
