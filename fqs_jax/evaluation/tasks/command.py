@@ -72,7 +72,7 @@ def main() -> None:
     f = flags.FLAGS
     cli.require(task_file=f.task_file)
     _refuse_mistakes()
-    options = Options(download=f.download)
+    options = Options(download=f.download, download_flag="--download")
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]

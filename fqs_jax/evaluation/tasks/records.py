@@ -32,16 +32,11 @@ def read(source: str, key: str, options: Options) -> list[Record]:
         name, _, split = rest.partition(":")
         if not name or not split:  # the default elsewhere is train: no split to be measured on
             raise UserError(f"{source}: name the split too, as {kind}:NAME:SPLIT")
-        try:
-            if kind == "tfds":
-                found = list(_tfds(name, split, key, options))
-            else:
-                paths = hub.parquet_files(name, split, options.download)
-                found = [record for path in paths for record in _parquet(path)]
-        except UserError as error:  # this program has no --config
-            raise UserError(
-                str(error).replace("--config.data.download=true", "--download")
-            ) from error
+        if kind == "tfds":
+            found = list(_tfds(name, split, key, options))
+        else:
+            paths = hub.parquet_files(name, split, options)
+            found = [record for path in paths for record in _parquet(path)]
     elif source.endswith(".parquet"):
         found = list(_parquet(Path(source).expanduser()))
     else:
