@@ -280,19 +280,19 @@ def diagnose(
     if alone > SAME_SHARE:
         warnings.append(f"{alone:.0%} of the thoughts repeat a single token.")
     return Diagnostics(
-        whole,
-        error,
-        float((gains > 0).mean()),
-        float(weights.mean()),
-        length,
-        gain_of_length,
-        min(enough) if whole > 0 else None,
-        tuple(entropy_K.tolist()),
-        math.log(loaded.tokenizer.vocab_size),
-        len(counts),
-        total,
-        tuple(frequent),
-        tuple(warnings),
+        gain=whole,
+        gain_error=error,
+        helped=float((gains > 0).mean()),
+        weight=float(weights.mean()),
+        length=length,
+        gain_of_length=gain_of_length,
+        length_used=min(enough) if whole > 0 else None,
+        entropy=tuple(entropy_K.tolist()),
+        most_entropy=math.log(loaded.tokenizer.vocab_size),
+        distinct=len(counts),
+        count=total,
+        frequent=tuple(frequent),
+        warnings=tuple(warnings),
     )
 
 
