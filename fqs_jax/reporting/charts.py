@@ -28,7 +28,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a scatter plot. kind: `base`, `thinking`, `ntp` or `control`; low, high: ends of a bar."""
+    """A point of a scatter plot. kind: `base`, `thinking`, `student` or `control`; low, high: ends of a bar."""
 
     name: str
     kind: str

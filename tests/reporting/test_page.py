@@ -17,7 +17,7 @@ from configs import small_hf
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.evaluation import comparison_file
+from fqs_jax.evaluation import comparison_file, tradeoff
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.comparison_file import Kept
 from fqs_jax.reporting import charts, collect, diagnosis, sections
@@ -71,9 +71,19 @@ def a_report(**changes) -> Report:
         Token("worse\n", -0.5, (Thought("</script>", 0.5, -0.75),)),
     ]
     diagnostics = diagnosis.Diagnostics(
-        *(0.1, 0.2, 0.5, 0.5, 2, {1: 0.05, 2: 0.1}, 2, (0.4, 0.2), 3.0, 3, 3),
-        (diagnosis.Frequent(NASTY, 1.0, 0.1),),
-        (NASTY,),
+        gain=0.1,
+        gain_error=0.2,
+        helped=0.5,
+        weight=0.5,
+        length=2,
+        gain_of_length={1: 0.05, 2: 0.1},
+        length_used=2,
+        entropy=(0.4, 0.2),
+        most_entropy=3.0,
+        distinct=3,
+        count=3,
+        frequent=(diagnosis.Frequent(NASTY, 1.0, 0.1),),
+        warnings=(NASTY,),
     )
     numbers = tuple({k: float(v) for k, v in row.items() if k != "time"} for row in ROWS)
     fields: dict[str, Any] = {
@@ -280,6 +290,12 @@ def test_models_without_accuracy_are_compared_by_loss():
     page = Page(page_lib.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
     assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
+
+
+def test_kinds_of_models_have_colours_of_their_own():
+    style = page_lib._asset("report.css")
+    coloured = set(re.findall(r"\.mark\.(\w+) \{ fill:", style))
+    assert coloured | {"control"} == set(page_lib.KINDS) == set(tradeoff.STYLES)
 
 
 @pytest.mark.parametrize(
