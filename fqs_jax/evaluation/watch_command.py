@@ -1,4 +1,4 @@
-"""The watching part of `python -m fqs_jax.evaluate`: `--watch --teacher=W:3 --student=W:4 TEXT`."""
+"""The watch command of `python -m fqs_jax.evaluate`: `--watch --teacher=W:3 --student=W:4 TEXT`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
+SHARED = ("text",)  # flags besides those that every command uses
 RETRAIN = 3  # exit code
 
 
 def define_flags() -> None:
-    """Flags of watching; seed, lengths, batch and JSON are flags of evaluate.py."""
+    """Flags of watching; those that other commands share are in evaluate.py."""
     flags.DEFINE_bool("watch", False, "Has the gap of --student to --teacher grown on this text?")
     flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
@@ -35,16 +36,16 @@ def define_flags() -> None:
     )
 
 
-def main(fresh_text: str) -> int:
+def main() -> int:
     """Compare the models that the flags name on two texts, print the verdict.
 
     Returns:
       The exit code: 0 keep, 3 retrain.
     """
     f = flags.FLAGS
-    cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
+    cli.require(teacher=f.teacher, student=f.student, text=f.text)
     watch.check_tolerances(**{"--tolerance": f.tolerance, "--loss_tolerance": f.loss_tolerance})
-    fresh = watch.spread(documents_lib.read_documents(fresh_text), f.documents)
+    fresh = watch.spread(documents_lib.read_documents(f.text), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
     if teacher.thought is None:  # before anything takes long

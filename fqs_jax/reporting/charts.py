@@ -28,7 +28,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a scatter plot. kind: `base`, `thinking`, `student` or `control`; low, high: ends of a bar."""
+    """A point of a scatter plot.
+
+    Attributes:
+      kind: `base`, `thinking`, `student` or `control`.
+      low, high: ends of its bar; None = no bar.
+    """
 
     name: str
     kind: str

@@ -94,8 +94,8 @@ def test_a_loss_that_rises_by_1(place, monkeypatch, capsys, loss_tolerance, code
         [watch.Losses(tokens_D, loss_D, loss_D) for loss_D in (nll_D + tokens_D, nll_D)]
     )
     monkeypatch.setattr(watch, "measure", lambda *_: next(measured))
-    in_process(place, monkeypatch, loss_tolerance=loss_tolerance)
-    assert watch_command.main(str(place / "fresh.jsonl")) == code
+    in_process(place, monkeypatch, loss_tolerance=loss_tolerance, text="PLACE/fresh.jsonl")
+    assert watch_command.main() == code
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("rise of the student's loss +1.0000 (95%: +0.9")
     assert re.match(verdict, lines[-1])
@@ -143,9 +143,9 @@ def test_refusal(place):
     ],
 )
 def test_reasons(place, monkeypatch, fresh, flags, reason):
-    in_process(place, monkeypatch, **flags)
+    in_process(place, monkeypatch, text=f"{place}/{fresh}" if fresh else "", **flags)
     with pytest.raises(UserError, match=reason) as caught:
-        watch_command.main(str(place / fresh) if fresh else "")
+        watch_command.main()
     assert "\n" not in str(caught.value)
 
 

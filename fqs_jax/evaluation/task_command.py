@@ -1,4 +1,4 @@
-"""The benchmark part of `python -m fqs_jax.evaluate`: `--task=csqa --task_file=FILE`."""
+"""The task command of `python -m fqs_jax.evaluate`, for benchmarks: `--task=csqa --task_file=FILE`."""
 
 from __future__ import annotations
 
@@ -37,12 +37,14 @@ from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
+# Flags besides those that every command uses.
+SHARED = ("workdir", "checkpoint", "stage", "all_stages", "thought_seeds")
 NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
 _FIT_ITEMS = 500  # of --fit_file
 
 
 def define_flags() -> None:
-    """Flags of benchmarks; how many thoughts, seed, batch and JSON are flags of evaluate.py."""
+    """Flags of benchmarks; those that other commands share are in evaluate.py."""
     flags.DEFINE_enum("task", None, NAMES, "Benchmark.")
     flags.DEFINE_string(
         "task_file", "", "Its items: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
@@ -67,8 +69,12 @@ def define_flags() -> None:
     flags.DEFINE_string("chains_file", "", "Write the chains of thought here, as JSON lines.")
 
 
-def main() -> None:
-    """Evaluate one model or all stages on the task that the flags name."""
+def main() -> int:
+    """Evaluate one model or all stages on the task that the flags name.
+
+    Returns:
+      The exit code, 0.
+    """
     f = flags.FLAGS
     cli.require(task_file=f.task_file)
     _refuse_mistakes()
@@ -77,7 +83,7 @@ def main() -> None:
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
         _print(votes, _vote_table(votes))
-        return
+        return 0
     fit: list[Item] = []
     if f.fit_file:
         fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
@@ -88,6 +94,7 @@ def main() -> None:
         rows, base = _rows(stage, name, loaded, asked, fit, base)
         found += rows
     _print(found, _table(found))
+    return 0
 
 
 def _refuse_mistakes() -> None:
@@ -103,12 +110,6 @@ def _refuse_mistakes() -> None:
         raise UserError("--fit_file is not for --votes, which fit no temperature")
     if f.fit_labels_file and not f.fit_file:
         raise UserError("--fit_labels_file is for --fit_file")
-    if f.text:
-        raise UserError("--text is for evaluating without --task; leave out one of the two")
-    if f.workdir and not f.all_stages:
-        raise UserError(
-            f"--workdir is for --all_stages; add it, or give --checkpoint={f.workdir} --stage=N"
-        )
     if f.votes and f.greedy:
         raise UserError("--greedy is not for --votes, whose thoughts are sampled")
 
