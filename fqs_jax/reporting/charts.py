@@ -8,13 +8,14 @@ import itertools
 import math
 from collections.abc import Sequence
 
+from fqs_jax.evaluation.labels import Box, place_name
+
 MAX_POINTS = 240  # of a line; more are averaged
 CHARACTER = 6.6  # width of one in a label, about, in the drawing's units
 
 LEAST_SPAN = 0.01  # of a scatter plot's values, either way, so that noise does not fill it
 
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,15 +133,16 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css
     bars, points, names, taken = [], [], [], []
     for mark in marks:
         x, y = frame.x(mark.x), frame.y(mark.y)
-        taken.append((x - 8, y - 8, x + 8, y + 8))
+        taken.append(Box(x - 7, y - 7, x + 7, y + 7))
         if mark.low is not None and mark.high is not None:
             ends = f"M{x:.1f} {frame.y(mark.low):.1f}V{frame.y(mark.high):.1f}"
             bars.append(f'<path class="error {mark.kind}" d="{ends}"/>')
+            taken.append(Box(x - 2, frame.y(mark.high), x + 2, frame.y(mark.low)))
         title = f"{mark.name}: {number(mark.y)} at {number(mark.x)}"
         points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{html.escape(title)}</title></g>")
-    area = (frame.left, frame.top, width - 2, frame.height - frame.bottom)
+    area = Box(frame.left, frame.top, width - 2, frame.height - frame.bottom)
     for mark in sorted(marks, key=lambda mark: -mark.y):
-        names.append(_place(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
+        names.append(_name(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
     told = f"{y_label} against {x_label}: " + "; ".join(
         f"{mark.name} {number(mark.y)} at {number(mark.x)}" for mark in marks
     )
@@ -193,31 +195,17 @@ def _finite(points: Sequence[Point]) -> list[Point]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _place(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
-    """The name as near to its point as is free, with a thin line to it where that is far."""
-    size = CHARACTER * len(name)
-    for far, (side, down) in itertools.product(
-        (0, 14, 28, 42, 56), ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1))
-    ):
-        if (far == 0) != (down == 0):
-            continue
-        left = x + 11 if side > 0 else x - 11 - size
-        middle = y + down * far
-        box = (left, middle - 7, left + size, middle + 7)
-        inside = box[0] >= area[0] and box[2] <= area[2] and box[1] >= area[1] and box[3] <= area[3]
-        if inside and not any(_overlap(box, other) for other in taken):
-            break
-    else:
-        return ""  # no room; the table beside the plot has it
-    taken.append(box)
-    edge = left - 2 if side > 0 else left + size + 2
-    leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {middle:.1f}"/>' if far else ""
-    return leader + _text(left, middle + 4, name, "name")
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
-    return not apart
+def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
+    """The name beside its point, with a thin line to it where that is far."""
+    place = place_name((x, y), (CHARACTER * len(name), 14), area, taken)
+    if not place.is_free:
+        return ""  # no room; the table below the plot has it
+    left, top, right, bottom = place.box
+    taken.append(place.box)
+    middle = (top + bottom) / 2
+    edge = min(max(x, left - 2), right + 2)
+    leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {middle:.1f}"/>'
+    return ("" if place.is_near else leader) + _text(left, middle + 4, name, "name")
 
 
 def _symbol(kind: str, x: float, y: float) -> str:

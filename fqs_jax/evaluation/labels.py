@@ -1,0 +1,91 @@
+"""Places for the names of points in a plot.
+
+The same trade-off is drawn twice: by matplotlib as a PNG file, and as SVG in the report, where it follows
+the style sheet, light or dark, and loads nothing (matplotlib's own SVG has styles and links inside).
+Both put names where this file says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+DISTANCES = (9, 16, 26, 38, 52, 70)  # points from a marker to its name
+_DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+
+
+class Box(NamedTuple):
+    """A rectangle; left < right and low < high, whichever way the drawing's y axis grows."""
+
+    left: float
+    low: float
+    right: float
+    high: float
+
+    @property
+    def area(self) -> float:
+        return (self.right - self.left) * (self.high - self.low)
+
+
+class Place(NamedTuple):
+    """Where a name goes. is_near: beside its marker. is_free: inside the plot, and on nothing else."""
+
+    box: Box
+    is_near: bool
+    is_free: bool
+
+
+def place_name(
+    point: tuple[float, float],
+    size: tuple[float, float],
+    area: Box,
+    taken: Sequence[Box],
+    scale: float = 1.0,
+) -> Place:
+    """The nearest free place beside a point; where none is free, the one that covers least.
+
+    Args:
+      point: x, y of the marker's middle.
+      size: width and height of the name.
+      area: where names may lie.
+      taken: what they must not lie on.
+      scale: units of the drawing in a point of DISTANCES.
+    """
+    places = (
+        (_beside(point, size, distance * scale, direction), distance == DISTANCES[0])
+        for distance, direction in itertools.product(DISTANCES, _DIRECTIONS)
+    )
+    best, least = None, math.inf
+    for box, is_near in places:
+        outside = box.area - overlap(box, area)
+        covered = outside + sum(overlap(box, other) for other in taken)
+        if best is None or covered < least:
+            best, least = Place(box, is_near, covered <= 1e-6 * box.area), covered
+        if best.is_free:
+            break
+    assert best is not None
+    return best
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Area of the intersection."""
+    width = min(one.right, other.right) - max(one.left, other.left)
+    height = min(one.high, other.high) - max(one.low, other.low)
+    return max(width, 0.0) * max(height, 0.0)
+
+
+def _beside(
+    point: tuple[float, float],
+    size: tuple[float, float],
+    distance: float,
+    direction: tuple[int, int],
+) -> Box:
+    """The box of that size whose nearest side or corner is that far from the point."""
+    ends = []
+    for middle, length, step in zip(point, size, direction, strict=True):
+        start = middle + step * distance / math.hypot(*direction) + (step - 1) / 2 * length
+        ends.append((start, start + length))
+    (left, right), (low, high) = ends
+    return Box(left, low, right, high)
