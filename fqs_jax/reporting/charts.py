@@ -197,7 +197,7 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
     """The name beside its point, with a thin line to it where that is far."""
-    place = place_name((x, y), (CHARACTER * len(name), 14), area, taken)
+    place = place_name((x, y), (CHARACTER * len(name), 14), area, taken, scale=1.2)
     if not place.is_free:
         return ""  # no room; the table below the plot has it
     left, top, right, bottom = place.box
