@@ -1,8 +1,8 @@
 """Places for the names of points in a plot.
 
-The same trade-off is drawn twice: by matplotlib as a PNG file, and as SVG in the report, where it follows
-the style sheet, light or dark, and loads nothing (matplotlib's own SVG has styles and links inside).
-Both put names where this file says.
+The trade-off is drawn twice: by matplotlib as a PNG file, and as SVG in the report. The report follows
+light and dark mode and allows no inline styles or links, which matplotlib's SVG contains. Both drawings
+share this file's rule for names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ class Box(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a name goes. is_near: beside its marker. is_free: inside the plot, and on nothing else."""
+    """The place of a name.
+
+    Attributes:
+      is_near: right beside its marker, so that no line to it is needed.
+      is_free: inside the plot, and covers nothing.
+    """
 
     box: Box
     is_near: bool
@@ -44,13 +49,13 @@ def place_name(
     taken: Sequence[Box],
     scale: float = 1.0,
 ) -> Place:
-    """The nearest free place beside a point; where none is free, the one that covers least.
+    """The nearest free place beside a point; if none is free, the one that covers least.
 
     Args:
       point: x, y of the marker's middle.
       size: width and height of the name.
-      area: where names may lie.
-      taken: what they must not lie on.
+      area: the box that names must lie inside.
+      taken: boxes that they must not cover.
       scale: units of the drawing in a point of DISTANCES.
     """
     places = (
@@ -70,7 +75,7 @@ def place_name(
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Area of the intersection."""
+    """The area of the intersection."""
     width = min(one.right, other.right) - max(one.left, other.left)
     height = min(one.high, other.high) - max(one.low, other.low)
     return max(width, 0.0) * max(height, 0.0)
@@ -82,7 +87,7 @@ def _beside(
     distance: float,
     direction: tuple[int, int],
 ) -> Box:
-    """The box of that size whose nearest side or corner is that far from the point."""
+    """The box of this size whose nearest side or corner is this far from the point."""
     ends = []
     for middle, length, step in zip(point, size, direction, strict=True):
         start = middle + step * distance / math.hypot(*direction) + (step - 1) / 2 * length

@@ -1,4 +1,4 @@
-"""Accuracy against the time a token takes: the claim of the method as a picture."""
+"""The trade-off picture: accuracy, or loss, against the time that a generated token takes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fqs_jax.evaluation.labels import Box, place_name
 from fqs_jax.runtime import files
 
 NAME = "tradeoff.png"
-# Marker and colour of a kind. Colours of Okabe and Ito, told apart by the colour-blind too; shapes tell
-# kinds apart without colour.
+# Marker and colour of each kind of model. The colours are Okabe and Ito's, which colour-blind people can
+# tell apart; the shapes work without colour.
 STYLES = {
     "base": ("o", "#0072B2"),
     "thinking": ("^", "#D55E00"),
     "student": ("*", "#009E73"),
     "control": ("s", "#777777"),
 }
-_LOG_FROM = 10.0  # slowest to fastest
+_LOG_FROM = 10.0  # times the fastest: a slower model makes the time axis logarithmic
 
 
 def write(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -38,10 +38,10 @@ def write(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
-    """Accuracy with 95% intervals, or loss upside down where a row has no accuracy: up is better.
+    """The figure: accuracy with 95% intervals, or an inverted loss axis if a row has no accuracy.
 
-    A row at a fitted temperature has its base's accuracy and time, so it is drawn where losses are.
-    Rows whose value is not finite cannot be drawn.
+    Up is always better. A row at a fitted temperature has its base's accuracy and time, so it is drawn
+    only in the plot of losses. Rows whose value is not finite are left out.
     """
     accuracy = not any(math.isnan(row.accuracy) for row in rows)
     if accuracy:
@@ -65,7 +65,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         if len({row.kind for row in rows}) > 1:
             figure.legend(loc="outside lower center", ncols=len(STYLES), frameon=False)
         names = [_name(axes, row, accuracy) for row in rows]
-        canvas.draw()  # lays out; from here on places are known
+        canvas.draw()  # computes the layout, which the places of names depend on
         figure.set_layout_engine("none")
         _place_names(axes, names, list(_obstacles(axes, rows, accuracy)), canvas.get_renderer())
     return figure
@@ -80,7 +80,7 @@ def _height(row: Row, accuracy: bool) -> float:
 
 
 def _interval(row: Row, accuracy: bool) -> tuple[float, float]:
-    """Ends of the bar; losses have none."""
+    """Ends of the error bar; both are the value itself where there is none, as for losses."""
     if accuracy and math.isfinite(row.accuracy_low):
         return row.accuracy_low, row.accuracy_high
     return _height(row, accuracy), _height(row, accuracy)
@@ -92,7 +92,7 @@ def _points(rows: Iterable[Row], accuracy: bool) -> np.ndarray:
 
 
 def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
-    """Markers with intervals, a legend entry a kind, and a line through the thinking stages."""
+    """Markers with error bars, one legend entry for each kind, and a line through the thinking stages."""
     for kind, (marker, color) in STYLES.items():
         members = [row for row in rows if row.kind == kind]
         if not members:
@@ -107,7 +107,7 @@ def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
         faces = ["white" if _is_scaled(row) else color for row in members]
         axes.scatter(x, y, size, faces, marker=marker, edgecolors=color, label=kind, zorder=3)
     for handle in axes.collections:
-        handle.set_clip_on(False)  # at an accuracy of 0 or 1 half of it lies outside
+        handle.set_clip_on(False)  # at an accuracy of 0 or 1 half of the marker lies outside
 
 
 def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
@@ -131,7 +131,7 @@ def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
 
 
 def _name(axes: Axes, row: Row, accuracy: bool) -> Annotation:
-    """The row's name, to be placed, with a thin line to its point."""
+    """The row's name with a thin line to its point; `_place_names` moves it."""
     return axes.annotate(
         row.name,
         (row.ms_per_token, _height(row, accuracy)),
@@ -145,7 +145,7 @@ def _name(axes: Axes, row: Row, accuracy: bool) -> Annotation:
 
 
 def _obstacles(axes: Axes, rows: Sequence[Row], accuracy: bool) -> Iterable[Box]:
-    """What names must not lie on: markers, intervals, the line between thinking stages; in pixels."""
+    """Boxes that names must not cover: markers, error bars, the line between thinking stages; in pixels."""
     to_pixels, around = axes.transData.transform, axes.figure.dpi / 72 * 4.5
 
     def box(points: Sequence[tuple[float, float]] | np.ndarray, padding: float) -> Box:
@@ -164,7 +164,7 @@ def _obstacles(axes: Axes, rows: Sequence[Row], accuracy: bool) -> Iterable[Box]
 def _place_names(
     axes: Axes, names: Sequence[Annotation], taken: list[Box], renderer: RendererAgg
 ) -> None:
-    """Put each name beside its point, from the left-most point on."""
+    """Put each name beside its point, starting with the left-most point."""
     pixels = axes.figure.dpi / 72  # in a point
     for name in sorted(names, key=lambda name: name.xy):
         extent = Text.get_window_extent(name, renderer)  # without the line to the point

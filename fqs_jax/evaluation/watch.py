@@ -1,9 +1,9 @@
-"""Does a model that no longer thinks still do as well as its thinking teacher, on text of today?
+"""The check that a model without thoughts still does as well as its thinking teacher on fresh text.
 
 The gap is the student's loss less the teacher's, in nats a token, on the same tokens. The models do
-not change, so the gap of training time can be measured at any time, on text like that of training.
-What is watched is the drift: the gap on fresh text less that one; and, since a teacher may know as
-little of a text as its student, how far the student's own loss rose (docs/evaluation.md).
+not change, so the gap at training time can be measured at any time, on text like the training text.
+The drift is the gap on fresh text less the gap at training time. A teacher may know as little of a
+text as its student, so the rise of the student's own loss is watched too (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 
-LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
+LEAST_DOCUMENTS = 8  # fewer give no useful interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +61,17 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured, in nats a token; `drift` and `rise`, of the student's loss, with 95% intervals.
+    """The measurements, in nats a token, and the decision.
 
-    `retrain` if one of them is above its tolerance, even at the low end of its interval. `unsure` if
-    none is, but one may be. `reason` says what to retrain: "gap" the student, which alone fell behind;
-    "loss" teacher and student, since both know less of this text; "" nothing.
+    Attributes:
+      verdict: "retrain" if the whole interval of `drift` or `rise` is above its tolerance; else "keep".
+      reason: "gap" if only the student fell behind: retrain it; "loss" if both models know less of this
+        text: retrain teacher and student; "" if the verdict is "keep".
+      unsure: the verdict is "keep", but an interval reaches above its tolerance.
+      drift: change of the gap since training time.
+      rise: change of the student's loss since training time.
+      gap, teacher_nll, student_nll, documents: of the fresh text; `_then`: of the text of training time.
+      tokens: tokens scored in the fresh text.
     """
 
     verdict: str
@@ -90,9 +96,10 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     """Compare two texts, with a percentile bootstrap over the documents of both.
 
     Args:
-      tolerance: a drift up to this many nats a token does not matter.
-      loss_tolerance: nor does a rise of the student's loss up to this many. Other text of the same
-        kind is harder or easier, so this one is large.
+      fresh, then: losses on fresh text and on text of training time.
+      tolerance: the largest drift that is accepted, nats a token.
+      loss_tolerance: the largest rise of the student's loss that is accepted, nats a token. It is
+        large because other text of the same kind is harder or easier.
 
     Raises:
       UserError: too few documents, or a tolerance that is not finite.
@@ -113,7 +120,7 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     rise = interval(lambda today, before: today.student_nll - before.student_nll)
     teacher_rise = interval(lambda today, before: today.teacher_nll - before.teacher_nll)
     behind, foreign = drift.low > tolerance, rise.low > loss_tolerance
-    # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
+    # A teacher that does not know the text either cannot teach it: retrain both.
     both = foreign and (not behind or teacher_rise.low > loss_tolerance)
     reason = "loss" if both else "gap" if behind else ""
     return Verdict(
@@ -137,14 +144,14 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
 
 
 def check_tolerances(**tolerances: float) -> None:
-    """Raises UserError if one is NaN or infinite: nothing is above those."""
+    """Raises UserError if a tolerance is NaN or infinite: no drift is above those."""
     for name, value in tolerances.items():
         if not math.isfinite(value):
             raise UserError(f"{name} must be a finite number of nats a token, not {value}")
 
 
 def check_count(name: str, documents: int) -> None:
-    """Raises UserError if a text has too few documents to be judged by."""
+    """Raises UserError if a text has too few documents for an interval."""
     if documents < LEAST_DOCUMENTS:
         raise UserError(
             f"the {name} has too few documents for an interval, {documents}; give at least "
@@ -164,18 +171,20 @@ def measure(
     """Both models' loss on every document; documents without a token to predict are left out.
 
     Args:
-      progress: told (windows done, windows in all), each window counted for both models.
+      seq_len: tokens of a window, for both models; None = the shorter of their own windows.
+      batch_size: windows in a batch.
+      seed: seed of the teacher's thoughts.
+      progress: called with (windows done, all windows); a window counts once for each model.
 
     Raises:
-      UserError: the teacher does not think, the two do not read text as the same tokens, or one of
-        them has no finite loss.
+      UserError: the teacher does not think, the tokenizers differ, or a loss is not finite.
     """
     if teacher.thought is None:
         raise UserError(f"the teacher, {teacher.label}, does not think; name a thinking stage")
     ids = [[m.tokenizer.opening, *m.tokenizer.encode_batch(documents)] for m in (teacher, student)]
     if ids[0] != ids[1]:
         raise UserError("teacher and student have different tokenizers; name models of one run")
-    seq_len = seq_len or min(text_lib.window(teacher), text_lib.window(student))  # the same windows
+    seq_len = seq_len or min(text_lib.window(teacher), text_lib.window(student))
     scores = []
     for before, loaded in enumerate((teacher, student)):
 
@@ -197,10 +206,15 @@ def measure(
 
 
 def training_text(root: Path, number: int, limit: int) -> list[str]:
-    """Documents that a stage of a working directory was trained on, at most `limit`, spread evenly.
+    """At most `limit` of the documents that a stage was trained on, evenly spread.
+
+    Args:
+      root: working directory of the stage.
+      number: number of the stage.
 
     Raises:
-      UserError: the text is not there any more, or is a mixture, of which a document is no fair part.
+      UserError: the text no longer exists, or it is a weighted mixture. Documents drawn evenly do not
+        represent a mixture.
     """
     _, config = folders.read_run(root, number)
     sources = corpus.sources(config.data, config.seed)
@@ -210,7 +224,7 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
 
 
 def spread(documents: Source | Sequence[str], limit: int) -> list[str]:
-    """At most so many documents, evenly spread, without the blank ones."""
+    """At most `limit` documents, evenly spread, without the blank ones."""
     step = max(1.0, len(documents) / limit)
     chosen = (documents[int(i * step)] for i in range(min(limit, len(documents))))
     return [text for text in chosen if text.strip()]

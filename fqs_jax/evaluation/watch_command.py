@@ -22,22 +22,22 @@ RETRAIN = 3  # exit code
 
 
 def define_flags() -> None:
-    """Flags of watching; those that other commands share are in evaluate.py."""
-    flags.DEFINE_bool("watch", False, "Has the gap of --student to --teacher grown on this text?")
+    """Flags of this command only; evaluate.py defines those that several commands share."""
+    flags.DEFINE_bool("watch", False, "Check whether --student fell behind --teacher.")
     flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string(
-        "reference", "", "Text of training time; default what the student was trained on."
+        "reference", "", "Text of training time; default: the text that the student was trained on."
     )
-    flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 8)
-    flags.DEFINE_float("tolerance", 0.01, "A drift of so many nats a token does not matter.", 0.0)
+    flags.DEFINE_integer("documents", 200, "Documents of each text at most, evenly spread.", 8)
+    flags.DEFINE_float("tolerance", 0.01, "Accepted drift of the gap, nats a token.", 0.0)
     flags.DEFINE_float(
-        "loss_tolerance", 0.5, "Nor does a rise of the student's loss by so many.", 0.0
+        "loss_tolerance", 0.5, "Accepted rise of the student's loss, nats a token.", 0.0
     )
 
 
 def main() -> int:
-    """Compare the models that the flags name on two texts, print the verdict.
+    """Compare the models that the flags name on two texts, and print the verdict.
 
     Returns:
       The exit code: 0 keep, 3 retrain.
@@ -48,7 +48,7 @@ def main() -> int:
     fresh = watch.spread(documents_lib.read_documents(f.text), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
-    if teacher.thought is None:  # before anything takes long
+    if teacher.thought is None:  # checked before the slow part
         raise UserError(f"--teacher={f.teacher} does not think; name a thinking stage")
     then = _reference(f.student, f.reference, f.documents)
     watch.check_count("training-time text", len(then))
@@ -71,10 +71,10 @@ def main() -> int:
 
 
 def _load(flag: str, name: str) -> Loaded:
-    """WORKDIR:STAGE or a folder."""
+    """The model of WORKDIR:STAGE or of a folder."""
     folder, stage = _split(name)
     if stage is None and folders.existing_stages(Path(folder)):
-        raise UserError(f"--{flag}={name} is a working directory: say which stage, as in {name}:3")
+        raise UserError(f"--{flag}={name} is a working directory: add its stage, as in {name}:3")
     try:
         return loading.load(folder, stage, mesh=cli.mesh_from_flags())
     except UserError as error:
@@ -82,18 +82,19 @@ def _load(flag: str, name: str) -> Loaded:
 
 
 def _split(name: str) -> tuple[str, str | None]:
+    """Folder and stage of WORKDIR:STAGE; a folder that exists by this name, or has no colon, has no stage."""
     folder, colon, stage = name.rpartition(":")
     return (folder, stage) if colon and not Path(name).is_dir() else (name, None)
 
 
 def _reference(student: str, reference: str, limit: int) -> list[str]:
-    """The documents that the gap of training time is measured on."""
+    """The documents for the gap at training time: those given, or those the student was trained on."""
     if reference:
         return watch.spread(documents_lib.read_documents(reference), limit)
     folder, stage = _split(student)
     if stage is None or stage == "init":
         raise UserError(
-            f"--reference is missing: {student} does not say what it was trained on; give text like that"
+            f"--reference is missing: the training text of {student} is not recorded; give text like it with --reference=TEXT"
         )
     number = stage_lib.find(folders.existing_stages(Path(folder)), stage).number
     try:
@@ -130,7 +131,7 @@ def _why(result: watch.Verdict) -> str:
             f"the student's loss rose by more than {result.loss_tolerance:g}, and not the student's "
             "alone: both models are foreign to this text; retrain teacher and student"
         )
-    unsure = ", as far as can be told; with more documents one may be" if result.unsure else ""
+    unsure = "; this is uncertain, add documents to narrow the intervals" if result.unsure else ""
     return (
         f"the drift is not above {result.tolerance:g}, nor the rise above "
         f"{result.loss_tolerance:g}{unsure}"

@@ -24,14 +24,14 @@ from tests.tiny_runs import clock_config, hf_folder, sentences
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compile():
-    """Programs run for a moment only: compiling them well is not worth the time."""
+    """Compile fast: programs run for a moment only, so optimising them is not worth the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 def losses(rng, documents, gap, spread=0.1):
-    """Documents of all lengths, each with a gap of its own around the given one."""
+    """Losses of documents of all lengths, each with its own gap around the given one."""
     tokens_D = rng.integers(20, 400, documents)
     gap_D = rng.normal(gap, spread, documents)
     return watch.Losses(tokens_D, tokens_D * 2.0, tokens_D * (2.0 + gap_D))
@@ -176,24 +176,24 @@ def test_models_that_cannot_be_compared(teacher, student, tmp_path):
 
 
 def here(count, seed=0):
-    """What both models were trained on."""
+    """Documents like those that both models were trained on."""
     return [" ".join(sentences(4, 1000 * seed + i)) for i in range(count)]
 
 
 def elsewhere(count, seed=0):
-    """What the teacher alone still knows: the same letters, in words that are not the same."""
+    """Documents that only the teacher still knows: the same letters in other words."""
     return [document[::-1] for document in here(count, 100 + seed)]
 
 
 def nowhere(count, seed=0):
-    """What neither knows: the same letters in no order."""
+    """Documents that neither model knows: the same letters in random order."""
     rng = np.random.default_rng(seed)
     return ["".join(rng.permutation(list(document))) for document in here(count, 200 + seed)]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A teacher that learned to think on two kinds of text; a student that goes on with one of them."""
+    """A teacher trained to think on two kinds of text, and a student trained further on one of them."""
     place = tmp_path_factory.mktemp("watch")
     for name, documents in {
         "both.jsonl": here(60) + elsewhere(60),
