@@ -44,29 +44,33 @@ _FIT_ITEMS = 500  # of --fit_file
 
 
 def define_flags() -> None:
-    """Flags of benchmarks; those that other commands share are in evaluate.py."""
+    """Flags of this command only; evaluate.py defines those that several commands share."""
     flags.DEFINE_enum("task", None, NAMES, "Benchmark.")
     flags.DEFINE_string(
-        "task_file", "", "Its items: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
+        "task_file", "", "Items of the benchmark: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
     )
     flags.DEFINE_string("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
     flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
-    flags.DEFINE_bool("greedy", False, "The likeliest thought in place of sampled ones.")
+    flags.DEFINE_bool("greedy", False, "Use the likeliest thought instead of sampled ones.")
     flags.DEFINE_string(
         "fit_file",
         "",
-        f"Other items, of which the first {_FIT_ITEMS} fit temperatures; without it each half of the items "
-        "serves the other.",
+        f"Other items; the first {_FIT_ITEMS} fit temperatures. Without it, temperatures of each half of the "
+        "items are fitted on the other half.",
     )
     flags.DEFINE_string("fit_labels_file", "", "Answers of --fit_file.")
-    flags.DEFINE_bool("siqa_space", False, "SIQA: a space between context and question.")
+    flags.DEFINE_bool("siqa_space", False, "SIQA: put a space between context and question.")
     flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
-    flags.DEFINE_integer("votes", 0, "GSM8K: vote among so many chains of thought.", 0)
-    flags.DEFINE_float("temperature", 0.8, "Of chains of thought.", 0.0)
-    flags.DEFINE_float("top_p", 0.95, "Of chains of thought.")
-    flags.DEFINE_integer("max_new_tokens", 1000, "Of a chain of thought.", 1)
-    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Has {question} in it.")
-    flags.DEFINE_string("chains_file", "", "Write the chains of thought here, as JSON lines.")
+    flags.DEFINE_integer("votes", 0, "GSM8K: number of chains of thought that vote.", 0)
+    flags.DEFINE_float("temperature", 0.8, "Temperature of chains of thought.", 0.0)
+    flags.DEFINE_float("top_p", 0.95, "Nucleus of chains of thought.")
+    flags.DEFINE_integer("max_new_tokens", 1000, "Tokens of a chain of thought at most.", 1)
+    flags.DEFINE_string(
+        "cot_prompt", chain_of_thought.PROMPT, "Prompt of chains of thought, with {question} in it."
+    )
+    flags.DEFINE_string(
+        "chains_file", "", "File to append the chains of thought to, as JSON lines."
+    )
 
 
 def main() -> int:
@@ -89,7 +93,7 @@ def main() -> int:
         fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
         _refuse_leak(asked, fit)
     found: list[scores.Row] = []
-    base: Answers | None = None  # the first model's, which the others are compared with
+    base: Answers | None = None  # the first model's answers; gains are measured against them
     for stage, name, loaded in _models(cli.mesh_from_flags()):
         rows, base = _rows(stage, name, loaded, asked, fit, base)
         found += rows
@@ -98,24 +102,24 @@ def main() -> int:
 
 
 def _refuse_mistakes() -> None:
-    """Flags that do not go together, before anything is read."""
+    """Refuse flags of this command that do not go together, before anything is read."""
     f = flags.FLAGS
     if f.votes and f.task != "gsm8k":
-        raise UserError("--votes is for --task=gsm8k")
+        raise UserError("--votes is for --task=gsm8k; leave it out")
     if f.chains_file:
         if not f.votes:
-            raise UserError("--chains_file is for --votes")
-        Path(f.chains_file).open("a", encoding="utf-8").close()  # not found out after hours
+            raise UserError("--chains_file is for --votes; add --votes=8 or leave it out")
+        Path(f.chains_file).open("a", encoding="utf-8").close()  # fails now rather than after hours
     if f.votes and f.fit_file:
-        raise UserError("--fit_file is not for --votes, which fit no temperature")
+        raise UserError("--fit_file is not for --votes, which fit no temperature; leave it out")
     if f.fit_labels_file and not f.fit_file:
-        raise UserError("--fit_labels_file is for --fit_file")
+        raise UserError("--fit_labels_file is for --fit_file; add that or leave it out")
     if f.votes and f.greedy:
-        raise UserError("--greedy is not for --votes, whose thoughts are sampled")
+        raise UserError("--greedy is not for --votes, whose thoughts are sampled; leave it out")
 
 
 def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
-    """Temperatures must not be fitted on what they are measured on, whatever the file is called."""
+    """Refuse to fit temperatures on items that are scored too, under any file name."""
     if both := len(set(asked) & set(fit)):
         raise UserError(
             f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
@@ -151,7 +155,7 @@ def _rows(
     fit: Sequence[Item],
     base: Answers | None,
 ) -> tuple[list[scores.Row], Answers]:
-    """A row without thoughts, and one with them if the model thinks; and what to compare with."""
+    """A row without thoughts, one with thoughts if the model thinks, and the answers of the base."""
     f = flags.FLAGS
     default = asking.Settings()
     settings = asking.Settings(
@@ -234,7 +238,7 @@ def _table(rows: Sequence[scores.Row]) -> Table:
 
 
 def _at(value: float, temperatures: Sequence[float]) -> str:
-    """A number, and at which temperature (of two halves, the geometric mean)."""
+    """A score and its temperature, which is the geometric mean over two halves."""
     if math.isnan(value):
         return "-"  # a single item has no two halves
     return f"{value:.4f} @ {math.prod(temperatures) ** (1 / max(1, len(temperatures))):.2f}"

@@ -94,7 +94,8 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
     folder, stage = _split(student)
     if stage is None or stage == "init":
         raise UserError(
-            f"--reference is missing: the training text of {student} is not recorded; give text like it with --reference=TEXT"
+            f"--reference is missing: the training text of {student} is not recorded; give text like "
+            "it with --reference=TEXT"
         )
     number = stage_lib.find(folders.existing_stages(Path(folder)), stage).number
     try:

@@ -136,12 +136,12 @@ def test_refusal(place):
         (
             "fresh.jsonl",
             {"student": "PLACE/hf"},
-            "--reference is missing: the training text of .*hf is not recorded",
+            "--reference is missing: .*hf is not recorded",
         ),
         (
             "fresh.jsonl",
             {"student": "PLACE/W:init"},
-            "--reference is missing: the training text of .*W:init is not",
+            "--reference is missing: .*W:init is not rec",
         ),
         ("fresh.jsonl", {"student": "PLACE/W:2"}, "weighted mixture.*give text like it with --ref"),
         ("fresh.jsonl", {"student": "PLACE/gone:0"}, "gone.jsonl.*give text like it with --ref"),
