@@ -65,9 +65,7 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.8, "Temperature of chains of thought.", 0.0)
     flags.DEFINE_float("top_p", 0.95, "Nucleus of chains of thought.")
     flags.DEFINE_integer("max_new_tokens", 1000, "Tokens of a chain of thought at most.", 1)
-    flags.DEFINE_string(
-        "cot_prompt", chain_of_thought.PROMPT, "Prompt of chains of thought, with {question} in it."
-    )
+    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Prompt with {question} in it.")
     flags.DEFINE_string(
         "chains_file", "", "File to append the chains of thought to, as JSON lines."
     )

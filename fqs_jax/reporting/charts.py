@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the style sheet of the page, so that they follow light and dark."""
+"""Charts as inline SVG. The page's style sheet colours them, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from collections.abc import Sequence
 
 from fqs_jax.evaluation.labels import Box, place_name
 
-MAX_POINTS = 240  # of a line; more are averaged
-CHARACTER = 6.6  # width of one in a label, about, in the drawing's units
-
-LEAST_SPAN = 0.01  # of a scatter plot's values, either way, so that noise does not fill it
+MAX_POINTS = 240  # points of a line; more are averaged
+CHARACTER = 6.6  # mean width of a character in a label, in units of the drawing
+LEAST_SPAN = (
+    0.01  # share of a value that the y axis shows above and below it, so that noise looks small
+)
 
 Point = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve. kind: class in the style sheet, `a` or `b`."""
+    """A curve; `kind` is its class in the style sheet, `a` or `b`."""
 
     name: str
     kind: str
@@ -46,7 +47,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The plotting area and its scales; y grows upwards."""
+    """The plotting area and its scales; y values grow upwards, pixels downwards."""
 
     width: float
     height: float
@@ -84,7 +85,7 @@ class Frame:
 
 
 def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
-    """Curves over training steps; points that are not finite are left out. Empty if none is left."""
+    """Curves over training steps, without points that are not finite; "" if no point is left."""
     curves = [dataclasses.replace(line, points=thinned(_finite(line.points))) for line in lines]
     curves = [line for line in curves if line.points]
     if not curves:
@@ -98,15 +99,17 @@ def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
         x, y = line.points[-1]
         place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
         drawn.append(f'<circle class="dot {line.kind}" {place} r="2.5"/>')
-    told = "; ".join(
+    description = "; ".join(
         f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
         for line in curves
     )
-    return _svg(frame, f"Over {x_label}s: {told}.", frame.draw(x_label) + "".join(drawn), "chart")
+    return _svg(
+        frame, f"Over {x_label}s: {description}.", frame.draw(x_label) + "".join(drawn), "chart"
+    )
 
 
-def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str:
-    """Named values as bars from zero."""
+def bar_chart(bars: Sequence[tuple[str, float]], description: str, x_label: str) -> str:
+    """Named values as bars from zero; `description` is for screen readers."""
     values = [value for _, value in bars]
     y_ticks = ticks(min(0.0, *values), max(0.0, *values), 4)
     frame = Frame(340, 190, (0, len(bars)), y_ticks)
@@ -119,11 +122,11 @@ def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str
         drawn.append(
             _text((left + right) / 2, frame.height - frame.bottom + 16, name, "tick middle")
         )
-    return _svg(frame, told, "".join(drawn), "chart")
+    return _svg(frame, description, "".join(drawn), "chart")
 
 
 def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
-    """Points with their names beside them, and bars for errors."""
+    """Points with their names beside them and error bars; `css` is the drawing's class."""
     ys = [mark.y * (1 + side * LEAST_SPAN) for mark in marks for side in (-1, 1)]
     ys += [end for mark in marks for end in (mark.low, mark.high) if end is not None]
     x_ticks = ticks(0, 1.05 * max(mark.x for mark in marks), 6 if width > 500 else 4)
@@ -143,21 +146,21 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css
     area = Box(frame.left, frame.top, width - 2, frame.height - frame.bottom)
     for mark in sorted(marks, key=lambda mark: -mark.y):
         names.append(_name(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
-    told = f"{y_label} against {x_label}: " + "; ".join(
+    description = f"{y_label} against {x_label}: " + "; ".join(
         f"{mark.name} {number(mark.y)} at {number(mark.x)}" for mark in marks
     )
     inside = frame.draw(x_label, y_label) + "".join([*bars, *names, *points])
-    return _svg(frame, told, inside, css)
+    return _svg(frame, description, inside, css)
 
 
 def symbol(kind: str) -> str:
-    """The symbol of a kind of model, for a legend."""
+    """The symbol of a kind of model, for legends and tables."""
     inside = _symbol(kind, 8, 8)
     return f'<svg class="symbol" viewBox="0 0 16 16" aria-hidden="true">{inside}</svg>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers; the first and the last enclose the values."""
+    """About `count` round numbers; the first is at most `low`, the last at least `high`."""
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     rough = (high - low) / max(1, count - 1)
@@ -169,7 +172,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most MAX_POINTS points: means of neighbours, the last one kept as it is."""
+    """At most MAX_POINTS points: means of neighbours, and the last point unchanged."""
     if len(points) <= MAX_POINTS:
         return list(points)
     size = -(-(len(points) - 1) // (MAX_POINTS - 1))
@@ -179,7 +182,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def number(value: float) -> str:
-    """Three digits that count, thousands apart."""
+    """The number with three significant digits and commas between thousands."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) >= 1e6:
@@ -196,10 +199,10 @@ def _finite(points: Sequence[Point]) -> list[Point]:
 
 
 def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
-    """The name beside its point, with a thin line to it where that is far."""
+    """The name beside its point, with a thin line between them if they are far apart."""
     place = place_name((x, y), (CHARACTER * len(name), 14), area, taken, scale=1.2)
     if not place.is_free:
-        return ""  # no room; the table below the plot has it
+        return ""  # no room; the table below the plot has the name
     left, top, right, bottom = place.box
     taken.append(place.box)
     middle = (top + bottom) / 2
@@ -209,7 +212,7 @@ def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
 
 
 def _symbol(kind: str, x: float, y: float) -> str:
-    """Kinds differ in shape as well as in colour."""
+    """The marker of a kind; kinds differ in shape as well as in colour."""
     shapes = {
         "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
         "thinking": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
@@ -223,7 +226,7 @@ def _text(x: float, y: float, text: str, css: str, more: str = "") -> str:
     return f'<text class="{css}" {more}x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>'
 
 
-def _svg(frame: Frame, told: str, inside: str, css: str) -> str:
+def _svg(frame: Frame, description: str, inside: str, css: str) -> str:
     size = f"0 0 {frame.width:.0f} {frame.height:.0f}"
-    label = html.escape(told, quote=True)
+    label = html.escape(description, quote=True)
     return f'<svg class="{css}" viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'

@@ -82,7 +82,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             ) from error
         if not isinstance(fields, dict):
             raise UserError(
-                f"{where}: each line must hold a JSON object, found a {type(fields).__name__}"
+                f"{where}: each line must hold an object, found a {type(fields).__name__}"
             )
         yield where, fields
 
