@@ -47,6 +47,7 @@ for _command in _COMMANDS.values():
 
 
 def main(argv: Sequence[str]) -> None:
+    """Run the command that the flags choose; the exit code is the command's."""
     f = flags.FLAGS
     chosen = next(name for name in _COMMANDS if not name or f[name].value)
     if len(argv) > 1:

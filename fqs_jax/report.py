@@ -36,6 +36,7 @@ cli.define_device_flags()
 
 
 def main(argv: Sequence[str]) -> None:
+    """Write the report of the working directory that the command line names, and print its path."""
     given = [*argv[1:], *filter(None, [_WORKDIR.value])]
     cli.require(workdir=given)
     if len(given) > 1:

@@ -26,6 +26,7 @@ class Box(NamedTuple):
 
     @property
     def area(self) -> float:
+        """Width times height."""
         return (self.right - self.left) * (self.high - self.low)
 
 

@@ -59,10 +59,12 @@ class Frame:
     bottom: float = 36
 
     def x(self, value: float) -> float:
+        """The horizontal place of a value."""
         low, high = self.x_ticks[0], self.x_ticks[-1]
         return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
+        """The vertical place of a value, from the top."""
         low, high = self.y_ticks[0], self.y_ticks[-1]
         bottom = self.height - self.bottom
         return bottom - (value - low) / (high - low) * (bottom - self.top)

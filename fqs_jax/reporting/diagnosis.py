@@ -59,6 +59,7 @@ class Token:
 
     @property
     def weight(self) -> float:
+        """Mixing weight, mean over the samples."""
         return float(np.mean([thought.weight for thought in self.thoughts]))
 
     @property

@@ -1,4 +1,4 @@
-"""What the last comparison left behind: read again as it was, and not when it is out of date."""
+"""The file of the last comparison: read again unchanged, and ignored when it is out of date."""
 
 import json
 import math

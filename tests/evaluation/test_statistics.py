@@ -1,4 +1,4 @@
-"""Intervals against what they are defined by."""
+"""Intervals against their definitions."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ def test_wilson(right: int, count: int) -> None:
 
 
 def test_bootstrap_of_a_mean_against_all_resamplings():
-    """Of six numbers there are 6**6 resamplings; 2,000 of them give nearly the same percentiles."""
+    """Six numbers have 6**6 resamplings; 2,000 random ones give nearly the same percentiles."""
     sample = np.array([0.0, 1.0, 3.0, 4.0, 9.0, 13.0])
     means = [np.mean(drawn) for drawn in itertools.product(sample, repeat=6)]
     found = statistics.bootstrap(np.mean, sample)
@@ -34,7 +34,7 @@ def test_bootstrap_of_a_mean_against_all_resamplings():
 
 
 def test_bootstrap_draws_samples_independently():
-    """Where two samples of one size were drawn alike, their difference would have no spread."""
+    """If both samples shared their draws, the difference would have no spread."""
     sample = np.arange(100.0)
     _, low, high = statistics.bootstrap(
         lambda first, second, axis: first.mean(axis) - second.mean(axis), sample, sample

@@ -1,4 +1,4 @@
-"""The report: its numbers against other ways to them, its page as a text and as a program."""
+"""The report: its numbers against independent computations, its page, and the program."""
 
 import dataclasses
 import html
@@ -100,7 +100,7 @@ def a_report(**changes) -> Report:
 
 
 class Page(HTMLParser):
-    """What a browser would find."""
+    """Tags and text that a browser would find."""
 
     def __init__(self, page: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""From text to metric through a model whose every probability is written down here."""
+"""Metrics of a model whose every probability is written down here, from text to score."""
 
 import math
 from pathlib import Path

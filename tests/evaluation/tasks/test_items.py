@@ -95,7 +95,7 @@ def test_real_files(shared, name, file, count):
 
 
 def test_hub_layouts(tmp_path):
-    """As the hub has them in Parquet: CommonsenseQA in columns, labels as numbers or strings."""
+    """Parquet files like those of the hub: CommonsenseQA in columns, labels as numbers or strings."""
 
     def parquet(name, records):
         path = tmp_path / f"{name}.parquet"

@@ -12,7 +12,7 @@ from fqs_jax.evaluation.tasks.decisions import Decisions
 
 
 def decisions(*items):
-    """From probabilities: each item is a list of (probabilities, right one), one thought."""
+    """Decisions with one thought; each item is a list of (probabilities, right one)."""
     return Decisions.of(
         [([np.log([probs]) for probs, _ in item], [right for _, right in item]) for item in items]
     )
