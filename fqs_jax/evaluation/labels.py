@@ -59,20 +59,17 @@ def place_name(
       taken: boxes that they must not cover.
       scale: units of the drawing in a point of DISTANCES.
     """
-    places = (
-        (_beside(point, size, distance * scale, direction), distance == DISTANCES[0])
+    boxes = [
+        _beside(point, size, distance * scale, direction)
         for distance, direction in itertools.product(DISTANCES, _DIRECTIONS)
-    )
-    best, least = None, math.inf
-    for box, is_near in places:
-        outside = box.area - overlap(box, area)
-        covered = outside + sum(overlap(box, other) for other in taken)
-        if best is None or covered < least:
-            best, least = Place(box, is_near, covered <= 1e-6 * box.area), covered
-        if best.is_free:
-            break
-    assert best is not None
-    return best
+    ]
+    covered = [
+        box.area - overlap(box, area) + sum(overlap(box, other) for other in taken) for box in boxes
+    ]
+    best = min(
+        range(len(boxes)), key=lambda n: round(covered[n], 6)
+    )  # the first, so nearest, of those
+    return Place(boxes[best], best < len(_DIRECTIONS), round(covered[best], 6) == 0)
 
 
 def overlap(one: Box, other: Box) -> float:

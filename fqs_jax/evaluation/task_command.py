@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def main() -> int:
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
-        _print(votes, _vote_table(votes))
+        _print(votes, _votes(f.votes))
         return 0
     fit: list[Item] = []
     if f.fit_file:
@@ -95,7 +95,7 @@ def main() -> int:
     for stage, name, loaded in _models(cli.mesh_from_flags()):
         rows, base = _rows(stage, name, loaded, asked, fit, base)
         found += rows
-    _print(found, _table(found))
+    _print(found, _SCORES)
     return 0
 
 
@@ -155,12 +155,11 @@ def _rows(
 ) -> tuple[list[scores.Row], Answers]:
     """A row without thoughts, one with thoughts if the model thinks, and the answers of the base."""
     f = flags.FLAGS
-    default = asking.Settings()
     settings = asking.Settings(
-        thought_seeds=f.thought_seeds or default.thought_seeds,
+        thought_seeds=f.thought_seeds or asking.Settings.thought_seeds,
         greedy=f.greedy,
         seed=f.seed,
-        batch_size=f.batch_size or default.batch_size,
+        batch_size=f.batch_size or asking.Settings.batch_size,
         seq_len=f.seq_len,
     )
     with Progress(f"{name}: rows", 0, 0) as bar:
@@ -183,7 +182,6 @@ def _rows(
 
 def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> chain_of_thought.Row:
     f = flags.FLAGS
-    default = chain_of_thought.Settings()
     settings = chain_of_thought.Settings(
         votes=f.votes,
         temperature=f.temperature,
@@ -191,8 +189,8 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
         max_new_tokens=f.max_new_tokens,
         prompt=f.cot_prompt,
         seed=f.seed,
-        batch_size=f.batch_size or default.batch_size,
         seq_len=f.seq_len,
+        batch_size=f.batch_size or chain_of_thought.Settings.batch_size,
     )
     with Progress(f"{name}: questions", 0, 0) as bar:
         chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to)
@@ -205,37 +203,24 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
     return chain_of_thought.count(asked, chains, stage=stage, model=name, task=f.task)
 
 
-def _print(rows: Sequence[Any], table: Table) -> None:
+def _print(rows: Sequence[Any], columns: Columns) -> None:
+    """Print rows as JSON lines or as a table: stage and model, then each column's cells."""
     if flags.FLAGS.json:
         for row in rows:
             print(json.dumps(files.nan_as_none(statistics.flat_fields(row))))
         return
+    left_out = f", {rows[0].too_long} left out: too long" if rows[0].too_long else ""
+    table = Table(title=f"{rows[0].task}: {rows[0].items:,} items{left_out}")
+    table.add_column("stage", justify="right")
+    table.add_column("model")
+    for title in columns:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(row.stage, row.model, *(cell(row) for cell in columns.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _table(rows: Sequence[scores.Row]) -> Table:
-    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
-    table.add_column("stage", justify="right")
-    table.add_column("model")
-    columns = ("thoughts", "expected p", "calibrated", "sharpened", "accuracy (95%)", "gain (95%)")
-    for column in (*columns, "NLL"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row.stage,
-            row.model,
-            row.thoughts,
-            f"{row.expected_prob:.4f}",
-            _at(row.calibrated, row.calibrated_at),
-            _at(row.sharpened, row.sharpened_at),
-            _share(row.accuracy),
-            "-" if math.isnan(row.gain.value) else "{:+.3f} ({:+.3f} {:+.3f})".format(*row.gain),
-            f"{row.nll:.3f}",
-        )
-    return table
-
-
-def _at(value: float, temperatures: Sequence[float]) -> str:
+def _with_temperature(value: float, temperatures: Sequence[float]) -> str:
     """A score and its temperature, which is the geometric mean over two halves."""
     if math.isnan(value):
         return "-"  # a single item has no two halves
@@ -246,25 +231,29 @@ def _share(share: Interval) -> str:
     return f"{share.value:.3f} ({share.low:.3f}-{share.high:.3f})"
 
 
-def _vote_table(rows: Sequence[chain_of_thought.Row]) -> Table:
-    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
-    table.add_column("stage", justify="right")
-    table.add_column("model")
-    majority = f"maj@{rows[0].votes}"
-    shown = f"{majority} (95%)", "single", f"{majority} published", "single published"
-    for column in (*shown, "no number", "cut off"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        shares = (row.single, row.majority_published, row.single_published)
-        table.add_row(
-            row.stage,
-            row.model,
-            _share(row.majority),
-            *(f"{share:.3f}" for share in (*shares, row.no_number, row.cut_off)),
-        )
-    return table
+def _change(change: Interval) -> str:
+    return "-" if math.isnan(change.value) else "{:+.3f} ({:+.3f} {:+.3f})".format(*change)
 
 
-def _title(task: str, count: int, too_long: int) -> str:
-    left_out = f", {too_long} left out: too long" if too_long else ""
-    return f"{task}: {count:,} items{left_out}"
+Columns = dict[str, Callable[[Any], str]]  # each column's title, and its cell in a row
+_SCORES: Columns = {
+    "thoughts": lambda row: row.thoughts,
+    "expected p": lambda row: f"{row.expected_prob:.4f}",
+    "calibrated": lambda row: _with_temperature(row.calibrated, row.calibrated_at),
+    "sharpened": lambda row: _with_temperature(row.sharpened, row.sharpened_at),
+    "accuracy (95%)": lambda row: _share(row.accuracy),
+    "gain (95%)": lambda row: _change(row.gain),
+    "NLL": lambda row: f"{row.nll:.3f}",
+}
+
+
+def _votes(count: int) -> Columns:
+    """Columns of a vote among so many chains."""
+    return {
+        f"maj@{count} (95%)": lambda row: _share(row.majority),
+        "single": lambda row: f"{row.single:.3f}",
+        f"maj@{count} published": lambda row: f"{row.majority_published:.3f}",
+        "single published": lambda row: f"{row.single_published:.3f}",
+        "no number": lambda row: f"{row.no_number:.3f}",
+        "cut off": lambda row: f"{row.cut_off:.3f}",
+    }

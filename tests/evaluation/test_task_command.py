@@ -56,10 +56,9 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
 
 
 def test_what_is_unknown_is_a_dash():
-    assert (
-        task_command._at(math.nan, ()) == "-"
-        and task_command._at(0.5, (2.0, 0.5)) == "0.5000 @ 1.00"
-    )
+    with_temperature = task_command._with_temperature
+    assert with_temperature(math.nan, ()) == "-"
+    assert with_temperature(0.5, (2.0, 0.5)) == "0.5000 @ 1.00"
 
 
 @pytest.mark.parametrize(
