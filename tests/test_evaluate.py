@@ -15,7 +15,7 @@ def defined(path: Path) -> set[str]:
     """Names of the flags that a file defines."""
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     made = [call for call in calls if ast.unparse(call.func).startswith("flags.DEFINE_")]
-    return {call.args[0].value for call in made}
+    return {ast.literal_eval(call.args[0]) for call in made}
 
 
 def shared(path: Path) -> set[str]:

@@ -76,12 +76,12 @@ def _table(root: Path, rows: Sequence[Row]) -> Table:
     for column in (*columns, "ms/token", "FLOPs/token"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for row in rows:
-        known = not math.isnan(row.accuracy)
+        accuracy = row.accuracy.value
         table.add_row(
             row.stage,
             row.name,
             f"{row.steps:,}",
-            f"{row.accuracy:.3f} \u00b1 {row.accuracy_error:.3f}" if known else "-",
+            "-" if math.isnan(accuracy) else f"{accuracy:.3f} \u00b1 {row.accuracy_error:.3f}",
             *(f"{nll:.3f}" for nll in (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
             f"{row.ms_per_token:.2f}",
             f"{row.flops_per_token:.2e}",

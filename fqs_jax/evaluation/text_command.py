@@ -15,7 +15,8 @@ from fqs_jax.runs import loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.progress import Progress
 
-SHARED = ("checkpoint", "stage", "text")  # flags besides those that every command uses
+# Flags besides those that every command uses.
+SHARED = ("checkpoint", "stage", "text", "thought_seeds")
 
 
 def define_flags() -> None:
@@ -39,6 +40,7 @@ def main() -> int:
             f.seq_len,
             f.batch_size or 8,
             f.seed,
+            thoughts=f.thought_seeds or 1,
             progress=bar.advance_to,
         ).summary()
     if scores["seq_len"] > loaded.model.max_seq_len:

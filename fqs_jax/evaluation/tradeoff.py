@@ -43,7 +43,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     Up is always better. A row at a fitted temperature has its base's accuracy and time, so it is drawn
     only in the plot of losses. Rows whose value is not finite are left out.
     """
-    accuracy = not any(math.isnan(row.accuracy) for row in rows)
+    accuracy = not any(math.isnan(row.accuracy.value) for row in rows)
     if accuracy:
         rows = [row for row in rows if not _is_scaled(row)]
     rows = [row for row in rows if math.isfinite(_height(row, accuracy))]
@@ -76,13 +76,13 @@ def _is_scaled(row: Row) -> bool:
 
 
 def _height(row: Row, accuracy: bool) -> float:
-    return row.accuracy if accuracy else row.nll
+    return row.accuracy.value if accuracy else row.nll
 
 
 def _interval(row: Row, accuracy: bool) -> tuple[float, float]:
     """Ends of the error bar; both are the value itself where there is none, as for losses."""
-    if accuracy and math.isfinite(row.accuracy_low):
-        return row.accuracy_low, row.accuracy_high
+    if accuracy and math.isfinite(row.accuracy.low):
+        return row.accuracy.low, row.accuracy.high
     return _height(row, accuracy), _height(row, accuracy)
 
 

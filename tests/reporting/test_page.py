@@ -20,6 +20,7 @@ from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation import comparison_file, tradeoff
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.comparison_file import Kept
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.reporting import charts, collect, diagnosis, sections
 from fqs_jax.reporting import page as page_lib
 from fqs_jax.reporting.collect import Reading, Report, Settings, Training
@@ -37,7 +38,7 @@ from tests.tiny_runs import (
 )
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
-ROW = Row("1", NASTY, 0.75, 0.125, 1.5, 2.5, 2, "thinking", accuracy_low=0.5, accuracy_high=0.9)
+ROW = Row("1", NASTY, Interval(0.75, 0.5, 0.9), 0.125, 1.5, 2.5, 2, "thinking")
 ROWS: list[dict[str, Any]] = [
     {"step": 1, "nll_base": 2.5, "nll_mixed": 2.25, "nll_with_minus_without": -0.25, "tokens": 32},
     {"step": 2, "nll_base": 1.875, "nll_mixed": "nan", "tokens": 64, "time": {"step_seconds": 0.5}},
@@ -285,7 +286,7 @@ def test_a_run_that_never_thinks_has_a_page():
 
 
 def test_models_without_accuracy_are_compared_by_loss():
-    rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
+    rows = [Row("1", "thinks", nll=1.25, ms_per_token=2.5, steps=2)]
     models = [comparison_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
     page = Page(page_lib.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
@@ -341,7 +342,7 @@ def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path
     assert (root / comparison_file.NAME).exists()
     kept = comparison_file.read(root)
     assert kept == report.models and kept.about == "held-out problems"
-    row = Row("0", "base", math.nan, math.nan, 1.0, 2.0, 3)
+    row = Row("0", "base", nll=1.0, ms_per_token=2.0, steps=3)
     other = tmp_path / "W"
     config = clock_config()
     save_stage(other, config, 0, step=2)
