@@ -64,12 +64,11 @@ def place_name(
         for distance, direction in itertools.product(DISTANCES, _DIRECTIONS)
     ]
     covered = [
-        box.area - overlap(box, area) + sum(overlap(box, other) for other in taken) for box in boxes
+        round(box.area - overlap(box, area) + sum(overlap(box, other) for other in taken), 6)
+        for box in boxes
     ]
-    best = min(
-        range(len(boxes)), key=lambda n: round(covered[n], 6)
-    )  # the first, so nearest, of those
-    return Place(boxes[best], best < len(_DIRECTIONS), round(covered[best], 6) == 0)
+    best = covered.index(min(covered))  # the first, so the nearest, of equally good ones
+    return Place(boxes[best], is_near=best < len(_DIRECTIONS), is_free=covered[best] == 0)
 
 
 def overlap(one: Box, other: Box) -> float:

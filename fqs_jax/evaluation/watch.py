@@ -31,7 +31,7 @@ LEAST_DOCUMENTS = 8  # fewer give no useful interval
 class Losses:
     """Sums over each of D documents: tokens scored, and both models' loss in nats.
 
-    Arrays [..., D] are many such texts, and their losses arrays [...].
+    Leading axes are several texts: from arrays [..., D] the losses below are arrays [...].
     """
 
     tokens_D: np.ndarray
