@@ -1,7 +1,7 @@
-"""Report: `python -m fqs_jax.report W` writes W/report.html, one page that needs nothing else.
+"""Report: `python -m fqs_jax.report W` writes W/report.html, one page that needs no other file.
 
-Training curves, accuracy against time, text coloured by how much thoughts helped each token, and how
-healthy the thoughts are.
+It shows training curves, accuracy against time, text coloured by the gain of the thoughts, and signs of
+collapse.
 """
 
 from __future__ import annotations
@@ -18,27 +18,32 @@ from fqs_jax.reporting import page as page_lib
 from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory; can be given without the flag.")
-_OUT = flags.DEFINE_string("out", "", "The page; default report.html in the working directory.")
-_STAGE = flags.DEFINE_string("stage", None, "Whose thoughts to show; default the last that thinks.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory; also accepted without the flag.")
+_OUT = flags.DEFINE_string(
+    "out", "", "File to write; default report.html in the working directory."
+)
+_STAGE = flags.DEFINE_string("stage", None, "Thinking stage to show; default the last one.")
 _TEXT = flags.DEFINE_string(
     "text", "", "Held-out text; default held-out problems, or training text."
 )
-_TOKENS = flags.DEFINE_integer("tokens", 600, "Of text to show, about.", 1)
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 512, "Of one document; the rest is cut.", 2)
+_TOKENS = flags.DEFINE_integer("tokens", 600, "Tokens of text to show, approximately.", 1)
+_MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", 512, "Tokens of one document at most; the rest is cut.", 2
+)
 _SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of sampled thoughts.", 0, cli.MAX_SEED)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, cli.MAX_SEED)
 cli.define_device_flags()
 
 
 def main(argv: Sequence[str]) -> None:
+    """Write the report of the working directory that the command line names, and print its path."""
     given = [*argv[1:], *filter(None, [_WORKDIR.value])]
     cli.require(workdir=given)
     if len(given) > 1:
         raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
     root = Path(given[0])
     out = Path(_OUT.value) if _OUT.value else root / "report.html"
-    collect.read_training(root)  # refuses before text is read
+    collect.read_training(root)  # fails early, before text is read
     _check_writable(out)
     settings = collect.Settings(
         text=_TEXT.value,
@@ -57,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_writable(out: Path) -> None:
-    """Now, and not after minutes of evaluation."""
+    """Refuse a path that cannot be written before minutes of evaluation rather than after them."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; name a file with --out=FILE.html")
     try:
@@ -65,7 +70,7 @@ def _check_writable(out: Path) -> None:
         out.with_name(f"{out.name}.try").unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write {out}: {error.strerror}; name another place with --out=FILE.html"
+            f"cannot write {out}: {error.strerror}; name another file with --out=FILE.html"
         ) from error
 
 

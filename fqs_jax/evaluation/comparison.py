@@ -16,6 +16,7 @@ from fqs_jax.data.problems.task import Task
 from fqs_jax.evaluation import problems, statistics, timing
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.evaluation.problems import Answers
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference import generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders
@@ -36,9 +37,9 @@ class Row:
       stage: number of its stage, or "init".
       accuracy: share of held-out items answered right, each symbol of the answer likeliest given those
         before it, averaged over problem lengths and thoughts; NaN where the run's data has no items.
+        Its Wilson interval over items treats all lengths as one and all thoughts as equal, so it is
+        rather too wide.
       accuracy_error: standard error of the accuracy over items.
-      accuracy_low, accuracy_high: 95% Wilson interval of the accuracy over items. It treats all lengths
-        as one and all thoughts as equal, so it is rather too wide.
       nll: mean -log p(right answer), renormalised over the task's answers; or nats a token of text.
       ms_per_token: median time of a generated token, one prompt; equal for models that run the same
         program (evaluation/timing.py); NaN where it was not timed.
@@ -52,7 +53,7 @@ class Row:
 
     stage: str
     name: str
-    accuracy: float = math.nan
+    accuracy: Interval = statistics.UNKNOWN
     accuracy_error: float = math.nan
     nll: float = math.nan
     ms_per_token: float = math.nan
@@ -62,8 +63,6 @@ class Row:
     nll_easy: float = math.nan
     nll_middle: float = math.nan
     nll_hard: float = math.nan
-    accuracy_low: float = math.nan
-    accuracy_high: float = math.nan
     temperature: float = 1.0
 
 
@@ -155,13 +154,10 @@ def _on_answers(
     answers = problems.read(loaded, task, "test", thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
-    low, high = statistics.wilson(accuracy, len(nll_N))
     row = dataclasses.replace(
         row,
-        accuracy=accuracy,
+        accuracy=statistics.wilson(accuracy, len(nll_N)),
         accuracy_error=error,
-        accuracy_low=low,
-        accuracy_high=high,
         nll=nll,
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)

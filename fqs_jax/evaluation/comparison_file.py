@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fqs_jax.evaluation.comparison import Row
+from fqs_jax.evaluation.statistics import flat_fields
 from fqs_jax.runs import folders
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
@@ -47,7 +47,7 @@ def read(root: Path) -> Kept | None:
     rows = content.get("rows")
     if content.get("steps") != _steps(root) or not isinstance(rows, list):
         return None
-    needed = {field.name for field in dataclasses.fields(Row)}
+    needed = flat_fields(Row("", "")).keys()
     if not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
         return None
     flags = content.get("flags")
@@ -55,8 +55,8 @@ def read(root: Path) -> Kept | None:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """The fields of a row by name; NaN, which JSON lacks, as None."""
-    return files.nan_as_none(dataclasses.asdict(row))
+    """The fields of a row by name, see `statistics.flat_fields`; NaN, which JSON lacks, as None."""
+    return files.nan_as_none(flat_fields(row))
 
 
 def _steps(root: Path) -> dict[str, int | None]:

@@ -47,7 +47,7 @@ class TokenScores(NamedTuple):
         return self.thinking_RxN if len(self.thinking_RxN) else self.plain_N[None]
 
     def summary(self) -> dict[str, float]:
-        """Mean losses in nats a token, with one thought a token where the model thinks, and counts."""
+        """Mean losses in nats a token, over all thoughts where the model thinks, and counts."""
         losses = {"nll_base": -float(self.plain_N.mean(dtype=np.float64))}
         if len(self.thinking_RxN):
             losses["nll_thought"] = -float(self.thinking_RxN.mean(dtype=np.float64))

@@ -1,4 +1,4 @@
-"""Accuracy against the time a token takes: the claim of the method as a picture."""
+"""The trade-off picture: accuracy, or loss, against the time that a generated token takes."""
 
 from __future__ import annotations
 
@@ -14,23 +14,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-from matplotlib.transforms import Bbox
 
 from fqs_jax.evaluation.comparison import Row
+from fqs_jax.evaluation.labels import Box, place_name
 from fqs_jax.runtime import files
 
 NAME = "tradeoff.png"
-# Marker and colour of a kind. Colours of Okabe and Ito, told apart by the colour-blind too; shapes tell
-# kinds apart without colour.
+# Marker and colour of each kind of model. The colours are Okabe and Ito's, which colour-blind people can
+# tell apart; the shapes work without colour.
 STYLES = {
     "base": ("o", "#0072B2"),
     "thinking": ("^", "#D55E00"),
     "student": ("*", "#009E73"),
     "control": ("s", "#777777"),
 }
-_LOG_FROM = 10.0  # slowest to fastest
-_DISTANCES = (9, 16, 26, 38, 52, 70)  # points from a marker to its name
-_DIRECTIONS = ((1, 0), (0, 1), (0, -1), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
+_LOG_FROM = 10.0  # times the fastest: a slower model makes the time axis logarithmic
 
 
 def write(rows: Sequence[Row], path: Path, title: str) -> None:
@@ -40,12 +38,12 @@ def write(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
-    """Accuracy with 95% intervals, or loss upside down where a row has no accuracy: up is better.
+    """The figure: accuracy with 95% intervals, or an inverted loss axis if a row has no accuracy.
 
-    A row at a fitted temperature has its base's accuracy and time, so it is drawn where losses are.
-    Rows whose value is not finite cannot be drawn.
+    Up is always better. A row at a fitted temperature has its base's accuracy and time, so it is drawn
+    only in the plot of losses. Rows whose value is not finite are left out.
     """
-    accuracy = not any(math.isnan(row.accuracy) for row in rows)
+    accuracy = not any(math.isnan(row.accuracy.value) for row in rows)
     if accuracy:
         rows = [row for row in rows if not _is_scaled(row)]
     rows = [row for row in rows if math.isfinite(_height(row, accuracy))]
@@ -67,9 +65,9 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
         if len({row.kind for row in rows}) > 1:
             figure.legend(loc="outside lower center", ncols=len(STYLES), frameon=False)
         names = [_name(axes, row, accuracy) for row in rows]
-        canvas.draw()  # lays out; from here on places are known
+        canvas.draw()  # computes the layout, which the places of names depend on
         figure.set_layout_engine("none")
-        _spread(axes, names, list(_obstacles(axes, rows, accuracy)), canvas.get_renderer())
+        _place_names(axes, names, list(_obstacles(axes, rows, accuracy)), canvas.get_renderer())
     return figure
 
 
@@ -78,13 +76,13 @@ def _is_scaled(row: Row) -> bool:
 
 
 def _height(row: Row, accuracy: bool) -> float:
-    return row.accuracy if accuracy else row.nll
+    return row.accuracy.value if accuracy else row.nll
 
 
 def _interval(row: Row, accuracy: bool) -> tuple[float, float]:
-    """Ends of the bar; losses have none."""
-    if accuracy and math.isfinite(row.accuracy_low):
-        return row.accuracy_low, row.accuracy_high
+    """Ends of the error bar; both are the value itself where there is none, as for losses."""
+    if accuracy and math.isfinite(row.accuracy.low):
+        return row.accuracy.low, row.accuracy.high
     return _height(row, accuracy), _height(row, accuracy)
 
 
@@ -94,7 +92,7 @@ def _points(rows: Iterable[Row], accuracy: bool) -> np.ndarray:
 
 
 def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
-    """Markers with intervals, a legend entry a kind, and a line through the thinking stages."""
+    """Markers with error bars, one legend entry for each kind, and a line through the thinking stages."""
     for kind, (marker, color) in STYLES.items():
         members = [row for row in rows if row.kind == kind]
         if not members:
@@ -109,7 +107,7 @@ def _draw_points(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
         faces = ["white" if _is_scaled(row) else color for row in members]
         axes.scatter(x, y, size, faces, marker=marker, edgecolors=color, label=kind, zorder=3)
     for handle in axes.collections:
-        handle.set_clip_on(False)  # at an accuracy of 0 or 1 half of it lies outside
+        handle.set_clip_on(False)  # at an accuracy of 0 or 1 half of the marker lies outside
 
 
 def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
@@ -133,67 +131,46 @@ def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
 
 
 def _name(axes: Axes, row: Row, accuracy: bool) -> Annotation:
-    """The row's name, to be placed, with a thin line to its point."""
+    """The row's name with a thin line to its point; `_place_names` moves it."""
     return axes.annotate(
         row.name,
         (row.ms_per_token, _height(row, accuracy)),
         (0, 0),
         textcoords="offset points",
+        horizontalalignment="left",
+        verticalalignment="bottom",
         fontsize=8.5,
         arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4},
     )
 
 
-def _obstacles(axes: Axes, rows: Sequence[Row], accuracy: bool) -> Iterable[Bbox]:
-    """What names must not lie on: markers, intervals, the line between thinking stages."""
+def _obstacles(axes: Axes, rows: Sequence[Row], accuracy: bool) -> Iterable[Box]:
+    """Boxes that names must not cover: markers, error bars, the line between thinking stages; in pixels."""
     to_pixels, around = axes.transData.transform, axes.figure.dpi / 72 * 4.5
+
+    def box(points: Sequence[tuple[float, float]] | np.ndarray, padding: float) -> Box:
+        return Box(*np.min(points, axis=0) - padding, *np.max(points, axis=0) + padding)
+
     for row in rows:
-        x, y = row.ms_per_token, _height(row, accuracy)
-        yield Bbox(to_pixels([(x, end) for end in _interval(row, accuracy)])).padded(around / 2)
-        yield Bbox(to_pixels([(x, y), (x, y)])).padded(around)
+        x = row.ms_per_token
+        yield box(to_pixels([(x, end) for end in _interval(row, accuracy)]), around / 2)
+        yield box(to_pixels([(x, _height(row, accuracy))]), around)
     thinking = [row for row in rows if row.kind == "thinking"]
     for a, b in itertools.pairwise(to_pixels(_points(thinking, accuracy))):
         for share in np.linspace(0, 1, 40):
-            yield Bbox([a + share * (b - a)] * 2).padded(1)
+            yield box([a + share * (b - a)], 1)
 
 
-def _spread(
-    axes: Axes, names: Sequence[Annotation], taken: list[Bbox], renderer: RendererAgg
+def _place_names(
+    axes: Axes, names: Sequence[Annotation], taken: list[Box], renderer: RendererAgg
 ) -> None:
-    """Put each name at the nearest free place beside its point, from the left-most point on."""
-    inside = axes.bbox
+    """Put each name beside its point, starting with the left-most point."""
+    pixels = axes.figure.dpi / 72  # in a point
     for name in sorted(names, key=lambda name: name.xy):
-        best, least = (0, _DIRECTIONS[0]), math.inf
-        for distance, direction in itertools.product(_DISTANCES, _DIRECTIONS):
-            box = _place(name, distance, direction, renderer)
-            outside = box.width * box.height - _overlap(box, inside)
-            covered = outside + sum(_overlap(box, other) for other in taken)
-            if covered < least:
-                best, least = (distance, direction), covered
-            if covered == 0:
-                break
-        taken.append(_place(name, *best, renderer))
-        if best[0] == _DISTANCES[0] and name.arrow_patch is not None:
-            name.arrow_patch.set_visible(False)  # near enough to need no line
-
-
-def _place(
-    name: Annotation, distance: float, direction: tuple[int, int], renderer: RendererAgg
-) -> Bbox:
-    """Move a name; returns the pixels that its text then covers."""
-    across, up = direction
-    scale = distance / math.hypot(across, up)
-    name.set_position((across * scale, up * scale))
-    name.set(
-        horizontalalignment={1: "left", 0: "center", -1: "right"}[across],
-        verticalalignment={1: "bottom", 0: "center", -1: "top"}[up],
-    )
-    name.update_positions(renderer)
-    return Text.get_window_extent(name, renderer)  # without the line to the point
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    """Area of the intersection."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(width, 0.0) * max(height, 0.0)
+        extent = Text.get_window_extent(name, renderer)  # without the line to the point
+        x, y = axes.transData.transform(name.xy)
+        place = place_name((x, y), extent.size, Box(*axes.bbox.extents), taken, pixels)
+        name.set_position(((place.box.left - x) / pixels, (place.box.low - y) / pixels))
+        taken.append(place.box)
+        if place.is_near and name.arrow_patch is not None:
+            name.arrow_patch.set_visible(False)

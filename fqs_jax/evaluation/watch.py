@@ -1,9 +1,9 @@
-"""Does a model that no longer thinks still do as well as its thinking teacher, on text of today?
+"""The check that a model without thoughts still does as well as its thinking teacher on fresh text.
 
 The gap is the student's loss less the teacher's, in nats a token, on the same tokens. The models do
-not change, so the gap of training time can be measured at any time, on text like that of training.
-What is watched is the drift: the gap on fresh text less that one; and, since a teacher may know as
-little of a text as its student, how far the student's own loss rose (docs/evaluation.md).
+not change, so the gap at training time can be measured at any time, on text like the training text.
+The drift is the gap on fresh text less the gap at training time. A teacher may know as little of a
+text as its student, so the rise of the student's own loss is watched too (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -19,72 +19,67 @@ from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
 from fqs_jax.evaluation import statistics
 from fqs_jax.evaluation import text as text_lib
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders
 from fqs_jax.runtime.errors import UserError
 
-LEAST_DOCUMENTS = 8  # fewer say nothing about an interval
-RESAMPLINGS = 2000
-_AT_ONCE = 100  # resamplings, for memory
+LEAST_DOCUMENTS = 8  # fewer give no useful interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """Sums over each of D documents: tokens scored, and both models' loss in nats."""
+    """Sums over each of D documents: tokens scored, and both models' loss in nats.
+
+    Leading axes are several texts: from arrays [..., D] the losses below are arrays [...].
+    """
 
     tokens_D: np.ndarray
     teacher_D: np.ndarray
     student_D: np.ndarray
 
     @property
-    def teacher_nll(self) -> float:
-        """Nats a token."""
-        return float(self.teacher_D.sum() / self.tokens_D.sum())
+    def teacher_nll(self) -> np.ndarray:
+        """The teacher's loss, nats a token."""
+        return self.teacher_D.sum(-1) / self.tokens_D.sum(-1)
 
     @property
-    def student_nll(self) -> float:
-        """Nats a token."""
-        return float(self.student_D.sum() / self.tokens_D.sum())
+    def student_nll(self) -> np.ndarray:
+        """The student's loss, nats a token."""
+        return self.student_D.sum(-1) / self.tokens_D.sum(-1)
 
     @property
-    def gap(self) -> float:
+    def gap(self) -> np.ndarray:
         """The student's loss less the teacher's, nats a token."""
-        return float((self.student_D - self.teacher_D).sum() / self.tokens_D.sum())
+        return (self.student_D - self.teacher_D).sum(-1) / self.tokens_D.sum(-1)
 
-    def resampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Both models' loss, nats a token, teacher first, on many samples of the documents.
-
-        Documents are drawn with replacement, as many as there are.
-        """
-        count = len(self.tokens_D)
-        sums_3xD = np.stack([self.tokens_D, self.teacher_D, self.student_D])
-        sums = []
-        for _ in range(RESAMPLINGS // _AT_ONCE):
-            picked = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE)
-            sums.append(sums_3xD @ picked.T)
-        tokens, teacher, student = np.concatenate(sums, axis=1)
-        return teacher / tokens, student / tokens
+    def of(self, documents: np.ndarray) -> Losses:
+        """The losses of these documents, by their numbers."""
+        arrays = (self.tokens_D, self.teacher_D, self.student_D)
+        return Losses(*(array_D[documents] for array_D in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What was measured, in nats a token; `drift` and `rise`, of the student's loss, with 95% intervals.
+    """The measurements, in nats a token, and the decision.
 
-    `retrain` if one of them is above its tolerance, even at the low end of its interval. `unsure` if
-    none is, but one may be. `reason` says what to retrain: "gap" the student, which alone fell behind;
-    "loss" teacher and student, since both know less of this text; "" nothing.
+    Attributes:
+      verdict: "retrain" if the whole interval of `drift` or `rise` is above its tolerance; else "keep".
+      reason: "gap" if only the student fell behind: retrain it; "loss" if both models know less of this
+        text: retrain teacher and student; "" if the verdict is "keep".
+      unsure: the verdict is "keep", but an interval reaches above its tolerance.
+      drift: change of the gap since training time.
+      rise: change of the student's loss since training time.
+      gap, teacher_nll, student_nll, documents: of the fresh text; `_then`: of the text of training time.
+      tokens: tokens scored in the fresh text.
     """
 
     verdict: str
     reason: str
     unsure: bool
-    drift: float
-    drift_low: float
-    drift_high: float
+    drift: Interval
     tolerance: float
-    rise: float
-    rise_low: float
-    rise_high: float
+    rise: Interval
     loss_tolerance: float
     gap: float
     gap_then: float
@@ -101,9 +96,10 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     """Compare two texts, with a percentile bootstrap over the documents of both.
 
     Args:
-      tolerance: a drift up to this many nats a token does not matter.
-      loss_tolerance: nor does a rise of the student's loss up to this many. Other text of the same
-        kind is harder or easier, so this one is large.
+      fresh, then: losses on fresh text and on text of training time.
+      tolerance: the largest drift that is accepted, nats a token.
+      loss_tolerance: the largest rise of the student's loss that is accepted, nats a token. It is
+        large because other text of the same kind is harder or easier.
 
     Raises:
       UserError: too few documents, or a tolerance that is not finite.
@@ -111,35 +107,36 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     check_count("fresh text", len(fresh.tokens_D))
     check_count("training-time text", len(then.tokens_D))
     check_tolerances(tolerance=tolerance, loss_tolerance=loss_tolerance)
-    rng = np.random.default_rng(0)  # the same text has the same interval
-    (teacher, student), (teacher_then, student_then) = fresh.resampled(rng), then.resampled(rng)
-    drift_low, drift_high = statistics.percentile(
-        (student - teacher) - (student_then - teacher_then)
-    )
-    rise_low, rise_high = statistics.percentile(student - student_then)
-    teacher_rise_low, _ = statistics.percentile(teacher - teacher_then)
-    behind, foreign = drift_low > tolerance, rise_low > loss_tolerance
-    # Behind a teacher that is foreign to the text too, a student gains nothing from that teacher.
-    both = foreign and (not behind or teacher_rise_low > loss_tolerance)
+
+    def interval(change: Callable[[Losses, Losses], np.ndarray]) -> Interval:
+        """The bootstrap of a change from training time, over the documents of both texts."""
+        return statistics.bootstrap(
+            lambda today, before, axis: change(fresh.of(today), then.of(before)),
+            np.arange(len(fresh.tokens_D)),
+            np.arange(len(then.tokens_D)),
+        )
+
+    drift = interval(lambda today, before: today.gap - before.gap)
+    rise = interval(lambda today, before: today.student_nll - before.student_nll)
+    teacher_rise = interval(lambda today, before: today.teacher_nll - before.teacher_nll)
+    behind, foreign = drift.low > tolerance, rise.low > loss_tolerance
+    # A teacher that does not know the text either cannot teach it: retrain both.
+    both = foreign and (not behind or teacher_rise.low > loss_tolerance)
     reason = "loss" if both else "gap" if behind else ""
     return Verdict(
         verdict="retrain" if reason else "keep",
         reason=reason,
-        unsure=not reason and (drift_high > tolerance or rise_high > loss_tolerance),
-        drift=fresh.gap - then.gap,
-        drift_low=drift_low,
-        drift_high=drift_high,
+        unsure=not reason and (drift.high > tolerance or rise.high > loss_tolerance),
+        drift=drift,
         tolerance=tolerance,
-        rise=fresh.student_nll - then.student_nll,
-        rise_low=rise_low,
-        rise_high=rise_high,
+        rise=rise,
         loss_tolerance=loss_tolerance,
-        gap=fresh.gap,
-        gap_then=then.gap,
-        teacher_nll=fresh.teacher_nll,
-        teacher_nll_then=then.teacher_nll,
-        student_nll=fresh.student_nll,
-        student_nll_then=then.student_nll,
+        gap=float(fresh.gap),
+        gap_then=float(then.gap),
+        teacher_nll=float(fresh.teacher_nll),
+        teacher_nll_then=float(then.teacher_nll),
+        student_nll=float(fresh.student_nll),
+        student_nll_then=float(then.student_nll),
         documents=len(fresh.tokens_D),
         documents_then=len(then.tokens_D),
         tokens=int(fresh.tokens_D.sum()),
@@ -147,14 +144,14 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
 
 
 def check_tolerances(**tolerances: float) -> None:
-    """Raises UserError if one is NaN or infinite: nothing is above those."""
+    """Raises UserError if a tolerance is NaN or infinite: no drift is above those."""
     for name, value in tolerances.items():
         if not math.isfinite(value):
             raise UserError(f"{name} must be a finite number of nats a token, not {value}")
 
 
 def check_count(name: str, documents: int) -> None:
-    """Raises UserError if a text has too few documents to be judged by."""
+    """Raises UserError if a text has too few documents for an interval."""
     if documents < LEAST_DOCUMENTS:
         raise UserError(
             f"the {name} has too few documents for an interval, {documents}; give at least "
@@ -174,18 +171,20 @@ def measure(
     """Both models' loss on every document; documents without a token to predict are left out.
 
     Args:
-      progress: told (windows done, windows in all), each window counted for both models.
+      seq_len: tokens of a window, for both models; None = the shorter of their own windows.
+      batch_size: windows in a batch.
+      seed: seed of the teacher's thoughts.
+      progress: called with (windows done, all windows); a window counts once for each model.
 
     Raises:
-      UserError: the teacher does not think, the two do not read text as the same tokens, or one of
-        them has no finite loss.
+      UserError: the teacher does not think, the tokenizers differ, or a loss is not finite.
     """
     if teacher.thought is None:
         raise UserError(f"the teacher, {teacher.label}, does not think; name a thinking stage")
     ids = [[m.tokenizer.opening, *m.tokenizer.encode_batch(documents)] for m in (teacher, student)]
     if ids[0] != ids[1]:
         raise UserError("teacher and student have different tokenizers; name models of one run")
-    seq_len = seq_len or min(text_lib.window(teacher), text_lib.window(student))  # the same windows
+    seq_len = seq_len or min(text_lib.window(teacher), text_lib.window(student))
     scores = []
     for before, loaded in enumerate((teacher, student)):
 
@@ -207,10 +206,15 @@ def measure(
 
 
 def training_text(root: Path, number: int, limit: int) -> list[str]:
-    """Documents that a stage of a working directory was trained on, at most `limit`, spread evenly.
+    """At most `limit` of the documents that a stage was trained on, evenly spread.
+
+    Args:
+      root: working directory of the stage.
+      number: number of the stage.
 
     Raises:
-      UserError: the text is not there any more, or is a mixture, of which a document is no fair part.
+      UserError: the text no longer exists, or it is a weighted mixture. Documents drawn evenly do not
+        represent a mixture.
     """
     _, config = folders.read_run(root, number)
     sources = corpus.sources(config.data, config.seed)
@@ -220,7 +224,7 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
 
 
 def spread(documents: Source | Sequence[str], limit: int) -> list[str]:
-    """At most so many documents, evenly spread, without the blank ones."""
+    """At most `limit` documents, evenly spread, without the blank ones."""
     step = max(1.0, len(documents) / limit)
     chosen = (documents[int(i * step)] for i in range(min(limit, len(documents))))
     return [text for text in chosen if text.strip()]

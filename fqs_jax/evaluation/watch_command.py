@@ -1,8 +1,7 @@
-"""The watching part of `python -m fqs_jax.evaluate`: `--watch --teacher=W:3 --student=W:4 TEXT`."""
+"""The watch command of `python -m fqs_jax.evaluate`: `--watch --teacher=W:3 --student=W:4 TEXT`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,44 +9,46 @@ from absl import flags
 
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
-from fqs_jax.evaluation import watch
+from fqs_jax.evaluation import statistics, watch
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders, loading
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
+SHARED = ("text",)  # flags besides those that every command uses
 RETRAIN = 3  # exit code
 
 
 def define_flags() -> None:
-    """Flags of watching; seed, lengths, batch and JSON are flags of evaluate.py."""
-    flags.DEFINE_bool("watch", False, "Has the gap of --student to --teacher grown on this text?")
+    """Flags of this command only; evaluate.py defines those that several commands share."""
+    flags.DEFINE_bool("watch", False, "Check whether --student fell behind --teacher.")
     flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
     flags.DEFINE_string(
-        "reference", "", "Text of training time; default what the student was trained on."
+        "reference", "", "Text of training time; default: the text that the student was trained on."
     )
-    flags.DEFINE_integer("documents", 200, "Of each text at most so many, spread evenly.", 8)
-    flags.DEFINE_float("tolerance", 0.01, "A drift of so many nats a token does not matter.", 0.0)
+    flags.DEFINE_integer("documents", 200, "Documents of each text at most, evenly spread.", 8)
+    flags.DEFINE_float("tolerance", 0.01, "Accepted drift of the gap, nats a token.", 0.0)
     flags.DEFINE_float(
-        "loss_tolerance", 0.5, "Nor does a rise of the student's loss by so many.", 0.0
+        "loss_tolerance", 0.5, "Accepted rise of the student's loss, nats a token.", 0.0
     )
 
 
-def main(fresh_text: str) -> int:
-    """Compare the models that the flags name on two texts, print the verdict.
+def main() -> int:
+    """Compare the models that the flags name on two texts, and print the verdict.
 
     Returns:
       The exit code: 0 keep, 3 retrain.
     """
     f = flags.FLAGS
-    cli.require(teacher=f.teacher, student=f.student, text=fresh_text)
+    cli.require(teacher=f.teacher, student=f.student, text=f.text)
     watch.check_tolerances(**{"--tolerance": f.tolerance, "--loss_tolerance": f.loss_tolerance})
-    fresh = watch.spread(documents_lib.read_documents(fresh_text), f.documents)
+    fresh = watch.spread(documents_lib.read_documents(f.text), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
-    if teacher.thought is None:  # before anything takes long
+    if teacher.thought is None:  # checked before the slow part
         raise UserError(f"--teacher={f.teacher} does not think; name a thinking stage")
     then = _reference(f.student, f.reference, f.documents)
     watch.check_count("training-time text", len(then))
@@ -65,15 +66,15 @@ def main(fresh_text: str) -> int:
         f.tolerance,
         f.loss_tolerance,
     )
-    print(json.dumps(dataclasses.asdict(result)) if f.json else _lines(result))
+    print(json.dumps(statistics.flat_fields(result)) if f.json else _lines(result))
     return RETRAIN if result.verdict == "retrain" else 0
 
 
 def _load(flag: str, name: str) -> Loaded:
-    """WORKDIR:STAGE or a folder."""
+    """The model of WORKDIR:STAGE or of a folder."""
     folder, stage = _split(name)
     if stage is None and folders.existing_stages(Path(folder)):
-        raise UserError(f"--{flag}={name} is a working directory: say which stage, as in {name}:3")
+        raise UserError(f"--{flag}={name} is a working directory: add its stage, as in {name}:3")
     try:
         return loading.load(folder, stage, mesh=cli.mesh_from_flags())
     except UserError as error:
@@ -81,18 +82,20 @@ def _load(flag: str, name: str) -> Loaded:
 
 
 def _split(name: str) -> tuple[str, str | None]:
+    """Folder and stage of WORKDIR:STAGE; a folder that exists by this name, or has no colon, has no stage."""
     folder, colon, stage = name.rpartition(":")
     return (folder, stage) if colon and not Path(name).is_dir() else (name, None)
 
 
 def _reference(student: str, reference: str, limit: int) -> list[str]:
-    """The documents that the gap of training time is measured on."""
+    """The documents for the gap at training time: those given, or those the student was trained on."""
     if reference:
         return watch.spread(documents_lib.read_documents(reference), limit)
     folder, stage = _split(student)
     if stage is None or stage == "init":
         raise UserError(
-            f"--reference is missing: {student} does not say what it was trained on; give text like that"
+            f"--reference is missing: the training text of {student} is not recorded; give text like "
+            "it with --reference=TEXT"
         )
     number = stage_lib.find(folders.existing_stages(Path(folder)), stage).number
     try:
@@ -111,11 +114,14 @@ def _lines(result: watch.Verdict) -> str:
         f"on {result.documents_then} documents of training time: "
         f"student {result.student_nll_then:.4f}, teacher {result.teacher_nll_then:.4f}\n"
         f"gap {result.gap:+.4f}, at training time {result.gap_then:+.4f}\n"
-        f"drift {result.drift:+.4f} (95%: {result.drift_low:+.4f} to {result.drift_high:+.4f})\n"
-        f"rise of the student's loss {result.rise:+.4f} "
-        f"(95%: {result.rise_low:+.4f} to {result.rise_high:+.4f})\n"
+        f"drift {_with_ends(result.drift)}\n"
+        f"rise of the student's loss {_with_ends(result.rise)}\n"
         f"{result.verdict}: {_why(result)}"
     )
+
+
+def _with_ends(change: Interval) -> str:
+    return f"{change.value:+.4f} (95%: {change.low:+.4f} to {change.high:+.4f})"
 
 
 def _why(result: watch.Verdict) -> str:
@@ -126,7 +132,7 @@ def _why(result: watch.Verdict) -> str:
             f"the student's loss rose by more than {result.loss_tolerance:g}, and not the student's "
             "alone: both models are foreign to this text; retrain teacher and student"
         )
-    unsure = ", as far as can be told; with more documents one may be" if result.unsure else ""
+    unsure = "; this is uncertain, add documents to narrow the intervals" if result.unsure else ""
     return (
         f"the drift is not above {result.tolerance:g}, nor the rise above "
         f"{result.loss_tolerance:g}{unsure}"

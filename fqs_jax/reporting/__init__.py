@@ -1,1 +1,1 @@
-"""The report page: data collected from a working directory, drawn and written as one file."""
+"""The report page: data of a working directory, collected and drawn as one HTML file."""

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the style sheet of the page, so that they follow light and dark."""
+"""Charts as inline SVG. The page's style sheet colours them, so that they follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import itertools
 import math
 from collections.abc import Sequence
 
-MAX_POINTS = 240  # of a line; more are averaged
-CHARACTER = 6.6  # width of one in a label, about, in the drawing's units
+from fqs_jax.evaluation.labels import Box, place_name
 
-LEAST_SPAN = 0.01  # of a scatter plot's values, either way, so that noise does not fill it
+MAX_POINTS = 240  # points of a line; more are averaged
+CHARACTER = 6.6  # mean width of a character in a label, in units of the drawing
+LEAST_SPAN = (
+    0.01  # share of a value that the y axis shows above and below it, so that noise looks small
+)
 
 Point = tuple[float, float]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve. kind: class in the style sheet, `a` or `b`."""
+    """A curve; `kind` is its class in the style sheet, `a` or `b`."""
 
     name: str
     kind: str
@@ -28,7 +30,12 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a scatter plot. kind: `base`, `thinking`, `ntp` or `control`; low, high: ends of a bar."""
+    """A point of a scatter plot.
+
+    Attributes:
+      kind: `base`, `thinking`, `student` or `control`.
+      low, high: ends of its bar; None = no bar.
+    """
 
     name: str
     kind: str
@@ -40,7 +47,7 @@ class Mark:
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """The plotting area and its scales; y grows upwards."""
+    """The plotting area and its scales; y values grow upwards, pixels downwards."""
 
     width: float
     height: float
@@ -52,10 +59,12 @@ class Frame:
     bottom: float = 36
 
     def x(self, value: float) -> float:
+        """The horizontal place of a value."""
         low, high = self.x_ticks[0], self.x_ticks[-1]
         return self.left + (value - low) / (high - low) * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
+        """The vertical place of a value, from the top."""
         low, high = self.y_ticks[0], self.y_ticks[-1]
         bottom = self.height - self.bottom
         return bottom - (value - low) / (high - low) * (bottom - self.top)
@@ -78,7 +87,7 @@ class Frame:
 
 
 def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
-    """Curves over training steps; points that are not finite are left out. Empty if none is left."""
+    """Curves over training steps, without points that are not finite; "" if no point is left."""
     curves = [dataclasses.replace(line, points=thinned(_finite(line.points))) for line in lines]
     curves = [line for line in curves if line.points]
     if not curves:
@@ -92,15 +101,17 @@ def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
         x, y = line.points[-1]
         place = f'cx="{frame.x(x):.1f}" cy="{frame.y(y):.1f}"'
         drawn.append(f'<circle class="dot {line.kind}" {place} r="2.5"/>')
-    told = "; ".join(
+    description = "; ".join(
         f"{line.name} from {number(line.points[0][1])} to {number(line.points[-1][1])}"
         for line in curves
     )
-    return _svg(frame, f"Over {x_label}s: {told}.", frame.draw(x_label) + "".join(drawn), "chart")
+    return _svg(
+        frame, f"Over {x_label}s: {description}.", frame.draw(x_label) + "".join(drawn), "chart"
+    )
 
 
-def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str:
-    """Named values as bars from zero."""
+def bar_chart(bars: Sequence[tuple[str, float]], description: str, x_label: str) -> str:
+    """Named values as bars from zero; `description` is for screen readers."""
     values = [value for _, value in bars]
     y_ticks = ticks(min(0.0, *values), max(0.0, *values), 4)
     frame = Frame(340, 190, (0, len(bars)), y_ticks)
@@ -113,11 +124,11 @@ def bar_chart(bars: Sequence[tuple[str, float]], told: str, x_label: str) -> str
         drawn.append(
             _text((left + right) / 2, frame.height - frame.bottom + 16, name, "tick middle")
         )
-    return _svg(frame, told, "".join(drawn), "chart")
+    return _svg(frame, description, "".join(drawn), "chart")
 
 
 def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
-    """Points with their names beside them, and bars for errors."""
+    """Points with their names beside them and error bars; `css` is the drawing's class."""
     ys = [mark.y * (1 + side * LEAST_SPAN) for mark in marks for side in (-1, 1)]
     ys += [end for mark in marks for end in (mark.low, mark.high) if end is not None]
     x_ticks = ticks(0, 1.05 * max(mark.x for mark in marks), 6 if width > 500 else 4)
@@ -127,30 +138,31 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css
     bars, points, names, taken = [], [], [], []
     for mark in marks:
         x, y = frame.x(mark.x), frame.y(mark.y)
-        taken.append((x - 8, y - 8, x + 8, y + 8))
+        taken.append(Box(x - 7, y - 7, x + 7, y + 7))
         if mark.low is not None and mark.high is not None:
             ends = f"M{x:.1f} {frame.y(mark.low):.1f}V{frame.y(mark.high):.1f}"
             bars.append(f'<path class="error {mark.kind}" d="{ends}"/>')
+            taken.append(Box(x - 2, frame.y(mark.high), x + 2, frame.y(mark.low)))
         title = f"{mark.name}: {number(mark.y)} at {number(mark.x)}"
         points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{html.escape(title)}</title></g>")
-    area = (frame.left, frame.top, width - 2, frame.height - frame.bottom)
+    area = Box(frame.left, frame.top, width - 2, frame.height - frame.bottom)
     for mark in sorted(marks, key=lambda mark: -mark.y):
-        names.append(_place(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
-    told = f"{y_label} against {x_label}: " + "; ".join(
+        names.append(_name(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
+    description = f"{y_label} against {x_label}: " + "; ".join(
         f"{mark.name} {number(mark.y)} at {number(mark.x)}" for mark in marks
     )
     inside = frame.draw(x_label, y_label) + "".join([*bars, *names, *points])
-    return _svg(frame, told, inside, css)
+    return _svg(frame, description, inside, css)
 
 
 def symbol(kind: str) -> str:
-    """The symbol of a kind of model, for a legend."""
+    """The symbol of a kind of model, for legends and tables."""
     inside = _symbol(kind, 8, 8)
     return f'<svg class="symbol" viewBox="0 0 16 16" aria-hidden="true">{inside}</svg>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers; the first and the last enclose the values."""
+    """About `count` round numbers; the first is at most `low`, the last at least `high`."""
     if high - low < 1e-9 * max(1.0, abs(high)):
         low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
     rough = (high - low) / max(1, count - 1)
@@ -162,7 +174,7 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most MAX_POINTS points: means of neighbours, the last one kept as it is."""
+    """At most MAX_POINTS points: means of neighbours, and the last point unchanged."""
     if len(points) <= MAX_POINTS:
         return list(points)
     size = -(-(len(points) - 1) // (MAX_POINTS - 1))
@@ -172,7 +184,7 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def number(value: float) -> str:
-    """Three digits that count, thousands apart."""
+    """The number with three significant digits and commas between thousands."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
     if abs(value) >= 1e6:
@@ -188,35 +200,21 @@ def _finite(points: Sequence[Point]) -> list[Point]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
-def _place(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
-    """The name as near to its point as is free, with a thin line to it where that is far."""
-    size = CHARACTER * len(name)
-    for far, (side, down) in itertools.product(
-        (0, 14, 28, 42, 56), ((1, 0), (-1, 0), (1, -1), (1, 1), (-1, -1), (-1, 1))
-    ):
-        if (far == 0) != (down == 0):
-            continue
-        left = x + 11 if side > 0 else x - 11 - size
-        middle = y + down * far
-        box = (left, middle - 7, left + size, middle + 7)
-        inside = box[0] >= area[0] and box[2] <= area[2] and box[1] >= area[1] and box[3] <= area[3]
-        if inside and not any(_overlap(box, other) for other in taken):
-            break
-    else:
-        return ""  # no room; the table beside the plot has it
-    taken.append(box)
-    edge = left - 2 if side > 0 else left + size + 2
-    leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {middle:.1f}"/>' if far else ""
-    return leader + _text(left, middle + 4, name, "name")
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    apart = one[2] < other[0] or other[2] < one[0] or one[3] < other[1] or other[3] < one[1]
-    return not apart
+def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
+    """The name beside its point, with a thin line between them if they are far apart."""
+    place = place_name((x, y), (CHARACTER * len(name), 14), area, taken, scale=1.2)
+    if not place.is_free:
+        return ""  # no room; the table below the plot has the name
+    left, top, right, bottom = place.box
+    taken.append(place.box)
+    middle = (top + bottom) / 2
+    edge = min(max(x, left - 2), right + 2)
+    leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {middle:.1f}"/>'
+    return ("" if place.is_near else leader) + _text(left, middle + 4, name, "name")
 
 
 def _symbol(kind: str, x: float, y: float) -> str:
-    """Kinds differ in shape as well as in colour."""
+    """The marker of a kind; kinds differ in shape as well as in colour."""
     shapes = {
         "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
         "thinking": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
@@ -230,7 +228,7 @@ def _text(x: float, y: float, text: str, css: str, more: str = "") -> str:
     return f'<text class="{css}" {more}x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>'
 
 
-def _svg(frame: Frame, told: str, inside: str, css: str) -> str:
+def _svg(frame: Frame, description: str, inside: str, css: str) -> str:
     size = f"0 0 {frame.width:.0f} {frame.height:.0f}"
-    label = html.escape(told, quote=True)
+    label = html.escape(description, quote=True)
     return f'<svg class="{css}" viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'

@@ -1,4 +1,4 @@
-"""What a report says about a working directory, collected; `report_page` makes a page of it."""
+"""The content of a report about a working directory; `reporting/page.py` makes a page of it."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
-SOME_DOCUMENTS, SOME_CHARACTERS = 8, 2000  # of training text, where no other is given
+SOME_DOCUMENTS, SOME_CHARACTERS = 8, 2000  # shown of the training text if no other text is given
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to look at.
+    """Settings of a report.
 
     Attributes:
-      text: name of the held-out documents, for the commands; "" = the run's own.
+      text: name of the held-out documents, for the printed commands; "" = the run's own.
       documents: held-out documents; empty = held-out items of the built-in task, or training text.
       stage: thinking stage whose thoughts are shown; None = the last one.
-      tokens: of text shown, about. max_tokens: of one document.
-      samples: thoughts at every token.
-      seed: of the thoughts.
+      tokens: approximate number of tokens of text that are shown.
+      max_tokens: tokens of one document at most.
+      samples: thoughts sampled at every token.
+      seed: seed of the thoughts.
     """
 
     text: str = ""
@@ -58,7 +59,13 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A stage and how its training went: rows of its metrics file, all numbers floats."""
+    """A stage and its training.
+
+    Attributes:
+      step: step of the newest checkpoint.
+      rows: rows of the metrics file without nesting, all values floats.
+      start: the last "start" event of the metrics file.
+    """
 
     stage: Stage
     step: int
@@ -67,7 +74,7 @@ class Training:
 
 
 class Documents(NamedTuple):
-    """Text to read. source: what it is, for people; held_out: whether it was kept from training."""
+    """Text to read; `source` describes it, `held_out` is False for training text."""
 
     texts: list[str]
     source: str
@@ -76,7 +83,7 @@ class Documents(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """Text with what was thought before each token of it; source, held_out: of `Documents`."""
+    """Text with the thoughts before each token; `source` and `held_out` are those of `Documents`."""
 
     stage: str
     source: str
@@ -87,11 +94,15 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything on the page.
+    """The content of the page.
 
     Attributes:
-      models: the comparison, and how it was made.
-      reading: None where no stage thinks.
+      name: name of the working directory.
+      origin: the initial model.
+      models: the comparison of all models, with the flags that made it.
+      reading: text with thoughts; None if no stage thinks.
+      config, versions: values by name.
+      commands: command lines that reproduce the run and this page.
     """
 
     name: str
@@ -110,14 +121,15 @@ def collect(
     note: Callable[[str], None] = lambda _: None,
     mesh: Mesh | None = None,
 ) -> Report:
-    """Read and measure all that the report says.
+    """Read and measure the content of a report.
 
     Args:
-      note: told what is being done, where that takes time.
-      mesh: where models are loaded; None = one device.
+      root: the working directory.
+      note: called with a line about each slow part before it starts.
+      mesh: devices for the models; None = one device.
 
     Raises:
-      UserError: there is no such folder, or no finished stage in it.
+      UserError: the folder does not exist or has no finished stage.
     """
     training = read_training(root)
     last = training[-1].stage
@@ -141,10 +153,10 @@ def collect(
 
 
 def read_training(root: Path) -> list[Training]:
-    """All stages of a working directory that have a checkpoint.
+    """The stages of a working directory that have a checkpoint.
 
     Raises:
-      UserError: it is none, or none of its stages is finished.
+      UserError: the folder is no working directory, or none of its stages is finished.
     """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the --workdir of a training run")
@@ -165,7 +177,7 @@ def read_training(root: Path) -> list[Training]:
 
 
 def versions() -> dict[str, str]:
-    """Of this program and what it runs on."""
+    """Versions of this program, its libraries and the system, by name."""
     libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
     device = jax.devices()[0]
     return {
@@ -178,7 +190,7 @@ def versions() -> dict[str, str]:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """A metrics row without nesting; NaN and infinities are strings in the file."""
+    """A metrics row as floats without nesting; the file holds NaN and infinities as strings."""
     return {
         key.removeprefix("time."): float(value)
         for key, value in flatten_dict(row, sep=".").items()
@@ -209,11 +221,11 @@ def _compared(
     note: Callable[[str], None],
     mesh: Mesh | None,
 ) -> Kept:
-    """The comparison: as `evaluate --all_stages` left it, or made now and left for the next time."""
-    kept = comparison_file.read(root)
-    wanted = settings.text if on_text else ""  # problems of its own are what a run is compared on
-    if kept is not None and (not wanted or kept.flags.get("text") == wanted):
-        return kept
+    """The comparison that `evaluate --all_stages` wrote, or a new one, which is written for the next time."""
+    saved = comparison_file.read(root)
+    wanted = settings.text if on_text else ""  # a run on problems is compared on its own problems
+    if saved is not None and (not wanted or saved.flags.get("text") == wanted):
+        return saved
     texts, source = (
         (documents.texts, documents.source) if on_text else ([], comparison_file.PROBLEMS)
     )
@@ -257,7 +269,7 @@ def _reading(
 
 
 def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list[str]:
-    """What made the run, as far as it was recorded, the comparison, and this page."""
+    """The recorded commands that trained the run, and those for the comparison and this page."""
     text: dict[str, Any] = {"text": settings.text}
     changed = {
         name: getattr(settings, name)
@@ -272,5 +284,5 @@ def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list
 
 
 def is_number(value: Any) -> bool:
-    """Whether something can be drawn."""
+    """True for a finite number, which can be drawn."""
     return isinstance(value, int | float) and math.isfinite(value)

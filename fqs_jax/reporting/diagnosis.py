@@ -1,4 +1,4 @@
-"""What thoughts did to each token of a text, and how healthy they are: the numbers behind the report."""
+"""The effect of thoughts on each token of a text, and signs of collapse: the numbers of the report."""
 
 from __future__ import annotations
 
@@ -22,18 +22,17 @@ from fqs_jax.thinking import thoughts as thoughts_lib
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.thoughts import Scores
 
-ROWS, BATCH_TOKENS = 8, 1024  # documents in a batch, and positions, at most
-LENGTHS = 32  # documents are padded to a multiple of it, so that few programs serve all
-ENOUGH = 0.9  # of the whole thought's gain: the part of a thought that reaches it is what is used
+ROWS, BATCH_TOKENS = 8, 1024  # documents and positions of a batch at most
+LENGTHS = 32  # documents are padded to a multiple of this, so that few programs are compiled
+ENOUGH = 0.9  # the used length of a thought is the shortest with this share of the whole gain
 MOST_FREQUENT = 10
-# What counts as collapsed.
+# Thoughts have collapsed if one thought has a larger share, or the mean entropy (nats) or weight is lower.
 SAME_SHARE, LOW_ENTROPY, LOW_WEIGHT = 0.5, 0.05, 0.01
 
 
 @dataclasses.dataclass(frozen=True)
 class Thought:
-    """One sampled thought before a token: its text, its mixing weight, and by how many nats it made the
-    token likelier."""
+    """One sampled thought before a token; `gain` is the nats by which it made the token likelier."""
 
     text: str
     weight: float
@@ -42,8 +41,12 @@ class Thought:
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """A token of the text. `base` is log p without thoughts, None where nothing predicts the token;
-    `thoughts` are independent samples."""
+    """A token of the text.
+
+    Attributes:
+      base: log p without thoughts; None for a first token that nothing predicts.
+      thoughts: independent samples.
+    """
 
     text: str
     base: float | None = None
@@ -56,6 +59,7 @@ class Token:
 
     @property
     def weight(self) -> float:
+        """Mixing weight, mean over the samples."""
         return float(np.mean([thought.weight for thought in self.thoughts]))
 
     @property
@@ -67,7 +71,7 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Frequent:
-    """A thought that came up often: in which share of all, and with which mean gain."""
+    """A frequent thought, with its share of all thoughts and its mean gain in nats."""
 
     text: str
     share: float
@@ -76,18 +80,19 @@ class Frequent:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnostics:
-    """Of all thoughts on the shown text.
+    """Statistics of all thoughts on the shown text.
 
     Attributes:
-      gain, gain_error: mean over tokens in nats, and its standard error; > 0 = thoughts help.
+      gain, gain_error: mean over tokens in nats and its standard error; > 0 = thoughts help.
       helped: share of tokens that thoughts made likelier.
       weight: mean mixing weight.
-      length: K, tokens sampled.
-      gain_of_length: {k: mean gain where each thought ends after k tokens}; k = K is the whole thought.
-      length_used: the least k that reaches ENOUGH of the whole gain; None where thoughts do not help.
-      entropy: mean nats of each of the K draws; most_entropy: those of a uniform draw.
-      distinct: different thoughts among `count`.
-      warnings: signs of collapse, for people.
+      length: K, tokens of a thought.
+      gain_of_length: {k: mean gain if each thought ends after k tokens}; k = K is the whole thought.
+      length_used: the least k that reaches ENOUGH of the whole gain; None if thoughts do not help.
+      entropy: mean entropy of each of the K draws, nats; most_entropy: that of a uniform draw.
+      distinct: number of different thoughts among `count`.
+      frequent: the most frequent thoughts.
+      warnings: sentences about signs of collapse.
     """
 
     gain: float
@@ -134,13 +139,13 @@ def _score(
 def examine(
     loaded: Loaded, documents: Sequence[str], samples: int, max_tokens: int, seed: int
 ) -> tuple[list[list[Token]], Diagnostics]:
-    """Think before every token of some documents, and see what it did.
+    """Think before every token of the documents, and measure the gain.
 
     Args:
       loaded: a thinking model.
-      samples: R, independent thoughts a token.
-      max_tokens: documents are cut there.
-      seed: of the thoughts; batch i uses fold_in(key(seed), i).
+      samples: R, number of independent thoughts at a token.
+      max_tokens: tokens of a document at most; the rest is cut.
+      seed: seed of the thoughts; batch i uses fold_in(key(seed), i).
 
     Raises:
       UserError: the documents have no token to predict.
@@ -196,12 +201,12 @@ def examine(
 
 
 def lengths_to_try(length: int) -> list[int]:
-    """1, 2, 4, ... and the whole."""
+    """Powers of two below `length`, and `length` itself."""
     return sorted({2**i for i in range(length.bit_length())} & set(range(1, length)) | {length})
 
 
 def _gain_BxTxR(scores: Scores) -> np.ndarray:
-    """Of the T - 1 predicted tokens."""
+    """Gains in nats of the T - 1 predicted tokens, for each of R thoughts."""
     base, talk = np.asarray(scores.base_BxT), np.asarray(scores.blocks.talk_BxPxRxA)
     return talk[:, :-1, :, 0] - base[:, :-1, None]
 
@@ -214,7 +219,7 @@ def _tokens(
     drawn_BxTxRxK: np.ndarray,
     opening: int,
 ) -> list[Token]:
-    """The tokens of a document, each with what was thought before it."""
+    """The tokens of a document, each with the thoughts before it."""
     texts = pieces(tokenizer, row[opening:].tolist())
     gain_TxR = _gain_BxTxR(scores)[b]
     found = [] if opening else [Token(texts[0])] if texts else []
@@ -233,8 +238,10 @@ def _tokens(
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token, which together are the text; a character of several tokens comes with the
-    last of them."""
+    """The text of each token; joined, they are the decoded text.
+
+    A character that consists of several tokens belongs to the last of them.
+    """
     whole = tokenizer.decode(ids)
     texts, done = [], 0
     for i in range(len(ids)):
@@ -254,10 +261,13 @@ def diagnose(
     drawn_NxRxK: np.ndarray,
     loaded: Loaded,
 ) -> Diagnostics:
-    """Sum up thoughts, and say what is suspicious about them.
+    """The statistics of all thoughts, with warnings about suspicious ones.
 
     Args:
-      drawn_NxRxK: all thoughts, of N tokens.
+      shown: documents with their thoughts.
+      gain_of_length: see `Diagnostics`.
+      entropy_K: mean entropy of each draw, nats.
+      drawn_NxRxK: token ids of R thoughts at each of N tokens.
     """
     tokens = [token for document in shown for token in document if token.thoughts]
     gains = np.array([token.gain for token in tokens])
@@ -269,7 +279,7 @@ def diagnose(
             by_text.setdefault(thought.text, []).append(thought.gain)
     total = counts.total()
     often = sorted(by_text.items(), key=lambda item: -len(item[1]))[:MOST_FREQUENT]
-    frequent = [Frequent(text, len(of) / total, float(np.mean(of))) for text, of in often]
+    frequent = [Frequent(text, len(own) / total, float(np.mean(own))) for text, own in often]
     whole = gain_of_length[length]
     enough = [k for k, gain in gain_of_length.items() if gain >= ENOUGH * whole]
     error = float(gains.std() / math.sqrt(len(gains)))
@@ -278,23 +288,23 @@ def diagnose(
     warnings = _warnings(
         whole, error, weights, entropy_K if sampled else None, counts.most_common(1)[0][1] / total
     )
-    alone = float((np.ptp(drawn_NxRxK, axis=-1) == 0).mean()) if length > 1 else 0.0
-    if alone > SAME_SHARE:
-        warnings.append(f"{alone:.0%} of the thoughts repeat a single token.")
+    repeated = float((np.ptp(drawn_NxRxK, axis=-1) == 0).mean()) if length > 1 else 0.0
+    if repeated > SAME_SHARE:
+        warnings.append(f"{repeated:.0%} of the thoughts repeat a single token.")
     return Diagnostics(
-        whole,
-        error,
-        float((gains > 0).mean()),
-        float(weights.mean()),
-        length,
-        gain_of_length,
-        min(enough) if whole > 0 else None,
-        tuple(entropy_K.tolist()),
-        math.log(loaded.tokenizer.vocab_size),
-        len(counts),
-        total,
-        tuple(frequent),
-        tuple(warnings),
+        gain=whole,
+        gain_error=error,
+        helped=float((gains > 0).mean()),
+        weight=float(weights.mean()),
+        length=length,
+        gain_of_length=gain_of_length,
+        length_used=min(enough) if whole > 0 else None,
+        entropy=tuple(entropy_K.tolist()),
+        most_entropy=math.log(loaded.tokenizer.vocab_size),
+        distinct=len(counts),
+        count=total,
+        frequent=tuple(frequent),
+        warnings=tuple(warnings),
     )
 
 
@@ -309,18 +319,16 @@ def _warnings(
     if gain + 2 * error < 0:
         found.append(f"Thoughts hurt on this text: {gain:+.4f} nats a token.")
     elif gain - 2 * error <= 0:
-        found.append(
-            f"No gain that could be told from chance: {gain:+.4f} \u00b1 {error:.4f} nats a token."
-        )
+        found.append(f"The gain could be chance: {gain:+.4f} \u00b1 {error:.4f} nats a token.")
     if most > SAME_SHARE:
         found.append(f"One thought makes up {most:.0%} of all: the thoughts have collapsed.")
     if entropy_K is not None and entropy_K.mean() < LOW_ENTROPY:
         found.append(
-            f"Thought tokens are drawn with {entropy_K.mean():.3f} nats of entropy: there is next to no "
-            "choice left to learn from."
+            f"Thought tokens are drawn with {entropy_K.mean():.3f} nats of entropy: almost no choice is "
+            "left to learn from."
         )
     if np.abs(weights).mean() < LOW_WEIGHT:
         found.append(
-            f"The mean mixing weight is {weights.mean():.4f}: predictions hardly listen to the thoughts."
+            f"The mean mixing weight is {weights.mean():.4f}: predictions hardly use the thoughts."
         )
     return found

@@ -1,13 +1,13 @@
-"""A report as one HTML page that asks nothing of the network: style, script and charts are inside."""
+"""The report as one HTML page with style, script and charts inside; it loads nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import importlib.resources
 import math
 from collections.abc import Sequence
+from html import escape as _e
 from typing import Any
 
 from fqs_jax.curriculum import objective
@@ -15,7 +15,7 @@ from fqs_jax.reporting import charts, sections
 from fqs_jax.reporting.collect import Report, Training, is_number
 from fqs_jax.reporting.sections import facts, figure, signed, table
 
-# Caption, unit, and curves: (metric, name, kind of line, factor).
+# Each chart's caption, unit and curves; a curve is (metric, name, kind of line, factor).
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
     (
         "Loss",
@@ -55,9 +55,9 @@ LINKS = (
 
 
 def page(report: Report) -> str:
-    """The whole page."""
+    """The HTML of the page."""
     style, script = _asset("report.css"), _asset("report.js")
-    # The browser is told to fetch nothing, and to run this script only.
+    # The policy makes the browser load nothing and run only this script.
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     title = f"{report.name}: what it thinks"
     reading = "" if report.reading is None else sections.section(report.reading)
@@ -100,12 +100,12 @@ def page(report: Report) -> str:
 
 
 def _summary(report: Report) -> str:
-    """The answer in a few numbers."""
+    """Cards with the main numbers."""
     metric, name = _metric(report.models.rows)
     form = "{:.1%}" if metric == "accuracy" else "{:.4f}"
     better = max if metric == "accuracy" else min
     cards = []
-    for kind, what in (
+    for kind, title in (
         ("base", "Base"),
         ("thinking", "Best with thoughts"),
         ("student", "Student"),
@@ -116,7 +116,7 @@ def _summary(report: Report) -> str:
             time = chosen["ms_per_token"]
             spent = f", {charts.number(time)} ms a token" if is_number(time) else ""
             cards.append(
-                (f"{what}: {name}", form.format(chosen[metric]), f"{chosen['name']}{spent}")
+                (f"{title}: {name}", form.format(chosen[metric]), f"{chosen['name']}{spent}")
             )
     if report.reading is not None:
         d = report.reading.diagnostics
@@ -141,7 +141,7 @@ def _models(report: Report) -> str:
         )
         for model in report.models.rows
         if is_number(model[metric]) and is_number(model["ms_per_token"])
-        # With a temperature the base answers the same.
+        # At a temperature the base gives the same answers.
         if metric != "accuracy" or model["temperature"] == 1
     ]
     drawn = ""
@@ -223,7 +223,7 @@ steps are drawn as means of neighbours.</p>
 
 
 def _curves(entry: Training) -> str:
-    """A stage's curves, those that it has."""
+    """The charts of a stage, for the metrics that it logged."""
     figures = []
     for caption, unit, curves in CURVES:
         lines = [
@@ -251,9 +251,11 @@ def _curves(entry: Training) -> str:
     inside = (
         f'<div class="charts">{"".join(figures)}</div>' if figures else "<p>Nothing was logged.</p>"
     )
-    told = f"{stage.objective}, {entry.step:,} steps" + (", control" if stage.control else "")
+    description = f"{stage.objective}, {entry.step:,} steps" + (
+        ", control" if stage.control else ""
+    )
     return f"""<details{"" if stage.control else " open"}>
-<summary><h3>{_e(str(stage))}</h3><span class="soft">{_e(told)}</span></summary>
+<summary><h3>{_e(str(stage))}</h3><span class="soft">{_e(description)}</span></summary>
 {warning}{inside}</details>"""
 
 
@@ -264,7 +266,7 @@ def _reproduce(report: Report) -> str:
     missing = (
         ""
         if any("fqs_jax.launch" in command for command in report.commands)
-        else "<p>The command that trained was not recorded.</p>"
+        else "<p>The training command was not recorded.</p>"
     )
     return f"""
 <h2 id="reproduce">Reproduce</h2>
@@ -276,7 +278,7 @@ def _reproduce(report: Report) -> str:
 
 
 def _metric(models: Sequence[dict[str, Any]]) -> tuple[str, str]:
-    """What models are compared by: accuracy where it is known."""
+    """The metric that models are compared by, and its title: accuracy if it is known, else loss."""
     if any(is_number(model["accuracy"]) for model in models):
         return "accuracy", "accuracy"
     return "nll", "loss"
@@ -295,9 +297,5 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """Of an inline style or script, as a content security policy names it."""
+    """The hash of an inline style or script in the form of a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _e(text: str) -> str:
-    return html.escape(text, quote=True)

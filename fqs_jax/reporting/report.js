@@ -1,5 +1,5 @@
 "use strict";
-// The thoughts of the token under the pointer or with the focus, in the panel. Arrow keys move.
+// Shows in the panel the thoughts of the token under the pointer or with the focus. Arrow keys move the focus.
 const panel = document.getElementById("panel");
 const tokens = [...document.querySelectorAll(".t[data-thoughts]")];
 
@@ -36,7 +36,7 @@ function show(token) {
   const head = element("tr");
   for (const [name, css] of [["thought before it", ""], ["weight", "n"], ["nats", "n"]]) head.append(element("th", name, css));
   table.append(head);
-  const times = new Map(); // the same thought again is the same row
+  const times = new Map(); // equal thoughts share a row
   for (const [text, weight, nats] of thoughts) {
     const same = times.get(text);
     times.set(text, [weight, nats, same ? same[2] + 1 : 1]);
@@ -69,9 +69,9 @@ function move(from, to) {
 }
 
 for (const [i, token] of tokens.entries()) {
-  token.removeAttribute("title"); // the panel says it better
+  token.removeAttribute("title"); // the panel shows more
   token.tabIndex = i === 0 ? 0 : -1;
-  // Not on "mouseenter", which a page that scrolls below a pointer at rest sends too.
+  // "mouseenter" would also fire when the page scrolls below a pointer at rest.
   token.addEventListener("mousemove", (event) => {
     if ((event.movementX || event.movementY) && token.getAttribute("aria-selected") !== "true") show(token);
   });
@@ -92,6 +92,6 @@ for (const [i, token] of tokens.entries()) {
     move(token, next());
   });
 }
-// What the text would show first: the token that was helped most.
+// At first the panel shows the token that was helped most.
 const gainOf = (token) => JSON.parse(token.dataset.thoughts).gain;
 if (tokens.length) show(tokens.filter(isShown).reduce((best, token) => (gainOf(token) > gainOf(best) ? token : best)));

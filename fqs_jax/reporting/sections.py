@@ -1,11 +1,11 @@
-"""The report's section on thoughts: coloured text, tokens most helped and hurt, diagnostics."""
+"""The sections of the report about thoughts: coloured text, tokens most helped and hurt, diagnostics."""
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Sequence
+from html import escape as _e
 
 import numpy as np
 
@@ -13,16 +13,16 @@ from fqs_jax.reporting import charts
 from fqs_jax.reporting.collect import Reading
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
 
-LEVELS = 4  # of colour, each way
-QUANTILE = 0.98  # of |gain|: from there on the colour is full
-FIRST = 24  # short documents shown at once
-SHORT = 24  # tokens: documents up to there stand in columns
-EXTREMES = 10  # tokens in each of the tables of most helped and most hurt
-CONTEXT = 8  # tokens shown before those
+LEVELS = 4  # steps of colour for helped tokens, and as many for hurt ones
+QUANTILE = 0.98  # quantile of |gain| that gets the full colour
+FIRST = 24  # short documents shown before a fold
+SHORT = 24  # longest document, in tokens, that is shown in columns
+EXTREMES = 10  # rows in each of the tables of most helped and most hurt tokens
+CONTEXT = 8  # tokens shown before each of those
 
 
 def section(reading: Reading) -> str:
-    """Text and tables."""
+    """The HTML of all sections about thoughts."""
     tokens = [token for document in reading.documents for token in document if token.thoughts]
     full = max(0.01, float(np.quantile([abs(token.gain) for token in tokens], QUANTILE)))
     samples = len(tokens[0].thoughts)
@@ -83,7 +83,7 @@ def _token(token: Token, full: float) -> str:
     if not token.thoughts:
         return f'<span class="t" role="option" aria-selected="false">{_visible(token.text)}</span>'
     best = max(token.thoughts, key=lambda thought: abs(thought.gain))
-    told = f"{signed(token.gain)} nats, weight {token.weight:.2f}, thought: {best.text}"
+    description = f"{signed(token.gain)} nats, weight {token.weight:.2f}, thought: {best.text}"
     data = {
         "base": _rounded(token.base or 0.0),
         "gain": _rounded(token.gain),
@@ -91,7 +91,7 @@ def _token(token: Token, full: float) -> str:
     }
     attributes = {
         "class": f"t {colour(token.gain, full)}".strip(),
-        "title": told,
+        "title": description,
         "aria-label": f"{token.text.strip() or 'blank'}, {signed(token.gain)} nats",
         "data-text": token.text,
         "data-thoughts": json.dumps(data, ensure_ascii=False),
@@ -104,23 +104,25 @@ def _token(token: Token, full: float) -> str:
 
 
 def colour(gain: float, full: float) -> str:
-    """Class of a gain: p1 to p4 where the thought helped, n1 to n4 where it hurt, none about zero."""
+    """The style class of a gain: p1 to p4 if the thought helped, n1 to n4 if it hurt, "" near zero."""
     level = min(LEVELS, round(LEVELS * abs(gain) / full))
     return f"{'p' if gain > 0 else 'n'}{level}" if level else ""
 
 
 def _scale(full: float) -> str:
-    """The legend of colours; numbers at its ends and in the middle."""
+    """The legend of colours, with numbers at its ends and in the middle."""
     steps = []
     for level in range(-LEVELS, LEVELS + 1):
         gain = full * level / LEVELS
-        told = signed(gain, 1 if full >= 1 else 2) if level in (-LEVELS, 0, LEVELS) else "&nbsp;"
-        steps.append(f'<b class="{colour(gain, full)}">{told}</b>')
+        description = (
+            signed(gain, 1 if full >= 1 else 2) if level in (-LEVELS, 0, LEVELS) else "&nbsp;"
+        )
+        steps.append(f'<b class="{colour(gain, full)}">{description}</b>')
     return f"hurt&nbsp; {''.join(steps)} &nbsp;helped, nats"
 
 
 def _extremes(documents: Sequence[Sequence[Token]], full: float, best: bool) -> str:
-    """The tokens with the greatest, or the least, gain; each in its place, with its strongest thought."""
+    """A table of the tokens with the largest or smallest gain, in context, with the strongest thought."""
     sign = 1 if best else -1
     places = [
         (sign * token.gain, d, i)
@@ -156,10 +158,10 @@ def _all_tokens(documents: Sequence[Sequence[Token]]) -> str:
     for d, document in enumerate(documents):
         for token in document:
             if token.thoughts:
-                told = "\n".join(
+                description = "\n".join(
                     f"{_visible(t.text)} ({t.weight:.2f}, {signed(t.gain)})" for t in token.thoughts
                 )
-                rows.append([str(d + 1), _visible(token.text), *_numbers(token), told])
+                rows.append([str(d + 1), _visible(token.text), *_numbers(token), description])
     headers = ["document", "token", "nats", "p without", "p with", "thoughts (weight, nats)"]
     inside = table(headers, rows, kinds="nmnnnm", label="All tokens")
     return f"<details><summary>All of it as a table</summary>{inside}</details>"
@@ -175,7 +177,7 @@ def _numbers(token: Token) -> list[str]:
 
 
 def diagnostics(d: Diagnostics) -> str:
-    """Whether the thoughts are used, how far, and whether they have collapsed."""
+    """The HTML of the diagnostics: warnings, main numbers, charts and frequent thoughts."""
     if d.warnings:
         items = "".join(f"<li>{_e(warning)}</li>" for warning in d.warnings)
         verdict = (
@@ -191,7 +193,7 @@ def diagnostics(d: Diagnostics) -> str:
             ("Tokens helped", f"{d.helped:.0%}", "made likelier, however little"),
             ("Mixing weight", f"{d.weight:.3f}", "mean"),
             ("Length used", used, "tokens that give 90% of the gain"),
-            ("Entropy of a draw", f"{entropy:.2f}", f"nats, of {d.most_entropy:.2f} at most"),
+            ("Entropy of a draw", f"{entropy:.2f}", f"nats, at most {d.most_entropy:.2f}"),
             ("Different thoughts", f"{d.distinct:,}", f"of {d.count:,} sampled"),
         ]
     )
@@ -207,7 +209,7 @@ def diagnostics(d: Diagnostics) -> str:
             "Gain by length",
             "nats, thoughts cut short",
             charts.bar_chart(
-                lengths, _told("Gain of a thought cut to k tokens", lengths), "tokens kept"
+                lengths, _described("Gain of a thought cut to k tokens", lengths), "tokens kept"
             ),
         )
     }
@@ -216,7 +218,7 @@ def diagnostics(d: Diagnostics) -> str:
             "Entropy by place in the thought",
             "nats",
             charts.bar_chart(
-                entropies, _told("Entropy of each draw", entropies), "token of the thought"
+                entropies, _described("Entropy of each draw", entropies), "token of the thought"
             ),
         )
     }
@@ -232,18 +234,18 @@ def diagnostics(d: Diagnostics) -> str:
     }"""
 
 
-def _told(what: str, bars: Sequence[tuple[str, float]]) -> str:
-    return f"{what}: " + ", ".join(f"{name}: {charts.number(value)}" for name, value in bars)
+def _described(title: str, bars: Sequence[tuple[str, float]]) -> str:
+    return f"{title}: " + ", ".join(f"{name}: {charts.number(value)}" for name, value in bars)
 
 
 def figure(title: str, unit: str, chart: str, legend: str = "") -> str:
-    """A chart with its title."""
+    """The HTML of a chart with its title, unit and legend."""
     caption = f"<figcaption>{_e(title)} <span>{_e(unit)}</span></figcaption>"
     return f"<figure>{caption}{legend}{chart}</figure>"
 
 
 def facts(rows: Sequence[tuple[str, str, str]], css: str = "facts") -> str:
-    """Names, values and what they are, as cards."""
+    """The HTML of cards, from (name, value, remark)."""
     inside = "".join(
         f"<div><dt>{_e(name)}</dt><dd>{_e(value)}<small>{_e(more)}</small></dd></div>"
         for name, value, more in rows
@@ -252,10 +254,13 @@ def facts(rows: Sequence[tuple[str, str, str]], css: str = "facts") -> str:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], kinds: str, label: str) -> str:
-    """A table that scrolls sideways by itself. Cells are HTML already.
+    """The HTML of a table that scrolls sideways on its own.
 
     Args:
-      kinds: of each column: `n` number, `m` text as it is, `w` text on one line, space for other text.
+      rows: cells as HTML, already escaped.
+      kinds: one letter for each column: `n` number, `m` verbatim text, `w` text on one line, space for
+        other text.
+      label: description for screen readers.
     """
     css = [f' class="{kind}"' if kind.strip() else "" for kind in kinds]
     head = "".join(
@@ -271,7 +276,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], kinds: str, lab
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """With a sign that is as wide as a digit; what would round to zero as a power of ten."""
+    """The value with a sign as wide as a digit; a value that would round to zero as a power of ten."""
     if not value:
         return "0"
     text = f"{abs(value):.{digits}f}"
@@ -285,7 +290,7 @@ def _note(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Escaped, with line breaks that show."""
+    """The text escaped, with visible line breaks; a dot for empty text."""
     return _e(text).replace("\n", "\u21b5\n") or "\u00b7"
 
 
@@ -295,7 +300,3 @@ def _rounded(value: float) -> float:
 
 def _plural(count: int, word: str) -> str:
     return word if count == 1 else f"{word}s"
-
-
-def _e(text: str) -> str:
-    return html.escape(text, quote=True)

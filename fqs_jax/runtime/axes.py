@@ -22,13 +22,13 @@ def check_axes(**values: Any) -> None:
     Raises:
       AssertionError: names the array, its shape and the expected one.
     """
-    sizes = chex.Dimensions(**{n: v for n, v in values.items() if isinstance(v, int)})
+    sizes: Any = chex.Dimensions(**{n: v for n, v in values.items() if isinstance(v, int)})
     arrays = {n: v for n, v in values.items() if v is not None and not isinstance(v, int)}
     for name, array in arrays.items():
         *axes, last = name.rpartition("_")[2].split("x")
         more = () if last else (...,)
         axes = [*axes, last] if last else axes
         for axis, size in itertools.zip_longest(axes, array.shape[: len(axes)], fillvalue=-1):
-            if not hasattr(sizes, axis):
+            if not hasattr(sizes, str(axis)):
                 sizes[axis] = (size,)  # -1 for an axis that is missing
         chex.assert_shape(array, sizes["".join(axes)] + more, custom_message=name)

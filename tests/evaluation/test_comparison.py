@@ -52,7 +52,7 @@ def test_a_row_for_each_stage_and_the_scaled_base(rows):
     assert [(row.stage, row.steps) for row in rows] == [("0", 6), ("0", 6), ("1", 6)]
     assert [row.name.split(" at ")[0] for row in rows] == ["base", "base", "think-5-2"]
     for row in rows:
-        assert 0 <= row.accuracy_low < row.accuracy < row.accuracy_high <= 1
+        assert 0 <= row.accuracy.low < row.accuracy.value < row.accuracy.high <= 1
         assert 0 < row.accuracy_error < 0.5
         assert 0 < row.nll < 20 and row.ms_per_token > 0
 
@@ -95,7 +95,7 @@ def test_seeds_are_of_thoughts(run):
 
 def test_difficulty_is_how_likely_the_first_model_finds_an_item():
     """Its own thirds ascend; another model's losses are averaged over the same items."""
-    row = comparison.Row("0", "a", 0.5, 0.1, 3.5, 1.0, 1)
+    row = comparison.Row("0", "a", nll=3.5)
     first_N = np.array([5.0, 0.0, 3.0, 1.0, 4.0, 2.0])
     own = comparison._by_difficulty(row, first_N, first_N)
     assert (own.nll_easy, own.nll_middle, own.nll_hard) == (0.5, 2.5, 4.5)
@@ -195,7 +195,7 @@ def test_text_runs_start_from_an_imported_model(tmp_path):
     for row in (base, trained):
         expected = text_lib.score(loading.load(str(tmp_path / "W"), row.stage), texts).summary()
         assert row.nll == pytest.approx(expected["nll_base"], rel=1e-6)
-        assert math.isnan(row.accuracy)
+        assert math.isnan(row.accuracy.value)
     assert base.nll_easy < base.nll_middle < base.nll_hard
     # Random weights are too sure of themselves: warmer fits text it was not fitted on.
     assert scaled.temperature > 1.2

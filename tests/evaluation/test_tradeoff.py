@@ -11,29 +11,31 @@ from matplotlib.image import imread
 
 from fqs_jax.evaluation import tradeoff
 from fqs_jax.evaluation.comparison import Row
+from fqs_jax.evaluation.statistics import UNKNOWN, Interval
 
+ACCURACIES = (0.109, 0.109, 0.746, 0.831, 0.807, 0.114, 0.086, 0.154)
 ROWS = [
-    Row("0", "base", 0.109, 0.024, 1.970, 0.23, 1000, "base"),
-    Row("0", "base at temperature 20.08", 0.109, 0.024, 1.947, 0.23, 1000, "base"),
-    Row("1", "think-8-2", 0.746, 0.017, 1.217, 0.50, 250, "thinking"),
-    Row("2", "think-7-2", 0.831, 0.015, 1.031, 0.61, 150, "thinking"),
-    Row("3", "think-6-2", 0.807, 0.016, 1.061, 0.30, 150, "thinking"),
-    Row("4", "ntp", 0.114, 0.024, 1.948, 0.23, 300, "student"),
-    Row("5", "same-steps", 0.086, 0.021, 1.968, 0.19, 550, "control"),
-    Row("6", "same-flops", 0.154, 0.027, 2.161, 0.40, 10281, "control"),
+    Row("0", "base", UNKNOWN, 0.024, 1.970, 0.23, 1000, "base"),
+    Row("0", "base at temperature 20.08", UNKNOWN, 0.024, 1.947, 0.23, 1000, "base"),
+    Row("1", "think-8-2", UNKNOWN, 0.017, 1.217, 0.50, 250, "thinking"),
+    Row("2", "think-7-2", UNKNOWN, 0.015, 1.031, 0.61, 150, "thinking"),
+    Row("3", "think-6-2", UNKNOWN, 0.016, 1.061, 0.30, 150, "thinking"),
+    Row("4", "ntp", UNKNOWN, 0.024, 1.948, 0.23, 300, "student"),
+    Row("5", "same-steps", UNKNOWN, 0.021, 1.968, 0.19, 550, "control"),
+    Row("6", "same-flops", UNKNOWN, 0.027, 2.161, 0.40, 10281, "control"),
 ]
 ROWS = [  # other ends above than below, as Wilson's are
-    dataclasses.replace(row, accuracy_low=row.accuracy - 0.05, accuracy_high=row.accuracy + 0.06)
-    for row in ROWS
+    dataclasses.replace(row, accuracy=Interval(value, value - 0.05, value + 0.06))
+    for row, value in zip(ROWS, ACCURACIES, strict=True)
 ]
 ROWS[1] = dataclasses.replace(ROWS[1], temperature=20.08)
-TEXT = [dataclasses.replace(row, accuracy=math.nan, accuracy_error=math.nan) for row in ROWS]
+TEXT = [dataclasses.replace(row, accuracy=UNKNOWN, accuracy_error=math.nan) for row in ROWS]
 SLOW = [
     dataclasses.replace(row, ms_per_token=row.ms_per_token * (30 if row.kind == "thinking" else 1))
     for row in ROWS
 ]
 ALIKE = [  # as after no training at all, timed at the same speed
-    Row(str(i), f"stage-{i}", 0.0857, 0.0212, 1.96, 0.25, 30, kind)
+    Row(str(i), f"stage-{i}", Interval(0.0857, math.nan, math.nan), 0.0212, 1.96, 0.25, 30, kind)
     for i, kind in enumerate(["base", *["thinking"] * 3, "student", "control", "control"])
 ]
 
@@ -58,7 +60,10 @@ def test_points_are_the_numbers(rows, value):
     points = drawn(axes)
     for kind in ("base", "thinking", "student", "control"):
         members = [row for row in rows if row.kind == kind]
-        expected = [(row.ms_per_token, getattr(row, value)) for row in members]
+        heights = [row.accuracy.value if value == "accuracy" else row.nll for row in members]
+        expected = [
+            (row.ms_per_token, height) for row, height in zip(members, heights, strict=True)
+        ]
         np.testing.assert_allclose(points[kind], expected)
     [line] = [line for line in axes.lines if len(line.get_xdata()) == 3 and line.get_alpha()]
     np.testing.assert_allclose(line.get_xydata(), points["thinking"])  # in the order of stages
@@ -81,8 +86,8 @@ def test_bars_are_95_percent_intervals():
 def test_axes_hold_what_can_be(rows):
     [axes] = tradeoff.draw(rows, "title").axes
     low, high = axes.get_ylim()
-    assert 0 <= low < min(row.accuracy for row in rows)
-    assert max(row.accuracy for row in rows) < high <= 1
+    assert 0 <= low < min(row.accuracy.value for row in rows)
+    assert max(row.accuracy.value for row in rows) < high <= 1
     assert axes.get_xscale() == ("log" if rows is SLOW else "linear")
     for row in rows:
         assert axes.get_xlim()[0] < row.ms_per_token < axes.get_xlim()[1]
@@ -117,6 +122,6 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path):
     [axes] = tradeoff.draw([TEXT[0], broken], "title").axes
     assert [text.get_text() for text in axes.texts] == ["base"]
     tradeoff.write([broken], tmp_path / "empty.png", "title")
-    perfect = dataclasses.replace(ROWS[0], accuracy=1.0, accuracy_low=0.9, accuracy_high=1.0)
+    perfect = dataclasses.replace(ROWS[0], accuracy=Interval(1.0, 0.9, 1.0))
     [axes] = tradeoff.draw([perfect], "title").axes
     assert axes.get_ylim()[1] == 1

@@ -24,14 +24,14 @@ from tests.tiny_runs import clock_config, hf_folder, sentences
 
 @pytest.fixture(scope="module", autouse=True)
 def fast_compile():
-    """Programs run for a moment only: compiling them well is not worth the time."""
+    """Compile fast: programs run for a moment only, so optimising them is not worth the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 def losses(rng, documents, gap, spread=0.1):
-    """Documents of all lengths, each with a gap of its own around the given one."""
+    """Losses of documents of all lengths, each with its own gap around the given one."""
     tokens_D = rng.integers(20, 400, documents)
     gap_D = rng.normal(gap, spread, documents)
     return watch.Losses(tokens_D, tokens_D * 2.0, tokens_D * (2.0 + gap_D))
@@ -42,13 +42,13 @@ def test_a_gap_weighs_documents_by_their_tokens():
     assert then.gap == pytest.approx(2.5 / 4)
     fresh = dataclasses.replace(then, student_D=then.student_D + 0.5 * then.tokens_D)
     verdict = watch.judge(fresh, then, 0.01)
-    assert verdict.drift == pytest.approx(0.5) and verdict.gap_then == pytest.approx(0.625)
+    assert verdict.drift.value == pytest.approx(0.5) and verdict.gap_then == pytest.approx(0.625)
     assert (verdict.documents, verdict.documents_then, verdict.tokens) == (8, 8, 16)
     assert verdict.teacher_nll == pytest.approx(7 / 4)
     assert verdict.student_nll == pytest.approx(9.5 / 4 + 0.5)
     assert verdict.teacher_nll_then == pytest.approx(7 / 4)
     assert verdict.student_nll_then == pytest.approx(9.5 / 4)
-    assert verdict.rise == pytest.approx(0.5)
+    assert verdict.rise.value == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_verdicts(drift, spread, tolerance, verdict, unsure):
     result = watch.judge(fresh, then, tolerance)
     assert (result.verdict, result.unsure) == (verdict, unsure)
     assert result.reason == ("gap" if verdict == "retrain" else "")
-    assert result.drift_low < result.drift < result.drift_high
+    assert result.drift.low < result.drift.value < result.drift.high
     assert result == watch.judge(fresh, then, tolerance)  # no luck in it
 
 
@@ -91,8 +91,8 @@ def test_a_loss_that_rises(teacher_rise, student_rise, verdict, reason, unsure):
     changed = {n: getattr(fresh, n) + r * fresh.tokens_D + rises_D for n, r in rises.items()}
     result = watch.judge(dataclasses.replace(fresh, **changed), then, 0.01)
     assert (result.verdict, result.reason, result.unsure) == (verdict, reason, unsure)
-    assert result.rise == pytest.approx(student_rise, abs=0.1)
-    assert result.rise_low < result.rise < result.rise_high
+    assert result.rise.value == pytest.approx(student_rise, abs=0.1)
+    assert result.rise.low < result.rise.value < result.rise.high
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -108,14 +108,14 @@ def test_intervals_cover_the_true_drift_as_often_as_they_say():
     rng, covered = np.random.default_rng(0), 0
     for _ in range(150):
         result = watch.judge(losses(rng, 25, 0.35), losses(rng, 25, 0.05), 0.01)
-        covered += result.drift_low <= 0.3 <= result.drift_high
+        covered += result.drift.low <= 0.3 <= result.drift.high
     assert 0.89 < covered / 150 <= 0.99
 
 
 def test_more_documents_narrow_the_interval():
     rng = np.random.default_rng(0)
     few, many = (watch.judge(losses(rng, n, 0.3), losses(rng, n, 0), 0.01) for n in (20, 500))
-    ratio = (few.drift_high - few.drift_low) / (many.drift_high - many.drift_low)
+    ratio = (few.drift.high - few.drift.low) / (many.drift.high - many.drift.low)
     assert 3 < ratio < 8  # about the root of 25
 
 
@@ -176,24 +176,24 @@ def test_models_that_cannot_be_compared(teacher, student, tmp_path):
 
 
 def here(count, seed=0):
-    """What both models were trained on."""
+    """Documents like those that both models were trained on."""
     return [" ".join(sentences(4, 1000 * seed + i)) for i in range(count)]
 
 
 def elsewhere(count, seed=0):
-    """What the teacher alone still knows: the same letters, in words that are not the same."""
+    """Documents that only the teacher still knows: the same letters in other words."""
     return [document[::-1] for document in here(count, 100 + seed)]
 
 
 def nowhere(count, seed=0):
-    """What neither knows: the same letters in no order."""
+    """Documents that neither model knows: the same letters in random order."""
     rng = np.random.default_rng(seed)
     return ["".join(rng.permutation(list(document))) for document in here(count, 200 + seed)]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A teacher that learned to think on two kinds of text; a student that goes on with one of them."""
+    """A teacher trained to think on two kinds of text, and a student trained further on one of them."""
     place = tmp_path_factory.mktemp("watch")
     for name, documents in {
         "both.jsonl": here(60) + elsewhere(60),
@@ -246,8 +246,8 @@ def test_a_student_is_kept_on_text_it_was_trained_for_and_not_on_text_from_elsew
         for text in (here, elsewhere, nowhere)
     )
     print(known, foreign, foreign_to_both, sep="\n")
-    assert known.verdict == "keep" and known.drift_high < 0.2 and known.rise_high < 0.5
-    assert (foreign.verdict, foreign.reason) == ("retrain", "gap") and foreign.drift_low > 0.5
+    assert known.verdict == "keep" and known.drift.high < 0.2 and known.rise.high < 0.5
+    assert (foreign.verdict, foreign.reason) == ("retrain", "gap") and foreign.drift.low > 0.5
     # It is the student that got worse: its teacher does as well on both.
     assert foreign.teacher_nll < known.teacher_nll + 1 < foreign.student_nll
     assert (foreign_to_both.verdict, foreign_to_both.reason) == ("retrain", "loss")
@@ -258,4 +258,4 @@ def test_a_student_is_kept_on_text_it_was_trained_for_and_not_on_text_from_elsew
         for measured in (watch.measure(teacher, student, nowhere(40, seed=7)), then)
     )
     no_gap = watch.judge(fresh, same, 0.05)
-    assert (no_gap.verdict, no_gap.reason, no_gap.drift) == ("retrain", "loss", 0)
+    assert (no_gap.verdict, no_gap.reason, no_gap.drift.value) == ("retrain", "loss", 0)

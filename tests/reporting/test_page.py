@@ -1,4 +1,4 @@
-"""The report: its numbers against other ways to them, its page as a text and as a program."""
+"""The report: its numbers against independent computations, its page, and the program."""
 
 import dataclasses
 import html
@@ -17,9 +17,10 @@ from configs import small_hf
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.evaluation import comparison_file
+from fqs_jax.evaluation import comparison_file, tradeoff
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.comparison_file import Kept
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.reporting import charts, collect, diagnosis, sections
 from fqs_jax.reporting import page as page_lib
 from fqs_jax.reporting.collect import Reading, Report, Settings, Training
@@ -38,7 +39,7 @@ from tests.tiny_runs import (
 )
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
-ROW = Row("1", NASTY, 0.75, 0.125, 1.5, 2.5, 2, "thinking", accuracy_low=0.5, accuracy_high=0.9)
+ROW = Row("1", NASTY, Interval(0.75, 0.5, 0.9), 0.125, 1.5, 2.5, 2, "thinking")
 ROWS: list[dict[str, Any]] = [
     {"step": 1, "nll_base": 2.5, "nll_mixed": 2.25, "nll_with_minus_without": -0.25, "tokens": 32},
     {"step": 2, "nll_base": 1.875, "nll_mixed": "nan", "tokens": 64, "time": {"step_seconds": 0.5}},
@@ -72,9 +73,19 @@ def a_report(**changes) -> Report:
         Token("worse\n", -0.5, (Thought("</script>", 0.5, -0.75),)),
     ]
     diagnostics = diagnosis.Diagnostics(
-        *(0.1, 0.2, 0.5, 0.5, 2, {1: 0.05, 2: 0.1}, 2, (0.4, 0.2), 3.0, 3, 3),
-        (diagnosis.Frequent(NASTY, 1.0, 0.1),),
-        (NASTY,),
+        gain=0.1,
+        gain_error=0.2,
+        helped=0.5,
+        weight=0.5,
+        length=2,
+        gain_of_length={1: 0.05, 2: 0.1},
+        length_used=2,
+        entropy=(0.4, 0.2),
+        most_entropy=3.0,
+        distinct=3,
+        count=3,
+        frequent=(diagnosis.Frequent(NASTY, 1.0, 0.1),),
+        warnings=(NASTY,),
     )
     numbers = tuple({k: float(v) for k, v in row.items() if k != "time"} for row in ROWS)
     fields: dict[str, Any] = {
@@ -91,7 +102,7 @@ def a_report(**changes) -> Report:
 
 
 class Page(HTMLParser):
-    """What a browser would find."""
+    """Tags and text that a browser would find."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -276,11 +287,17 @@ def test_a_run_that_never_thinks_has_a_page():
 
 
 def test_models_without_accuracy_are_compared_by_loss():
-    rows = [Row("1", "thinks", math.nan, math.nan, 1.25, 2.5, 2)]
+    rows = [Row("1", "thinks", nll=1.25, ms_per_token=2.5, steps=2)]
     models = [comparison_file.as_json(row) | {"flops_per_token": 4096} for row in rows]
     page = Page(page_lib.page(a_report(models=Kept(models, "", {}))))
     assert "Loss against time" in page.text and "accuracy" not in page.text
     assert "1.250" in page.text and "FLOPs/token" in page.text and "4,096" in page.text
+
+
+def test_kinds_of_models_have_colours_of_their_own():
+    style = page_lib._asset("report.css")
+    coloured = set(re.findall(r"\.mark\.(\w+) \{ fill:", style))
+    assert coloured | {"control"} == set(page_lib.KINDS) == set(tradeoff.STYLES)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +343,7 @@ def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path
     assert (root / comparison_file.NAME).exists()
     kept = comparison_file.read(root)
     assert kept == report.models and kept.about == "held-out problems"
-    row = Row("0", "base", math.nan, math.nan, 1.0, 2.0, 3)
+    row = Row("0", "base", nll=1.0, ms_per_token=2.0, steps=3)
     other = tmp_path / "W"
     config = clock_config()
     save_stage(other, config, 0, step=2)

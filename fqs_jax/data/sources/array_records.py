@@ -181,7 +181,7 @@ def _builder(name: str, options: Options) -> Any:
         if not options.download:
             raise UserError(
                 f"tfds:{name} is not prepared in {builder.data_path}; to download and prepare it, add "
-                "--config.data.download=true (data.tfds_dir says where)"
+                f"{options.download_flag} (data.tfds_dir says where)"
             )
         try:
             builder.download_and_prepare()

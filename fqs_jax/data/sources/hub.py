@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
 BRANCH = "refs/convert/parquet"  # holds CONFIG/SPLIT/0000.parquet, ...
 
 
-def parquet_files(name: str, split: str, may_download: bool) -> list[Path]:
+def parquet_files(name: str, split: str, options: Options) -> list[Path]:
     """The files of a split in the order of their names.
 
     Args:
       name: OWNER/NAME, or OWNER/NAME/CONFIG.
-      may_download: whether to fetch what is not in the hub's own cache on this disk.
+      options: `download` allows to fetch what is not in the hub's own cache on this disk.
 
     Raises:
       UserError: not downloaded, no such dataset or split, or several configs and none is named.
@@ -24,7 +25,7 @@ def parquet_files(name: str, split: str, may_download: bool) -> list[Path]:
     if not owner or not repo:
         raise UserError(f"hub:{name}: write it as hub:OWNER/NAME[:SPLIT] or hub:OWNER/NAME/CONFIG")
     repo = f"{owner}/{repo}"
-    folder = _download(repo, f"{config or '*'}/*{split}/*.parquet", may_download)
+    folder = _download(repo, f"{config or '*'}/*{split}/*.parquet", options)
     partial = sorted(folder.glob(f"{config or '*'}/partial-{split}/*.parquet"))
     found = sorted(folder.glob(f"{config or '*'}/{split}/*.parquet"))
     configs = sorted({path.parent.parent.name for path in found})
@@ -40,7 +41,7 @@ def parquet_files(name: str, split: str, may_download: bool) -> list[Path]:
     return found
 
 
-def _download(repo: str, pattern: str, may_download: bool) -> Path:
+def _download(repo: str, pattern: str, options: Options) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
@@ -52,13 +53,13 @@ def _download(repo: str, pattern: str, may_download: bool) -> Path:
             repo_type="dataset",
             revision=BRANCH,
             allow_patterns=[pattern],
-            local_files_only=not may_download,
+            local_files_only=not options.download,
         )
     except errors.LocalEntryNotFoundError as error:
-        if may_download:
+        if options.download:
             raise UserError(f"hub:{repo}: the hub cannot be reached, and it is not here") from error
         raise UserError(
-            f"hub:{repo} is not downloaded; to fetch it, add --config.data.download=true"
+            f"hub:{repo} is not downloaded; to fetch it, add {options.download_flag}"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]

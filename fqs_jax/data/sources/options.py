@@ -17,9 +17,11 @@ class Options:
       cache: folder for what is made from the text.
       tfds_dir: folder of prepared TFDS datasets; None = the library's own.
       download: whether a dataset that is not here may be fetched.
+      download_flag: how the user of this program allows that, for error messages.
     """
 
     key: str = "text"
     cache: Path = CACHE
     tfds_dir: str | None = None
     download: bool = False
+    download_flag: str = "--config.data.download=true"

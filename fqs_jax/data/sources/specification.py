@@ -224,8 +224,7 @@ def _dataset_opener(part: _Part, options: Options) -> _Open | None:
         if kind == "tfds":
             return lambda: [array_records.open_tfds(name, split, part.key, options)]
         return lambda: [
-            tables.open_parquet(path, part.key)
-            for path in hub.parquet_files(name, split, options.download)
+            tables.open_parquet(path, part.key) for path in hub.parquet_files(name, split, options)
         ]
     folder, split = Path(part.name).expanduser(), ""
     if ":" in part.name and not folder.exists():

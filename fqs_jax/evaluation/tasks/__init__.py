@@ -1,1 +1,1 @@
-"""Benchmarks: items from files, what is read of a model for each, and numbers from that."""
+"""Benchmarks: items from files, a model's answers to them, and scores of the answers."""

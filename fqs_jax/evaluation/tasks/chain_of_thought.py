@@ -1,4 +1,4 @@
-"""GSM8K with its work shown: several sampled chains a question, and a vote among their numbers."""
+"""GSM8K with chains of thought: several sampled chains for each question, and a vote on the number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import answers, gsm8k
 from fqs_jax.evaluation.tasks.items import Item
 from fqs_jax.inference import generation
@@ -25,7 +26,15 @@ PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How chains are sampled; defaults are the published ones but for the number of votes."""
+    """Settings of the chains; the defaults are the published ones, except the number of votes.
+
+    Attributes:
+      votes: chains for each question.
+      max_new_tokens: tokens of a chain at most.
+      prompt: text around {question}.
+      batch_size: chains generated together.
+      seq_len: tokens that a prompt and its chain may have; None = the model's own limit.
+    """
 
     votes: int = 8
     temperature: float = 0.8
@@ -38,27 +47,32 @@ class Settings:
 
 
 class Chain(NamedTuple):
-    """One sampled chain; `ended` is False where it ran into max_new_tokens."""
+    """One sampled chain; `ended` is False if it was cut off at max_new_tokens."""
 
     text: str
     ended: bool
 
     def published(self) -> int:
-        """The released evaluation's answer. It stops behind " Question", and reads the end mark too."""
+        """The answer that the released evaluation reads.
+
+        It cuts the text after " Question", and also reads the end-of-text mark.
+        """
         text, stop, _ = self.text.partition(" Question")
         return answers.published_number(text + (stop or ("</s>" if self.ended else "")))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What a vote among the chains gets right.
+    """Scores of a vote among chains.
 
     Attributes:
-      majority: share of questions whose most frequent number is right; with its 95% Wilson interval.
-        Of equally frequent ones the first counts; chains without a number do not vote.
+      items, too_long: numbers of questions scored, and of questions left out because they do not fit.
+      majority: share of questions whose most frequent number is right, with its Wilson interval. The
+        first of equally frequent numbers counts; chains without a number do not vote.
       single: share of chains that are right.
       majority_published, single_published: the same with the released evaluation's parser.
-      no_number, cut_off: share of chains without a number, and of those that were still going on.
+      no_number: share of chains without a number.
+      cut_off: share of chains that reached max_new_tokens.
     """
 
     stage: str
@@ -67,9 +81,7 @@ class Row:
     votes: int
     items: int
     too_long: int
-    majority: float
-    majority_low: float
-    majority_high: float
+    majority: Interval
     single: float
     majority_published: float
     single_published: float
@@ -83,9 +95,12 @@ def sample(
     settings: Settings,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[int, list[Chain]]:
-    """Chains for each item that fits with room for all new tokens, by the item's number.
+    """Sampled chains by item number, for the items that leave room for all new tokens.
 
-    They depend on the seed, and on which questions share a batch in which row, so on the batch size.
+    Chains depend on the seed and on the questions that share a batch, so also on the batch size.
+
+    Args:
+      progress: called with (questions done, all questions).
 
     Raises:
       UserError: the prompt has no place for the question, or no item fits.
@@ -101,7 +116,7 @@ def sample(
             f"no question fits in {seq_len} tokens with {settings.max_new_tokens} new ones, the shortest "
             f"has {min(lengths)}; set --max_new_tokens lower"
         )
-    fitting.sort(key=lambda n: -lengths[n])  # alike in a batch
+    fitting.sort(key=lambda n: -lengths[n])  # prompts of a batch have similar lengths
     together = max(1, settings.batch_size // settings.votes)
     chains: dict[int, list[Chain]] = {}
     for start in range(0, len(fitting), together):
@@ -123,20 +138,19 @@ def sample(
 
 
 def _seed(seed: int, start: int) -> int:
-    """Of the batch that begins at a question: hashed, so that other seeds' batches have other noise."""
+    """The seed of the batch that starts at a question; hashed, so that no two seeds share a batch's seed."""
     return int(np.random.SeedSequence([seed % 2**32, start]).generate_state(1)[0])
 
 
 def count(
     items: Sequence[Item], chains: dict[int, list[Chain]], *, stage: str, model: str, task: str
 ) -> Row:
-    """What the chains get right."""
+    """Score chains by both parsers; stage, model and task are copied into the row."""
     right = [gsm8k.number(items[n]) for n in chains]
     parsed = [[answers.final_number(chain.text) for chain in own] for own in chains.values()]
     published = [[chain.published() for chain in own] for own in chains.values()]
     votes = len(parsed[0])
     majority = float(np.mean([vote(own) == true for own, true in zip(parsed, right, strict=True)]))
-    low, high = statistics.wilson(majority, len(right))
     return Row(
         stage=stage,
         model=model,
@@ -144,9 +158,7 @@ def count(
         votes=votes,
         items=len(chains),
         too_long=len(items) - len(chains),
-        majority=majority,
-        majority_low=low,
-        majority_high=high,
+        majority=statistics.wilson(majority, len(right)),
         single=_single(parsed, right),
         majority_published=float(
             np.mean([vote(own) == true for own, true in zip(published, right, strict=True)])
@@ -158,7 +170,7 @@ def count(
 
 
 def vote(numbers: Sequence[Hashable | None]) -> Hashable | None:
-    """The most frequent number, the first of them if several are; None if there is none."""
+    """The most frequent number, the first of several equally frequent ones; None without any number."""
     counted = collections.Counter(number for number in numbers if number is not None)
     return counted.most_common(1)[0][0] if counted else None
 

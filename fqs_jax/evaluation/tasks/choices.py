@@ -1,7 +1,7 @@
-"""A file of one's own: each line {"prompt": ..., "choices": [...], "answer": ...}.
+"""The user's own multiple-choice items: each line {"prompt": ..., "choices": [...], "answer": ...}.
 
-The choices are text to go on with, exactly as written, spaces included; the answer is the text of
-the right one or its number, counted from 0.
+Choices continue the prompt exactly as written, spaces included. The answer is the text of the right
+choice or its number, counted from 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CommonsenseQA (arXiv 1811.00937): five choices. `dev_rand_split.jsonl`, or its hub layout."""
+"""CommonsenseQA (arXiv 1811.00937), five choices: `dev_rand_split.jsonl` or the hub's layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
         raise UserError(f"{where}: the choices are labelled {labels}; they must be A, B, C, ...")
     answer = fields.get("answerKey")
     if not answer:
-        raise UserError(f"{where}: no 'answerKey'; the test split has none, take dev")
+        raise UserError(f"{where}: no 'answerKey'; the test split has none, use the dev split")
     if answer not in labels:
         raise UserError(f"{where}: the answerKey {answer!r} is none of {', '.join(labels)}")
     return lettered(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import log_softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +42,9 @@ class Decisions:
         """The log of the product of the right options' probabilities, [N, R]."""
         real_Nx1xD = self.target_NxD[:, None] >= 0
         scaled = np.where(real_Nx1xD[..., None], self.log_probs_NxRxDxA, 0.0) / temperature
-        highest = scaled.max(-1)
-        normaliser = highest + np.log(np.exp(scaled - highest[..., None]).sum(-1))
         chosen = np.maximum(self.target_NxD, 0)[:, None, :, None]
-        picked = np.take_along_axis(scaled, chosen, axis=-1)[..., 0]
-        return np.where(real_Nx1xD, picked - normaliser, 0.0).sum(-1)
+        picked = np.take_along_axis(log_softmax(scaled, axis=-1), chosen, axis=-1)[..., 0]
+        return np.where(real_Nx1xD, picked, 0.0).sum(-1)
 
     def all_right(self) -> np.ndarray:
         """True where the right option is the likeliest in every decision, bool [N, R]."""

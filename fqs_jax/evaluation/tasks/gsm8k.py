@@ -1,4 +1,4 @@
-"""GSM8K (arXiv 2110.14168): school mathematics whose answer is a number. `test.jsonl`."""
+"""GSM8K (arXiv 2110.14168), school mathematics with numbers as answers: `test.jsonl`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MARK = "####"  # before the final number of a worked answer
 
 
 def question(item: Item) -> str:
-    """The question alone."""
+    """The question of an item, without the "Q:" and "A:" around it."""
     return item.prompt.removeprefix("Q: ").removesuffix("\nA:")
 
 
 def number(item: Item) -> Decimal:
-    """The right number."""
+    """The right answer of an item."""
     return Decimal(item.answer.strip().replace(",", ""))
 
 

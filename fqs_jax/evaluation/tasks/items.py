@@ -1,4 +1,4 @@
-"""Benchmark items, and how a file of records becomes a list of them."""
+"""Benchmark items, read from files of records."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Item:
     """One question with its answer.
 
     Attributes:
-      prompt: all that stands before the answer.
-      answer: what follows it, as it is written there: " C", " 18".
-      choices: all answers to choose from, written the same way; none for numbers.
-      kind: "letter", "number", or "text" for choices that are text to go on with.
+      prompt: the text before the answer.
+      answer: the text that follows, with its leading space: " C", " 18".
+      choices: all possible answers, written the same way; empty for numbers.
+      kind: "letter", "number", or "text" for choices that continue the prompt.
     """
 
     prompt: str
@@ -36,12 +36,13 @@ class Task:
     """A benchmark.
 
     Attributes:
-      name: as the command line calls it.
-      title: for people.
+      name: the value of --task.
+      title: the name in messages.
       parse: (where, fields, label) -> Item; `where` names the record for errors, `label` counts from
         0 and is None where the record itself holds the answer.
-      key: a text field that all its records have.
-      labels: what a file of labels says for the first choice, the second, ...; empty = has none.
+      key: a text field that all records have.
+      labels: values in a file of labels for the first choice, the second, ...; empty = the records
+        themselves hold the answers.
     """
 
     name: str
@@ -58,15 +59,17 @@ def read(
     limit: int | None = None,
     options: Options | None = None,
 ) -> list[Item]:
-    """The items of a benchmark, in their order.
+    """The items of a benchmark, in the order of the source.
 
     Args:
       source: a `.jsonl` or `.parquet` file, tfds:NAME:SPLIT or hub:OWNER/NAME:SPLIT.
-      labels_file: answers, one a line; empty = the records' own, or NAME-labels.lst beside NAME.jsonl.
-      limit: only this many, from the first on.
+      labels_file: file of answers, one a line; empty = the records' own answers, or NAME-labels.lst
+        beside NAME.jsonl.
+      limit: number of items to keep, from the first on; None = all.
+      options: `download` allows to fetch a dataset.
 
     Raises:
-      UserError: something is missing or malformed; names the line.
+      UserError: something is missing or malformed; the message names the line.
     """
     rows = records.read(source, task.key, options or Options())
     if labels_file and not task.labels:
@@ -88,7 +91,7 @@ def lettered(question: str, options: Sequence[str], right: int) -> Item:
 def _labels(
     rows: Sequence[records.Record], source: str, labels_file: str, known: Sequence[int]
 ) -> list[int]:
-    """The number of the right choice of every record, from 0."""
+    """The index of the right choice of every record, from 0."""
     path = Path(labels_file or source)
     if not labels_file and not (rows and "label" in rows[0][1]):
         path = path.with_name(f"{path.stem}-labels.lst")

@@ -1,4 +1,4 @@
-"""PIQA (arXiv 1911.11641): two ways to reach a goal. `valid.jsonl` with `valid-labels.lst` (0, 1)."""
+"""PIQA (arXiv 1911.11641), two solutions for a goal: `valid.jsonl` and `valid-labels.lst` (0, 1)."""
 
 from __future__ import annotations
 

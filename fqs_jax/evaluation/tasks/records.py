@@ -1,4 +1,4 @@
-"""Whole records of a dataset, all fields of each, for what is small enough to be in memory."""
+"""Records of a dataset with all their fields, for datasets that fit in memory."""
 
 from __future__ import annotations
 
@@ -15,33 +15,30 @@ from fqs_jax.data.sources import array_records, hub, text_files
 from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime.errors import UserError
 
-Record = tuple[str, dict[str, Any]]  # where it is, for errors; its fields
+Record = tuple[str, dict[str, Any]]  # its place, for error messages; its fields
 
 
 def read(source: str, key: str, options: Options) -> list[Record]:
     """All records of a `.jsonl` or `.parquet` file, of tfds:NAME:SPLIT, or of hub:OWNER/NAME:SPLIT.
 
     Args:
-      key: a text field of theirs.
+      key: a text field that the records have.
 
     Raises:
-      UserError: nothing is there, it cannot be read, or no split is named.
+      UserError: the source is missing, empty or unreadable, or no split is named.
     """
     kind, _, rest = source.partition(":")
     if kind in ("tfds", "hub"):
         name, _, split = rest.partition(":")
-        if not name or not split:  # the default elsewhere is train: no split to be measured on
+        if (
+            not name or not split
+        ):  # elsewhere the default is train, which must not be used for scores
             raise UserError(f"{source}: name the split too, as {kind}:NAME:SPLIT")
-        try:
-            if kind == "tfds":
-                found = list(_tfds(name, split, key, options))
-            else:
-                paths = hub.parquet_files(name, split, options.download)
-                found = [record for path in paths for record in _parquet(path)]
-        except UserError as error:  # this program has no --config
-            raise UserError(
-                str(error).replace("--config.data.download=true", "--download")
-            ) from error
+        if kind == "tfds":
+            found = list(_tfds(name, split, key, options))
+        else:
+            paths = hub.parquet_files(name, split, options)
+            found = [record for path in paths for record in _parquet(path)]
     elif source.endswith(".parquet"):
         found = list(_parquet(Path(source).expanduser()))
     else:
@@ -52,7 +49,7 @@ def read(source: str, key: str, options: Options) -> list[Record]:
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not blank, and their numbers."""
+    """The lines of a UTF-8 file that are not blank, each with its number, from 1."""
     try:
         text = text_files.decode(path.read_bytes(), path)
     except OSError as error:
@@ -61,7 +58,11 @@ def numbered_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def text(where: str, fields: dict[str, Any], name: str) -> str:
-    """A field that must be text."""
+    """The value of a field that must be text.
+
+    Args:
+      where: the record's place, for error messages.
+    """
     value = fields.get(name)
     if not isinstance(value, str):
         seen = ", ".join(map(repr, fields)) or "none"
@@ -80,7 +81,9 @@ def _json_lines(path: Path) -> Iterator[Record]:
                 f"{where}: not JSON ({reason}); each line must hold one object"
             ) from error
         if not isinstance(fields, dict):
-            raise UserError(f"{where}: each line must hold an object, this one is none")
+            raise UserError(
+                f"{where}: each line must hold an object, found a {type(fields).__name__}"
+            )
         yield where, fields
 
 
@@ -97,14 +100,14 @@ def _parquet(path: Path) -> Iterator[Record]:
 def _tfds(name: str, split: str, key: str, options: Options) -> Iterator[Record]:
     import tensorflow_datasets as tfds
 
-    source = array_records.open_tfds(name, split, key, options)  # which says what is wrong with it
+    source = array_records.open_tfds(name, split, key, options)  # raises a clear error
     examples = tfds.builder_from_directory(source.folder).as_data_source(split=source.split)
     for number in range(len(examples)):
         yield f"tfds:{name}:{split}, example {number}", _plain(examples[number])
 
 
 def _plain(value: Any) -> Any:
-    """NumPy values as JSON would have them."""
+    """The value with NumPy types replaced by those of JSON."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     if isinstance(value, np.ndarray | list):

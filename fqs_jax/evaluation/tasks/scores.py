@@ -1,4 +1,4 @@
-"""What a model's decisions on a task are worth; docs/metrics.md says how to read it."""
+"""Scores of a model's decisions on a task; docs/metrics.md explains how to read them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks.asking import Answers
 from fqs_jax.evaluation.tasks.decisions import Decisions
 
@@ -17,20 +18,21 @@ _TEMPERATURES = np.exp(np.linspace(-3.0, 3.0, 121))
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One model on one task, averaged over items and thought seeds.
+    """Scores of one model on one task, averaged over items and thought seeds.
 
     Attributes:
-      thoughts: "none", "greedy", or how many were sampled.
-      items, too_long: counted, and left out since they do not fit.
-      expected_prob: the published metric; with its standard error over items (`_error`), and how much
-        it differs from one thought seed to another (`_spread`): the standard deviation of the seeds'
-        own values, which is no standard error of their mean; 0 with one seed.
-      calibrated, sharpened: the same at the temperature at which the allowed answers' likelihood, or
-        the metric itself, is highest on other items; with the temperatures.
-      accuracy: share of items whose right answer is the likeliest, with its 95% Wilson interval over
-        items, and its standard deviation between thought seeds.
-      gain: accuracy less that of the model it is compared with, on the same items, with the 95%
-        interval of a bootstrap over items; NaN for that model itself.
+      thoughts: "none", "greedy", or the number of sampled thoughts.
+      items, too_long: numbers of items scored, and of items left out because they do not fit.
+      expected_prob: the published metric; `_error` is its standard error over items. `_spread` is the
+        standard deviation of the thought seeds' own values, 0 with one seed; it is not the standard
+        error of their mean.
+      calibrated, sharpened: the published metric at a temperature fitted on other items: the one with
+        the highest likelihood of the allowed answers, and the one with the highest metric.
+      calibrated_at, sharpened_at: those temperatures.
+      accuracy: share of items whose right answer is the likeliest, with its Wilson interval over
+        items; `_spread` is its standard deviation between thought seeds.
+      gain: accuracy less that of the base, on the same items, with the interval of a bootstrap over
+        items; NaN for the base itself.
       nll: mean -log p(right answer) among the answers, nats.
     """
 
@@ -47,13 +49,9 @@ class Row:
     calibrated_at: tuple[float, ...]
     sharpened: float
     sharpened_at: tuple[float, ...]
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
+    accuracy: Interval
     accuracy_spread: float
-    gain: float
-    gain_low: float
-    gain_high: float
+    gain: Interval
     nll: float
 
 
@@ -68,20 +66,20 @@ def row(
     thoughts: str,
     too_long: int,
 ) -> Row:
-    """All numbers of a model's answers.
+    """All scores of a model's answers.
 
     Args:
-      elsewhere: the same model's published decisions on items of another split, for temperatures;
-        None = each half of the items (of even and of odd number) serves the other.
-      base: answers of the model to compare with, to the same items.
+      elsewhere: the same model's published decisions on items of another split, to fit temperatures;
+        None = the items with even numbers are scored at the temperature of the odd ones, and the
+        reverse.
+      base: answers of the base to the same items; None for the base itself.
+      stage, model, task, thoughts, too_long: copied into the row.
     """
     prob_NxR = np.exp(answers.published.right_log_prob())
     correct_NxR = answers.choices.all_right()
-    accuracy = float(correct_NxR.mean())
-    low, high = statistics.wilson(accuracy, len(correct_NxR))
-    gain, gain_low, gain_high = math.nan, math.nan, math.nan
+    gain = statistics.UNKNOWN
     if base is not None:
-        gain, gain_low, gain_high = difference(correct_NxR, base.choices.all_right())
+        gain = difference(correct_NxR, base.choices.all_right())
     calibrated, calibrated_at = scaled(answers.published, elsewhere, least_nll_temperature)
     sharpened, sharpened_at = scaled(answers.published, elsewhere, highest_temperature)
     return Row(
@@ -98,13 +96,9 @@ def row(
         calibrated_at=calibrated_at,
         sharpened=sharpened,
         sharpened_at=sharpened_at,
-        accuracy=accuracy,
-        accuracy_low=low,
-        accuracy_high=high,
+        accuracy=statistics.wilson(float(correct_NxR.mean()), len(correct_NxR)),
         accuracy_spread=_spread(correct_NxR),
         gain=gain,
-        gain_low=gain_low,
-        gain_high=gain_high,
         nll=float(-answers.choices.right_log_prob().mean()),
     )
 
@@ -114,15 +108,13 @@ def expected_prob(decisions: Decisions, temperature: float = 1.0) -> float:
     return float(np.exp(decisions.right_log_prob(temperature)).mean())
 
 
-def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> tuple[float, float, float]:
-    """Mean of first - second, item by item, and its 95% percentile interval over 2,000 resamplings.
+def difference(first_NxR: np.ndarray, second_NxR: np.ndarray) -> Interval:
+    """The mean of first - second, item by item, with the interval of a bootstrap over items.
 
-    Always the same resamplings. Items that are easy or hard for both do not widen it.
+    Items that are easy or hard for both models do not widen it.
     """
     change_N = first_NxR.mean(axis=1) - second_NxR.mean(axis=1)
-    picked = np.random.default_rng(0).integers(len(change_N), size=(2000, len(change_N)))
-    low, high = statistics.percentile(change_N[picked].mean(axis=1))
-    return float(change_N.mean()), low, high
+    return statistics.bootstrap(np.mean, change_N)
 
 
 def scaled(
@@ -130,10 +122,11 @@ def scaled(
     elsewhere: Decisions | None,
     fit: Callable[[Decisions], float],
 ) -> tuple[float, tuple[float, ...]]:
-    """The published metric at a temperature fitted on items that are not measured with it.
+    """The published metric at a temperature that is fitted on other items.
 
     Returns:
-      The metric and the temperatures: one from `elsewhere`, or without it one for each half.
+      The metric and the temperatures: one from `elsewhere`, or one for each half of the items. With a
+      single item and no `elsewhere` the metric is NaN and there are no temperatures.
     """
     if elsewhere is not None:
         temperature = fit(elsewhere)
@@ -150,7 +143,7 @@ def scaled(
 
 
 def least_nll_temperature(decisions: Decisions) -> float:
-    """The temperature at which the right ids are likeliest; all decisions count alike."""
+    """The temperature at which the right ids are likeliest; every decision has the same weight."""
     return statistics.fit_temperature(*decisions.single())
 
 

@@ -1,7 +1,7 @@
-"""SocialIQA (arXiv 1904.09728): three choices. `dev.jsonl` with `dev-labels.lst` (1, 2, 3).
+"""SocialIQA (arXiv 1904.09728), three choices: `dev.jsonl` and `dev-labels.lst` (1, 2, 3).
 
-The published evaluation joins context and question with nothing between ("... attacks.What does
-..."). `task(join=" ")` writes a space there.
+The published evaluation joins context and question without a space ("... attacks.What does ...").
+`task(join=" ")` puts one there.
 """
 
 from __future__ import annotations

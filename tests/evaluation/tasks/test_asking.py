@@ -15,6 +15,7 @@ from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import benchmark_files, reference, tiny_models
 from tests.tiny_runs import sentences
@@ -151,13 +152,13 @@ def test_batches_and_mesh_change_nothing(thinking, asked):
 
 def test_thoughts_are_computed_only_where_something_is_read(thinking, asked, monkeypatch):
     """Behind the colon and behind the letter: positions of the compiled program, against its length."""
-    shapes, real = [], readings.sampling.rollout
+    shapes, real = [], prediction.rollout
 
-    def rollout(params, text, keys_BxPxR, *rest, **options):
-        shapes.append((text.key_LxBxTxGxH.shape[2], *keys_BxPxR.shape[1:]))
-        return real(params, text, keys_BxPxR, *rest, **options)
+    def rollout(params, cache, keys_BxPxR, *rest):
+        shapes.append((cache[0].shape[2], *keys_BxPxR.shape[1:]))
+        return real(params, cache, keys_BxPxR, *rest)
 
-    monkeypatch.setattr(readings.sampling, "rollout", rollout)
+    monkeypatch.setattr(prediction, "rollout", rollout)
     readings._log_probs.clear_cache()  # another test may have compiled this shape
     evaluate(thinking, asked["csqa"], Settings(thought_seeds=2, batch_size=5))
     assert [(positions, thoughts) for _, positions, thoughts in shapes] == [(2, 2)]

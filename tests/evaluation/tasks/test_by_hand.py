@@ -1,4 +1,4 @@
-"""From text to metric through a model whose every probability is written down here."""
+"""Metrics of a model whose every probability is written down here, from text to score."""
 
 import math
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_a_two_digit_number(tokenizer):
     row = measured(bigrams(tokenizer, rows), item)
     assert row.expected_prob == pytest.approx(0.4 * 0.25 * 0.75, rel=1e-5)  # 0.075
     assert row.nll == pytest.approx(-math.log(0.075), rel=1e-5)
-    assert row.accuracy == 0  # 5 is likelier than 8
+    assert row.accuracy.value == 0  # 5 is likelier than 8
     # A comma and a minus sign are walked over.
     signed = Item(item.prompt, " -1,8", (), "number")
     minus, comma = (tokenizer.encode(text)[-1] for text in ("A: -", "A: 1,"))
@@ -91,11 +91,11 @@ def test_a_letter_and_its_sharpening(tokenizer):
     item = lettered("Who saw the cat?", ["Tom", "nobody", "the king", "a bird", "her"], 2)
     row = measured(bigrams(tokenizer, rows), item)
     assert row.expected_prob == pytest.approx(0.4 * 0.25, rel=1e-5)  # 0.1
-    assert row.accuracy == 1 and row.nll == pytest.approx(-math.log(0.1 / 0.2), rel=1e-5)
+    assert row.accuracy.value == 1 and row.nll == pytest.approx(-math.log(0.1 / 0.2), rel=1e-5)
     sharp = measured(bigrams(tokenizer, rows, temperature=0.5), item)
     c = 0.0100 / (0.0025 + 0.0004 + 0.0100 + 0.0004 + 0.0001 + 0.0025)
     line = 0.0400 / (0.0900 + 0.0100 + 0.0100 + 0.0025 + 0.0025 + 0.0400)
     assert sharp.expected_prob == pytest.approx(c * line, rel=1e-5)  # 0.162
-    assert sharp.accuracy == 1
+    assert sharp.accuracy.value == 1
     flat = measured(bigrams(tokenizer, rows, temperature=20.0), item)
-    assert flat.expected_prob < row.expected_prob < sharp.expected_prob and flat.accuracy == 1
+    assert flat.expected_prob < row.expected_prob < sharp.expected_prob and flat.accuracy.value == 1

@@ -35,7 +35,7 @@ def test_what_is_counted():
     }
     row = count(ITEMS + ITEMS, chains, stage="", model="", task="gsm8k")
     assert row.votes == 3 and row.items == 2 and row.too_long == 2
-    assert row.majority == 1 and row.single == pytest.approx(4 / 6)
+    assert row.majority.value == 1 and row.single == pytest.approx(4 / 6)
     # Published: 2, 1, 1 (a failure that is right by luck); then 1, 1 and 20.
     assert row.majority_published == 0.5 and row.single_published == pytest.approx(3 / 6)
     assert row.no_number == pytest.approx(1 / 6) and row.cut_off == pytest.approx(1 / 6)

@@ -95,7 +95,7 @@ def test_real_files(shared, name, file, count):
 
 
 def test_hub_layouts(tmp_path):
-    """As the hub has them in Parquet: CommonsenseQA in columns, labels as numbers or strings."""
+    """Parquet files like those of the hub: CommonsenseQA in columns, labels as numbers or strings."""
 
     def parquet(name, records):
         path = tmp_path / f"{name}.parquet"
@@ -151,7 +151,11 @@ def test_a_split_must_be_named():
 
 def test_what_is_not_here_says_how_to_fetch_it(tmp_path):
     with pytest.raises(UserError, match="add --download"):
-        read(gsm8k.TASK, "tfds:gsm8k:test", options=Options(tfds_dir=str(tmp_path)))
+        read(
+            gsm8k.TASK,
+            "tfds:gsm8k:test",
+            options=Options(tfds_dir=str(tmp_path), download_flag="--download"),
+        )
 
 
 def test_malformed_files(tmp_path):

@@ -40,7 +40,7 @@ class Asked(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of every item that fits: the published product, whether it is right, -log p(right)."""
+    """The published product, correctness and -log p(right) of every item that fits."""
 
     prob_N: np.ndarray
     correct_N: np.ndarray
@@ -101,7 +101,7 @@ def independent(folder: Path, asked: list[Asked], limit: int) -> Scores:
 
 
 def log_probs(folder: Path, contexts: list[Ids], colon_id: int) -> dict[Ids, Table]:
-    """What follows each position of a context from its last colon on."""
+    """Log-probabilities of the token after each position of a context, from its last colon on."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.set_num_threads(1)  # a model so small only waits for others
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
@@ -131,7 +131,7 @@ def score(
     tables: dict[Ids, Table],
     piece_id: Callable[[str], int],
 ) -> tuple[float, bool, float]:
-    """Of one item; a letter is allowed with its blank if there is such a piece, as for B alone here."""
+    """The scores of one item; a letter may have its blank if such a piece exists, as for B alone here."""
     colon = last(ids, piece_id(":"))
     symbols = [piece_id(BLANK + a) or piece_id(a) for a in question.letters]
     allowed = np.array([*(symbols or map(piece_id, "0123456789")), piece_id("<0x0A>")])
@@ -178,7 +178,7 @@ def check(shared: Path, family: str, name: str, chosen: slice) -> None:
         assert mean < 1e-4, metric
     np.testing.assert_allclose(found.prob_N, expected.prob_N, atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(found.nll_N, expected.nll_N, atol=1e-3)
-    reported = (row.expected_prob, row.accuracy, row.nll)
+    reported = (row.expected_prob, row.accuracy.value, row.nll)
     np.testing.assert_allclose(reported, [part.mean() for part in expected], atol=1e-4)
 
 

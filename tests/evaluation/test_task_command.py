@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fqs_jax.evaluation.tasks import command
+from fqs_jax.evaluation import task_command
 from tests import benchmark_files
 from tests.benchmark_files import write_lines
 from tests.tiny_runs import clock_config, refusal, run, save_stage
@@ -56,7 +56,9 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
 
 
 def test_what_is_unknown_is_a_dash():
-    assert command._at(math.nan, ()) == "-" and command._at(0.5, (2.0, 0.5)) == "0.5000 @ 1.00"
+    with_temperature = task_command._with_temperature
+    assert with_temperature(math.nan, ()) == "-"
+    assert with_temperature(0.5, (2.0, 0.5)) == "0.5000 @ 1.00"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,10 @@ def test_what_is_unknown_is_a_dash():
             "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --limit=2 --fit_file=PLACE/copy.jsonl",
             "2 of the first 3 items of --fit_file are in --task_file too",
         ),
-        ("--task=csqa --task_file=PLACE/csqa.jsonl --text=x", "--text is for"),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --text=x",
+            "--text is for --watch or --all_stages or the loss of one model, not for --task;",
+        ),
         (
             "--task=csqa --task_file=PLACE/csqa.jsonl --workdir=PLACE/W",
             "--workdir is for --all_stages; add it, or give --checkpoint=",

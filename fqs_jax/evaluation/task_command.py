@@ -1,12 +1,11 @@
-"""The benchmark part of `python -m fqs_jax.evaluate`: `--task=csqa --task_file=FILE`."""
+"""The task command of `python -m fqs_jax.evaluate`, for benchmarks: `--task=csqa --task_file=FILE`."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
+from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
     chain_of_thought,
@@ -32,88 +33,91 @@ from fqs_jax.evaluation.tasks.decisions import Decisions
 from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import cli, files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
+# Flags besides those that every command uses.
+SHARED = ("workdir", "checkpoint", "stage", "all_stages", "thought_seeds")
 NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
 _FIT_ITEMS = 500  # of --fit_file
 
 
 def define_flags() -> None:
-    """Flags of benchmarks; how many thoughts, seed, batch and JSON are flags of evaluate.py."""
+    """Flags of this command only; evaluate.py defines those that several commands share."""
     flags.DEFINE_enum("task", None, NAMES, "Benchmark.")
     flags.DEFINE_string(
-        "task_file", "", "Its items: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
+        "task_file", "", "Items of the benchmark: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
     )
     flags.DEFINE_string("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
     flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
-    flags.DEFINE_bool("greedy", False, "The likeliest thought in place of sampled ones.")
+    flags.DEFINE_bool("greedy", False, "Use the likeliest thought instead of sampled ones.")
     flags.DEFINE_string(
         "fit_file",
         "",
-        f"Other items, of which the first {_FIT_ITEMS} fit temperatures; without it each half of the items "
-        "serves the other.",
+        f"Other items; the first {_FIT_ITEMS} fit temperatures. Without it, temperatures of each half of the "
+        "items are fitted on the other half.",
     )
     flags.DEFINE_string("fit_labels_file", "", "Answers of --fit_file.")
-    flags.DEFINE_bool("siqa_space", False, "SIQA: a space between context and question.")
+    flags.DEFINE_bool("siqa_space", False, "SIQA: put a space between context and question.")
     flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
-    flags.DEFINE_integer("votes", 0, "GSM8K: vote among so many chains of thought.", 0)
-    flags.DEFINE_float("temperature", 0.8, "Of chains of thought.", 0.0)
-    flags.DEFINE_float("top_p", 0.95, "Of chains of thought.")
-    flags.DEFINE_integer("max_new_tokens", 1000, "Of a chain of thought.", 1)
-    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Has {question} in it.")
-    flags.DEFINE_string("chains_file", "", "Write the chains of thought here, as JSON lines.")
+    flags.DEFINE_integer("votes", 0, "GSM8K: number of chains of thought that vote.", 0)
+    flags.DEFINE_float("temperature", 0.8, "Temperature of chains of thought.", 0.0)
+    flags.DEFINE_float("top_p", 0.95, "Nucleus of chains of thought.")
+    flags.DEFINE_integer("max_new_tokens", 1000, "Tokens of a chain of thought at most.", 1)
+    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Prompt with {question} in it.")
+    flags.DEFINE_string(
+        "chains_file", "", "File to append the chains of thought to, as JSON lines."
+    )
 
 
-def main() -> None:
-    """Evaluate one model or all stages on the task that the flags name."""
+def main() -> int:
+    """Evaluate one model or all stages on the task that the flags name.
+
+    Returns:
+      The exit code, 0.
+    """
     f = flags.FLAGS
     cli.require(task_file=f.task_file)
     _refuse_mistakes()
-    options = Options(download=f.download)
+    options = Options(download=f.download, download_flag="--download")
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
-        _print(votes, _vote_table(votes))
-        return
+        _print(votes, _votes(f.votes))
+        return 0
     fit: list[Item] = []
     if f.fit_file:
         fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
         _refuse_leak(asked, fit)
     found: list[scores.Row] = []
-    base: Answers | None = None  # the first model's, which the others are compared with
+    base: Answers | None = None  # the first model's answers; gains are measured against them
     for stage, name, loaded in _models(cli.mesh_from_flags()):
         rows, base = _rows(stage, name, loaded, asked, fit, base)
         found += rows
-    _print(found, _table(found))
+    _print(found, _SCORES)
+    return 0
 
 
 def _refuse_mistakes() -> None:
-    """Flags that do not go together, before anything is read."""
+    """Refuse flags of this command that do not go together, before anything is read."""
     f = flags.FLAGS
     if f.votes and f.task != "gsm8k":
-        raise UserError("--votes is for --task=gsm8k")
+        raise UserError("--votes is for --task=gsm8k; leave it out")
     if f.chains_file:
         if not f.votes:
-            raise UserError("--chains_file is for --votes")
-        Path(f.chains_file).open("a", encoding="utf-8").close()  # not found out after hours
+            raise UserError("--chains_file is for --votes; add --votes=8 or leave it out")
+        Path(f.chains_file).open("a", encoding="utf-8").close()  # fails now rather than after hours
     if f.votes and f.fit_file:
-        raise UserError("--fit_file is not for --votes, which fit no temperature")
+        raise UserError("--fit_file is not for --votes, which fit no temperature; leave it out")
     if f.fit_labels_file and not f.fit_file:
-        raise UserError("--fit_labels_file is for --fit_file")
-    if f.text:
-        raise UserError("--text is for evaluating without --task; leave out one of the two")
-    if f.workdir and not f.all_stages:
-        raise UserError(
-            f"--workdir is for --all_stages; add it, or give --checkpoint={f.workdir} --stage=N"
-        )
+        raise UserError("--fit_labels_file is for --fit_file; add that or leave it out")
     if f.votes and f.greedy:
-        raise UserError("--greedy is not for --votes, whose thoughts are sampled")
+        raise UserError("--greedy is not for --votes, whose thoughts are sampled; leave it out")
 
 
 def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
-    """Temperatures must not be fitted on what they are measured on, whatever the file is called."""
+    """Refuse to fit temperatures on items that are scored too, under any file name."""
     if both := len(set(asked) & set(fit)):
         raise UserError(
             f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
@@ -149,14 +153,13 @@ def _rows(
     fit: Sequence[Item],
     base: Answers | None,
 ) -> tuple[list[scores.Row], Answers]:
-    """A row without thoughts, and one with them if the model thinks; and what to compare with."""
+    """A row without thoughts, one with thoughts if the model thinks, and the answers of the base."""
     f = flags.FLAGS
-    default = asking.Settings()
     settings = asking.Settings(
-        thought_seeds=f.thought_seeds or default.thought_seeds,
+        thought_seeds=f.thought_seeds or asking.Settings.thought_seeds,
         greedy=f.greedy,
         seed=f.seed,
-        batch_size=f.batch_size or default.batch_size,
+        batch_size=f.batch_size or asking.Settings.batch_size,
         seq_len=f.seq_len,
     )
     with Progress(f"{name}: rows", 0, 0) as bar:
@@ -179,7 +182,6 @@ def _rows(
 
 def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> chain_of_thought.Row:
     f = flags.FLAGS
-    default = chain_of_thought.Settings()
     settings = chain_of_thought.Settings(
         votes=f.votes,
         temperature=f.temperature,
@@ -187,8 +189,8 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
         max_new_tokens=f.max_new_tokens,
         prompt=f.cot_prompt,
         seed=f.seed,
-        batch_size=f.batch_size or default.batch_size,
         seq_len=f.seq_len,
+        batch_size=f.batch_size or chain_of_thought.Settings.batch_size,
     )
     with Progress(f"{name}: questions", 0, 0) as bar:
         chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to)
@@ -201,69 +203,57 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
     return chain_of_thought.count(asked, chains, stage=stage, model=name, task=f.task)
 
 
-def _print(rows: Sequence[Any], table: Table) -> None:
+def _print(rows: Sequence[Any], columns: Columns) -> None:
+    """Print rows as JSON lines or as a table: stage and model, then each column's cells."""
     if flags.FLAGS.json:
         for row in rows:
-            fields = dataclasses.asdict(row)
-            print(json.dumps({k: None if v != v else v for k, v in fields.items()}))  # no NaN
+            print(json.dumps(files.nan_as_none(statistics.flat_fields(row))))
         return
+    left_out = f", {rows[0].too_long} left out: too long" if rows[0].too_long else ""
+    table = Table(title=f"{rows[0].task}: {rows[0].items:,} items{left_out}")
+    table.add_column("stage", justify="right")
+    table.add_column("model")
+    for title in columns:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(row.stage, row.model, *(cell(row) for cell in columns.values()))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
 
 
-def _table(rows: Sequence[scores.Row]) -> Table:
-    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
-    table.add_column("stage", justify="right")
-    table.add_column("model")
-    columns = ("thoughts", "expected p", "calibrated", "sharpened", "accuracy (95%)", "gain (95%)")
-    for column in (*columns, "NLL"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(
-            row.stage,
-            row.model,
-            row.thoughts,
-            f"{row.expected_prob:.4f}",
-            _at(row.calibrated, row.calibrated_at),
-            _at(row.sharpened, row.sharpened_at),
-            _share(row.accuracy, row.accuracy_low, row.accuracy_high),
-            "-"
-            if math.isnan(row.gain)
-            else f"{row.gain:+.3f} ({row.gain_low:+.3f} {row.gain_high:+.3f})",
-            f"{row.nll:.3f}",
-        )
-    return table
-
-
-def _at(value: float, temperatures: Sequence[float]) -> str:
-    """A number, and at which temperature (of two halves, the geometric mean)."""
+def _with_temperature(value: float, temperatures: Sequence[float]) -> str:
+    """A score and its temperature, which is the geometric mean over two halves."""
     if math.isnan(value):
         return "-"  # a single item has no two halves
     return f"{value:.4f} @ {math.prod(temperatures) ** (1 / max(1, len(temperatures))):.2f}"
 
 
-def _share(share: float, low: float, high: float) -> str:
-    return f"{share:.3f} ({low:.3f}-{high:.3f})"
+def _share(share: Interval) -> str:
+    return f"{share.value:.3f} ({share.low:.3f}-{share.high:.3f})"
 
 
-def _vote_table(rows: Sequence[chain_of_thought.Row]) -> Table:
-    table = Table(title=_title(rows[0].task, rows[0].items, rows[0].too_long))
-    table.add_column("stage", justify="right")
-    table.add_column("model")
-    majority = f"maj@{rows[0].votes}"
-    shown = f"{majority} (95%)", "single", f"{majority} published", "single published"
-    for column in (*shown, "no number", "cut off"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        shares = (row.single, row.majority_published, row.single_published)
-        table.add_row(
-            row.stage,
-            row.model,
-            _share(row.majority, row.majority_low, row.majority_high),
-            *(f"{share:.3f}" for share in (*shares, row.no_number, row.cut_off)),
-        )
-    return table
+def _change(change: Interval) -> str:
+    return "-" if math.isnan(change.value) else "{:+.3f} ({:+.3f} {:+.3f})".format(*change)
 
 
-def _title(task: str, count: int, too_long: int) -> str:
-    left_out = f", {too_long} left out: too long" if too_long else ""
-    return f"{task}: {count:,} items{left_out}"
+Columns = dict[str, Callable[[Any], str]]  # each column's title, and its cell in a row
+_SCORES: Columns = {
+    "thoughts": lambda row: row.thoughts,
+    "expected p": lambda row: f"{row.expected_prob:.4f}",
+    "calibrated": lambda row: _with_temperature(row.calibrated, row.calibrated_at),
+    "sharpened": lambda row: _with_temperature(row.sharpened, row.sharpened_at),
+    "accuracy (95%)": lambda row: _share(row.accuracy),
+    "gain (95%)": lambda row: _change(row.gain),
+    "NLL": lambda row: f"{row.nll:.3f}",
+}
+
+
+def _votes(count: int) -> Columns:
+    """Columns of a vote among so many chains."""
+    return {
+        f"maj@{count} (95%)": lambda row: _share(row.majority),
+        "single": lambda row: f"{row.single:.3f}",
+        f"maj@{count} published": lambda row: f"{row.majority_published:.3f}",
+        "single published": lambda row: f"{row.single_published:.3f}",
+        "no number": lambda row: f"{row.no_number:.3f}",
+        "cut off": lambda row: f"{row.cut_off:.3f}",
+    }

@@ -1,0 +1,89 @@
+"""The stages command of `python -m fqs_jax.evaluate`: `--workdir=W --all_stages`, a row for each model."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.evaluation import comparison, comparison_file
+from fqs_jax.evaluation.comparison import Row
+from fqs_jax.runtime import cli
+
+# Flags besides those that every command uses.
+SHARED = ("workdir", "checkpoint", "text", "thought_seeds")
+
+
+def define_flags() -> None:
+    """The flag that chooses this command; --task takes it too."""
+    flags.DEFINE_bool("all_stages", False, "Compare all stages of --workdir.")
+
+
+def main() -> int:
+    """Compare all stages of the working directory that the flags name, print them, and keep the rows.
+
+    Returns:
+      The exit code, 0.
+    """
+    f = flags.FLAGS
+    cli.require(workdir=f.workdir or f.checkpoint)
+    root = Path(f.workdir or f.checkpoint)
+    documents = documents_lib.read_documents(f.text) if f.text else []
+    rows = comparison.compare(
+        root,
+        f.thought_seeds,
+        documents,
+        lambda name: print(f"evaluating {name}", file=sys.stderr),
+        cli.mesh_from_flags(),
+        f.seed,
+        f.seq_len,
+        f.batch_size,
+    )
+    _keep(root, rows)
+    if f.json:
+        for row in rows:
+            print(json.dumps(comparison_file.as_json(row)))
+    else:
+        Console(width=120).print(_table(root, rows))
+    return 0
+
+
+def _keep(root: Path, rows: Sequence[Row]) -> None:
+    """Write the rows and their picture into the working directory, where the report finds them."""
+    from fqs_jax.evaluation import tradeoff  # matplotlib takes most of a second to import
+
+    f = flags.FLAGS
+    about = f.text or comparison_file.PROBLEMS
+    given = {name: f[name] for name in ("text", "thought_seeds", "seed", "seq_len")}
+    changed = {name: flag.value for name, flag in given.items() if flag.value != flag.default}
+    try:
+        comparison_file.write(root, rows, about, changed)
+        tradeoff.write(rows, root / tradeoff.NAME, Path(about).name)
+    except OSError as error:
+        print(f"note: {error.filename}: {error.strerror}; not kept for the report", file=sys.stderr)
+
+
+def _table(root: Path, rows: Sequence[Row]) -> Table:
+    table = Table(title=f"{root}: held-out items")
+    columns = ("stage", "model", "steps", "accuracy", "NLL", "easy", "middle", "hard")
+    for column in (*columns, "ms/token", "FLOPs/token"):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for row in rows:
+        accuracy = row.accuracy.value
+        table.add_row(
+            row.stage,
+            row.name,
+            f"{row.steps:,}",
+            "-" if math.isnan(accuracy) else f"{accuracy:.3f} \u00b1 {row.accuracy_error:.3f}",
+            *(f"{nll:.3f}" for nll in (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
+            f"{row.ms_per_token:.2f}",
+            f"{row.flops_per_token:.2e}",
+        )
+    return table

@@ -1,0 +1,61 @@
+"""The text command of `python -m fqs_jax.evaluate`: `--checkpoint=HF_DIR --text=FILE`."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.evaluation import text
+from fqs_jax.runs import loading
+from fqs_jax.runtime import cli
+from fqs_jax.runtime.progress import Progress
+
+# Flags besides those that every command uses.
+SHARED = ("checkpoint", "stage", "text", "thought_seeds")
+
+
+def define_flags() -> None:
+    """No flags of its own."""
+
+
+def main() -> int:
+    """Print the loss of the model that the flags name on their text.
+
+    Returns:
+      The exit code, 0.
+    """
+    f = flags.FLAGS
+    cli.require(checkpoint=f.checkpoint, text=f.text)
+    documents = documents_lib.read_documents(f.text)
+    loaded = loading.load(f.checkpoint, f.stage, mesh=cli.mesh_from_flags())
+    with Progress("windows", 0, 0) as bar:
+        scores = text.score(
+            loaded,
+            documents,
+            f.seq_len,
+            f.batch_size or 8,
+            f.seed,
+            thoughts=f.thought_seeds or 1,
+            progress=bar.advance_to,
+        ).summary()
+    if scores["seq_len"] > loaded.model.max_seq_len:
+        print(
+            f"note: windows of {scores['seq_len']} tokens, the model was made for "
+            f"{loaded.model.max_seq_len}",
+            file=sys.stderr,
+        )
+    result = {"model": loaded.label, **scores, "documents": len(documents)}
+    if f.json:
+        print(json.dumps(result))
+        return 0
+    table = Table(title=loaded.label)
+    for name in result:
+        table.add_column(name)
+    table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in result.values()))
+    Console().print(table)
+    return 0
