@@ -132,6 +132,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(values: np.ndarray, mesh: Mesh) -> jax.Array:
+    """The array on every device of a mesh; all processes must have the same values.
+
+    Unlike `jax.device_put`, it does not wait for the other processes to compare them.
+    """
+    return jax.make_array_from_callback(values.shape, replicated(mesh), values.__getitem__)
+
+
 def rows(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """The sharding of an array whose first axis is B and whose other axes are not sharded."""
     return NamedSharding(mesh, spec("B" + "." * (len(shape) - 1), shape, mesh))

@@ -152,7 +152,7 @@ def _loop(
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
-            number = jax.device_put(np.int32(step))
+            number = sharding.replicate(np.asarray(step, np.int32), run.mesh)
             # Whatever else moved between host and device here would stall the device at every step.
             with jax.transfer_guard("disallow"):
                 state, values = processes.settled(compiled(state, placed, number))
