@@ -340,3 +340,13 @@ def test_rows_of_a_process_come_back_where_they_belong(num_rows: int) -> None:
     made = sharding.from_local_rows(values[rows], rows, leaf)
     np.testing.assert_array_equal(made, values)
     assert made.sharding == where
+
+
+def test_a_number_on_every_device_moves_nowhere():
+    """A program of the whole mesh takes it where transfers between devices are refused."""
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    number = sharding.replicate(np.asarray(7, np.int32), mesh)
+    assert number.sharding == sharding.replicated(mesh) and number.dtype == np.int32
+    with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
+        doubled = jax.jit(lambda x: x * 2)(number)
+    assert [int(shard.data) for shard in doubled.addressable_shards] == [14] * 8
