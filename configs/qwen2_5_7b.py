@@ -15,7 +15,7 @@ from configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """As for Mistral-7B: the common defaults, and bfloat16 parameters."""
+    """The common defaults and bfloat16 parameters, as for Mistral-7B."""
     c = common.for_checkpoint(
         vocab_size=152064,
         width=3584,

@@ -91,7 +91,7 @@ def _longest(loaded: Loaded, prompts: Sequence[str]) -> int:
 
 
 def _refuse_endless(max_new_tokens: int, max_seq_len: int) -> None:
-    """What is surely a slip: memory for all of it would be taken before the first token."""
+    """Refuse lengths that are surely a slip: memory for all of it is allocated before the first token."""
     if max_new_tokens > _MOST_LENGTHS * max_seq_len:
         raise UserError(
             f"--max_new_tokens={max_new_tokens} is more than {_MOST_LENGTHS} times the {max_seq_len} "

@@ -67,7 +67,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _sweep(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation) -> bool:
-    """For each remat policy the fewest microbatches that fit; more only gather parameters oftener."""
+    """Print the fewest microbatches that fit for each remat policy; more only gather parameters oftener."""
     fastest: Plan | None = None
     table = Table(title=f"{recipe.stage} on {_TOPOLOGY.value}")
     for column in ("remat", "microbatches", "peak GiB", "of GiB", "s/step", "tokens/s", ""):

@@ -310,8 +310,8 @@ def answer_log_probs(
     that token's position.
 
     Args:
-      texts: of each of N items P texts, each of which usually begins with the one before; then all
-        are read in one row.
+      texts: P texts for each of N items. Texts of an item that each begin with the one before share
+        one row.
 
     Returns:
       float64 [R, N, P, A]; R = 1 for a model that does not think.

@@ -187,7 +187,7 @@ def count_flops(recipe: Recipe, mesh: Mesh) -> Flops:
 
 
 def variants(recipe: Recipe, mesh: Mesh) -> Iterator[tuple[str, list[int]]]:
-    """For each remat policy, by FLOPs, the microbatches that leave no group of devices idle."""
+    """The microbatches that leave no group of devices idle, for each remat policy in order of FLOPs."""
     _, most = step_lib.split_rows(dataclasses.replace(recipe, microbatches=1), mesh)
     parts = []
     for count in range(1, recipe.batch_size + 1):

@@ -107,7 +107,7 @@ def abstract_batch(
 
 
 def split_rows(recipe: Recipe, mesh: Mesh) -> tuple[bool, int]:
-    """How the rows of a step are distributed: (rationales are rows of their own, groups of devices).
+    """The distribution of a step's rows: (rationales are rows of their own, groups of devices).
 
     Rationales become rows if more devices can then share the work.
 

@@ -1,9 +1,7 @@
-"""The teacher's part of the stages that have one: what it says of their rows, asked once and kept.
+"""A teacher's predictions for rows of text.
 
-For NTP that is one float a token: the released code stores the teacher's whole mixed logits, 33 MB a
-sequence, of which the loss reads one number, log p(x_{t+1}). Distillation keeps more
-(`distillation.teacher_arrays`). Scores are written in pieces of some batches each, so that an
-interrupted job goes on where it was.
+NTP needs one float for each token: the released code stores the teacher's whole mixed logits, 33 MB a
+sequence, but its loss reads only log p(x_{t+1}). Distillation needs more (`distillation.teacher_arrays`).
 """
 
 from __future__ import annotations
@@ -50,7 +48,7 @@ def predictions(
     thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
-    """What distillation keeps of rows [B, ...] (`distillation.teacher_arrays`).
+    """The arrays that distillation needs for rows [B, ...] (`distillation.teacher_arrays`).
 
     Whole distributions [B, T, R, V] never exist: they are made and read some positions at a time.
     """
@@ -69,17 +67,17 @@ def predictions(
         mixed, _ = mixed_log_probs(params, base[:, :, None], after, thinker.thought)
         log_p = talk_head.mean_log_probs(mixed, axis=2)
         plain = jax.nn.softmax(decoder.head_logits(lm, base))
-        said = {
+        found = {
             "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
             "teacher_log_probs": log_p,
             "teacher_shift": jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2,
         }
         if top_k := shape[-1]:
-            said["teacher_log_probs"], said["teacher_ids"] = jax.lax.top_k(log_p, top_k)
-        return {name: said[name] for name in arrays}
+            found["teacher_log_probs"], found["teacher_ids"] = jax.lax.top_k(log_p, top_k)
+        return {name: found[name] for name in arrays}
 
     chunk = thinker.model.vocab_chunk
     chunk = chunk and max(1, chunk // thinker.thought.rationales)
     others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
-    said = vocab.by_chunks(read, chunk, base_BxTxD, others)
-    return said | {"teacher_log_prob": said["teacher_log_prob"][:, :-1]}
+    found = vocab.by_chunks(read, chunk, base_BxTxD, others)
+    return found | {"teacher_log_prob": found["teacher_log_prob"][:, :-1]}

@@ -26,7 +26,7 @@ STEPS = 3
 
 
 def cursors(model: ModelConfig, params: Any, new: np.ndarray) -> Any:
-    """Where generation stands before each of the new tokens [B, STEPS], and behind the last."""
+    """The positions of generation before each of the new tokens [B, STEPS], and behind the last."""
     tokens, _ = texts(LENGTHS, max(LENGTHS))
     cursor = prefill(params, tokens, jnp.array(LENGTHS), model=model, room=STEPS)
     rows = [list(map(int, row[:length])) for row, length in zip(tokens, LENGTHS, strict=True)]
@@ -131,7 +131,7 @@ def test_a_small_nucleus_is_the_likeliest_token() -> None:
 
 
 def test_impossible_tokens_stay_impossible() -> None:
-    """As for vocabulary rows beyond the tokenizer's."""
+    """Logits of -inf, such as those of vocabulary rows beyond the tokenizer's, are never drawn."""
     log_p = jnp.full((400, 5), -jnp.inf).at[:, 1:3].set(np.log(0.5))
     for top_p in (1.0, 0.9):
         picked = np.asarray(decoding.pick(log_p, jax.random.key(1), 1.5, top_p))

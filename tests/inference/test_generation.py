@@ -60,7 +60,7 @@ def lowered(loaded, rows=2, cache=128):
 
 @pytest.mark.parametrize("number", [BASE, THINKS])
 def test_a_prompt_in_a_batch_is_continued_as_alone(models, number):
-    """Of other lengths than its neighbours, and in other caches."""
+    """Its neighbours have other lengths, and the caches are others."""
     loaded = models[number]
     if loaded.thought is not None:  # draws depend on the row
         thought = dataclasses.replace(loaded.thought, temperature=0.0)

@@ -40,7 +40,7 @@ def segments(kind: str, length: int) -> jax.Array | None:
 
 
 def read(kind: str, length: int) -> np.ndarray:
-    """Which queries' results somebody reads, [B, T]."""
+    """The queries whose results are used, [B, T]."""
     found = segments(kind, length)
     real = found is not None and found.dtype == bool
     return np.asarray(found) if real else np.ones((B, length), bool)
@@ -147,7 +147,7 @@ def test_the_thinking_loss_is_the_same(packed: bool) -> None:
 
 
 def test_splash_skips_what_nobody_sees() -> None:
-    """Of 512 positions' blocks of 4: a tile of queries reads the text up to it and its own tile."""
+    """512 positions with blocks of 4: a tile of queries reads the text up to it and its own tile."""
     mask = attention_splash.BlocksMask(512, None, 2048, 4, 4)
     tiles = attention_splash._kernel(mask, 128, True).fwd_mask_info.block_mask
     text = sum(1 + first // 512 for first in range(0, 2048, 128))  # tiles of 128 text keys

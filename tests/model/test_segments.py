@@ -79,7 +79,7 @@ def test_scores_of_packed_documents(window: int | None) -> None:
 
 
 def test_what_is_predicted_of_packed_documents() -> None:
-    """By talk step, from x_t: never a token of the next document."""
+    """A talk step from x_t never predicts a token of the next document."""
     predicted = np.asarray(batch_lib.talk_targets(packed(), 3))[0].astype(int)
     assert predicted.tolist() == [
         [1, 1, 1, 1, 1, 0, 1, 1, 1, 0, 0],

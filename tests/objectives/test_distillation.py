@@ -145,7 +145,7 @@ def test_labels_alone_are_next_token_training(form: str) -> None:
 
 
 def test_a_last_position_teaches_though_no_token_follows() -> None:
-    """Where the teacher is changed, the loss changes; at padding it does not."""
+    """A change of the teacher changes the loss, except at padding."""
     params, data = random_params(MODEL), batch()
     before = distill_loss(params, data, KEY, DistillConfig())[0]
     other = jnp.asarray(random_log_probs(VOCAB, seed=9), jnp.float32)
@@ -164,7 +164,7 @@ def test_who_is_ahead_of_the_teacher_learns_nothing_from_the_hinge() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_in_chunks(form: str) -> None:
-    """Of 5 tokens a row and one; keys of draws are cut like the tokens."""
+    """Chunks of 5 tokens a row, and of one; the keys of draws are cut like the tokens."""
     params, data = random_params(MODEL), batch(5, shift=True, hinge=form == "hinge")
     config = DistillConfig(form, 0.2, "shift", top_k=5)
 
@@ -229,7 +229,7 @@ def test_what_is_drawn_comes_from_the_student() -> None:
 
 
 def test_tails_keep_their_numbers() -> None:
-    """What is left over may be far less than float32 keeps of 1: values and gradients are finite."""
+    """The rest may be far smaller than the precision of float32 at 1: values and gradients are finite."""
     log_p = jnp.log(jnp.array([1.0, 1e-12]))
     logits = jnp.array([40.0, 2.0, 0.0, -1.0])
     ids = jnp.array([0, 2])

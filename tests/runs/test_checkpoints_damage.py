@@ -181,7 +181,7 @@ def test_what_may_not_be_read_is_not_damaged(folder, monkeypatch):
 
 @pytest.mark.parametrize("places", [1, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_flipped_bit_anywhere_is_harmless_or_noticed(folder, places, capfd):
-    """In arrays, manifests, metadata and JSON: the state is exact, or the step is refused.
+    """A flip in arrays, manifests, metadata or JSON: the state is exact, or the step is refused.
 
     One bit is flipped at a time, in as many bytes of every file as `places` says.
     """

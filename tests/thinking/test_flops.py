@@ -187,7 +187,7 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
 @models
 @pytest.mark.parametrize("thought", [*THOUGHTS, *UNSAMPLED])
 def test_asking_a_teacher(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
-    """As distillation asks; of the traced program without what it computes in vain."""
+    """The count equals the traced program of a teacher, without the work that program discards."""
     model = dataclasses.replace(model, vocab_size=300)  # a head that counts
     said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
     arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}

@@ -239,7 +239,7 @@ def close(actual: Any, expected: Any, where: Any = True) -> None:
 
 
 def defined(model: ModelConfig, mask_BxT: np.ndarray, talk: int) -> np.ndarray:
-    """Where text predictions t + s mean anything, [B, T, A]: a window may leave padding no key."""
+    """The text predictions t + s that are defined, [B, T, A]: a window may leave padding no key."""
     if model.sliding_window is None:
         return np.ones((*mask_BxT.shape, talk), bool)
     return np.stack([np.roll(mask_BxT, -s, axis=1) & mask_BxT for s in range(talk)], axis=-1)

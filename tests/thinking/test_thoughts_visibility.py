@@ -1,4 +1,4 @@
-"""What a thought depends on: the text and the slots that it sees, and the distribution it is drawn from."""
+"""The inputs of a thought: the text and the slots that it sees, and the distribution it is drawn from."""
 
 from __future__ import annotations
 

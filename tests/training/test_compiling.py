@@ -1,4 +1,4 @@
-"""What is compiled, when, and where it is kept.
+"""The programs that a stage compiles, and the folder in which they are cached.
 
 That a step passes over the text once, for all rationales and for both phases, is a matter of FLOPs:
 `test_flops.test_a_thinking_step` finds exactly one such pass in the traced program.
@@ -75,7 +75,7 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 
 
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the user's cache folder, or where JAX was told to keep them."""
+    """They are in the user's cache folder, or in the one that JAX is configured with."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     assert cli.CACHE == files.CACHE / "jax"
     try:

@@ -10,7 +10,7 @@ from fqs_jax.data.problems.task import SPLITS
 
 
 def number(digits: str) -> int:
-    """Of digits that begin with the last one."""
+    """The number with these digits, the last one first."""
     return sum(int(digit) * 10**place for place, digit in enumerate(digits.split()))
 
 

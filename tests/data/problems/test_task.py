@@ -1,4 +1,4 @@
-"""What holds for every built-in task: splits, forms and their shares, tokens, configs."""
+"""Properties of every built-in task: splits, forms and their shares, tokens, configs."""
 
 import collections
 import dataclasses
@@ -201,7 +201,7 @@ def test_the_config_has_the_defaults_of_the_task_and_its_symbols_are_tokens(sour
 
 @kinds
 def test_chance_is_what_guesses_hit(kind):
-    """Of all sequences of symbols that an answer may be, counted out, one is right."""
+    """One of all sequences of symbols that an answer may be is right; they are enumerated here."""
     task = kind()
     hits = []
     for length in task.lengths:

@@ -22,7 +22,7 @@ OPERATIONS = {
 
 
 class Story:
-    """What people have, sentence by sentence."""
+    """The things that people have, sentence by sentence."""
 
     def __init__(self):
         self.have: dict[str, int] = {}

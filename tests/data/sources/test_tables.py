@@ -20,7 +20,7 @@ def table(texts, kind=None):
 
 
 def save_to_disk(folder, parts, new=pyarrow.ipc.new_stream):
-    """What datasets.Dataset.save_to_disk writes."""
+    """The files that datasets.Dataset.save_to_disk writes."""
     folder.mkdir(parents=True)
     names = [f"data-{i:05d}-of-{len(parts):05d}.arrow" for i in range(len(parts))]
     for name, part in zip(names, parts, strict=True):

@@ -1,4 +1,4 @@
-"""Which ids are read where: published lists, the walk along an answer, rows that are shared."""
+"""The ids that are read at each position: published lists, the walk along an answer, shared rows."""
 
 import types
 
