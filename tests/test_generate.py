@@ -38,7 +38,7 @@ def no_terminal(monkeypatch):
 
 
 def printed(model, capsys, show_thoughts):
-    stream = stream_lib._Stream(model, stream_lib._console(), "3 +1", show_thoughts)
+    stream = stream_lib.Stream(model, stream_lib.plain_console(), "3 +1", show_thoughts)
     seen = []
 
     def step(emitted):
@@ -73,7 +73,7 @@ def test_thoughts_have_no_style_elsewhere(model, capsys, no_terminal):
 def test_what_a_terminal_cannot_write_is_a_question_mark(monkeypatch, no_terminal):
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    stream_lib._console().print("3 \udcff é")
+    stream_lib.plain_console().print("3 \udcff é")
     sys.stdout.flush()
     assert written.getvalue() == b"3 ? ?\n"
 

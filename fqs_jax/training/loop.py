@@ -114,11 +114,11 @@ def _loop(
     tokens_per_step = recipe.batch_size * recipe.seq_len
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
-        """Check the metrics of a step, and log them if they are due."""
+        """Log the metrics of a step if they are due, and check them."""
         numbers = jax.device_get(values)
-        _check_finite(numbers, step, run, recipe)
         if step % config.log_every == 0 or step == stage.steps:
             bar.show(metrics.step(step, numbers, tokens=step * tokens_per_step))
+        _check_finite(numbers, step, run, recipe)
 
     def save(step: int) -> None:
         behind.drain()

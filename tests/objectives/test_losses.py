@@ -101,7 +101,7 @@ def test_thought_losses_equal_their_slow_definition(R: int, A: int, advantage: s
 def test_leave_one_out_is_the_distance_to_the_others() -> None:
     config = QuietStarConfig(advantage="leave_one_out")
     mask = jnp.ones((2, 6), bool)
-    ours = losses_of(random_scores(2, 6, 4, 1, 2), mask, config)
+    ours = losses_of(random_scores(2, 6, 4, 1, 2), mask, config).blocks
     for r in range(4):
         others = np.mean(np.delete(ours.reward_BxRxP, r, axis=1), axis=1)
         np.testing.assert_allclose(
