@@ -13,6 +13,7 @@ import pytest
 
 from fqs_jax.curriculum import objective, resolve
 from fqs_jax.data import corpus
+from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives import plain
 from fqs_jax.runs import checkpoints, folders, source
 from fqs_jax.runs.metrics_file import read_rows
@@ -385,7 +386,7 @@ def square(params, batch, key):
     """A loss with the batch's factor in it, NaN where that is."""
     del key
     loss = batch["factor"] * jnp.sum(jnp.square(params["lm"]["w"]))
-    return loss, {"nll_base": loss}
+    return loss, {"nll_base": metrics_lib.scalar(loss)}
 
 
 def test_a_step_without_finite_gradients_changes_nothing():
