@@ -126,7 +126,7 @@ def test_a_run_that_is_asked_to_stop_ends_like_one_that_is_left_alone(place, who
         said = stop(MOMENTS[name], signal.SIGTERM, arguments)
         if name == COPIED:  # there is nothing to save yet, and it dies like any program
             continue
-        assert "run the same command again to go on" in said, name
+        assert "run the same command again to resume" in said, name
         # Before a stage's first step there is nothing new to save.
         assert saved(root) > before or " is at step " in said, name
     run("launch", *arguments)
@@ -182,6 +182,6 @@ def test_what_differs_is_found(whole, tmp_path, monkeypatch):
     lines = text.splitlines(keepends=True)
     for changed in (lines[:5] + lines[4:], lines[:5] + lines[6:], lines[:-1]):
         metrics.write_text("".join(changed))
-        assert difference() == "steps that have a row of metrics"
+        assert difference() == "the steps that have a row of metrics"
     shutil.rmtree(other / "stage_3")
     assert kill_resume.first_difference(whole, other) == "stages that there are"
