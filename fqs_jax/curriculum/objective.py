@@ -123,19 +123,16 @@ def _check_quiet_star(recipe: Recipe) -> None:
         )
 
 
-def _ntp_loss(recipe: Recipe, split_rationales: bool) -> Loss:
-    del split_rationales
-    return functools.partial(plain.ntp_loss, model=recipe.model, config=recipe.objective)
+def _student(loss: Loss) -> Callable[[Recipe, bool], Loss]:
+    """The entry `Objective.loss` of a student, which predicts without thoughts."""
+    return lambda recipe, split_rationales: functools.partial(
+        loss, model=recipe.model, config=recipe.objective
+    )
 
 
 def _ntp_flops(recipe: Recipe) -> int:
     sampled = recipe.objective.action == "sampled"
     return flops.ntp_step(recipe.model, recipe.batch_size, recipe.seq_len, sampled)
-
-
-def _distill_loss(recipe: Recipe, split_rationales: bool) -> Loss:
-    del split_rationales
-    return functools.partial(distillation.distill_loss, model=recipe.model, config=recipe.objective)
 
 
 def _distill_arrays(recipe: Recipe) -> Arrays:
@@ -159,7 +156,7 @@ OBJECTIVES: dict[str, Objective] = {
         in_other_records=True,
     ),
     "ntp": Objective(
-        loss=_ntp_loss,
+        loss=_student(plain.ntp_loss),
         step_flops=_ntp_flops,
         settings=lambda config, section: NTPConfig(**section),
         kind="student",
@@ -168,7 +165,7 @@ OBJECTIVES: dict[str, Objective] = {
         in_other_records=True,
     ),
     "distill": Objective(
-        loss=_distill_loss,
+        loss=_student(distillation.distill_loss),
         step_flops=_next_token_flops,
         settings=lambda config, section: DistillConfig(**section),
         kind="student",

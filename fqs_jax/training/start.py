@@ -11,17 +11,14 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.tokenizer import Tokenizer
-from fqs_jax.model import placement
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking import parameters
 from fqs_jax.thinking.config import Thinker
-from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.step import Program, State
 
@@ -53,18 +50,20 @@ class Run:
 
 def starting_state(run: Run, recipe: Recipe, program: Program) -> State:
     """The state before a stage's first step, created in its place on the mesh."""
-    params = starting_params(run, recipe)
-    stage = recipe.stage
-    transform = optimizer.make(recipe.optimizer, stage.learning_rate, stage.steps)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state.optimizer)
-    return State(params, jax.jit(transform.init, out_shardings=shardings)(params))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    params = starting_params(run, recipe, shardings.params)
+    init = jax.jit(program.optimizer.init, out_shardings=shardings.optimizer)
+    return State(params, init(params))
 
 
-def starting_params(run: Run, recipe: Recipe) -> Params:
+def starting_params(run: Run, recipe: Recipe, shardings: Params) -> Params:
     """Parameters before the stage's first step: see the order of precedence in training/loop.py.
 
     A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
     reset switches renew (published: marks and the head's last layer at every stage).
+
+    Args:
+      shardings: placement of the parameters, `Program.state`.
     """
     config, start = run.config, recipe.stage.start
     if start is None:
@@ -88,7 +87,6 @@ def starting_params(run: Run, recipe: Recipe) -> Params:
             kept["talk_head"] = {**kept["talk_head"], "out": fresh["talk_head"]["out"]}
         return kept
 
-    abstract = objective.abstract_params(recipe.model, recipe.thought)
-    shardings = placement.of_parameters(abstract, run.mesh)["thought"]
-    made = jax.jit(thought, out_shardings=shardings)(params["lm"]["embed"], params.get("thought"))
+    make = jax.jit(thought, out_shardings=shardings["thought"])
+    made = make(params["lm"]["embed"], params.get("thought"))
     return {**params, "thought": made}

@@ -44,11 +44,13 @@ class Program(NamedTuple):
 
     Attributes:
       step: jitted (state, batch, step number from 0) -> (state, metrics); the state is donated.
+      optimizer: the transformation whose state is in `state`.
       state, batch: shapes, dtypes and placement.
       row_groups: groups of devices that each work on rows of their own.
     """
 
     step: Any
+    optimizer: optax.GradientTransformation
     state: State
     batch: dict[str, jax.ShapeDtypeStruct]
     row_groups: int
@@ -79,7 +81,8 @@ def program(recipe: Recipe, mesh: Mesh, extra_keys: tuple[str, ...] = ()) -> Pro
     state = State(*(placement.placed(tree, mesh) for tree in state))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
-    return Program(jitted, state, abstract_batch(recipe, mesh, extra_keys), row_groups)
+    batch = abstract_batch(recipe, mesh, extra_keys)
+    return Program(jitted, transform, state, batch, row_groups)
 
 
 def stage_key(recipe: Recipe) -> jax.Array:

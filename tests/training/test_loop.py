@@ -299,7 +299,10 @@ def test_a_damaged_finished_stage_can_be_made_again(begun, whole, config, capfd)
 
 def start_of(root, config, number):
     run = run_of(root, config)
-    return start.starting_params(run, stage_of(run, number))
+    recipe = stage_of(run, number)
+    state = step_lib.program(recipe, run.mesh).state
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return start.starting_params(run, recipe, shardings.params)
 
 
 def assert_same(a, b):
