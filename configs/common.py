@@ -149,7 +149,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.thought.mixing_bias = 0.0  # added before the sigmoid; sigmoid and probability only
     c.thought.embedding_scale = 100.0  # stored marks are multiplied by this (released)
     c.thought.temperature = 1.0  # for sampling in training (released)
-    c.thought.eval_temperature = 1.0  # at evaluation; 0 = greedy, as the paper says (released: 1)
+    c.thought.eval_temperature = 1.0  # at evaluation; 0 = greedy, as in the paper (released: 1)
     c.thought.reinforce_temperature = 3.0  # for scoring sampled tokens (released)
     # A training step thinks at this share of a row's positions, chosen again each step (published: 1).
     # Below 1 the loss is an unbiased estimate of the full one, at a fraction of the cost.

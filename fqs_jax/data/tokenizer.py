@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import sentencepiece
 import tokenizers
 
-from fqs_jax.runtime import files
+from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError
 
 # Qwen2's pre-tokenizer, which splits text before byte-level BPE: contractions, words with one
@@ -142,7 +142,7 @@ def _load_backend(folder: Path, settings: Mapping, model_config: Mapping) -> Bac
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return files.read_json(path) if path.exists() else {}
+    return inputs.read_json(path) if path.exists() else {}
 
 
 def _added_tokens(folder: Path, settings: Mapping) -> dict[str, int]:

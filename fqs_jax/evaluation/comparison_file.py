@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.statistics import flat_fields
 from fqs_jax.runs import folders
-from fqs_jax.runtime import files
+from fqs_jax.runtime import files, inputs
 from fqs_jax.runtime.errors import UserError
 
 NAME = "evaluation.json"
@@ -41,7 +41,7 @@ def read(root: Path) -> Kept | None:
     if not (root / NAME).exists():
         return None
     try:
-        content = files.read_json(root / NAME)
+        content = inputs.read_json(root / NAME)
     except UserError:
         return None  # damaged: the comparison is made again
     rows = content.get("rows")

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fqs_jax.model.config import ModelConfig, RopeScaling
+from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.files import read_json
 
 Json = Mapping[str, Any]
 
@@ -83,7 +83,7 @@ def read_config(folder: str | Path) -> ModelConfig:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; expected one with config.json and safetensors")
     path = folder / "config.json"
-    raw = read_json(path)
+    raw = inputs.read_json(path)
     try:
         return _parse(raw)
     except UserError as error:

@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from fqs_jax.data import tokenizer_training
-from fqs_jax.runtime import files
+from fqs_jax.runtime import inputs
 
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 
@@ -36,7 +36,7 @@ def write_tokenizer_json(source: Path, folder: Path) -> None:
     model, settings = source / "tokenizer.model", source / "tokenizer_config.json"
     if (source / "tokenizer.json").exists() or not (model.exists() and settings.exists()):
         return
-    if files.read_json(settings) != tokenizer_training.TRAINED:
+    if inputs.read_json(settings) != tokenizer_training.TRAINED:
         return
     proto = ModelProto.FromString(model.read_bytes())
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:

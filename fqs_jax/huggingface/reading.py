@@ -21,7 +21,7 @@ from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime import files, sharding
+from fqs_jax.runtime import inputs, sharding
 from fqs_jax.runtime.errors import UserError
 
 
@@ -176,7 +176,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        weight_map = files.read_json(folder / INDEX).get("weight_map")
+        weight_map = inputs.read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{folder / INDEX} has no weight_map")
         shards = sorted({str(shard) for shard in weight_map.values()})

@@ -22,7 +22,7 @@ from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, wr
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime import files
+from fqs_jax.runtime import files, inputs
 from fqs_jax.runtime.errors import UserError
 
 # Files that an export copies from its source: those of the tokenizer, of generation and of the
@@ -121,7 +121,7 @@ def _check_leaves(leaves: Leaves, config: ModelConfig) -> None:
 def _source_dtype(source: Path | None) -> str | None:
     if source is None or not (source / "config.json").exists():
         return None
-    return stored_dtype(files.read_json(source / "config.json"))
+    return stored_dtype(inputs.read_json(source / "config.json"))
 
 
 def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
@@ -137,7 +137,7 @@ def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
                     f"{path} implies {field} {theirs[field]}, but the model has {ours[field]}: "
                     "give the folder that this model started from"
                 )
-        raw = files.read_json(path)
+        raw = inputs.read_json(path)
         if stored_dtype(raw) in (None, dtype):
             return path.read_bytes()
         raw = with_dtype(raw, dtype)

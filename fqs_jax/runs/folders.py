@@ -19,7 +19,7 @@ from typing import Any
 import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime import agreement, inputs
 
 _PAUSE = 0.3  # seconds between two looks
 
@@ -45,7 +45,7 @@ def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]
     Raises:
       UserError: its run.json is missing or cannot be read.
     """
-    run = files.read_json(stage_folder(root, number) / "run.json")
+    run = inputs.read_json(stage_folder(root, number) / "run.json")
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in run["stage"].items()

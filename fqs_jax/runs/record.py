@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
-from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime import agreement, files, inputs
 from fqs_jax.runtime.errors import UserError
 
 # Fields, in any section of the config, that may change between two starts of the same stage.
@@ -93,7 +93,7 @@ def _compare(
     # If the learning rate decays to the last step, the number of steps changes every step's rate.
     decays = config.optimizer.decay_steps == 0 and step < stage.steps
     ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
-    if changed := change(files.read_json(folder / "run.json"), run, ignored):
+    if changed := change(inputs.read_json(folder / "run.json"), run, ignored):
         if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"
         raise UserError(
@@ -110,7 +110,7 @@ def _compare(
 def _made_from(root: Path, number: int, step: int) -> int | None:
     """The number of a stage that was made from this step of a stage; None if there is none."""
     for child in existing_stages(root):
-        run = files.read_json(stage_folder(root, child.number) / "run.json")
+        run = inputs.read_json(stage_folder(root, child.number) / "run.json")
         if run["made_from"].get(str(number), {}).get("step") == step:
             return child.number
     return None
@@ -122,7 +122,7 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
     All processes must call this.
     """
     path = stage_folder(root, number) / "run.json"
-    lineage = digest(files.read_json(path)) if path.exists() else None
+    lineage = digest(inputs.read_json(path)) if path.exists() else None
     return {"step": saved_step(root, number), "lineage": lineage}
 
 

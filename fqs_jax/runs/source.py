@@ -21,7 +21,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
-from fqs_jax.runtime import agreement, files, sharding
+from fqs_jax.runtime import agreement, files, inputs, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import parameters
 
@@ -166,4 +166,4 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _read_origin(root: Path) -> dict[str, Any]:
-    return files.read_json(source_folder(root) / "origin.json")
+    return inputs.read_json(source_folder(root) / "origin.json")

@@ -1,4 +1,4 @@
-"""JSON with readable errors, and files and folders that appear complete or not at all.
+"""Files and folders that are written: they appear complete or not at all.
 
 A file or folder gets its name by a rename, after its content has reached the disk. So neither a kill
 nor a power cut leaves a part of it under that name.
@@ -22,23 +22,6 @@ from fqs_jax.runtime.errors import UserError
 
 # The user's folder for everything that can be made again.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-      UserError: the file is missing, unreadable, not valid JSON, or its top level is no object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object, found a {type(value).__name__}")
-    return value
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,7 @@ from fqs_jax.data import corpus
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.runs import folders, history
 from fqs_jax.runs import source as source_lib
-from fqs_jax.runtime import files
+from fqs_jax.runtime import files, inputs
 from fqs_jax.sweeps.cells import Cell
 
 RESULT = "result.json"  # in the folder of a cell
@@ -117,7 +117,7 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
 def read(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell; None if it has none, or the result of another command (`is_stale`)."""
     path = cell.folder / RESULT
-    result = files.read_json(path) if path.exists() else {}
+    result = inputs.read_json(path) if path.exists() else {}
     return result if result.get("flags") == cell.flags else None
 
 

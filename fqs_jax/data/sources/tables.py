@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from fqs_jax.data.sources import text_files
-from fqs_jax.runtime import files as files_lib
+from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError
 
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # mark folders of `save_to_disk`
@@ -97,14 +97,14 @@ def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
     elif split:
         raise UserError(f"{folder} is one dataset without splits; leave out :{split}")
     state = folder / DATASET
-    if files_lib.read_json(state).get("_indices_data_files"):  # written by old versions
+    if inputs.read_json(state).get("_indices_data_files"):  # written by old versions
         raise UserError(f"{folder} holds a selection of rows; save it after flatten_indices()")
     names = _listed(state, "_data_files")
     return [_open_arrow(folder / str(name["filename"]), key) for name in names]
 
 
 def _listed(path: Path, field: str) -> list[Any]:
-    values = files_lib.read_json(path).get(field)
+    values = inputs.read_json(path).get(field)
     if not isinstance(values, list):
         raise UserError(f"{path}: no list {field!r}; the folder is incomplete, save it again")
     return values

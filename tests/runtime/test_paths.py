@@ -1,0 +1,37 @@
+"""Paths as users write them."""
+
+from pathlib import Path
+
+import pytest
+
+from fqs_jax.runtime import paths
+from fqs_jax.runtime.errors import UserError
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.jsonl", "/a/~b", "a:b", "tfds:name", "./gs", ""])
+def test_a_path_stays(path):
+    assert paths.expand(path) == Path(path)
+
+
+def test_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    assert paths.expand("~/run") == Path("/home/of/mine/run")
+    assert paths.expand("~") == Path("/home/of/mine")
+    with pytest.raises(UserError, match=r"~nobody-of-that-name/run: there is no home folder"):
+        paths.expand("~nobody-of-that-name/run")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["gs://bucket/run", "s3://bucket", "hf://org/name", "file:///etc", "GS://b", "https://a/b"],
+)
+def test_addresses_are_refused(address):
+    with pytest.raises(UserError, match="is an address"):
+        paths.expand(address)
+    with pytest.raises(UserError, match="is an address"):  # what pathlib makes of it
+        paths.expand(Path(address))
+
+
+def test_nul():
+    with pytest.raises(UserError, match="NUL"):
+        paths.expand("a\0b")
