@@ -1,44 +1,16 @@
-"""Tokenizers: SentencePiece and Hugging Face fast tokenizers behind one small interface."""
+"""Tokenizers: text to token ids and back, as the files of a Hugging Face folder describe it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import sentencepiece
-import tokenizers
-
+from fqs_jax.data import added_tokens, tokenizer_files
+from fqs_jax.data.tokenizer_backends import Backend
 from fqs_jax.runtime import inputs
-from fqs_jax.runtime.errors import UserError
-
-# Qwen2's pre-tokenizer, which splits text before byte-level BPE: contractions, words with one
-# leading sign, single digits, signs, line breaks, spaces.
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-class Backend(Protocol):
-    """The functions that a tokenizer library must provide. They never add special tokens."""
-
-    vocab_size: int
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
-
-    def decode(self, ids: list[int]) -> str: ...
-
-    def id_of(self, piece: str) -> int | None: ...
-
-    def own_id(self, kind: str) -> int | None:
-        """The id of the bos, eos or pad token in the library's own file, or None."""
-
-    def adds_bos(self) -> bool:
-        """True if texts start with BOS unless tokenizer_config.json sets add_bos_token."""
+from fqs_jax.runtime.errors import UserError, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +19,11 @@ class Tokenizer:
 
     Attributes:
       bos_id: the id of the beginning-of-text token; None if it does not exist.
-      eos_id: the id of the end-of-text token; None if it does not exist.
+      eos_id: the id of the end-of-text token that ends a training document; None if it does not exist.
       pad_id: the id of the padding token, else of the end token, else 0.
       add_bos: True if texts should start with bos_id; `encode` leaves that to the caller.
+      other_ends: ids besides eos_id that end a text when it is generated.
+      rows: rows of the model's embedding table, beyond which there is no id; None = not known yet.
     """
 
     backend: Backend
@@ -57,6 +31,8 @@ class Tokenizer:
     eos_id: int | None
     pad_id: int
     add_bos: bool
+    other_ends: frozenset[int] = frozenset()
+    rows: int | None = None
 
     @property
     def opening(self) -> list[int]:
@@ -64,25 +40,84 @@ class Tokenizer:
         return [self.bos_id] if self.add_bos and self.bos_id is not None else []
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end a text when it is generated."""
+        return self.other_ends | ({self.eos_id} if self.eos_id is not None else set())
+
+    @property
     def vocab_size(self) -> int:
         """One more than the largest id; a model's vocabulary may be padded beyond it."""
-        return self.backend.vocab_size
+        named = [i for i in (self.bos_id, *self.end_ids) if i is not None]
+        return max([self.backend.vocab_size, *(i + 1 for i in named)])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids without BOS or EOS. Lone surrogates, which are not valid text, become '?'."""
-        return self.backend.encode(_clean(text))
+        """Token ids without BOS or EOS. Lone surrogates, which are not valid text, become '?'.
+
+        Raises:
+          UserError: the library cannot encode the text, or the model has no row for one of its tokens.
+        """
+        return self._in_table(self.backend.encode(_clean(text)))
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The token ids of each text, as by `encode`, computed in several threads."""
-        return self.backend.encode_batch([_clean(text) for text in texts])
+        rows = self.backend.encode_batch([_clean(text) for text in texts])
+        return [self._in_table(ids) for ids in rows]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; special tokens and ids outside the vocabulary are left out."""
-        return self.backend.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+        """Text of token ids; special tokens and ids outside the vocabulary are left out.
+
+        Raises:
+          UserError: the library cannot decode them.
+        """
+        size = self.backend.vocab_size
+        return self.backend.decode([int(i) for i in ids if 0 <= i < size])
 
     def id_of(self, piece: str) -> int | None:
         """The id of a vocabulary entry by its spelling in the vocabulary; None if it does not exist."""
         return self.backend.id_of(piece)
+
+    def for_table(self, rows: int, folder: str | Path) -> Tokenizer:
+        """This tokenizer for a model whose embedding table has so many rows.
+
+        Added tokens may lie beyond the table as long as no text has them; `encode` refuses them then.
+
+        Args:
+          folder: where model and tokenizer are from, for errors.
+
+        Raises:
+          UserError: the trained vocabulary, the BOS token or an end token lies beyond the table.
+        """
+        place, last = inputs.name(folder), f"the model's embedding table ends at id {rows - 1}"
+        if self.backend.trained_size > rows:
+            raise UserError(
+                f"{place}: the tokenizer has {self.backend.trained_size} tokens, but {last}; "
+                "use the tokenizer that belongs to this model"
+            )
+        named = [("beginning-of-text", self.bos_id), *(("end", i) for i in sorted(self.end_ids))]
+        for kind, token_id in named:
+            if token_id is not None and not 0 <= token_id < rows:
+                raise UserError(
+                    f"{place}: the {kind} token has id {token_id}, but {last}; correct config.json, "
+                    "generation_config.json and the tokenizer's files, or use the tokenizer that "
+                    "belongs to this model"
+                )
+        if self.backend.vocab_size > rows:
+            tokenizer_files.note(
+                f"{place}: the tokenizer has added tokens up to id {self.backend.vocab_size - 1}, "
+                f"but {last}; a text with one of those tokens will be refused",
+                once=f"beyond {self.backend.vocab_size} {rows}",
+            )
+        pad_id = self.pad_id if self.pad_id < rows else (self.eos_id or 0)
+        return dataclasses.replace(self, rows=rows, pad_id=pad_id)
+
+    def _in_table(self, ids: list[int]) -> list[int]:
+        if self.rows is None or not ids or (largest := max(ids)) < self.rows:
+            return ids
+        raise UserError(
+            f"the text has the token {printable(self.backend.piece_of(largest), 60)!r} of id "
+            f"{largest}, but the model's embedding table ends at id {self.rows - 1}; use the "
+            "tokenizer that belongs to this model, or a text without that token"
+        )
 
 
 def _clean(text: str) -> str:
@@ -92,23 +127,28 @@ def _clean(text: str) -> str:
 def load(folder: str | Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    The first of these that exists is read: tokenizer.model (SentencePiece), tokenizer.json, vocab.json
-    + merges.txt (Qwen2 only). tokenizer_config.json, special_tokens_map.json and config.json name
-    the special tokens; each file may be absent. As in the models' own code, SentencePiece treats the
-    spelling of a special token in a text as plain text; the other two treat it as the token.
+    The first of these that can be read is used: tokenizer.json, tokenizer.model (SentencePiece),
+    vocab.json + merges.txt (Qwen2 only). The other files of tokenizers, generation_config.json and
+    config.json name the special tokens and further tokens; each file may be absent. The spelling of an
+    added token in a text is that token, as in transformers; in a tokenizer that fqs_jax trained, the
+    spelling of a special token is plain text.
 
     Raises:
       UserError: no tokenizer is found, or a file is damaged.
     """
     folder = Path(folder)
-    settings = _optional_json(folder / "tokenizer_config.json")
-    tokens = {**_optional_json(folder / "special_tokens_map.json"), **settings}
+    settings = added_tokens.settings_of(folder)
     model_config = _optional_json(folder / "config.json")
-    backend = _load_backend(folder, settings, model_config)
+    backend = tokenizer_files.read_backend(folder, settings, model_config)
 
-    bos_id = _special_id("bos", tokens, model_config, backend)
-    eos_id = _special_id("eos", tokens, model_config, backend)
-    pad_id = _special_id("pad", tokens, model_config, backend)
+    ids = {
+        kind: _special_id(kind, settings, model_config, backend, folder)
+        for kind in ("bos", "eos", "pad")
+    }
+    bos_id, eos_id, pad_id = ids["bos"], ids["eos"], ids["pad"]
+    ends = set(_ids(model_config, "eos", folder / "config.json"))
+    generation = folder / "generation_config.json"
+    ends.update(_ids(_optional_json(generation), "eos", generation))
     add_bos = settings.get("add_bos_token")
     return Tokenizer(
         backend=backend,
@@ -116,28 +156,7 @@ def load(folder: str | Path) -> Tokenizer:
         eos_id=eos_id,
         pad_id=next((i for i in (pad_id, eos_id) if i is not None), 0),
         add_bos=bos_id is not None and (backend.adds_bos() if add_bos is None else bool(add_bos)),
-    )
-
-
-def _load_backend(folder: Path, settings: Mapping, model_config: Mapping) -> Backend:
-    if (path := folder / "tokenizer.model").is_file():
-        return _SentencePiece(path, _added_tokens(folder, settings))
-    if (path := folder / "tokenizer.json").is_file():
-        try:
-            return _Fast(tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path} is not a tokenizer.json that can be read: {error}") from error
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        kind = settings.get("tokenizer_class") or model_config.get("model_type") or "unknown"
-        if not str(kind).lower().startswith("qwen2"):
-            raise UserError(
-                f"{folder} has vocab.json and merges.txt of a {kind} tokenizer; only Qwen2's can be "
-                "read from these files: save it with transformers as tokenizer.json"
-            )
-        return _Fast(_build_qwen2(folder, _added_tokens(folder, settings)))
-    raise UserError(
-        f"{folder} has no tokenizer: expected tokenizer.model, tokenizer.json, or Qwen2's "
-        "vocab.json and merges.txt"
+        other_ends=frozenset(ends - {eos_id}),
     )
 
 
@@ -145,123 +164,48 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return inputs.read_json(path) if path.exists() else {}
 
 
-def _added_tokens(folder: Path, settings: Mapping) -> dict[str, int]:
-    """Tokens beyond the trained vocabulary, with their ids, from the two files that may list them."""
-    try:
-        decoder = settings.get("added_tokens_decoder") or {}
-        listed = {entry["content"]: int(i) for i, entry in decoder.items()}
-        added = _optional_json(folder / "added_tokens.json").items()
-        return listed | {str(content): int(i) for content, i in added}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}: the list of added tokens is malformed ({error!r})") from error
-
-
-def _special_id(kind: str, tokens: Mapping, model_config: Mapping, backend: Backend) -> int | None:
+def _special_id(
+    kind: str, settings: Mapping, model_config: Mapping, backend: Backend, folder: Path
+) -> int | None:
     """The id of a special token: by its spelling, else from config.json, else from the library's file.
 
     A spelling of null means that the token does not exist.
     """
-    if (key := f"{kind}_token") in tokens:
-        value = tokens[key]
-        spelling = value.get("content") if isinstance(value, dict) else value
+    if (key := f"{kind}_token") in settings:
+        spelling = added_tokens.spelling(settings[key])
         if spelling is None:
             return None
-        if (token_id := backend.id_of(str(spelling))) is not None:
+        token_id = backend.id_of(spelling)
+        if token_id is not None and (
+            spelling not in backend.appended or token_id < _rows(model_config)
+        ):
             return token_id
-    value = model_config.get(f"{kind}_token_id")
-    if isinstance(value, list) and value:
-        value = value[0]  # several tokens may end a text; the first is the main one
-    if isinstance(value, int) and value >= 0:
-        return value
-    return backend.own_id(kind)
+    named = _ids(model_config, kind, folder / "config.json")
+    # Several tokens may end a text; the first is the main one.
+    return named[0] if named else backend.own_id(kind)
 
 
-class _SentencePiece:
-    def __init__(self, path: Path, added: Mapping[str, int]):
-        try:
-            self.model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"{path} is not a SentencePiece model ({error})") from error
-        self.added = added
-        self.num_pieces = self.model.get_piece_size()
-        self.vocab_size = max([self.num_pieces, *(i + 1 for i in added.values())])
-
-    def encode(self, text: str) -> list[int]:
-        return self.model.encode(text)
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return self.model.encode(texts)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.model.decode([i for i in ids if i < self.num_pieces])
-
-    def id_of(self, piece: str) -> int | None:
-        if piece in self.added:
-            return self.added[piece]
-        token_id = self.model.piece_to_id(piece)  # of an unknown piece: the unknown token's
-        return token_id if self.model.id_to_piece(token_id) == piece else None
-
-    def own_id(self, kind: str) -> int | None:
-        ids = {"bos": self.model.bos_id(), "eos": self.model.eos_id(), "pad": self.model.pad_id()}
-        return ids[kind] if ids[kind] >= 0 else None
-
-    def adds_bos(self) -> bool:
-        return True  # the Llama convention
+def _rows(model_config: Mapping) -> int:
+    """The vocabulary in config.json: a token that no file gives an id exists if the model has its row."""
+    size = model_config.get("vocab_size")
+    return size if isinstance(size, int) else 0
 
 
-class _Fast:
-    def __init__(self, tokenizer: tokenizers.Tokenizer):
-        tokenizer.no_truncation()  # a tokenizer.json may contain either
-        tokenizer.no_padding()
-        self.tokenizer = tokenizer
-        self.vocab_size = max(tokenizer.get_vocab().values(), default=-1) + 1
+def _ids(config: Mapping, kind: str, path: Path) -> list[int]:
+    """The ids that a config names for a kind of token: an id, a list of them, or none.
 
-    def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids)
-
-    def id_of(self, piece: str) -> int | None:
-        return self.tokenizer.token_to_id(piece)
-
-    def own_id(self, kind: str) -> int | None:
-        return None
-
-    def adds_bos(self) -> bool:
-        """True if the file's post-processor adds a token in front."""
-        plain, full = self.encode("a"), self.tokenizer.encode("a").ids
-        return len(full) > len(plain) and full[0] != plain[0]
-
-
-def _build_qwen2(folder: Path, added: Mapping[str, int]) -> tokenizers.Tokenizer:
-    """Qwen2's byte-level BPE from its two text files."""
-    try:
-        model = tokenizers.models.BPE.from_file(
-            str(folder / "vocab.json"), str(folder / "merges.txt")
-        )
-    except Exception as error:  # the library raises nothing narrower
-        raise UserError(f"{folder}: vocab.json or merges.txt is damaged ({error})") from error
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.NFC()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
-        [
-            tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_PATTERN), behavior="isolated"),
-            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    for content, token_id in sorted(added.items(), key=lambda item: item[1]):
-        tokenizer.add_special_tokens([tokenizers.AddedToken(content, normalized=False)])
-        if tokenizer.token_to_id(content) != token_id:
+    Raises:
+      UserError: one is no id. -1 as the id of the padding token means that there is none.
+    """
+    value = config.get(f"{kind}_token_id")
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    for token_id in ids:
+        whole = isinstance(token_id, int) and not isinstance(token_id, bool)
+        if kind == "pad" and whole and token_id < 0:
+            return []
+        if not whole or token_id < 0:
             raise UserError(
-                f"{folder}: added token {content!r} should have id {token_id}, the vocabulary "
-                f"gives it {tokenizer.token_to_id(content)}; vocab.json belongs to another model"
+                f"{inputs.name(path)}: {kind}_token_id is {printable(repr(value), 60)}, and ids are "
+                "whole numbers from 0; correct the file"
             )
-    return tokenizer
+    return ids

@@ -10,19 +10,9 @@ from pathlib import Path
 import sentencepiece
 
 from fqs_jax.data.tokenizer import Tokenizer, load
+from fqs_jax.data.tokenizer_files import TRAINED
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
-
-# tokenizer_config.json of every tokenizer that fqs_jax trains.
-TRAINED = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "clean_up_tokenization_spaces": False,
-}
 
 
 def train_sentencepiece(

@@ -52,7 +52,7 @@ class TokenTimes:
         shapes = structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         thought = {name: part for name, part in loaded.params.items() if name != "lm"}
         # Ids beyond the text's end count too: a model that stops early is not faster.
-        tokenizer = dataclasses.replace(loaded.tokenizer, eos_id=None)
+        tokenizer = dataclasses.replace(loaded.tokenizer, eos_id=None, other_ends=frozenset())
         self._loaded[program] = dataclasses.replace(loaded, params=thought, tokenizer=tokenizer)
         self._shapes[program], self._params[shapes] = shapes, lm
         return program

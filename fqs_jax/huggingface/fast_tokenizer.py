@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from fqs_jax.data import tokenizer_training
-from fqs_jax.runtime import inputs
+from fqs_jax.data.tokenizer_files import TRAINED
+from fqs_jax.runtime import files, inputs
 
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 
@@ -36,15 +36,16 @@ def write_tokenizer_json(source: Path, folder: Path) -> None:
     model, settings = source / "tokenizer.model", source / "tokenizer_config.json"
     if (source / "tokenizer.json").exists() or not (model.exists() and settings.exists()):
         return
-    if inputs.read_json(settings) != tokenizer_training.TRAINED:
+    if inputs.read_json(settings) != TRAINED:
         return
-    proto = ModelProto.FromString(model.read_bytes())
+    proto = ModelProto.FromString(inputs.read_bytes(model, 1 << 28))
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
         return
-    build_tokenizer(proto).save(str(folder / "tokenizer.json"))
+    # By its text: the library itself takes only paths that are UTF-8.
+    files.write_text(folder / "tokenizer.json", build_tokenizer(proto).to_str(pretty=True))
     # `<s>` in a text is plain text, as in SentencePiece.
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast", "split_special_tokens": True}
-    written = json.dumps(tokenizer_training.TRAINED | wanted, indent=2) + "\n"
+    written = json.dumps(TRAINED | wanted, indent=2) + "\n"
     (folder / "tokenizer_config.json").write_text(written, encoding="utf-8")
 
 

@@ -22,8 +22,8 @@ from fqs_jax.runtime.errors import UserError
 class Generation(NamedTuple):
     """The text generated for one prompt.
 
-    tokens: N ids without the prompt, up to and without the end-of-text token. thoughts: lists of K ids
-    drawn before each token: N lists, or N + 1 if generation ended with the end-of-text token, and none
+    tokens: N ids without the prompt, up to and without an end-of-text token. thoughts: lists of K ids
+    drawn before each token: N lists, or N + 1 if generation ended with an end-of-text token, and none
     if the model does not think. weights: the mixing weight of each thought.
     """
 
@@ -130,7 +130,7 @@ def _generate(
     emitted = steps(
         loaded.params, cursor, key, max_new_tokens, model=model, thought=thought, **settings
     )
-    going_B = np.ones(len(rows), bool)
+    going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]
     clock = time.perf_counter()
     for picked, drawn, weights in emitted:
@@ -138,7 +138,7 @@ def _generate(
             if thought is not None:
                 results[i].thoughts.append(drawn[i].tolist())
                 results[i].weights.append(float(weights[i]))
-            if picked[i] == tokenizer.eos_id:
+            if int(picked[i]) in ends:
                 going_B[i] = False
             else:
                 results[i].tokens.append(int(picked[i]))

@@ -158,7 +158,8 @@ def _load_from_run(
     row = known[0] if stage == "init" else stage_lib.find(known, stage)
     folder = folders.source_folder(root)
     _, config = folders.read_run(root, row.number)
-    model, tokenizer = source.read_model(folder, config), tokenizer_lib.load(folder)
+    model = source.read_model(folder, config)
+    tokenizer = tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
     if dtype:
         model = dataclasses.replace(model, dtype=dtype)
     if stage == "init":
@@ -175,6 +176,7 @@ def _load_from_run(
 def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
     """A model of a Hugging Face folder; it thinks if it was exported from a thinking stage."""
     model = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype)
+    tokenizer = tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
     params: Params = {"lm": huggingface.load_params(folder, model, dtype, mesh)}
     thought = None
     saved = huggingface.load_thought(folder)
@@ -184,7 +186,7 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
         shardings = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, shardings)
         thought = ThoughtConfig(**fields)
-    return Loaded(params, model, tokenizer_lib.load(folder), thought, folder, folder.name, mesh)
+    return Loaded(params, model, tokenizer, thought, folder, folder.name, mesh)
 
 
 def _thought(

@@ -16,6 +16,7 @@ from fqs_jax import huggingface
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.data.tokenizer_files import note
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -51,7 +52,8 @@ def prepare(
     else:
         agreement.on_main(lambda: _fill(root, config))
     source = source_folder(root)
-    return read_model(source, config), tokenizer_lib.load(source)
+    model = read_model(source, config)
+    return model, tokenizer_lib.load(source).for_table(model.vocab_size, source)
 
 
 def read_model(source: Path, config: ml_collections.ConfigDict) -> ModelConfig:
@@ -100,6 +102,11 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
             raise UserError(
                 f"thought.{field} {config.thought[field]!r} has no token; give another text"
             )
+        if len(tokens) > 1:
+            note(
+                f"thought.{field} {config.thought[field]!r} is {len(tokens)} tokens in this "
+                f"tokenizer; the mark begins as the first one, {tokenizer.decode(tokens[:1])!r}"
+            )
         ids.append(tokens[0])
     return ids[0], ids[1]
 
@@ -124,8 +131,9 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
     if source.exists():
         return
     if config.init_from:
-        huggingface.read_config(config.init_from)  # a readable error before anything is made
-        tokenizer_lib.load(config.init_from)
+        # Readable errors before anything is made.
+        rows = huggingface.read_config(config.init_from).vocab_size
+        tokenizer_lib.load(config.init_from).for_table(rows, config.init_from)
     with files.new_folder(source) as folder:
         if config.init_from:
             huggingface.carry(Path(config.init_from), folder)

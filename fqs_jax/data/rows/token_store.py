@@ -97,8 +97,10 @@ def identity(tokenizer: Tokenizer) -> str:
 def _name(source: Source, tokenizer: Tokenizer) -> str:
     # Sizes and times too: the fingerprint samples large files and may miss a change.
     stats = [_stat(path) for path in source.files]
-    content = json.dumps([fingerprint(source), stats, identity(tokenizer)])
-    return hashlib.sha256(content.encode()).hexdigest()[:32]
+    content: list[object] = [fingerprint(source), stats, identity(tokenizer)]
+    if tokenizer.rows is not None and tokenizer.vocab_size > tokenizer.rows:
+        content.append(tokenizer.rows)  # a text that fits into one model's table may not fit here
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def _stat(path: Path) -> tuple[int, int]:
