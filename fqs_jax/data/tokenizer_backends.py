@@ -79,14 +79,18 @@ class SentencePiece:
         if not self._model.get_piece_size():
             raise ValueError("it has no pieces")
         self._pieces = [self._model.id_to_piece(i) for i in range(self._model.get_piece_size())]
-        spec = _normalizer(content)
+        proto = ModelProto.FromString(content)
+        prefixes = proto.normalizer_spec.add_dummy_prefix
         self._unprefixed = None  # encodes text behind an added token, without a space in front
-        if spec.add_dummy_prefix and not legacy:
-            self._unprefixed = sentencepiece.SentencePieceProcessor(model_proto=content)
-            self._unprefixed.override_normalizer_spec(add_dummy_prefix=False)
-        self._clean_up = clean_up
+        if prefixes and not legacy:
+            proto.normalizer_spec.add_dummy_prefix = False
+            self._unprefixed = sentencepiece.SentencePieceProcessor(
+                model_proto=proto.SerializeToString()
+            )
+        # Clean-up was made for WordPiece, and damages the text of BPE.
+        self._clean_up = clean_up and proto.trainer_spec.model_type != proto.trainer_spec.BPE
         self._add(listed, plain_specials)
-        self._decoder = _sentencepiece_decoder(spec.add_dummy_prefix)
+        self._decoder = _sentencepiece_decoder(prefixes)
         self.trained_size = len(self._pieces)
         self.vocab_size = max([self.trained_size, *(i + 1 for i in self._added.values())])
 
@@ -111,6 +115,7 @@ class SentencePiece:
         self._contents = {i: content for content, i in self._added.items()}
         sought = [t for t in tokens.values() if not (plain_specials and t.special)]
         self._finder = _finder(sought)
+        self._found = {i: self._added[c] for c, i in self._finder.get_vocab().items()}
         self._any = _any_of([token.content for token in sought])
 
     def encode(self, text: str) -> list[int]:
@@ -131,10 +136,10 @@ class SentencePiece:
         """Added tokens as ids, and the text between them; True at the beginning of the text."""
         end = 0
         found = self._finder.encode(text, add_special_tokens=False)
-        for (start, stop), token in zip(found.offsets, found.tokens, strict=True):
+        for (start, stop), token in zip(found.offsets, found.ids, strict=True):
             if start > end:
                 yield text[end:start], end == 0
-            yield self._added[token], False
+            yield self._found[token], False
             end = stop
         if end < len(text):
             yield text[end:], end == 0
@@ -170,10 +175,6 @@ class SentencePiece:
 
     def adds_bos(self) -> bool:
         return True  # the Llama convention
-
-
-def _normalizer(content: bytes) -> Any:
-    return ModelProto.FromString(content).normalizer_spec
 
 
 def _finder(tokens: Sequence[tokenizers.AddedToken]) -> tokenizers.Tokenizer:

@@ -134,7 +134,7 @@ def _read_model(path: Path, listed: Sequence[Listed], settings: Mapping[str, Any
             content,
             listed,
             _plain_specials(settings),
-            legacy=settings.get("legacy") is not False,
+            legacy=bool(settings.get("legacy", True)),
             clean_up=_cleans_up(settings),
         )
 
