@@ -150,3 +150,12 @@ def test_a_step_is_under_way_before_the_one_ahead_is_read(models, monkeypatch):
     )
     assert ended.tokens == [] and [emitted.token_B.tolist() for emitted in seen] == [[-1]]
     assert events == ["step 0", "step 1", "read"]
+
+
+def test_every_end_token_ends_a_text(models):
+    model = models[BASE]
+    [whole] = generate(model, prompts(6), 6)
+    for others in ({whole.tokens[2]}, {whole.tokens[2], 99999}):
+        tokenizer = dataclasses.replace(model.tokenizer, eos_id=None, other_ends=frozenset(others))
+        [ended] = generate(dataclasses.replace(model, tokenizer=tokenizer), prompts(6), 6)
+        assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[2])]

@@ -245,7 +245,7 @@ def test_an_exported_thinking_stage_thinks(run, tmp_path):
 # Marks --------------------
 
 
-def test_marks_begin_as_vocabulary_entries(run):
+def test_marks_begin_as_vocabulary_entries(run, capsys):
     root, config, saved = run
     tokenizer = tokenizer_lib.load(root / "source")
     start, end = source.mark_ids(config, tokenizer)
@@ -254,6 +254,10 @@ def test_marks_begin_as_vocabulary_entries(run):
     table = saved[0]["lm"]["embed"]["embedding"]
     np.testing.assert_allclose(marks["start"] * 100, table[start], rtol=1e-6)
     np.testing.assert_allclose(marks["end"] * 100, table[end], rtol=1e-6)
+    config = clock_config({"thought.end_text": "=:"})
+    assert source.mark_ids(config, tokenizer) == (start, end)
+    note = capsys.readouterr().err
+    assert note.startswith("note: thought.end_text '=:' is 2 tokens") and note.count("\n") == 1
     config = clock_config({"thought.end_text": ""})
     with pytest.raises(UserError, match="thought.end_text '' has no token"):
         source.mark_ids(config, tokenizer)
@@ -274,3 +278,19 @@ def test_origin_says_where_the_weights_are(run, tmp_path, folder):
     source.prepare(tmp_path / "W", hf_config(folder))
     origin = json.loads((tmp_path / "W/source/origin.json").read_text())
     assert origin == {"init_from": str(folder.resolve())}
+
+
+# Ids without a row --------------------
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(folder, tmp_path):
+    """Both doors refuse it before anything is made or read."""
+    broken = tmp_path / "model"
+    shutil.copytree(folder, broken)
+    raw = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**raw, "eos_token_id": [2, 128001]}))
+    with pytest.raises(UserError, match="model: the end token has id 128001"):
+        loading.load(str(broken))
+    with pytest.raises(UserError, match="model: the end token has id 128001"):
+        source.prepare(tmp_path / "W", clock_config({"init_from": str(broken)}))
+    assert not (tmp_path / "W" / "source").exists()
