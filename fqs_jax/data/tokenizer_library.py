@@ -47,7 +47,7 @@ def errors(what: str, looks: str = "") -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (Exception, BaseException) as error:
+    except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             reason = printable(" ".join(str(error).split()) or type(error).__name__, 200)
             rest = f" but {looks}" if looks else f" ({reason}); fetch or make the file again"

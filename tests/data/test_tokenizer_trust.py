@@ -1,4 +1,4 @@
-"""What people really feed a tokenizer: other files under its names, ids without a row, libraries that crash."""
+"""Tokenizers as people have them: other files under their names, ids without a row, crashes."""
 
 import json
 import os
