@@ -7,6 +7,7 @@ is a link to a blob of the same repository, counts as one folder.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,8 +78,16 @@ def _carried(source: Path) -> Iterator[tuple[Path, int]]:
     """The files to carry and their largest sizes; each once, although patterns overlap."""
     seen = set()
     for pattern, most in CARRIED.items():
-        for path in sorted(source.glob(pattern)):
-            if path not in seen and not path.is_dir() and path.suffix not in WEIGHT_SUFFIXES:
+        folder = (source / pattern).parent
+        # Path.glob leaves out links to nothing, but only for names without a star.
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            fits = fnmatch.fnmatchcase(path.name, Path(pattern).name)
+            if (
+                fits
+                and path not in seen
+                and not path.is_dir()
+                and path.suffix not in WEIGHT_SUFFIXES
+            ):
                 seen.add(path)
                 yield path, most
 

@@ -235,7 +235,7 @@ def _weight_files(folder: Path) -> list[Path]:
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         shown = printable(shard, 100)
-        if Path(shard).name != shard or shard == ".." or "\0" in shard:
+        if not shard or Path(shard).name != shard or shard == ".." or "\0" in shard:
             raise UserError(f"{index} names {shown!r}, which is not a file name")
         if not shard.endswith(".safetensors"):
             raise UserError(f"{index} names {shown!r}, and only safetensors is read")

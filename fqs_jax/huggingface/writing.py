@@ -16,7 +16,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.huggingface import config_writing, fast_tokenizer, finite, model_card
+from fqs_jax.huggingface import (
+    config_writing,
+    fast_tokenizer,
+    finite,
+    model_card,
+    tokenizer_config,
+)
 from fqs_jax.huggingface.carrying import carry, check_carried, read_own
 from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
@@ -87,6 +93,7 @@ def export(
         if source is not None:
             carry(source, folder)
             fast_tokenizer.write_tokenizer_json(source, folder)
+            tokenizer_config.use_known_names(folder)
         base = base or model_card.base_of(source)
         card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
