@@ -76,7 +76,7 @@ def export(
     dtype = dtype or _source_dtype(source) or str(leaves["embed", "embedding"].dtype)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"weights can be float32, bfloat16 or float16, not {dtype}; choose a dtype")
-    _check_values(leaves, dtype)
+    _check_values(leaves, config, dtype)
     thoughts = traverse_util.flatten_dict(thought or {}, sep=".")
     for name, array in thoughts.items():
         finite.check_fits(array, array.dtype, f"parameter thought.{name}")
@@ -114,20 +114,21 @@ def _check_leaves(leaves: Leaves, config: ModelConfig) -> None:
             )
 
 
-def _check_values(leaves: Leaves, dtype: str) -> None:
+def _check_values(leaves: Leaves, config: ModelConfig, dtype: str) -> None:
     """Refuse NaN, infinite values, and values that the type of the written weights cannot hold.
 
     Raises:
-      UserError: names the tensor, its layer and the value.
+      UserError: names the stored tensor and the value.
     """
     for path, leaf in leaves.items():
-        name = "/".join(path)
         try:
-            finite.check_fits(leaf, dtype, f"parameter {name}")
+            finite.check_fits(leaf, dtype, "/".join(path))
         except UserError:
-            if path[0] == "layers":  # the leaf of all layers: name the first one that is wrong
-                for layer in range(leaf.shape[0]):
-                    finite.check_fits(leaf[layer], dtype, f"parameter {name} of layer {layer}")
+            # The leaf is that of all layers: name the first tensor of it that is wrong.
+            for name, slot in slots(config).items():
+                if slot.path == path:
+                    part = leaf if slot.layer is None else leaf[slot.layer]
+                    finite.check_fits(part, dtype, f"tensor {name}")
             raise
 
 
