@@ -7,14 +7,17 @@ thoughts and, beside them, thought.safetensors, which only fqs_jax reads.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from fqs_jax import huggingface
+from fqs_jax.huggingface import model_card
 from fqs_jax.runs import loading, source
-from fqs_jax.runtime import cli, sharding
+from fqs_jax.runtime import cli, files, sharding
+from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
@@ -32,7 +35,10 @@ _MAX_SHARD_GB = flags.DEFINE_float(
 
 def main(_: Sequence[str]) -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
+    files.check_free(_EXPORT.value)  # before minutes of work
     # In host memory, which can hold a model that was trained on many devices.
+    if math.isnan(_MAX_SHARD_GB.value):
+        raise UserError("--max_shard_gb should be a number, found nan")
     mesh = sharding.host_memory()
     loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
@@ -45,9 +51,9 @@ def main(_: Sequence[str]) -> None:
         thought=loaded.params.get("thought"),
         thought_settings=settings,
         max_shard_bytes=_MAX_SHARD_GB.value * 1e9,
-        base=f"{source.origin_name(Path(_WORKDIR.value))}; this is {loaded.label}",
+        base=f"{source.origin_name(Path(_WORKDIR.value))}; this is {model_card.escaped(loaded.label)}",
     )
-    print(f"{loaded.label} exported to {_EXPORT.value}")
+    print(printable(f"{loaded.label} exported to {_EXPORT.value}"))
 
 
 if __name__ == "__main__":

@@ -1,27 +1,29 @@
 """Hugging Face folders to ModelConfig and `lm` parameter tree, and back: Llama, Mistral, Qwen2.
 
 config.py has the architectures, tensors.py the names and layouts of tensors, reading.py and writing.py
-the two directions. Weights are read only from safetensors: pickled checkpoints can run code.
+the two directions, thoughts.py the thought parameters beside the weights. Weights are read only from
+safetensors: pickled checkpoints can run code.
 """
 
-from fqs_jax.huggingface.config import read_config, write_config
-from fqs_jax.huggingface.reading import (
-    iterate_tensors,
-    load_params,
-    load_thought,
-    load_thought_settings,
-)
+from fqs_jax.huggingface.carrying import carry, check_carried, read_own
+from fqs_jax.huggingface.config import read_config
+from fqs_jax.huggingface.config_writing import write_config
+from fqs_jax.huggingface.reading import check_weights, iterate_tensors, load_params
 from fqs_jax.huggingface.tensors import tensor_shapes
-from fqs_jax.huggingface.writing import carry, export
+from fqs_jax.huggingface.thoughts import load_thought, load_thought_settings
+from fqs_jax.huggingface.writing import export
 
 __all__ = [
     "carry",
+    "check_carried",
+    "check_weights",
     "export",
     "iterate_tensors",
     "load_params",
     "load_thought",
     "load_thought_settings",
     "read_config",
+    "read_own",
     "tensor_shapes",
     "write_config",
 ]

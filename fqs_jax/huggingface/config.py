@@ -1,23 +1,24 @@
-"""config.json to ModelConfig, and back: one row of a table for each supported architecture.
+"""config.json to ModelConfig: one row of a table for each supported architecture.
 
 The layouts of old and new transformers versions are read (`rope_theta` at the top level or inside
-`rope_parameters`, `torch_dtype` or `dtype`). A missing key has the default of transformers. The old
-layout is written, because every version reads it.
+`rope_parameters`). A missing key has the default of transformers. Every value is checked for its type and
+range; that the sizes are those of the weights is checked when the weights are read.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from fqs_jax.huggingface import contents
+from fqs_jax.huggingface.fields import Json, integer, number, shown, switch, text
 from fqs_jax.model.config import ModelConfig, RopeScaling
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError
 
-Json = Mapping[str, Any]
+# The numbers of rotary embeddings lie between these: beyond them, frequencies leave float32.
+_LEAST_ROPE, _MOST_ROPE = 1e-6, 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +43,34 @@ def _no_window(raw: Json) -> None:
 
 
 def _plain_window(raw: Json) -> int | None:
-    return raw.get("sliding_window", 4096)
+    """Mistral's window; null is full attention, and a missing key is transformers' default."""
+    if "sliding_window" in raw and raw["sliding_window"] is None:
+        return None
+    return integer(raw, "sliding_window", 4096)
 
 
 def _switched_window(raw: Json) -> int | None:
     """Qwen2's window: layers from `max_window_layers` on have it, if `use_sliding_window` is true."""
-    window = raw.get("sliding_window", 4096) if raw.get("use_sliding_window", False) else None
-    layers = _integer(raw, "num_hidden_layers")
-    first = _integer(raw, "max_window_layers", 28, least=0)
-    windowed = [window is not None and i >= first for i in range(layers)]
+    window = _plain_window(raw)
+    layers = integer(raw, "num_hidden_layers")
+    first = integer(raw, "max_window_layers", 28, least=0)
+    windowed = max(0, layers - first)
     if (layer_types := raw.get("layer_types")) is not None:
-        windowed = [window is not None and kind == "sliding_attention" for kind in layer_types]
-    if any(windowed) and not all(windowed):
+        if not isinstance(layer_types, list) or len(layer_types) != layers:
+            raise UserError(
+                f"layer_types should be a list of {layers} names, found {shown(layer_types)}"
+            )
+        windowed = layer_types.count("sliding_attention")
+        if windowed + layer_types.count("full_attention") < layers:
+            raise UserError("layer_types has other names than full_attention, sliding_attention")
+    if window is None or not windowed or not switch(raw, "use_sliding_window"):
+        return None
+    if windowed < layers:
         raise UserError(
-            f"sliding_window {window} holds for {sum(windowed)} of {layers} layers; only the same "
+            f"sliding_window {window} holds for {windowed} of {layers} layers; only the same "
             "window in all layers (or none) is supported"
         )
-    return window if any(windowed) else None
+    return window
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -77,162 +89,96 @@ def read_config(folder: str | Path) -> ModelConfig:
     ignored.
 
     Raises:
-      UserError: no folder, a missing or malformed config.json, or an unsupported architecture.
+      UserError: no folder, an adapter's folder, a missing or malformed config.json, or an unsupported
+        architecture.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected one with config.json and safetensors")
+    contents.check_config(folder)
     path = folder / "config.json"
     raw = inputs.read_json(path)
     try:
         return _parse(raw)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{inputs.name(path)}: {error}") from error
 
 
 def _parse(raw: Json) -> ModelConfig:
-    model_type = raw.get("model_type")
-    if model_type not in ARCHITECTURES:
-        raise UserError(f"model_type {model_type!r} is none of {', '.join(ARCHITECTURES)}")
-    row = ARCHITECTURES[model_type]
+    row = ARCHITECTURES[_model_type(raw)]
     if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-        raise UserError(f"hidden_act {act!r} is not supported, only silu")
+        raise UserError(f"hidden_act {shown(act)} is not supported, only silu")
     for key in row.refused:
-        if raw.get(key):
-            raise UserError(f"{key} true is not supported for {model_type}")
-    if raw.get("quantization_config"):
-        raise UserError("quantised weights are not supported; use the unquantised checkpoint")
+        if switch(raw, key):
+            raise UserError(f"{key} true is not supported for {raw['model_type']}")
+    contents.check_not_quantised(raw)
 
-    width, heads = _integer(raw, "hidden_size"), _integer(raw, "num_attention_heads")
-    kv_heads = _integer(raw, "num_key_value_heads", heads)
-    head_dim = _integer(raw, "head_dim", width // heads)
+    width, heads = integer(raw, "hidden_size"), integer(raw, "num_attention_heads")
+    kv_heads = integer(raw, "num_key_value_heads", heads)
+    head_dim = integer(raw, "head_dim", width // heads)
     if heads % kv_heads:
         raise UserError(
             f"num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
         )
     if head_dim % 2 or (raw.get("head_dim") is None and width % heads):
         raise UserError(f"hidden_size {width} does not split into {heads} heads of even size")
-    max_seq_len = _integer(raw, "max_position_embeddings", 2048)
+    max_seq_len = integer(raw, "max_position_embeddings", 2048)
     rope_theta, rope_scaling = _rope(raw, max_seq_len)
-    window = row.window(raw)
-    if window is not None and (not isinstance(window, int) or window < 1):
-        raise UserError(f"sliding_window should be a positive integer or null, found {window!r}")
     return ModelConfig(
-        vocab_size=_integer(raw, "vocab_size"),
+        vocab_size=integer(raw, "vocab_size"),
         width=width,
-        num_layers=_integer(raw, "num_hidden_layers"),
+        num_layers=integer(raw, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        mlp_dim=_integer(raw, "intermediate_size"),
+        mlp_dim=integer(raw, "intermediate_size"),
         max_seq_len=max_seq_len,
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        norm_eps=_number(raw, "rms_norm_eps", 1e-6),
+        norm_eps=number(raw, "rms_norm_eps", 1e-6, least=0, most=1),
         qkv_bias=row.qkv_bias,
-        tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        sliding_window=window,
+        tied_embeddings=switch(raw, "tie_word_embeddings"),
+        sliding_window=row.window(raw),
     )
+
+
+def _model_type(raw: Json) -> str:
+    """The supported `model_type`; the error for another one says what kind of model it is."""
+    contents.check_text_decoder(raw)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise UserError(f"model_type {shown(model_type)} is none of {', '.join(ARCHITECTURES)}")
+    return model_type
 
 
 def _rope(raw: Json, max_seq_len: int) -> tuple[float, RopeScaling | None]:
     rope = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+    if not isinstance(rope, dict):
+        raise UserError(f"rope_scaling should be an object or null, found {shown(rope)}")
+    if any(isinstance(value, dict) for value in rope.values()):
         raise UserError("rotary parameters that differ by layer are not supported")
     for section in (raw, rope):
-        if section.get("partial_rotary_factor") not in (None, 1, 1.0):
+        if number(section, "partial_rotary_factor", 1, least=0, most=1) != 1:
             raise UserError("partial_rotary_factor other than 1 is not supported")
-    theta = _number(rope, "rope_theta", _number(raw, "rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    theta = _rope_number(raw, "rope_theta", 10000.0)
+    theta = _rope_number(rope, "rope_theta", theta)
+    kind = text(rope, "rope_type", text(rope, "type", "default"))
     if kind == "default":
         return theta, None
     if kind != "llama3":
-        raise UserError(f"rope type {kind!r} is not supported, only default and llama3")
-    original = _integer(rope, "original_max_position_embeddings", max_seq_len)
+        raise UserError(f"rope type {shown(kind)} is not supported, only default and llama3")
+    original = integer(rope, "original_max_position_embeddings", max_seq_len)
+    factor = _rope_number(rope, "factor")
+    low = _rope_number(rope, "low_freq_factor")
+    high = _rope_number(rope, "high_freq_factor")
+    if high <= low:
+        raise UserError(f"high_freq_factor {high:g} should be above low_freq_factor {low:g}")
     scaling = RopeScaling(
-        factor=_number(rope, "factor"),
-        low_freq_factor=_number(rope, "low_freq_factor"),
-        high_freq_factor=_number(rope, "high_freq_factor"),
-        original_max_seq_len=_integer(raw, "original_max_position_embeddings", original),
+        factor=factor,
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_max_seq_len=integer(raw, "original_max_position_embeddings", original),
     )
     return theta, scaling
 
 
-def _number(raw: Json, key: str, default: float | None = None, least: float = 0.0) -> float:
-    value = raw.get(key)
-    value = default if value is None else value
-    if value is None:
-        raise UserError(f"key {key!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{key} should be a number, found {value!r}")
-    if value < least:
-        raise UserError(f"{key} should be at least {least:g}, found {value!r}")
-    return float(value)
-
-
-def _integer(raw: Json, key: str, default: int | None = None, least: int = 1) -> int:
-    value = _number(raw, key, default, least)
-    if value != int(value):
-        raise UserError(f"{key} should be an integer, found {value!r}")
-    return int(value)
-
-
-def stored_dtype(raw: Json) -> str | None:
-    """The weights' type in config.json, without the prefix `torch.`; None if it is not given."""
-    value = raw.get("dtype") or raw.get("torch_dtype")
-    return None if value is None else str(value).removeprefix("torch.")
-
-
-def with_dtype(raw: Json, dtype: str) -> dict[str, Any]:
-    """The same config.json with another weight type, under the keys that it uses already."""
-    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
-    return {**raw, **dict.fromkeys(keys, dtype)}
-
-
-def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) -> dict[str, Any]:
-    """A complete config.json for an architecture that was not read from a folder.
-
-    The model type is qwen2 if q, k and v have biases, else mistral if it has a sliding window, else
-    llama.
-
-    Args:
-      dtype: the type of the weights.
-      token_ids: those of bos_token_id, eos_token_id and pad_token_id that exist.
-    """
-    model_type = "qwen2" if config.qkv_bias else "mistral" if config.sliding_window else "llama"
-    raw: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model_type].class_name],
-        "model_type": model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": "silu",
-        "max_position_embeddings": config.max_seq_len,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": None,
-        "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": dtype,
-        # Missing tokens are written as null: transformers would otherwise use its own defaults.
-        **{key: token_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    }
-    if (scaling := config.rope_scaling) is not None:
-        raw["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_max_seq_len,
-        }
-    if model_type == "mistral":
-        raw["sliding_window"] = config.sliding_window
-    if model_type == "qwen2":
-        raw["sliding_window"] = config.sliding_window
-        raw["use_sliding_window"] = config.sliding_window is not None
-        # Layers from this one on have the window.
-        raw["max_window_layers"] = 0 if config.sliding_window else config.num_layers
-    return raw
+def _rope_number(raw: Json, key: str, default: float | None = None) -> float:
+    return number(raw, key, default, least=_LEAST_ROPE, most=_MOST_ROPE)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from pathlib import Path
 
 from fqs_jax.huggingface.tensors import THOUGHT, tensor_shapes
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime import inputs
+from fqs_jax.runtime.errors import printable
 
 CARD = """\
 ---
@@ -46,9 +48,13 @@ It answers without thoughts, as any other model: one forward pass a token.
 
 
 def text(name: str, config: ModelConfig, dtype: str, base: str, thinking: bool) -> str:
-    """A short model card: the model's base, its size and the files of the folder."""
+    """A short model card: the model's base, its size and the files of the folder.
+
+    Args:
+      base: Markdown, in which names from outside went through `escaped` or `code`.
+    """
     return CARD.format(
-        name=name,
+        name=escaped(name),
         base=base,
         num_params=sum(math.prod(shape) for shape in tensor_shapes(config).values()),
         num_layers=config.num_layers,
@@ -63,8 +69,20 @@ def base_of(source: Path | None) -> str:
     """The name of the model in a source folder, for the card; never its path, which is private."""
     if source is None:
         return "not recorded"
+    folder = code(source.resolve().name)
     if not (source / "config.json").exists():
-        return f"no model, only the tokenizer in the folder `{source.resolve().name}`"
-    recorded = json.loads((source / "config.json").read_text(encoding="utf-8")).get("_name_or_path")
-    known = isinstance(recorded, str) and recorded.count("/") == 1 and recorded[0] not in "./~"
-    return f"`{recorded}`" if known else f"the folder `{source.resolve().name}`"
+        return f"no model, only the tokenizer in the folder {folder}"
+    recorded = inputs.read_json(source / "config.json").get("_name_or_path")
+    if isinstance(recorded, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", recorded):
+        return code(recorded)
+    return f"the folder {folder}"
+
+
+def escaped(text: str) -> str:
+    """A name as Markdown that shows it as it is, on one line: no link, no HTML, no emphasis."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~&$])", r"\\\1", printable(text, 200))
+
+
+def code(text: str) -> str:
+    """A name as a code span of Markdown."""
+    return f"`{printable(text, 200).replace('`', chr(39))}`"

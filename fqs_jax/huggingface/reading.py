@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,30 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
-from fqs_jax.huggingface.tensors import EMBEDDING, HEAD, INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
+from fqs_jax.huggingface import contents, finite, headers
+from fqs_jax.huggingface.tensors import (
+    EMBEDDING,
+    HEAD,
+    INDEX,
+    WEIGHTS,
+    find_slot,
+    iterate_slots,
+    leaf_shapes,
+    num_tensors,
+    slots,
+)
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import inputs, sharding
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
+
+# Ends of the names of quantised tensors: GPTQ, AWQ, bitsandbytes, fp8.
+_QUANTISED = (
+    *(".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".absmax", ".quant_map"),
+    *(".SCB", ".weight_format", ".weight_scale", ".weight_scale_inv", ".input_scale"),
+)
 
 
 class Source(NamedTuple):
@@ -45,7 +59,7 @@ def load_params(
 
     Raises:
       UserError: files are missing, damaged or not safetensors; tensors are missing, unexpected, or
-        have another shape than `config` implies.
+        have another shape than `config` implies; values are NaN or infinite, or too large for `dtype`.
     """
     tensors = iterate_tensors(folder, config)
     shapes = {
@@ -58,6 +72,11 @@ def load_params(
     leaves: dict[tuple[str, ...], jax.Array] = {}
     for path, layer, array in tensors:
         target = targets[path]
+        if jnp.finfo(target.dtype).max < jnp.finfo(array.dtype).max:
+            of_layer = "" if layer is None else f" of layer {layer}"
+            finite.check_fits(
+                array, target.dtype, f"{inputs.name(folder)}: {'/'.join(path)}{of_layer}"
+            )
         if layer is None:
             leaves[path] = _place(array, target.dtype, target.sharding)
             continue
@@ -103,53 +122,85 @@ def iterate_tensors(
     return _iterate(_find_tensors(Path(folder), config), config)
 
 
+def check_weights(folder: str | Path, config: ModelConfig) -> None:
+    """Check names, shapes and types of a folder's tensors without reading them.
+
+    Raises:
+      UserError: the same errors as `load_params`, but for the values.
+    """
+    _find_tensors(Path(folder), config)
+
+
 def _iterate(
     sources: dict[str, Source], config: ModelConfig
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
     targets = slots(config)
     for file in dict.fromkeys(source.file for source in sources.values()):
-        with _opened(file) as handle:
+        with headers.opened(file) as handle:
             for name, source in sources.items():
                 if source.file == file:
                     slot = targets[name]
-                    yield slot.path, slot.layer, slot.from_stored(handle.get_tensor(source.name))
+                    stored = handle.get_tensor(source.name)
+                    finite.check_finite(stored, headers.place(file, name))
+                    yield slot.path, slot.layer, slot.from_stored(stored)
 
 
 def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
-    """The location of each expected tensor, after all checks that need only the file headers."""
-    expected = {name: slot.shape for name, slot in slots(config).items()}
-    # A tied checkpoint may store its matrix as embedding, as head, or as both.
-    known = {**expected, HEAD: expected[EMBEDDING]}
-    if not config.tied_embeddings:
-        known = expected
+    """The location of each expected tensor, after all checks that need only the file headers.
+
+    The work grows with the headers, not with the sizes in config.json, which may be nonsense.
+    """
     found: dict[str, Source] = {}
     for file in _weight_files(folder):
-        with _opened(file) as handle:
+        with headers.opened(file) as handle:
             for stored_name in list(handle.keys()):
                 if stored_name.endswith("rotary_emb.inv_freq"):
                     continue  # a buffer that old versions saved; the config determines it
-                name = stored_name if stored_name in known else f"model.{stored_name}"
-                if name not in known:
-                    raise UserError(f"{file}: tensor {stored_name} is not one of this architecture")
+                name, shape = _expected(stored_name, config, file)
                 if name in found:
-                    raise UserError(f"{file}: tensor {name} is also in {found[name].file.name}")
-                _check_header(file, name, handle.get_slice(stored_name), known[name])
+                    raise UserError(
+                        f"{headers.place(file, name)} is also in {found[name].file.name}"
+                    )
+                _check_header(file, name, handle.get_slice(stored_name), shape)
                 found[name] = Source(file, stored_name)
     if config.tied_embeddings:
         _merge_tied(found)
-    if missing := [name for name in expected if name not in found]:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    if num_missing := num_tensors(config) - len(found):
+        name, slot = next(item for item in iterate_slots(config) if item[0] not in found)
+        more = f" (and {num_missing - 1} more)" if num_missing > 1 else ""
+        layers = f"; config.json has num_hidden_layers {config.num_layers}" if more else ""
         raise UserError(
-            f"{folder}: tensor {missing[0]} of shape {expected[missing[0]]}{more} is missing"
+            f"{inputs.name(folder)}: tensor {name} of shape {slot.shape}{more} is missing{layers}"
         )
     return found
 
 
+def _expected(stored_name: str, config: ModelConfig, file: Path) -> tuple[str, tuple[int, ...]]:
+    """The full name and the shape of a stored tensor, which may lack the prefix `model.`.
+
+    Raises:
+      UserError: the architecture has no such tensor.
+    """
+    for name in (stored_name, f"model.{stored_name}"):
+        # A tied checkpoint may store its matrix as embedding, as head, or as both.
+        alias = EMBEDDING if config.tied_embeddings and name == HEAD else name
+        if (slot := find_slot(alias, config)) is not None:
+            return name, slot.shape
+    if stored_name.endswith(_QUANTISED):
+        raise UserError(
+            f"{headers.place(file, stored_name)} belongs to quantised weights, which are not supported; use "
+            "the unquantised checkpoint"
+        )
+    raise UserError(f"{headers.place(file, stored_name)} is not one of this architecture")
+
+
 def _check_header(file: Path, name: str, header: Any, shape: tuple[int, ...]) -> None:
     if (stored := tuple(header.get_shape())) != shape:
-        raise UserError(f"{file}: tensor {name} has shape {stored}, config.json implies {shape}")
-    if (dtype := header.get_dtype()) not in ("F32", "BF16", "F16"):
-        raise UserError(f"{file}: tensor {name} has type {dtype}, expected F32, BF16 or F16")
+        shown = printable(str(stored), 100)
+        raise UserError(
+            f"{headers.place(file, name)} has shape {shown}, config.json implies {shape}"
+        )
+    headers.check_type(file, name, header)
 
 
 def _merge_tied(found: dict[str, Source]) -> None:
@@ -158,7 +209,7 @@ def _merge_tied(found: dict[str, Source]) -> None:
     if head is None or found.setdefault(EMBEDDING, head) is head:
         return
     embedding = found[EMBEDDING]
-    with _opened(head.file) as head_file, _opened(embedding.file) as embedding_file:
+    with headers.opened(head.file) as head_file, headers.opened(embedding.file) as embedding_file:
         head_rows = head_file.get_slice(head.name)
         embedding_rows = embedding_file.get_slice(embedding.name)
         num_rows = head_rows.get_shape()[0]
@@ -166,65 +217,30 @@ def _merge_tied(found: dict[str, Source]) -> None:
             block = slice(start, min(start + 4096, num_rows))
             if not np.array_equal(head_rows[block], embedding_rows[block]):
                 raise UserError(
-                    f"{head.file}: {head.name} differs from {embedding.name} although config.json "
-                    "has tie_word_embeddings true; set it to false if both are used"
+                    f"{inputs.name(head.file)}: {head.name} differs from {embedding.name} although "
+                    "config.json has tie_word_embeddings true; set it to false if both are used"
                 )
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder: model.safetensors, or the files that the index names."""
-    if (folder / WEIGHTS).is_file():
+    if os.path.lexists(folder / WEIGHTS):
         return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        weight_map = inputs.read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{folder / INDEX} has no weight_map")
-        shards = sorted({str(shard) for shard in weight_map.values()})
-        for shard in shards:
-            if Path(shard).name != shard:
-                raise UserError(f"{folder / INDEX} names {shard!r}, which is not a file name")
-            if not (folder / shard).is_file():
-                raise UserError(f"{folder / shard} is missing, although {INDEX} names it")
-        return [folder / shard for shard in shards]
-    if any(path.suffix in (".bin", ".pt", ".pth") for path in folder.glob("*")):
-        raise UserError(
-            f"{folder} has only pickled weights, and only safetensors is read; convert it with "
-            "transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-        )
-    raise UserError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
-
-
-@contextlib.contextmanager
-def _opened(file: Path) -> Iterator[Any]:
-    """A safetensors file, opened lazily; all its errors become a UserError of one line."""
-    try:
-        with safe_open(file, framework="np") as handle:
-            yield handle
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or incomplete, fetch it again ({error})") from error
-
-
-def load_thought(folder: str | Path) -> Params | None:
-    """The `thought` parameter tree that `export` wrote beside the weights; None if it is missing.
-
-    Raises:
-      UserError: the file is damaged.
-    """
-    file = Path(folder) / THOUGHT
-    if not file.exists():
-        return None
-    try:
-        return traverse_util.unflatten_dict(load_file(file), sep=".")
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or incomplete, fetch it again ({error})") from error
-
-
-def load_thought_settings(folder: str | Path) -> dict[str, Any]:
-    """The settings that `export` wrote into the header of the thought parameters' file.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    with _opened(Path(folder) / THOUGHT) as handle:
-        settings: dict[str, Any] = json.loads((handle.metadata() or {}).get("settings", "{}"))
-    return settings
+    if not os.path.lexists(folder / INDEX):
+        raise contents.no_weights(folder)
+    index = inputs.name(folder / INDEX)
+    weight_map = inputs.read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map")
+    shards = sorted({str(shard) for shard in weight_map.values()})
+    for shard in shards:
+        shown = printable(shard, 100)
+        if not shard or Path(shard).name != shard or shard == ".." or "\0" in shard:
+            raise UserError(f"{index} names {shown!r}, which is not a file name")
+        if not shard.endswith(".safetensors"):
+            raise UserError(f"{index} names {shown!r}, and only safetensors is read")
+        if not (folder / shard).exists():
+            raise UserError(
+                f"{inputs.name(folder / shard)} is missing, although {INDEX} names it; fetch it too"
+            )
+    return [folder / shard for shard in shards]

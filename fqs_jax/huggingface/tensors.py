@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +56,9 @@ TENSORS = (
 )
 EMBEDDING, HEAD = TENSORS[0].name, TENSORS[-1].name
 
+# The name of a layer's tensor; its number has no leading zeros and at most nine digits.
+_LAYER = re.compile(r"(model\.layers\.)(0|[1-9][0-9]{0,8})(\..*)")
+
 LeafPath = tuple[str, ...]
 
 
@@ -86,24 +91,45 @@ class Slot:
 
 def slots(config: ModelConfig) -> dict[str, Slot]:
     """The slot of each tensor of a checkpoint, by name, in the usual order of a checkpoint."""
-    result = {}
-    for layer, rows in _rows_by_layer(config):
-        for row in rows:
-            result[row.name.format(layer)] = _slot(row, layer, config)
-    return result
+    return dict(iterate_slots(config))
 
 
-def _rows_by_layer(config: ModelConfig) -> list[tuple[int | None, list[Tensor]]]:
-    rows = [
+def iterate_slots(config: ModelConfig) -> Iterator[tuple[str, Slot]]:
+    """Name and slot of each tensor, one by one: a config from outside may have any number of layers."""
+    first, *last = [row for row in _rows(config) if "{}" not in row.name]
+    yield first.name, _slot(first, None, config)
+    layer_rows = [row for row in _rows(config) if "{}" in row.name]
+    for layer in range(config.num_layers):
+        for row in layer_rows:
+            yield row.name.format(layer), _slot(row, layer, config)
+    for row in last:
+        yield row.name, _slot(row, None, config)
+
+
+def find_slot(name: str, config: ModelConfig) -> Slot | None:
+    """The slot of one tensor by its name; None if the architecture has no such tensor."""
+    layer = None
+    if found := _LAYER.fullmatch(name):
+        layer, name = int(found[2]), f"{found[1]}{{}}{found[3]}"
+        if layer >= config.num_layers:
+            return None
+    rows = [row for row in _rows(config) if row.name == name]
+    return _slot(rows[0], layer, config) if rows else None
+
+
+def num_tensors(config: ModelConfig) -> int:
+    """The number of tensors of a checkpoint."""
+    layered = sum("{}" in row.name for row in _rows(config))
+    return config.num_layers * layered + len(_rows(config)) - layered
+
+
+def _rows(config: ModelConfig) -> list[Tensor]:
+    return [
         row
         for row in TENSORS
         if (config.qkv_bias or not row.path.endswith("/bias"))
         and not (config.tied_embeddings and row.name == HEAD)
     ]
-    layer_rows = [row for row in rows if "{}" in row.name]
-    first, *last = [row for row in rows if "{}" not in row.name]
-    layers = [(layer, layer_rows) for layer in range(config.num_layers)]
-    return [(None, [first]), *layers, (None, last)]
 
 
 def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
@@ -133,7 +159,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def leaf_shapes(config: ModelConfig) -> dict[LeafPath, tuple[int, ...]]:
     """Shapes of the parameter tree's leaves, by path."""
     shapes = {}
-    for slot in slots(config).values():
-        stack = () if slot.layer is None else (config.num_layers,)
+    for row in _rows(config):
+        stack = (config.num_layers,) if "{}" in row.name else ()
+        slot = _slot(row, None, config)
         shapes[slot.path] = stack + tuple(slot.split_shape[i] for i in slot.order)
     return shapes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,31 +16,20 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.huggingface import fast_tokenizer, model_card
-from fqs_jax.huggingface.config import read_config, stored_dtype, with_dtype, write_config
+from fqs_jax.huggingface import (
+    config_writing,
+    fast_tokenizer,
+    finite,
+    model_card,
+    tokenizer_config,
+)
+from fqs_jax.huggingface.carrying import carry, check_carried, read_own
+from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import files, inputs
 from fqs_jax.runtime.errors import UserError
-
-# Files that an export copies from its source: those of the tokenizer, of generation and of the
-# licence. Never weights.
-CARRIED = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "*.tiktoken",
-    "tekken.json",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-)
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"}
 
 # All fields that change what a checkpoint computes; max_seq_len and compute settings do not.
 ARCHITECTURE_FIELDS = (
@@ -79,7 +67,8 @@ def export(
       base: the model that this one started from, for the model card; None = as named by `source`.
 
     Raises:
-      UserError: `out` exists, `params` or `source` do not fit `config`, or `out` cannot be written.
+      UserError: `out` exists, `params` or `source` do not fit `config`, a value is NaN, infinite or too
+        large for `dtype`, `source` links to files outside of it, or `out` cannot be written.
     """
     source = None if source is None else Path(source)
     leaves = traverse_util.flatten_dict(params)
@@ -87,17 +76,24 @@ def export(
     dtype = dtype or _source_dtype(source) or str(leaves["embed", "embedding"].dtype)
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"weights can be float32, bfloat16 or float16, not {dtype}; choose a dtype")
+    _check_values(leaves, config, dtype)
+    thoughts = traverse_util.flatten_dict(thought or {}, sep=".")
+    for name, array in thoughts.items():
+        finite.check_fits(array, array.dtype, f"parameter thought.{name}")
+    settings = json.dumps(dict(thought_settings or {}), allow_nan=False)
     config_json = _config_json(config, source, dtype)
+    if source is not None:
+        check_carried(source)
     with files.new_folder(out) as folder:
         (folder / "config.json").write_bytes(config_json)
         _write_weights(leaves, config, folder, dtype, max_shard_bytes, indexed=thought is not None)
         if thought is not None:
-            flat = traverse_util.flatten_dict(thought, sep=".")
-            arrays = {name: np.asarray(array) for name, array in flat.items()}
-            _save(arrays, folder / THOUGHT, settings=json.dumps(dict(thought_settings or {})))
+            arrays = {name: np.asarray(array) for name, array in thoughts.items()}
+            _save(arrays, folder / THOUGHT, settings=settings)
         if source is not None:
             carry(source, folder)
             fast_tokenizer.write_tokenizer_json(source, folder)
+            tokenizer_config.use_known_names(folder)
         base = base or model_card.base_of(source)
         card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -118,30 +114,45 @@ def _check_leaves(leaves: Leaves, config: ModelConfig) -> None:
             )
 
 
+def _check_values(leaves: Leaves, config: ModelConfig, dtype: str) -> None:
+    """Refuse NaN, infinite values, and values that the type of the written weights cannot hold.
+
+    Raises:
+      UserError: names the stored tensor and the value.
+    """
+    for path, leaf in leaves.items():
+        try:
+            finite.check_fits(leaf, dtype, "/".join(path))
+        except UserError:
+            # The leaf is that of all layers: name the first tensor of it that is wrong.
+            for name, slot in slots(config).items():
+                if slot.path == path:
+                    part = leaf if slot.layer is None else leaf[slot.layer]
+                    finite.check_fits(part, dtype, f"tensor {name}")
+            raise
+
+
 def _source_dtype(source: Path | None) -> str | None:
     if source is None or not (source / "config.json").exists():
         return None
-    return stored_dtype(inputs.read_json(source / "config.json"))
+    return config_writing.stored_dtype(inputs.read_json(source / "config.json"))
 
 
 def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
-    """The source's config.json, unchanged if its dtype is right; a new one if it has none."""
+    """The source's config.json with the type of the weights; a new one if the source has none."""
     if source is None or not (source / "config.json").exists():
-        raw = write_config(config, dtype, {} if source is None else _token_ids(source))
-    else:
-        path = source / "config.json"
-        theirs, ours = dataclasses.asdict(read_config(source)), dataclasses.asdict(config)
-        for field in ARCHITECTURE_FIELDS:
-            if ours[field] != theirs[field]:
-                raise UserError(
-                    f"{path} implies {field} {theirs[field]}, but the model has {ours[field]}: "
-                    "give the folder that this model started from"
-                )
-        raw = inputs.read_json(path)
-        if stored_dtype(raw) in (None, dtype):
-            return path.read_bytes()
-        raw = with_dtype(raw, dtype)
-    return (json.dumps(raw, indent=2, ensure_ascii=False) + "\n").encode()
+        token_ids = {} if source is None else _token_ids(source)
+        return config_writing.to_json(config_writing.write_config(config, dtype, token_ids))
+    path = source / "config.json"
+    read = read_config(source)
+    theirs, ours = dataclasses.asdict(read), dataclasses.asdict(config)
+    for field in ARCHITECTURE_FIELDS:
+        if ours[field] != theirs[field]:
+            raise UserError(
+                f"{inputs.name(path)} implies {field} {theirs[field]}, but the model has "
+                f"{ours[field]}: give the folder that this model started from"
+            )
+    return config_writing.rewritten(read_own(path, source), inputs.read_json(path), read, dtype)
 
 
 def _token_ids(source: Path) -> dict[str, int]:
@@ -206,13 +217,3 @@ def _save(tensors: Mapping[str, np.ndarray], file: Path, **metadata: str) -> Non
         raise UserError(f"cannot write {file.name} for {file.parent.parent}: {error}") from error
     # safetensors creates files that only their owner may read.
     file.chmod(file.parent.stat().st_mode & 0o666)
-
-
-def carry(source: Path, folder: Path) -> None:
-    """Copy the files that an export takes from its source (CARRIED), byte for byte."""
-    for pattern in CARRIED:
-        for path in source.glob(pattern):
-            if path.is_file() and path.suffix not in WEIGHT_SUFFIXES:
-                target = folder / path.relative_to(source)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from fqs_jax import huggingface
@@ -16,13 +17,15 @@ from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.huggingface.tensors import THOUGHT
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, source
 from fqs_jax.runs.checkpoints import Checkpoints
-from fqs_jax.runtime import sharding
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import inputs, sharding
+from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.thinking.config import ThoughtConfig
 
 
@@ -123,7 +126,15 @@ def load_stage(
     with Checkpoints(folders.checkpoint_folder(root, number)) as saved:
         params = objective.abstract_params(model, _thought(config, stage))
         placed = placement.placed(params, mesh or sharding.single_device())
-        return saved.restore_params(step, placed, move_aside=bool(command)), stage
+        while True:
+            try:
+                return saved.restore_params(step, placed, move_aside=bool(command)), stage
+            except UserError:
+                # A run that trains this stage deletes old steps, maybe this one just now.
+                newest = folders.saved_step(root, number)
+                if newest is None or newest <= step:
+                    raise
+                step = newest
 
 
 def check_stage(
@@ -177,16 +188,36 @@ def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:
     """A model of a Hugging Face folder; it thinks if it was exported from a thinking stage."""
     model = dataclasses.replace(huggingface.read_config(folder), dtype=dtype, param_dtype=dtype)
     tokenizer = tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
+    thought = _exported_thought(folder, model)
     params: Params = {"lm": huggingface.load_params(folder, model, dtype, mesh)}
-    thought = None
-    saved = huggingface.load_thought(folder)
-    if saved is not None:
-        fields: dict[str, Any] = huggingface.load_thought_settings(folder)
-        fields["masked_ids"] = tuple(fields["masked_ids"])
+    if thought is not None:
+        saved = huggingface.load_thought(folder, _thought_shapes(model, thought))
         shardings = placement.of_parameters({"thought": saved}, mesh)["thought"]
         params["thought"] = jax.device_put(saved, shardings)
-        thought = ThoughtConfig(**fields)
     return Loaded(params, model, tokenizer, thought, folder, folder.name, mesh)
+
+
+def _exported_thought(folder: Path, model: ModelConfig) -> ThoughtConfig | None:
+    """The settings of the thoughts of an exported folder; None if it has no thoughts.
+
+    Raises:
+      UserError: they are unusable.
+    """
+    fields = huggingface.load_thought_settings(folder, model.vocab_size)
+    if fields is None:
+        return None
+    try:
+        return ThoughtConfig(**fields)
+    except UserError as error:
+        raise UserError(
+            f"{inputs.name(folder / THOUGHT)}: its settings are unusable: {printable(str(error), 200)}"
+        ) from error
+
+
+def _thought_shapes(model: ModelConfig, thought: ThoughtConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of the thought parameters' leaves, by path with dots."""
+    tree = objective.abstract_params(model, thought)["thought"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
 
 
 def _thought(

@@ -17,6 +17,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_files import note
+from fqs_jax.huggingface import model_card
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -84,9 +85,9 @@ def initial_params(
 
 
 def origin_name(root: Path) -> str:
-    """A name of the initial model for people, without its path, which is private."""
+    """The initial model's name as Markdown, without its path, which is private."""
     init_from = _read_origin(root)["init_from"]
-    return f"`{Path(init_from).name}`" if init_from else "none, trained from scratch"
+    return model_card.code(Path(init_from).name) if init_from else "none, trained from scratch"
 
 
 def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[int, int]:
@@ -112,9 +113,19 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
 
 
 def fresh_marks(config: ml_collections.ConfigDict, lm: Params, tokenizer: Tokenizer) -> Params:
-    """The start and end marks [D] before any training, in the type of the embedding table."""
-    scale = config.thought.embedding_scale
-    return parameters.marks(lm["embed"]["embedding"], *mark_ids(config, tokenizer), scale)
+    """The start and end marks [D] before any training, in the type of the embedding table.
+
+    Raises:
+      UserError: the text of a mark has no token, or one beyond the embedding table.
+    """
+    table = lm["embed"]["embedding"]
+    ids = mark_ids(config, tokenizer)
+    if max(ids) >= table.shape[0]:
+        raise UserError(
+            f"a mark has token {max(ids)}, and the model has {table.shape[0]} embeddings; give "
+            "thought.start_text and thought.end_text other texts, or the model its own tokenizer"
+        )
+    return parameters.marks(table, *ids, config.thought.embedding_scale)
 
 
 def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
@@ -131,16 +142,29 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
     if source.exists():
         return
     if config.init_from:
-        # Readable errors before anything is made.
-        rows = huggingface.read_config(config.init_from).vocab_size
-        tokenizer_lib.load(config.init_from).for_table(rows, config.init_from)
+        _check(Path(config.init_from))
     with files.new_folder(source) as folder:
         if config.init_from:
-            huggingface.carry(Path(config.init_from), folder)
-            shutil.copyfile(Path(config.init_from) / "config.json", folder / "config.json")
+            begin = Path(config.init_from)
+            huggingface.carry(begin, folder)
+            config_json = huggingface.read_own(begin / "config.json", begin)
+            (folder / "config.json").write_bytes(config_json)
         else:
             _make(folder, config)
         files.write_json(folder / "origin.json", origin)
+
+
+def _check(folder: Path) -> None:
+    """Refuse an initial model that cannot be used, before anything is made of it.
+
+    Raises:
+      UserError: its config.json, tokenizer or tensors are unusable, or it links to files outside of it.
+    """
+    model = huggingface.read_config(folder)
+    huggingface.check_weights(folder, model)
+    huggingface.check_carried(folder)
+    huggingface.read_own(folder / "config.json", folder)
+    tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
 
 
 def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
@@ -174,4 +198,11 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _read_origin(root: Path) -> dict[str, Any]:
-    return inputs.read_json(source_folder(root) / "origin.json")
+    path = source_folder(root) / "origin.json"
+    origin = inputs.read_json(path)
+    if not isinstance(origin.get("init_from"), str):
+        raise UserError(
+            f"{inputs.name(path)} does not name the initial model (init_from); restore that file, or "
+            "use another --workdir"
+        )
+    return origin

@@ -7,9 +7,11 @@ nor a power cut leaves a part of it under that name.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 # The user's folder for everything that can be made again.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
@@ -83,19 +85,44 @@ def replace_array(path: Path, values: np.ndarray) -> None:
         ) from error
 
 
+def check_free(out: str | Path) -> Path:
+    """The full path of a folder that may be written: nothing is there, or an empty folder.
+
+    Raises:
+      UserError: there is a file, a device, a link or a folder that is not empty.
+    """
+    path = Path(out)
+    shown = printable(str(out), 300)
+    try:
+        if path.is_symlink():
+            raise UserError(
+                f"{shown} exists already, as a link to {printable(os.readlink(path), 300)}: choose "
+                "another name or remove it first"
+            )
+        path = path.resolve()
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{shown} exists already: choose another name or remove it first")
+    except (OSError, RuntimeError) as error:  # links in a circle are a RuntimeError
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {shown}: {reason}") from error
+    return path
+
+
 @contextlib.contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
     """A temporary sibling of `out` that is renamed to `out` when the block ends without an error.
 
+    What processes that were killed have left of the same folder is removed.
+
     Raises:
-      UserError: `out` is a file or a folder that is not empty, or the disk refuses.
+      UserError: `out` is a file, a link or a folder that is not empty, or the disk refuses.
     """
-    out = Path(out).resolve()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already: choose another name or remove it first")
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    out = check_free(out)
+    temporary, owner = None, None
     try:
-        temporary.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out)
+        temporary, owner = _owned_sibling(out)
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
@@ -104,10 +131,56 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             _sync_folder(Path(folder))
         temporary.replace(out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        raise UserError(
+            f"cannot write {printable(str(out), 300)}: {error.strerror or error}"
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if owner is not None:
+            os.close(owner)
     _sync_folder(out.parent)
+
+
+def _owned_sibling(out: Path) -> tuple[Path, int]:
+    """A new hidden folder beside `out`, and a descriptor that keeps it locked while this process lives."""
+    while True:
+        temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+        temporary.mkdir()
+        try:
+            owner = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # removed as abandoned before it could be locked
+        if _lock(owner) is not False and temporary.exists():
+            return temporary, owner
+        os.close(owner)
+
+
+def _remove_abandoned(out: Path) -> None:
+    """Remove the hidden folders of writers of `out` that no longer live: nobody has them locked."""
+    pattern = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.tmp")
+    left: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that may be written, but not listed
+        left += [path for path in out.parent.iterdir() if pattern.fullmatch(path.name)]
+    for path in left:
+        with contextlib.suppress(OSError):  # removed by another process, or not ours to remove
+            owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if _lock(owner):
+                    shutil.rmtree(path)
+            finally:
+                os.close(owner)
+
+
+def _lock(descriptor: int) -> bool | None:
+    """True if the file is now locked, False if another process has it, None if locks do not work here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

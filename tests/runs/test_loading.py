@@ -82,6 +82,39 @@ def test_a_refused_start_leaves_nothing(tmp_path, folder):
         source.prepare(tmp_path / "file", clock_config())
 
 
+def test_a_broken_initial_model_leaves_nothing(tmp_path, folder):
+    def start(change):
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "model")
+        change(tmp_path / "model")
+        source.prepare(tmp_path / "W", hf_config(tmp_path / "model"))
+
+    (tmp_path / "secret").write_text("SECRET")
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+
+    def link_config(model):
+        (model / "config.json").unlink()
+        (model / "config.json").symlink_to(tmp_path / "config.json")
+
+    for change, message in (
+        (
+            lambda m: (m / "LICENSE").symlink_to(tmp_path / "secret"),
+            "LICENSE is a link to a file out",
+        ),
+        (link_config, "config.json is a link to a file outside"),
+        (lambda m: (m / "adapter_config.json").write_text("{}"), "adapter.*merge_and_unload"),
+        (lambda m: (m / "model.safetensors").write_text("x"), "damaged or incomplete"),
+        (lambda m: (m / "model.safetensors").unlink(), "has neither model.safetensors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            start(change)
+        assert not list(tmp_path.glob("W/*"))
+    start(lambda m: None)
+    (tmp_path / "W/source/origin.json").write_text("{}")
+    with pytest.raises(UserError, match="origin.json does not name the initial model"):
+        source.origin_name(tmp_path / "W")
+
+
 @pytest.mark.parametrize(
     "changes, field",
     [
@@ -242,6 +275,52 @@ def test_an_exported_thinking_stage_thinks(run, tmp_path):
     )
 
 
+def test_thoughts_that_do_not_fit_their_settings(run, tmp_path):
+    stage = loading.load(str(run[0]), "1")
+    for settings, message in (
+        ({}, "its settings are unusable: key 'n_ahead' is missing"),
+        ({"n_ahead": 3}, "its settings are unusable: n_ahead 3 leaves no sampled token"),
+        ({"n_ahead": 5, "mixing": "x"}, "its settings are unusable: mixing 'x' is none of"),
+        ({"n_ahead": 5, "tokens": "pause"}, r"tensor pause of shape \(16,\) is missing"),
+    ):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        thought = stage.params["thought"]
+        huggingface.export(
+            stage.params["lm"],
+            stage.model,
+            out,
+            stage.source,
+            thought=thought,
+            thought_settings=settings,
+        )
+        with pytest.raises(UserError, match=f"thought.safetensors: {message}"):
+            loading.load(str(out))
+
+
+def test_a_step_that_is_deleted_while_it_is_read_gives_way_to_the_newest(
+    run, tmp_path, monkeypatch
+):
+    root = tmp_path / "W"
+    shutil.copytree(run[0], root)
+    checkpoints = folders.checkpoint_folder(root, 2)
+    find = folders.saved_step
+
+    def find_too_early(*args):
+        monkeypatch.setattr(folders, "saved_step", find)
+        step = find(*args)
+        (checkpoints / "3").rename(checkpoints / "5")  # what a run does between two looks
+        return step
+
+    monkeypatch.setattr(folders, "saved_step", find_too_early)
+    assert_same(loading.load_stage(root, 2, finished=False)[0], run[2][2])
+    (checkpoints / "5" / "_CHECKPOINT_METADATA").unlink()
+    for path in (checkpoints / "5").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot restore step 5 .*; train that stage again"):
+        loading.load_stage(root, 2, finished=False)
+
+
 # Marks --------------------
 
 
@@ -261,6 +340,14 @@ def test_marks_begin_as_vocabulary_entries(run, capsys):
     config = clock_config({"thought.end_text": ""})
     with pytest.raises(UserError, match="thought.end_text '' has no token"):
         source.mark_ids(config, tokenizer)
+
+
+def test_a_mark_beyond_the_table_is_refused(run):
+    root, config, saved = run
+    tokenizer = tokenizer_lib.load(root / "source")
+    table = saved[0]["lm"]["embed"]["embedding"]
+    with pytest.raises(UserError, match="a mark has token .*, and the model has 2 embeddings"):
+        source.fresh_marks(config, {"embed": {"embedding": table[:2]}}, tokenizer)
 
 
 def test_the_published_evaluation_renews_the_marks(run, tmp_path):

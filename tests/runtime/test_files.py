@@ -1,6 +1,8 @@
 """Files and folders appear complete, after their content has reached the disk, or not at all."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
+from tests.conftest import REPO
 
 
 @pytest.fixture
@@ -103,3 +106,57 @@ def test_a_taken_folder_is_refused(tmp_path):
         (folder / "a").write_text("")
     with pytest.raises(UserError, match="exists already"), files.new_folder(tmp_path / "out"):
         raise AssertionError("the block is not entered")
+
+
+# Folders --------------------
+
+
+def test_what_is_not_an_empty_folder_is_not_replaced(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    taken = [tmp_path / name for name in ("file", "full", "pipe", "link", "dangling", "loop")]
+    before = sorted(tmp_path.rglob("*"))
+    for out in [*taken, Path("/dev/null")]:
+        with pytest.raises(UserError, match="exists already"), files.new_folder(out):
+            raise AssertionError("the block is not reached")
+    for out in (tmp_path / "file" / "below", tmp_path / "loop" / "below", tmp_path / ("x" * 250)):
+        with pytest.raises(UserError, match="cannot write"), files.new_folder(out):
+            raise AssertionError("the block is not reached")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_next_writer_removes_what_a_killed_one_has_left(tmp_path):
+    code = (
+        "import os, signal, sys\nfrom fqs_jax.runtime import files\n"
+        "with files.new_folder(sys.argv[1]) as folder:\n"
+        "    (folder / 'half').write_text('x')\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out"], cwd=REPO, check=False)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.") and (left / "half").exists()
+    others = [
+        tmp_path / name for name in (".out.tmp", ".out.0123abcd.tmp.x", ".other.0123abcd.tmp")
+    ]
+    for other in others:
+        other.mkdir()
+    with files.new_folder(tmp_path / "out") as living:
+        assert not left.exists()
+        (tmp_path / "out").mkdir()
+        with files.new_folder(tmp_path / "out"):  # a second writer leaves the first one alone
+            assert living.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "out"])
+
+
+def test_a_link_in_the_place_of_a_left_folder_is_not_followed(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a").write_text("a")
+    (tmp_path / ".out.0123abcd.tmp").symlink_to("mine")
+    with files.new_folder(tmp_path / "out"):
+        pass
+    assert (tmp_path / "mine" / "a").exists()

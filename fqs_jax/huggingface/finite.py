@@ -1,0 +1,74 @@
+"""Checks that the numbers of a tensor are finite, and stay so in a narrower type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fqs_jax.runtime.errors import UserError
+
+
+def check_finite(stored: np.ndarray, place: str) -> None:
+    """Refuse a tensor that has NaN or infinite values.
+
+    Args:
+      stored: contiguous float32, bfloat16 or float16.
+      place: file and tensor, for the error.
+
+    Raises:
+      UserError: with the number of such values.
+    """
+    if _all_finite(stored):
+        return
+    values = stored.astype(np.float32)
+    nans, infs = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+    first = np.unravel_index(int(np.argmax(~np.isfinite(values))), values.shape)
+    raise UserError(
+        f"{place} has {nans} NaN and {infs} infinite of {stored.size} values, the first at "
+        f"{[int(i) for i in first]}: the checkpoint is broken; fetch or export it again"
+    )
+
+
+def check_fits(array: Any, dtype: Any, place: str) -> None:
+    """Refuse a tensor with a value that is NaN or infinite, or becomes so in another type.
+
+    Args:
+      array: a numpy or jax array of a float type; it stays on its devices.
+      dtype: the type that it will be converted to.
+      place: the tensor, for the error.
+
+    Raises:
+      UserError: names the value.
+    """
+    dtype = jnp.dtype(dtype)
+    if not isinstance(array, jax.Array):
+        array = np.asarray(array, np.float32)  # of which numpy finds the extremes fast
+    # Rounding keeps the order of numbers, and the largest of numbers and a NaN is NaN.
+    for extreme in (array.max(), array.min()):
+        value = np.float32(extreme)
+        if not np.isfinite(value):
+            raise UserError(f"{place} has the value {value}, so it cannot be used")
+        with np.errstate(over="ignore"):
+            fits = np.isfinite(value.astype(dtype))
+        if not fits:
+            most = float(jnp.finfo(dtype).max)
+            raise UserError(
+                f"{place} has the value {value:g}, which is infinite in {dtype.name} (largest: "
+                f"{most:g}); choose another dtype, such as float32"
+            )
+
+
+def _all_finite(stored: np.ndarray) -> bool:
+    """True if no value is NaN or infinite, judged by the bits, which is fast and takes no memory.
+
+    A float is finite if its bits without the sign are below those of infinity. As signed integers all
+    negative floats are negative, as unsigned integers they come after all positive ones.
+    """
+    bits = stored.reshape(-1).view(f"u{stored.itemsize}")
+    infinity = int(np.array(np.inf, stored.dtype).view(bits.dtype))
+    sign = 1 << (8 * stored.itemsize - 1)
+    signed = bits.view(f"i{stored.itemsize}")
+    return bool(signed.max() < infinity and (bits.max() < sign | infinity))
