@@ -18,9 +18,9 @@ from fqs_jax.data.problems.word_problems import WordProblems
 from fqs_jax.data.rows import order, token_store
 from fqs_jax.data.sources import options as options_lib
 from fqs_jax.data.sources.specification import Documents, Source, fingerprint, open_sources
+from fqs_jax.data.sources.text_files import is_blank
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
-from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
 TASKS: dict[str, type[Task]] = {
@@ -68,8 +68,7 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
 
 def options(data: ml_collections.ConfigDict) -> options_lib.Options:
     """The config's settings for opening sources."""
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.CACHE
-    return options_lib.Options(data.text_key, folder, data.tfds_dir or None, data.download)
+    return options_lib.of(data.text_key, data.cache_dir, data.tfds_dir, data.download)
 
 
 def vocab_size(task: Task) -> int:
@@ -157,7 +156,7 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]
 
     def tokens_of(index: int) -> list[int]:
         for step in range(_MAX_BLANK):
-            if (text := source[(index + step) % len(source)]).strip():
+            if not is_blank(text := source[(index + step) % len(source)]):
                 return tokenizer.encode(text)
         raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
 

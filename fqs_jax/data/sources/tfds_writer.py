@@ -14,8 +14,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from fqs_jax.data.sources.array_records import INFO
 from fqs_jax.data.sources.specification import Source
+from fqs_jax.data.sources.tfds_folder import INFO
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import new_folder
 
