@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from fqs_jax.data import long_texts
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
@@ -32,6 +33,9 @@ TASKS: dict[str, type[Task]] = {
 }
 ROWS = ("pack", "crop")
 _TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
+_MAX_DOCUMENTS = 100_000_000  # of a built-in task
+_MAX_SEQ_LEN = 1 << 24
+_MAX_WORKERS = 1024
 _MAX_BLANK = 1000  # consecutive blank documents that a crop skips
 
 
@@ -60,6 +64,11 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
       UserError: no text is configured, or it cannot be read.
     """
     if (task := built_in_task(data, seed)) is not None:
+        if not 1 <= data.num_documents <= _MAX_DOCUMENTS:
+            raise UserError(
+                f"data.num_documents is {data.num_documents}; set 1 to {_MAX_DOCUMENTS}, which are "
+                "held in memory"
+            )
         return [(Documents(task.documents(data.num_documents)), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
@@ -118,6 +127,10 @@ def dataset(
     """
     if data.rows not in ROWS:
         raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
+    if not 2 <= data.seq_len <= _MAX_SEQ_LEN:
+        raise UserError(f"data.seq_len is {data.seq_len}; set 2 to {_MAX_SEQ_LEN}")
+    if not 0 <= data.workers <= _MAX_WORKERS:
+        raise UserError(f"data.workers is {data.workers}; set 0 (threads) to {_MAX_WORKERS}")
     parts = sources(data, seed)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
@@ -151,13 +164,13 @@ def _rows(
     return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
 
-def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]:
+def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray]:
     """A function from a document's number to its tokens; a blank document is replaced by the next."""
 
-    def tokens_of(index: int) -> list[int]:
+    def tokens_of(index: int) -> np.ndarray:
         for step in range(_MAX_BLANK):
             if not is_blank(text := source[(index + step) % len(source)]):
-                return tokenizer.encode(text)
+                return long_texts.encode(tokenizer, text)
         raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
 
     return tokens_of

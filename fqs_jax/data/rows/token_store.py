@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fqs_jax.data import cached_arrays
+from fqs_jax.data import cached_arrays, long_texts
 from fqs_jax.data.sources.specification import Source, fingerprint
 from fqs_jax.data.sources.text_files import is_blank, unreadable
 from fqs_jax.data.tokenizer import Tokenizer
@@ -177,12 +177,18 @@ def _encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of these documents end to end, uint16 or int32, and each one's length, int64."""
     kind = _kind(tokenizer)
-    closing = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    opening = np.array(tokenizer.opening, np.int64)
+    closing = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int64)
     tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
     for batch in _batches(source, documents):
-        encoded = tokenizer.encode_batch(list(batch.values()))
+        encoded = long_texts.encode_batch(tokenizer, list(batch.values()))
         for index, ids in zip(batch, encoded, strict=True):
-            tokens.append(np.array([*tokenizer.opening, *ids, *closing], kind))
+            row = np.concatenate([opening, ids, closing])
+            if len(row) and row.max() > np.iinfo(kind).max:
+                raise UserError(
+                    f"the tokenizer gives the id {row.max()}, beyond its own {tokenizer.vocab_size}"
+                )
+            tokens.append(row.astype(kind))
             lengths[index - documents.start] = len(tokens[-1])
     return np.concatenate(tokens), lengths
 

@@ -58,7 +58,7 @@ def check(kind: str, paths: Sequence[Path], key: str | None, cache: Path) -> lis
     found: list[Checked] = []
     total = sum(text_files.check_file(path).st_size for path in paths)
     with contextlib.ExitStack() as stack:
-        child = stack.enter_context(_Child())
+        child = stack.enter_context(Child())
         bar = stack.enter_context(Progress("checking tables (MB)", 0, total >> 20))
         for path in paths:
             found.append(_check(child, kind, path, key, cache))
@@ -67,7 +67,7 @@ def check(kind: str, paths: Sequence[Path], key: str | None, cache: Path) -> lis
     return found
 
 
-def _check(child: _Child, kind: str, path: Path, key: str | None, cache: Path) -> Checked:
+def _check(child: Child, kind: str, path: Path, key: str | None, cache: Path) -> Checked:
     state = text_files.check_file(path)
     stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
     known = (kind, path, key, stamp)
@@ -104,13 +104,13 @@ def _passed_check(
     return Checked(stamp, int(found["batch"]), groups)
 
 
-class _Child:
+class Child:
     """The process that reads files; started at the first question, and again after a crash."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> _Child:
+    def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
