@@ -177,8 +177,8 @@ def _encode(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of these documents end to end, uint16 or int32, and each one's length, int64."""
     kind = _kind(tokenizer)
-    opening = np.array(tokenizer.opening, np.int64)
-    closing = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int64)
+    opening = np.array(tokenizer.opening, np.int32)
+    closing = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int32)
     tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
     for batch in _batches(source, documents):
         encoded = long_texts.encode_batch(tokenizer, list(batch.values()))

@@ -87,8 +87,10 @@ def record(path: Path, index: int) -> bytes:
         if isinstance(error, UserError):
             raise
         raise text_files.damaged(path, error) from error
-    if len(data) > text_files.MOST_DOCUMENT:
-        raise text_files.too_large(f"{path}, record {index} is one document")
+    if len(data) > text_files.MOST_DOCUMENT // 4:
+        most = text_files.most_unpacked(text_files.check_file(path).st_size)
+        if len(data) > most:
+            raise text_files.too_large(f"{path}, record {index} is one document", most)
     return data
 
 

@@ -15,11 +15,11 @@ from fqs_jax.data.sources import table_child, text_files
 from fqs_jax.data.sources.table_check import Checked
 from fqs_jax.runtime.errors import UserError
 
-KEPT = 1 << 29  # characters of groups in memory; a group with more is read in batches
+KEPT = 1 << 29  # bytes of groups in memory; a group with more is read in batches
 
 
 class _Groups:
-    """The groups of rows that were used last, KEPT characters of them at most."""
+    """The groups of rows that were used last, KEPT bytes of them at most."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

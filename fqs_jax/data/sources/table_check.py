@@ -36,7 +36,7 @@ class Checked:
     Attributes:
       stamp: the file's state when it was checked.
       batch: rows that may be read at once.
-      groups: rows and characters of each group of rows.
+      groups: rows and bytes of text of each group of rows.
     """
 
     stamp: Stamp
@@ -77,7 +77,7 @@ def _check(child: Child, kind: str, path: Path, key: str | None, cache: Path) ->
     kept = cache / "tables" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     checked = _kept(kept, stamp)
     if checked is None:
-        checked = _passed_check(path, key, stamp, child.ask(kind, path, key))
+        checked = _passed_check(path, key, stamp, child.ask(kind, path, key, stamp[0]))
         if state.st_size > LARGE:
             _keep(kept, checked)
     _passed[known] = checked
@@ -121,7 +121,7 @@ class Child:
             self.process.wait()
             self.process.stdout.close()  # type: ignore[union-attr]
 
-    def ask(self, kind: str, path: Path, key: str | None) -> Any:
+    def ask(self, kind: str, path: Path, key: str | None, size: int) -> Any:
         """The child's answer; None if it crashed.
 
         Raises:
@@ -132,7 +132,8 @@ class Child:
         process = self.process
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(OSError, ValueError):  # a crash shows as no answer
-            process.stdin.write(json.dumps([kind, os.fspath(path), key]) + "\n")
+            request = [kind, os.fspath(path), key, text_files.most_unpacked(size)]
+            process.stdin.write(json.dumps(request) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
         process.wait()

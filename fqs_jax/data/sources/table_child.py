@@ -1,14 +1,14 @@
 """Checks of Parquet and Arrow files in a process of their own, which a broken file may crash.
 
 `table_check` runs this file as a script; it needs pyarrow and the standard library only. Each line of
-standard input is the JSON of [kind, file, column], with column null for all of them. Each line of
-standard output is the JSON of what was found:
+standard input is the JSON of [kind, file, column, bytes of a document at most], with column null for
+all of them. Each line of standard output is the JSON of what was found:
 
-    {"batch": 1024, "groups": [[rows, characters], ..]}  every value can be read
-    {"missing": ["title", ..]}                           no such column; these exist
-    {"type": "int64"}                                    the column does not hold strings
-    {"refused": "..."}                                   a file that is too large for its readers
-    {"problem": "..."}                                   a broken file, in the words of Arrow
+    {"batch": 1024, "groups": [[rows, bytes], ..]}  every value can be read
+    {"missing": ["title", ..]}                      no such column; these exist
+    {"type": "int64"}                               the column does not hold strings
+    {"refused": "..."}                              a file that is too large for its readers
+    {"problem": "..."}                              a broken file, in the words of Arrow
 
 Everything that the readers will touch is read here first, with the same calls, and validated.
 """
@@ -26,13 +26,12 @@ import pyarrow
 import pyarrow.parquet
 
 MEMORY = 5 << 28  # bytes that this process may allocate: 1.25 GiB
-MOST_VALUE = 1 << 28  # characters of one document
 MOST_ROWS = 1 << 32
 MOST_GROUPS = 1 << 20
 BATCHES = (1 << 13, 64, 1)  # rows read at once; fewer if they are large
 BATCH_BYTES = 1 << 26  # of a batch that has more than one row
-GROWTH, GROWTH_FREE = 200, 1 << 30  # characters of a column for each byte of its file, and more
-MOST_RECORDS = 1 << 27  # characters of all columns together, where all are read
+GROWTH, GROWTH_FREE = 200, 1 << 30  # bytes of a column for each byte of its file, and more
+MOST_RECORDS = 1 << 27  # bytes of all columns together, where all are read
 
 Found = dict[str, Any]
 
@@ -88,7 +87,7 @@ def _open_arrow(path: str, options: pyarrow.ipc.IpcReadOptions | None) -> Any:
         return pyarrow.ipc.open_file(source, options=options)
 
 
-def _check_parquet(path: str, key: str | None) -> Found:
+def _check_parquet(path: str, key: str | None, most: int) -> Found:
     with open_parquet(path) as file:
         if key is not None and (problem := _column_problem(file.schema_arrow, key)):
             return problem
@@ -97,11 +96,11 @@ def _check_parquet(path: str, key: str | None) -> Found:
     for batch in BATCHES:
         # The last number is tried whatever it takes: a row must be read whole.
         with contextlib.suppress(*([] if batch == 1 else [_TooLarge, MemoryError])):
-            return {"batch": batch, "groups": list(_parquet_groups(path, key, batch))}
+            return {"batch": batch, "groups": list(_parquet_groups(path, key, batch, most))}
     raise AssertionError("unreachable: the last number returns or raises")
 
 
-def _parquet_groups(path: str, key: str | None, batch: int) -> Iterator[tuple[int, int]]:
+def _parquet_groups(path: str, key: str | None, batch: int, most: int) -> Iterator[tuple[int, int]]:
     with open_parquet(path) as file:
         listed = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
     total = 0
@@ -111,14 +110,14 @@ def _parquet_groups(path: str, key: str | None, batch: int) -> Iterator[tuple[in
             if batch > 1 and part.nbytes > BATCH_BYTES:
                 raise _TooLarge
             rows += len(part)
-            total += sum(map(_validate, part.columns))
+            total += sum(_validate(column, most) for column in part.columns)
             _check_growth(total, path, key)
         if rows != expected:
             raise ValueError(f"{rows} rows where {expected} are listed")
         yield rows, total - before
 
 
-def _check_arrow(path: str, key: str) -> Found:
+def _check_arrow(path: str, key: str, most: int) -> Found:
     if problem := _column_problem(_open_arrow(path, None).schema, key):
         return problem
     try:
@@ -129,7 +128,7 @@ def _check_arrow(path: str, key: str) -> Found:
         raise _Refused("it has too many rows")
     total = 0
     for part in column.chunks:
-        total += _validate(part)
+        total += _validate(part, most)
         _check_growth(total, path, key)
     return {"batch": 0, "groups": [[len(column), total]]}
 
@@ -143,20 +142,22 @@ def _column_problem(schema: pyarrow.Schema, key: str) -> Found | None:
     return None if is_text(kind) else {"type": str(kind)}
 
 
-def _validate(column: pyarrow.Array) -> int:
-    """Check every value of an array; returns their size, in characters for strings."""
+def _validate(column: pyarrow.Array, most: int) -> int:
+    """Check every value of an array; returns their bytes, in UTF-8 for strings."""
     column.validate(full=True)
     if column.null_count == len(column):
         return 0
-    return sum(map(_size, column))
+    sizes = [_size(value.as_py()) for value in column]
+    if max(sizes, default=0) > most:
+        raise _Refused(f"a document has more than {most >> 20} MiB; divide it")
+    return sum(sizes)
 
 
-def _size(value: pyarrow.Scalar) -> int:
-    value = value.as_py()
-    size = len(value) if isinstance(value, str | bytes) else len(repr(value)) if value else 0
-    if size > MOST_VALUE:
-        raise _Refused(f"a document has more than {MOST_VALUE:,} characters; divide it")
-    return size
+def _size(value: Any) -> int:
+    if isinstance(value, bytes):
+        return len(value)
+    text = value if isinstance(value, str) else repr(value)
+    return len(text) if text.isascii() else len(text.encode())
 
 
 def _check_growth(total: int, path: str, key: str | None) -> None:
@@ -178,13 +179,17 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(kind: str, path: str, key: str | None) -> Found:
+def _answer(kind: str, path: str, key: str | None, most: int) -> Found:
     try:
-        return _check_arrow(path, str(key)) if kind == "arrow" else _check_parquet(path, key)
+        if kind == "arrow":
+            return _check_arrow(path, str(key), most)
+        return _check_parquet(path, key, most)
     except _Refused as error:
         return {"refused": str(error)}
     except MemoryError:
-        return {"refused": f"reading a part of it takes more than {MEMORY >> 20} MiB; divide it"}
+        return {
+            "refused": f"reading a part takes more than {MEMORY >> 20} MiB; write smaller row groups"
+        }
     except Exception as error:  # whatever Arrow and Python raise for broken content
         return {"problem": str(error) or type(error).__name__}
 

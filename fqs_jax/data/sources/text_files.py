@@ -251,10 +251,18 @@ def open_file(path: Path) -> BinaryIO:
     return inputs.open_file(path)
 
 
-def too_large(what: str) -> UserError:
+def most_unpacked(size: int) -> int:
+    """The largest document, in bytes, of a compressed file of this size.
+
+    A small file cannot fill the memory: text that shrinks to less than a sixth is hardly text.
+    """
+    return min(MOST_DOCUMENT, max(MOST_DOCUMENT // 4, 6 * size))
+
+
+def too_large(what: str, most: int = MOST_DOCUMENT) -> UserError:
     """The error message for a document that is too large to be read at once."""
     return UserError(
-        f"{what} of more than {MOST_DOCUMENT >> 20} MiB, the most that is read at once; divide it"
+        f"{what} of more than {most >> 20} MiB, the most that is read at once; divide it"
     )
 
 
