@@ -91,12 +91,9 @@ class Task(abc.ABC):
                 f"worked, direct, chatter, unanswered are {frequencies}; "
                 "set none below 0 and not all to 0"
             )
-        shares = (self.validation_share, self.test_share)
-        if not (all(share >= 0 for share in shares) and sum(shares) < 1):
-            raise UserError(
-                f"validation_share and test_share are {shares}; set none below 0, and both "
-                "together below 1"
-            )
+        for name in ("validation_share", "test_share"):
+            if not math.isfinite(share := getattr(self, name)):
+                raise UserError(f"{name} is {share}; set a share from 0 to 1")
         if not 0 <= self.label_noise <= 1:
             raise UserError(f"label_noise is {self.label_noise}; set a probability from 0 to 1")
         for length in self.lengths:

@@ -39,7 +39,7 @@ class TextFiles:
     def __getitem__(self, index: int) -> str:
         path = self.files[index]
         if check_file(path).st_size > MOST_DOCUMENT:
-            raise too_large(f"{path} is one document")
+            raise too_large(f"{inputs.name(path)} is one document")
         text = decode(inputs.read_bytes(path, MOST_DOCUMENT), path)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
@@ -81,7 +81,7 @@ class JsonLines:
                 line = decode(file.readline(MOST_DOCUMENT), path, offset)
         except OSError as error:
             raise unreadable(path, error) from error
-        return text_of(line, self.key, location=f"{path}, byte {offset}")
+        return text_of(line, self.key, f"{inputs.name(path)}, byte {offset}")
 
 
 def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
@@ -123,9 +123,11 @@ def _line_offsets(
     with open_file(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(MOST_DOCUMENT + 1), b""), start=1):
             if len(line) > MOST_DOCUMENT:
-                raise too_large(f"{path}:{number} is one line")
+                raise too_large(f"{inputs.name(path)}:{number} is one line")
             text = decode(line, path, offset)
-            if not is_blank(text) and not is_blank(text_of(text, key, f"{path}:{number}")):
+            if not is_blank(text) and not is_blank(
+                text_of(text, key, f"{inputs.name(path)}:{number}")
+            ):
                 offsets.append(offset)
             offset += len(line)
             if number % 1000 == 0:
@@ -193,7 +195,7 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
       UserError: the bytes are not UTF-8, or have a NUL, which no text has; the message shows how to
         convert the file.
     """
-    nul = data.find(0)
+    nul, shown = data.find(0), inputs.name(path)
     try:
         text = data.decode()
         if nul < 0:
@@ -202,12 +204,12 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
     except UnicodeDecodeError as error:
         problem = f"not UTF-8 at byte {offset + error.start}"
     if data.startswith(_GZIP) and offset == 0:
-        raise UserError(f'{path}: compressed; unpack it first: gunzip "{path}"')
+        raise UserError(f'{shown}: compressed; unpack it first: gunzip "{shown}"')
     encoding = _encoding(data, offset)
     if encoding is None:
-        raise UserError(f"{path}: {problem}; it is no text file, leave it out")
+        raise UserError(f"{shown}: {problem}; it is no text file, leave it out")
     raise UserError(
-        f'{path}: {problem}; convert it, for example: iconv -f {encoding} -t UTF-8 "{path}" > NEW'
+        f'{path}: {problem}; convert it, for example: iconv -f {encoding} -t UTF-8 "{shown}" > NEW'
     )
 
 
@@ -218,14 +220,14 @@ def _encoding(data: bytes, offset: int) -> str | None:
     sample = data[:4096]
     if not sample.count(0):
         return "LATIN1"
-    # Latin letters have a NUL as their other byte.
-    for encoding, step, first in (("UTF-32LE", 4, 1), ("UTF-32BE", 4, 0)):
-        if sample[first::step].count(0) == sample[first + 1 :: step].count(0) > len(sample) // 5:
-            return encoding
-    even, odd = sample[::2].count(0), sample[1::2].count(0)
-    if max(even, odd) * 5 < len(sample) or min(even, odd) * 10 > max(even, odd):
-        return None
-    return "UTF-16LE" if odd > even else "UTF-16BE"
+    # A Latin letter is one byte with NULs before or behind it.
+    often = [sample[place::4].count(0) * 10 > len(sample) for place in range(4)]
+    return {
+        (False, True, False, True): "UTF-16LE",
+        (True, False, True, False): "UTF-16BE",
+        (False, True, True, True): "UTF-32LE",
+        (True, True, True, False): "UTF-32BE",
+    }.get(tuple(often))
 
 
 def check_file(path: Path) -> os.stat_result:
@@ -259,8 +261,9 @@ def most_unpacked(size: int) -> int:
     return min(MOST_DOCUMENT, max(MOST_DOCUMENT // 4, 6 * size))
 
 
-def too_large(what: str, most: int = MOST_DOCUMENT) -> UserError:
+def too_large(what: str, most: int | None = None) -> UserError:
     """The error message for a document that is too large to be read at once."""
+    most = most or MOST_DOCUMENT
     return UserError(
         f"{what} of more than {most >> 20} MiB, the most that is read at once; divide it"
     )
@@ -269,13 +272,15 @@ def too_large(what: str, most: int = MOST_DOCUMENT) -> UserError:
 def unreadable(path: Path, error: OSError) -> UserError:
     """The error message for a file that the operating system does not let us read."""
     way = "check the name" if isinstance(error, FileNotFoundError) else "make it readable"
-    return UserError(f"{path}: {error.strerror or error}; {way} or leave it out")
+    return UserError(f"{inputs.name(path)}: {error.strerror or error}; {way} or leave it out")
 
 
 def damaged(path: Path, error: Exception | str) -> UserError:
     """The error message for a file that its library cannot read."""
     reason = printable(" ".join(str(error).split()), 150)
-    return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")
+    return UserError(
+        f"{inputs.name(path)}: damaged or of another kind ({reason}); fetch or write it again"
+    )
 
 
 def kind_of(value: Any) -> str:
