@@ -168,7 +168,7 @@ def _piece(
     return lengths
 
 
-def _kind(tokenizer: Tokenizer) -> type[np.generic]:
+def _kind(tokenizer: Tokenizer) -> type[np.uint16] | type[np.int32]:
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
 
 

@@ -161,7 +161,7 @@ def _content(path: Path) -> bytes:
     size = text_files.check_file(path).st_size
     with text_files.open_file(path) as file:
         if size <= _WHOLE:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.sha256(file.read()).digest()
         digest = hashlib.sha256(str(size).encode())
         for sample in range(_SAMPLES):
             file.seek((size - _SAMPLE) * sample // (_SAMPLES - 1))

@@ -222,12 +222,9 @@ def _encoding(data: bytes, offset: int) -> str | None:
         return "LATIN1"
     # A Latin letter is one byte with NULs before or behind it.
     often = [sample[place::4].count(0) * 10 > len(sample) for place in range(4)]
-    return {
-        (False, True, False, True): "UTF-16LE",
-        (True, False, True, False): "UTF-16BE",
-        (False, True, True, True): "UTF-32LE",
-        (True, True, True, False): "UTF-32BE",
-    }.get(tuple(often))
+    nuls = "".join("0" if nul else "x" for nul in often)
+    known = {"x0x0": "UTF-16LE", "0x0x": "UTF-16BE", "x000": "UTF-32LE", "000x": "UTF-32BE"}
+    return known.get(nuls)
 
 
 def check_file(path: Path) -> os.stat_result:
