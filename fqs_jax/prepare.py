@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources import options as options_lib
 from fqs_jax.data.sources.specification import open_sources
-from fqs_jax.runtime import cli, files
+from fqs_jax.runtime import cli, paths
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -40,11 +39,14 @@ def main(_: Sequence[str]) -> None:
     cli.require(text=_TEXT.value, out=_OUT.value)
     from fqs_jax.data.sources import tfds_writer  # TFDS takes seconds to import
 
-    out = Path(_OUT.value)
+    if not 0 <= _VALIDATION_SHARE.value < 1:  # False for NaN
+        raise UserError(
+            f"--validation_share is {_VALIDATION_SHARE.value}; set 0 or more, and below 1"
+        )
+    out = paths.expand(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
         raise UserError(f"{out} exists already: choose another name or remove it first")
-    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.CACHE
-    options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
+    options = options_lib.of(_TEXT_KEY.value, _CACHE_DIR.value, _TFDS_DIR.value, _DOWNLOAD.value)
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:
         raise UserError("--text has weights; leave them out here, and give them when training")

@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
+from fqs_jax.data import long_texts
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
@@ -18,9 +19,9 @@ from fqs_jax.data.problems.word_problems import WordProblems
 from fqs_jax.data.rows import order, token_store
 from fqs_jax.data.sources import options as options_lib
 from fqs_jax.data.sources.specification import Documents, Source, fingerprint, open_sources
+from fqs_jax.data.sources.text_files import is_blank
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
-from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 
 TASKS: dict[str, type[Task]] = {
@@ -32,6 +33,9 @@ TASKS: dict[str, type[Task]] = {
 }
 ROWS = ("pack", "crop")
 _TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
+_MAX_DOCUMENTS = 100_000_000  # of a built-in task
+_MAX_SEQ_LEN = 1 << 24
+_MAX_WORKERS = 1024
 _MAX_BLANK = 1000  # consecutive blank documents that a crop skips
 
 
@@ -60,6 +64,11 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
       UserError: no text is configured, or it cannot be read.
     """
     if (task := built_in_task(data, seed)) is not None:
+        if not 1 <= data.num_documents <= _MAX_DOCUMENTS:
+            raise UserError(
+                f"data.num_documents is {data.num_documents}; set 1 to {_MAX_DOCUMENTS}, which are "
+                "held in memory"
+            )
         return [(Documents(task.documents(data.num_documents)), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
@@ -68,8 +77,7 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
 
 def options(data: ml_collections.ConfigDict) -> options_lib.Options:
     """The config's settings for opening sources."""
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.CACHE
-    return options_lib.Options(data.text_key, folder, data.tfds_dir or None, data.download)
+    return options_lib.of(data.text_key, data.cache_dir, data.tfds_dir, data.download)
 
 
 def vocab_size(task: Task) -> int:
@@ -119,6 +127,10 @@ def dataset(
     """
     if data.rows not in ROWS:
         raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
+    if not 2 <= data.seq_len <= _MAX_SEQ_LEN:
+        raise UserError(f"data.seq_len is {data.seq_len}; set 2 to {_MAX_SEQ_LEN}")
+    if not 0 <= data.workers <= _MAX_WORKERS:
+        raise UserError(f"data.workers is {data.workers}; set 0 (threads) to {_MAX_WORKERS}")
     parts = sources(data, seed)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
@@ -152,13 +164,13 @@ def _rows(
     return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
 
-def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], list[int]]:
+def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray]:
     """A function from a document's number to its tokens; a blank document is replaced by the next."""
 
-    def tokens_of(index: int) -> list[int]:
+    def tokens_of(index: int) -> np.ndarray:
         for step in range(_MAX_BLANK):
-            if (text := source[(index + step) % len(source)]).strip():
-                return tokenizer.encode(text)
+            if not is_blank(text := source[(index + step) % len(source)]):
+                return long_texts.encode(tokenizer, text)
         raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
 
     return tokens_of

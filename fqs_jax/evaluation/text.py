@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fqs_jax.data import long_texts
 from fqs_jax.data.rows import windows
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
@@ -139,7 +140,7 @@ def _windows(
     rows: list[np.ndarray] = []
     numbers: list[tuple[int, int]] = []
     left_out = 0
-    for document, tokens in enumerate(tokenizer.encode_batch(documents)):
+    for document, tokens in enumerate(long_texts.encode_batch(tokenizer, documents)):
         cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
         pieces = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
         if len(pieces) > 1 and len(pieces[-1]) < seq_len:

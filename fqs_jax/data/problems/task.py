@@ -15,6 +15,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
@@ -25,6 +26,7 @@ from fqs_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 MAX_PROBLEMS = 10_000_000  # of one length
+MAX_LENGTH = 1000
 WORD_BOUNDARY = "\u2581"  # SentencePiece's sign for a space
 
 
@@ -79,13 +81,19 @@ class Task(abc.ABC):
             raise UserError(
                 f"lengths are {self.lengths}; give at least one, each 1 or more, a whole number"
             )
+        if max(self.lengths) > MAX_LENGTH:  # the number of problems would have as many digits
+            raise UserError(f"lengths are {self.lengths}; give none above {MAX_LENGTH}")
         check_distinct("lengths", self.lengths)
         frequencies = (self.worked, self.direct, self.chatter, self.unanswered)
-        if min(frequencies) < 0 or sum(frequencies) == 0:
+        # Written so that NaN, which no comparison holds for, is refused.
+        if not (all(share >= 0 for share in frequencies) and 0 < sum(frequencies) < math.inf):
             raise UserError(
                 f"worked, direct, chatter, unanswered are {frequencies}; "
                 "set none below 0 and not all to 0"
             )
+        for name in ("validation_share", "test_share"):
+            if not math.isfinite(share := getattr(self, name)):
+                raise UserError(f"{name} is {share}; set a share from 0 to 1")
         if not 0 <= self.label_noise <= 1:
             raise UserError(f"label_noise is {self.label_noise}; set a probability from 0 to 1")
         for length in self.lengths:

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from fqs_jax.data import cached_arrays, long_texts
 from fqs_jax.data.sources.specification import Source, fingerprint
-from fqs_jax.data.sources.text_files import unreadable
+from fqs_jax.data.sources.text_files import is_blank, unreadable
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import replace_array
@@ -113,38 +114,81 @@ def _stat(path: Path) -> tuple[int, int]:
 
 def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
     size = max(MIN_PIECE, -(-len(source) // MAX_PIECES))
-    first_documents = range(0, len(source), size)
-    names = [f"{piece:06d}.npy" for piece in range(len(first_documents))]
+    pieces = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
+    names = [f"{piece:06d}.npy" for piece in range(len(pieces))]
     ends = folder / "ends.npy"
-    if not ends.exists():
+    lengths = _complete(folder, names, pieces, tokenizer)
+    if lengths is None:
+        lengths = []
         with Progress("tokenizing", 0, len(source)) as bar:
-            for name, first in zip(names, first_documents, strict=True):
-                last = min(first + size, len(source))
-                if not (folder / f"lengths_{name}").exists():
-                    tokens, lengths = _encode(source, range(first, last), tokenizer)
-                    replace_array(folder / f"tokens_{name}", tokens)
-                    replace_array(
-                        folder / f"lengths_{name}", lengths
-                    )  # last: marks the piece as complete
-                bar.advance_to(last)
-        all_lengths = [np.load(folder / f"lengths_{name}", allow_pickle=False) for name in names]
-        replace_array(ends, np.cumsum(np.concatenate(all_lengths), dtype=np.int64))
-    lasts = [min(first + size, len(source)) - 1 for first in first_documents]
-    starts = np.concatenate([[0], _array(ends)[lasts]])
+            for name, documents in zip(names, pieces, strict=True):
+                lengths.append(_piece(source, documents, tokenizer, folder, name))
+                bar.advance_to(documents.stop)
+        _mapped.cache_clear()  # of files that were broken
+    total = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    known = cached_arrays.read(ends, np.int64, len(source), mapped=True)
+    if known is None or not np.array_equal(known, total):
+        replace_array(ends, total)
+        _mapped.cache_clear()
+    starts = np.concatenate([[0], total[[documents.stop - 1 for documents in pieces]]])
     return Tokens(tuple(folder / f"tokens_{name}" for name in names), starts, ends)
+
+
+def _complete(
+    folder: Path, names: list[str], pieces: list[range], tokenizer: Tokenizer
+) -> list[np.ndarray] | None:
+    """The lengths of the documents of each piece, if all pieces are there and whole."""
+    found = []
+    for name, documents in zip(names, pieces, strict=True):
+        if (lengths := _stored(folder, name, documents, tokenizer)) is None:
+            return None
+        found.append(lengths)
+    return found
+
+
+def _stored(folder: Path, name: str, documents: range, tokenizer: Tokenizer) -> np.ndarray | None:
+    """The lengths of a piece's documents; None if the piece is not there, or is broken."""
+    lengths = cached_arrays.read(folder / f"lengths_{name}", np.int64, len(documents))
+    if lengths is None or (lengths < 0).any():
+        return None
+    tokens = folder / f"tokens_{name}"
+    whole = cached_arrays.read(tokens, _kind(tokenizer), int(lengths.sum()), mapped=True)
+    return lengths if whole is not None else None
+
+
+def _piece(
+    source: Source, documents: range, tokenizer: Tokenizer, folder: Path, name: str
+) -> np.ndarray:
+    """Write a piece unless it is there; returns the lengths of its documents."""
+    if (lengths := _stored(folder, name, documents, tokenizer)) is not None:
+        return lengths
+    tokens, lengths = _encode(source, documents, tokenizer)
+    replace_array(folder / f"tokens_{name}", tokens)
+    replace_array(folder / f"lengths_{name}", lengths)  # last: marks the piece as complete
+    return lengths
+
+
+def _kind(tokenizer: Tokenizer) -> type[np.uint16] | type[np.int32]:
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
 
 
 def _encode(
     source: Source, documents: range, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of these documents end to end, uint16 or int32, and each one's length, int64."""
-    kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    closing = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    kind = _kind(tokenizer)
+    opening = np.array(tokenizer.opening, np.int32)
+    closing = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int32)
     tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
     for batch in _batches(source, documents):
-        encoded = tokenizer.encode_batch(list(batch.values()))
+        encoded = long_texts.encode_batch(tokenizer, list(batch.values()))
         for index, ids in zip(batch, encoded, strict=True):
-            tokens.append(np.array([*tokenizer.opening, *ids, *closing], kind))
+            row = np.concatenate([opening, ids, closing])
+            if len(row) and row.max() > np.iinfo(kind).max:
+                raise UserError(
+                    f"the tokenizer gives the id {row.max()}, beyond its own {tokenizer.vocab_size}"
+                )
+            tokens.append(row.astype(kind))
             lengths[index - documents.start] = len(tokens[-1])
     return np.concatenate(tokens), lengths
 
@@ -154,7 +198,7 @@ def _batches(source: Source, documents: range) -> Iterator[dict[int, str]]:
     batch: dict[int, str] = {}
     size = 0
     for index in documents:
-        if (text := source[index]).strip():
+        if not is_blank(text := source[index]):
             batch[index] = text
             size += len(text)
         if size > _CHARACTERS:

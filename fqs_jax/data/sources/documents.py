@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.data.sources.specification import open_sources
+from fqs_jax.data.sources.text_files import is_blank
 from fqs_jax.runtime.errors import UserError
 
 
@@ -21,7 +22,7 @@ def read_documents(
     if len(sources) > 1 or sources[0][1] != 1:
         raise UserError(f"{names}: weights are for training; leave them out")
     source = sources[0][0]
-    documents = [text for i in range(len(source)) if (text := source[i]).strip()]
+    documents = [text for i in range(len(source)) if not is_blank(text := source[i])]
     if not documents:
         raise UserError(f"{names}: nothing but blanks; name files that contain text")
     return documents

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from fqs_jax.runtime import paths
 from fqs_jax.runtime.files import CACHE
 
 
@@ -25,3 +26,13 @@ class Options:
     tfds_dir: str | None = None
     download: bool = False
     download_flag: str = "--config.data.download=true"
+
+
+def of(key: str, cache_dir: str, tfds_dir: str, download: bool) -> Options:
+    """Options with the folders as a user wrote them; an empty one is the default.
+
+    Raises:
+      UserError: a folder is an address of another machine.
+    """
+    cache = paths.expand(cache_dir) if cache_dir else CACHE
+    return Options(key, cache, str(paths.expand(tfds_dir)) if tfds_dir else None, download)

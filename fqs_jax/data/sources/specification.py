@@ -22,20 +22,31 @@ import glob
 import hashlib
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from fqs_jax.data.sources import array_records, hub, tables, text_files
+from fqs_jax.data.sources import (
+    array_records,
+    hub,
+    tables,
+    text_files,
+    tfds_datasets,
+    tfds_folder,
+)
 from fqs_jax.data.sources.options import Options
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime.errors import UserError, printable
 
 RECORDS = (".array_record", ".arrayrecord")
 SUFFIXES = (".txt", ".jsonl", ".parquet", *RECORDS)
 _WHOLE = 1 << 24  # bytes; larger files are identified by their size and samples of their content
 _SAMPLES, _SAMPLE = 64, 1 << 14
+LEAST_WEIGHT, MOST_WEIGHT = 1e-9, 1e9
+_WEIGHT = re.compile(r"(?i)(.+)@([-+]?(?:[0-9.]+(?:e[-+]?[0-9]+)?|nan|inf(?:inity)?))")
 
 
 class Source(Protocol):
@@ -147,10 +158,10 @@ def fingerprint(source: Source) -> str:
 
 
 def _content(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    size = text_files.check_file(path).st_size
+    with text_files.open_file(path) as file:
         if size <= _WHOLE:
-            return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.sha256(file.read()).digest()
         digest = hashlib.sha256(str(size).encode())
         for sample in range(_SAMPLES):
             file.seek((size - _SAMPLE) * sample // (_SAMPLES - 1))
@@ -167,19 +178,36 @@ def _parse(names: str | Sequence[str], key: str) -> list[_Part]:
 
 
 def _parse_part(part: str, key: str) -> _Part:
-    if Path(part).expanduser().exists():  # a literal path, whatever its name contains
+    if _exists(part):  # a literal path, whatever its name contains
         return _Part(part, key, None)
     weight = None
-    if match := re.fullmatch(r"(.+)@([-+]?[\d.]+(?:e[-+]?\d+)?)", part):
-        try:
-            part, weight = match[1], Fraction(match[2])
-        except ValueError as error:
-            raise UserError(f"{part}: {match[2]!r} is no weight; write it as in @0.3") from error
-        if weight <= 0:
-            raise UserError(f"{part}: the weight is {match[2]}; set it above 0, or leave it out")
-    if "#" in part and not Path(part).expanduser().exists():
+    if match := _WEIGHT.fullmatch(part):
+        part = match[1]
+        weight = _weight(part, match[2])
+    if "#" in part and not _exists(part):
         part, key = part.rsplit("#", 1)
     return _Part(part, key, weight)
+
+
+def _weight(part: str, text: str) -> Fraction:
+    """The weight of a part, exactly as it is written."""
+    shown = f"{printable(part, 200)}: the weight is {printable(text, 40)}"
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(
+            f"{printable(part, 200)}: {printable(text, 40)!r} is no weight; write it as in @0.3"
+        ) from error
+    if value <= 0:
+        raise UserError(f"{shown}; set it above 0, or leave it out")
+    # Beyond these, a part is never read; and the exact fraction of 1e999999999 would fill the memory.
+    if not LEAST_WEIGHT <= value <= MOST_WEIGHT or len(text) > 40:
+        raise UserError(f"{shown}; set it from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}")
+    return Fraction(text)
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(os.path.expanduser(name))  # False also for what cannot be a path
 
 
 _Open = Callable[[], Sequence[Source]]
@@ -187,20 +215,17 @@ _Open = Callable[[], Sequence[Source]]
 
 def _open(parts: Sequence[_Part], options: Options) -> Source:
     """The documents of all parts, as one source."""
-    paths: dict[tuple[str, str], Path] = {}
+    named: dict[tuple[str, str], Path] = {}
     others: dict[str, _Open] = {}
     for part in parts:
         if (opener := _dataset_opener(part, options)) is not None:
             others[f"{part.name}#{part.key}"] = opener
         else:
-            paths |= {(str(path), part.key): path for path in _match(part.name)}
+            named |= {(str(path), part.key): path for path in _match(part.name)}
     found: list[Source] = []
-    keyed = [(paths[name], name[1]) for name in sorted(paths)]
-    for is_txt, group in itertools.groupby(keyed, lambda item: _suffix(item[0]) == ".txt"):
-        if is_txt:
-            found.append(text_files.open_text_files(tuple(path for path, _ in group)))
-        else:
-            found += [_open_file(path, key, options) for path, key in group]
+    keyed = [(named[name], name[1]) for name in sorted(named)]
+    for (suffix, key), group in itertools.groupby(keyed, _kind):
+        found += _open_files(suffix, [path for path, _ in group], key, options)
     for opener in others.values():
         found += opener()
     source = Concatenation(found)
@@ -216,48 +241,63 @@ def _dataset_opener(part: _Part, options: Options) -> _Open | None:
     kind, colon, rest = part.name.partition(":")
     if colon and kind in ("tfds", "hub"):
         name, _, split = rest.partition(":")
+        paths.expand(rest)  # refuses addresses
         if not name:
             raise UserError(
                 f"{part.name}: the name of the dataset is missing; write it as {kind}:NAME[:SPLIT]"
             )
         split = split or "train"
         if kind == "tfds":
-            return lambda: [array_records.open_tfds(name, split, part.key, options)]
-        return lambda: [
-            tables.open_parquet(path, part.key) for path in hub.parquet_files(name, split, options)
-        ]
-    folder, split = Path(part.name).expanduser(), ""
-    if ":" in part.name and not folder.exists():
+            return lambda: [tfds_datasets.open_tfds(name, split, part.key, options)]
+        return lambda: tables.open_parquet(
+            hub.parquet_files(name, split, options), part.key, options
+        )
+    folder, split = paths.expand(part.name), ""
+    if ":" in part.name and not _exists(part.name):
         name, _, split = part.name.rpartition(":")
-        folder = Path(name).expanduser()
-    if any((folder / mark).is_file() for mark in (tables.DATASET, tables.SPLITS)):
-        return lambda: tables.open_saved_dataset(folder, split, part.key)
-    if (folder / array_records.FEATURES).is_file():
-        return lambda: [array_records.open_tfds(f"{folder}/", split or "train", part.key, options)]
+        folder = paths.expand(name)
+    if any(os.path.isfile(folder / mark) for mark in (tables.DATASET, tables.SPLITS)):
+        return lambda: tables.open_saved_dataset(folder, split, part.key, options)
+    if os.path.isfile(folder / tfds_folder.FEATURES):
+        return lambda: [tfds_datasets.open_tfds(f"{folder}/", split or "train", part.key, options)]
     return None
 
 
-def _open_file(path: Path, key: str, options: Options) -> Source:
-    if _suffix(path) == ".jsonl":
-        return text_files.open_json_lines(path, key, options)
-    if _suffix(path) == ".parquet":
-        return tables.open_parquet(path, key)
-    return array_records.open_array_records(path, key)
+def _open_files(suffix: str, files: Sequence[Path], key: str, options: Options) -> Sequence[Source]:
+    """The documents of files of one kind, in this order."""
+    if suffix == ".txt":
+        return [text_files.open_text_files(tuple(files))]
+    if suffix == ".parquet":
+        return tables.open_parquet(files, key, options)
+    if suffix == ".jsonl":
+        return [text_files.open_json_lines(path, key, options) for path in files]
+    return [array_records.open_array_records(path, key) for path in files]
+
+
+def _kind(item: tuple[Path, str]) -> tuple[str, str]:
+    """What files that are opened together have in common: their suffix, and the key unless `.txt`."""
+    path, key = item
+    suffix = _suffix(path)
+    return suffix, "" if suffix == ".txt" else key
 
 
 def _match(pattern: str) -> list[Path]:
-    literal = Path(pattern).expanduser()
-    if literal.is_dir():
-        raise UserError(f"{pattern} is a folder; name its files, for example {literal}/*.txt")
+    literal = paths.expand(pattern)
+    shown = inputs.name(pattern)
+    if os.path.isdir(literal):
+        raise UserError(
+            f"{shown} is a folder; name its files, for example {shown.rstrip('/')}/*.txt"
+        )
     # An existing file is meant literally, even if its name is also a glob ("part[1].txt").
-    found = [literal] if literal.exists() else map(Path, glob.glob(str(literal), recursive=True))
+    is_file = os.path.exists(literal)
+    found = [literal] if is_file else map(Path, glob.glob(str(literal), recursive=True))
     files = [path for path in found if not path.is_dir()]
     if not files:
-        raise UserError(f"no file matches {pattern} (looked from {Path.cwd()}); check the path")
+        raise UserError(f"no file matches {shown} (looked from {Path.cwd()}); check the path")
     for path in files:
         if _suffix(path) not in SUFFIXES:
             raise UserError(
-                f"{path}: not a file of text ({', '.join(SUFFIXES)}); leave it out or convert it"
+                f"{inputs.name(path)}: not a file of text ({', '.join(SUFFIXES)}); leave it out or convert it"
             )
     return files
 

@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 
-from fqs_jax.data.sources import text_files
+from fqs_jax.data.sources import table_cache, table_check, text_files
+from fqs_jax.data.sources.options import Options
 from fqs_jax.runtime import inputs
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 DATASET, SPLITS = "state.json", "dataset_dict.json"  # mark folders of `save_to_disk`
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A column of one file. Nulls are blank documents.
+    """A column of one file. Nulls are blank documents; groups of rows without any text are left out.
 
     Attributes:
-      stamp: size and modification time of the file, so that caches do not serve an older one.
-      read: a function (file, stamp, group, column) -> the column in that group of rows.
-      ends: the number of rows up to the end of each group.
+      checked: what is in the file; a file that changes later is refused.
+      read: a function (file, what is in it, group, row of the group, column) -> the value.
+      groups: the numbers of the groups of rows with text.
+      ends: the number of rows up to the end of each of these groups.
     """
 
     files: tuple[Path, ...]
     key: str
-    stamp: tuple[int, int]
-    read: Callable[[Path, tuple[int, int], int, str], pyarrow.ChunkedArray]
+    checked: table_check.Checked
+    read: Callable[[Path, table_check.Checked, int, int, str], str | None]
+    groups: tuple[int, ...]
     ends: tuple[int, ...]
 
     @property
@@ -43,40 +45,29 @@ class Table:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> str:
-        group = bisect.bisect_right(self.ends, index)
-        first = self.ends[group - 1] if group else 0
+        place = bisect.bisect_right(self.ends, index)
+        row = index - (self.ends[place - 1] if place else 0)
+        path = self.files[0]
         try:
-            return self._column(group)[index - first].as_py() or ""
-        except (pyarrow.ArrowException, OSError, ValueError) as error:
-            raise _damaged(self.files[0], error) from error
+            return self.read(path, self.checked, self.groups[place], row, self.key) or ""
+        except OSError as error:
+            raise text_files.unreadable(path, error) from error
+        except (pyarrow.ArrowException, ValueError, LookupError, TypeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise text_files.damaged(path, error) from error
 
-    def _column(self, group: int) -> pyarrow.ChunkedArray:
-        return self.read(self.files[0], self.stamp, group, self.key)
 
-
-def open_parquet(path: Path, key: str) -> Table:
-    """A column of a Parquet file; a group of rows is read when one of its documents is requested.
+def open_parquet(paths: Sequence[Path], key: str, options: Options) -> list[Table]:
+    """A column of Parquet files; a group of rows is read when one of its documents is requested.
 
     Raises:
-      UserError: the file is damaged, or has no column of strings by that name.
+      UserError: a file is damaged, or has no column of strings by that name.
     """
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _check_column(path, file.schema_arrow, key)
-            groups = (file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
-            return Table((path,), key, _stamp(path), _parquet_rows, _ends(groups))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
+    return _open("parquet", paths, key, options, table_cache.parquet_value)
 
 
-@functools.lru_cache(maxsize=8)
-def _parquet_rows(path: Path, stamp: tuple[int, int], group: int, key: str) -> pyarrow.ChunkedArray:
-    del stamp
-    with pyarrow.parquet.ParquetFile(path) as file:
-        return file.read_row_group(group, columns=[key]).column(key)
-
-
-def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
+def open_saved_dataset(folder: Path, split: str, key: str, options: Options) -> list[Table]:
     """A column of a folder that `datasets` saved with `save_to_disk`: one table per file.
 
     Args:
@@ -86,78 +77,56 @@ def open_saved_dataset(folder: Path, split: str, key: str) -> list[Table]:
       UserError: a file is missing or damaged, or no such split or column exists.
     """
     if (folder / SPLITS).is_file():
-        splits = _listed(folder / SPLITS, "splits")
+        splits = _names(folder / SPLITS, "splits")
         name = split or (splits[0] if len(splits) == 1 else "")
         if name not in splits:
             problem = f"no split {split!r}" if split else "several splits"
-            raise UserError(
-                f"{folder}: {problem}; name one of {', '.join(splits)} as {folder}:SPLIT"
-            )
+            listed = printable(", ".join(splits), 200)
+            raise UserError(f"{folder}: {problem}; name one of {listed} as {folder}:SPLIT")
         folder = folder / name
     elif split:
         raise UserError(f"{folder} is one dataset without splits; leave out :{split}")
     state = folder / DATASET
     if inputs.read_json(state).get("_indices_data_files"):  # written by old versions
         raise UserError(f"{folder} holds a selection of rows; save it after flatten_indices()")
-    names = _listed(state, "_data_files")
-    return [_open_arrow(folder / str(name["filename"]), key) for name in names]
+    paths = [folder / name for name in _names(state, "_data_files", "filename")]
+    return _open("arrow", paths, key, options, table_cache.arrow_value)
 
 
-def _listed(path: Path, field: str) -> list[Any]:
-    values = inputs.read_json(path).get(field)
+def _open(
+    kind: str, paths: Sequence[Path], key: str, options: Options, read: Callable[..., str | None]
+) -> list[Table]:
+    tables = []
+    for path, checked in zip(
+        paths, table_check.check(kind, paths, key, options.cache), strict=True
+    ):
+        groups = tuple(i for i, (_, size) in enumerate(checked.groups) if size)
+        ends = tuple(itertools.accumulate(checked.groups[i][0] for i in groups))
+        tables.append(Table((path,), key, checked, read, groups, ends))
+    return tables
+
+
+def _names(path: Path, field: str, inner: str = "") -> list[str]:
+    """The names of files or folders in a list of a JSON file; they are in the folder of that file.
+
+    Args:
+      inner: where each entry of the list is an object, its field with the name.
+    """
+    values: Any = inputs.read_json(path).get(field)
     if not isinstance(values, list):
         raise UserError(f"{path}: no list {field!r}; the folder is incomplete, save it again")
+    if inner:
+        values = [value.get(inner) if isinstance(value, dict) else None for value in values]
+    for value in values:
+        if not isinstance(value, str) or not _is_plain(value):
+            shown = printable(repr(value), 100)
+            raise UserError(
+                f"{path}: {field!r} lists {shown}, which is no name of a file of this folder; "
+                "save the dataset again"
+            )
     return values
 
 
-def _open_arrow(path: Path, key: str) -> Table:
-    try:
-        stamp = _stamp(path)
-        table = _arrow_table(path, stamp)
-        _check_column(path, table.schema, key)
-        return Table((path,), key, stamp, _arrow_rows, (table.num_rows,))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path, error) from error
-
-
-def _arrow_rows(path: Path, stamp: tuple[int, int], group: int, key: str) -> pyarrow.ChunkedArray:
-    del group  # the whole file is memory-mapped and read page by page
-    return _arrow_table(path, stamp).column(key)
-
-
-@functools.lru_cache(maxsize=1024)
-def _arrow_table(path: Path, stamp: tuple[int, int]) -> pyarrow.Table:
-    del stamp
-    source = pyarrow.memory_map(str(path))
-    try:
-        return pyarrow.ipc.open_stream(source).read_all()  # the format that `datasets` writes
-    except pyarrow.ArrowInvalid:
-        return pyarrow.ipc.open_file(source).read_all()
-
-
-def _check_column(path: Path, schema: pyarrow.Schema, key: str) -> None:
-    if key not in schema.names:
-        seen = ", ".join(map(repr, schema.names)) or "none"
-        raise UserError(f"{path}: no column {key!r}; name the one with the text (seen: {seen})")
-    kind = schema.field(key).type
-    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
-        raise UserError(f"{path}: column {key!r} holds {kind}; it must hold strings")
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns
-
-
-def _ends(sizes: Any) -> tuple[int, ...]:
-    total, ends = 0, []
-    for size in sizes:
-        total += size
-        ends.append(total)
-    return tuple(ends)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.strerror:
-        return text_files.unreadable(path, error)
-    return text_files.damaged(path, error)
+def _is_plain(name: str) -> bool:
+    """True for the name of something in a folder; a path would lead out of it."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}

@@ -7,19 +7,23 @@ import codecs
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from fqs_jax.data import cached_arrays
 from fqs_jax.data.sources.options import Options
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import inputs
+from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
 
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 LARGE = 1 << 24  # bytes; the line offsets of a larger file are cached on disk
+MOST_DOCUMENT = 1 << 28  # bytes of a document, and of its line with all other fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +38,9 @@ class TextFiles:
 
     def __getitem__(self, index: int) -> str:
         path = self.files[index]
-        try:
-            text = decode(path.read_bytes(), path)
-        except OSError as error:
-            raise unreadable(path, error) from error
+        if check_file(path).st_size > MOST_DOCUMENT:
+            raise too_large(f"{inputs.name(path)} is one document")
+        text = decode(inputs.read_bytes(path, MOST_DOCUMENT), path)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -48,7 +51,7 @@ def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
       UserError: a file is unreadable or not UTF-8.
     """
     files = TextFiles(paths)
-    return TextFiles(tuple(path for i, path in enumerate(paths) if files[i].strip()))
+    return TextFiles(tuple(path for i, path in enumerate(paths) if not is_blank(files[i])))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,12 +76,12 @@ class JsonLines:
     def __getitem__(self, index: int) -> str:
         path, offset = self.files[0], int(self.offsets[index])
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(offset)
-                line = decode(file.readline(), path, offset)
+                line = decode(file.readline(MOST_DOCUMENT), path, offset)
         except OSError as error:
             raise unreadable(path, error) from error
-        return text_of(line, self.key, location=f"{path}, byte {offset}")
+        return text_of(line, self.key, f"{inputs.name(path)}, byte {offset}")
 
 
 def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
@@ -89,18 +92,26 @@ def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
     Raises:
       UserError: a line is not UTF-8, not JSON, or has no string under the key.
     """
+    state = check_file(path)
     try:
-        state = path.stat()
         if state.st_size <= LARGE:
             return JsonLines((path,), key, _line_offsets(path, key))
         name = repr((str(path.resolve()), state.st_size, state.st_mtime_ns, key))
         cached = options.cache / "lines" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
-        if not cached.exists():
+        offsets = cached_arrays.read(cached, np.int64)
+        if offsets is None or not _are_offsets(offsets, state.st_size):
             with Progress(f"checking {path.name} (MB)", 0, state.st_size >> 20) as bar:
-                replace_array(cached, _line_offsets(path, key, bar.advance_to))
-        return JsonLines((path,), key, np.load(cached, allow_pickle=False))
+                offsets = _line_offsets(path, key, bar.advance_to)
+            replace_array(cached, offsets)
+        return JsonLines((path,), key, offsets)
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _are_offsets(values: np.ndarray, size: int) -> bool:
+    """True if these can be the offsets of lines in a file of that size."""
+    inside = not len(values) or 0 <= values[0] <= values[-1] < size
+    return inside and bool((values[1:] > values[:-1]).all())
 
 
 def _line_offsets(
@@ -109,10 +120,14 @@ def _line_offsets(
     # Lines of bytes end only at "\n". str.splitlines() would also break lines at characters such as
     # U+2028, which a JSON string may contain unescaped.
     offset, offsets = 0, array.array("q")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    with open_file(path) as file:
+        for number, line in enumerate(iter(lambda: file.readline(MOST_DOCUMENT + 1), b""), start=1):
+            if len(line) > MOST_DOCUMENT:
+                raise too_large(f"{inputs.name(path)}:{number} is one line")
             text = decode(line, path, offset)
-            if text.strip() and text_of(text, key, location=f"{path}:{number}").strip():
+            if not is_blank(text) and not is_blank(
+                text_of(text, key, f"{inputs.name(path)}:{number}")
+            ):
                 offsets.append(offset)
             offset += len(line)
             if number % 1000 == 0:
@@ -121,8 +136,13 @@ def _line_offsets(
     return np.asarray(offsets, np.int64)
 
 
+def is_blank(text: str) -> bool:
+    """True for a text of white space only; unlike `strip`, this copies nothing."""
+    return not text or text.isspace()
+
+
 def text_of(line: str, key: str, location: str) -> str:
-    """The string under a key of the JSON object in a line.
+    """The string under a key of the JSON object in a line; null is a blank document.
 
     Args:
       location: file and line, for error messages.
@@ -138,13 +158,15 @@ def text_of(line: str, key: str, location: str) -> str:
             f"{location}: not JSON ({reason}); each line must hold one object"
         ) from error
     if not isinstance(record, dict):
-        raise UserError(f"{location}: {_kind(record)}, but each line must hold an object")
+        raise UserError(f"{location}: {kind_of(record)}, but each line must hold an object")
     if key not in record:
-        keys = ", ".join(map(repr, record)) or "none"
+        keys = printable(", ".join(map(repr, record)) or "none", 400)
         raise UserError(f"{location}: no key {key!r}; name the one with the text (seen: {keys})")
     text = record[key]
+    if text is None:
+        return ""
     if not isinstance(text, str):
-        raise UserError(f"{location}: {key!r} holds {_kind(text)}; it must hold a string")
+        raise UserError(f"{location}: {key!r} holds {kind_of(text)}; it must hold a string")
     return whole(text, key, location)
 
 
@@ -170,35 +192,95 @@ def decode(data: bytes, path: Path, offset: int = 0) -> str:
     """UTF-8 bytes that begin at `offset` of a file, as text without the byte order mark.
 
     Raises:
-      UserError: the bytes are not UTF-8; the message shows how to convert the file.
+      UserError: the bytes are not UTF-8, or have a NUL, which no text has; the message shows how to
+        convert the file.
     """
+    nul, shown = data.find(0), inputs.name(path)
     try:
         text = data.decode()
+        if nul < 0:
+            return text.removeprefix("\ufeff") if offset == 0 else text
+        problem = f"a NUL at byte {offset + nul}, which text does not have"
     except UnicodeDecodeError as error:
-        if data.startswith(_GZIP) and offset == 0:
-            raise UserError(f'{path}: compressed; unpack it first: gunzip "{path}"') from error
-        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        encoding = "UTF-16" if is_utf16 and offset == 0 else "LATIN1"
-        raise UserError(
-            f"{path}: not UTF-8 at byte {offset + error.start}; "
-            f'convert it, for example: iconv -f {encoding} -t UTF-8 "{path}" > NEW'
-        ) from error
-    return text.removeprefix("\ufeff") if offset == 0 else text
+        problem = f"not UTF-8 at byte {offset + error.start}"
+    if data.startswith(_GZIP) and offset == 0:
+        raise UserError(f'{shown}: compressed; unpack it first: gunzip "{shown}"')
+    encoding = _encoding(data, offset)
+    if encoding is None:
+        raise UserError(f"{shown}: {problem}; it is no text file, leave it out")
+    raise UserError(
+        f'{path}: {problem}; convert it, for example: iconv -f {encoding} -t UTF-8 "{shown}" > NEW'
+    )
+
+
+def _encoding(data: bytes, offset: int) -> str | None:
+    """The likely encoding of text that is not UTF-8; None for what is no text."""
+    if offset == 0 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "UTF-16"
+    sample = data[:4096]
+    if not sample.count(0):
+        return "LATIN1"
+    # A Latin letter is one byte with NULs before or behind it.
+    often = [sample[place::4].count(0) * 10 > len(sample) for place in range(4)]
+    nuls = "".join("0" if nul else "x" for nul in often)
+    known = {"x0x0": "UTF-16LE", "0x0x": "UTF-16BE", "x000": "UTF-32LE", "000x": "UTF-32BE"}
+    return known.get(nuls)
+
+
+def check_file(path: Path) -> os.stat_result:
+    """The state of a regular file.
+
+    Raises:
+      UserError: it is unreadable, or a folder, a pipe, a device or a socket.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return inputs.check_file(path)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a regular file for reading bytes.
+
+    Raises:
+      UserError: as for `check_file`.
+    """
+    check_file(path)
+    return inputs.open_file(path)
+
+
+def most_unpacked(size: int) -> int:
+    """The largest document, in bytes, of a compressed file of this size.
+
+    A small file cannot fill the memory: text that shrinks to less than a sixth is hardly text.
+    """
+    return min(MOST_DOCUMENT, max(MOST_DOCUMENT // 4, 6 * size))
+
+
+def too_large(what: str, most: int | None = None) -> UserError:
+    """The error message for a document that is too large to be read at once."""
+    most = most or MOST_DOCUMENT
+    return UserError(
+        f"{what} of more than {most >> 20} MiB, the most that is read at once; divide it"
+    )
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
     """The error message for a file that the operating system does not let us read."""
     way = "check the name" if isinstance(error, FileNotFoundError) else "make it readable"
-    return UserError(f"{path}: {error.strerror or error}; {way} or leave it out")
+    return UserError(f"{inputs.name(path)}: {error.strerror or error}; {way} or leave it out")
 
 
-def damaged(path: Path, error: Exception) -> UserError:
+def damaged(path: Path, error: Exception | str) -> UserError:
     """The error message for a file that its library cannot read."""
-    reason = " ".join(str(error).split())[:150]
-    return UserError(f"{path}: damaged or of another kind ({reason}); fetch or write it again")
+    reason = printable(" ".join(str(error).split()), 150)
+    return UserError(
+        f"{inputs.name(path)}: damaged or of another kind ({reason}); fetch or write it again"
+    )
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """JSON's name for the type of a value."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else kinds.get(type(value), "a number")

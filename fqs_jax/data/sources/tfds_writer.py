@@ -14,9 +14,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from fqs_jax.data.sources.array_records import INFO
 from fqs_jax.data.sources.specification import Source
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.data.sources.tfds_folder import INFO
+from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.files import new_folder
 
 
@@ -108,6 +108,9 @@ def build_dataset(
                 raise UserError(
                     "a split has no documents; change --validation_share or the text"
                 ) from error
+            if isinstance(error, RuntimeError | OSError):  # the writer's, on a full disk
+                reason = printable(" ".join(str(error).split()), 200)
+                raise UserError(f"cannot write {out}: {reason}") from error
             raise
         sizes = {split: int(info.num_examples) for split, info in builder.info.splits.items()}
         _flatten(folder)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.evaluation.tasks import records
+from fqs_jax.runtime import paths
 from fqs_jax.runtime.errors import UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -92,7 +92,7 @@ def _labels(
     rows: Sequence[records.Record], source: str, labels_file: str, known: Sequence[int]
 ) -> list[int]:
     """The index of the right choice of every record, from 0."""
-    path = Path(labels_file or source)
+    path = paths.expand(labels_file or source)
     if not labels_file and not (rows and "label" in rows[0][1]):
         path = path.with_name(f"{path.stem}-labels.lst")
         if not path.is_file():

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
-import pyarrow.parquet
 
-from fqs_jax.data.sources import array_records, hub, text_files
+from fqs_jax.data.sources import hub, table_check, table_child, text_files, tfds_datasets
 from fqs_jax.data.sources.options import Options
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime.errors import UserError, printable
 
 Record = tuple[str, dict[str, Any]]  # its place, for error messages; its fields
 
@@ -29,6 +28,7 @@ def read(source: str, key: str, options: Options) -> list[Record]:
     """
     kind, _, rest = source.partition(":")
     if kind in ("tfds", "hub"):
+        paths.expand(rest)  # refuses addresses
         name, _, split = rest.partition(":")
         if (
             not name or not split
@@ -37,23 +37,20 @@ def read(source: str, key: str, options: Options) -> list[Record]:
         if kind == "tfds":
             found = list(_tfds(name, split, key, options))
         else:
-            paths = hub.parquet_files(name, split, options)
-            found = [record for path in paths for record in _parquet(path)]
+            found = list(_parquet(hub.parquet_files(name, split, options), options))
     elif source.endswith(".parquet"):
-        found = list(_parquet(Path(source).expanduser()))
+        found = list(_parquet([paths.expand(source)], options))
     else:
-        found = list(_json_lines(Path(source).expanduser()))
+        found = list(_json_lines(paths.expand(source)))
     if not found:
-        raise UserError(f"{source} has no records; name a file with some")
+        raise UserError(f"{inputs.name(source)} has no records; name a file with some")
     return found
 
 
 def numbered_lines(path: Path) -> list[tuple[int, str]]:
     """The lines of a UTF-8 file that are not blank, each with its number, from 1."""
-    try:
-        text = text_files.decode(path.read_bytes(), path)
-    except OSError as error:
-        raise text_files.unreadable(path, error) from error
+    text_files.check_file(path)
+    text = text_files.decode(inputs.read_bytes(path), path)
     return [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
@@ -63,20 +60,23 @@ def text(where: str, fields: dict[str, Any], name: str) -> str:
     Args:
       where: the record's place, for error messages.
     """
-    value = fields.get(name)
-    if not isinstance(value, str):
-        seen = ", ".join(map(repr, fields)) or "none"
+    if name not in fields:
+        seen = printable(", ".join(map(repr, fields)) or "none", 400)
         raise UserError(f"{where}: no text {name!r} (seen: {seen}); is this the right --task?")
+    value = fields[name]
+    if not isinstance(value, str):
+        kind = text_files.kind_of(value)
+        raise UserError(f"{where}: {name!r} holds {kind}; it must hold a string")
     return text_files.whole(value, name, where)
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in numbered_lines(path):
-        where = f"{path}:{number}"
+        where = f"{inputs.name(path)}:{number}"
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = getattr(error, "msg", str(error))
+            reason = printable(getattr(error, "msg", str(error)), 200)
             raise UserError(
                 f"{where}: not JSON ({reason}); each line must hold one object"
             ) from error
@@ -87,31 +87,33 @@ def _json_lines(path: Path) -> Iterator[Record]:
         yield where, fields
 
 
-def _parquet(path: Path) -> Iterator[Record]:
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise UserError(f"{path}: cannot be read as Parquet ({reason})") from error
-    for number, fields in enumerate(rows):
-        yield f"{path}, row {number}", fields
+def _parquet(files: list[Path], options: Options) -> Iterator[Record]:
+    for path, checked in zip(
+        files, table_check.check("parquet", files, None, options.cache), strict=True
+    ):
+        number = 0
+        for group in range(len(checked.groups)):
+            try:
+                parts = table_child.parquet_batches(str(path), group, None, checked.batch)
+                rows = [row for part in parts for row in part.to_pylist()]
+            except (pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+                raise text_files.damaged(path, error) from error
+            for fields in rows:
+                yield f"{inputs.name(path)}, row {number}", fields
+                number += 1
 
 
 def _tfds(name: str, split: str, key: str, options: Options) -> Iterator[Record]:
-    import tensorflow_datasets as tfds
-
-    source = array_records.open_tfds(name, split, key, options)  # raises a clear error
-    examples = tfds.builder_from_directory(source.folder).as_data_source(split=source.split)
+    examples = tfds_datasets.open_tfds(name, split, key, options)
     for number in range(len(examples)):
-        yield f"tfds:{name}:{split}, example {number}", _plain(examples[number])
+        where = f"tfds:{name}:{split}, example {number}"
+        yield where, {n: _plain(value) for n, value in examples.example(number).items()}
 
 
 def _plain(value: Any) -> Any:
-    """The value with NumPy types replaced by those of JSON."""
+    """The value with strings in place of the bytes that TFDS stores."""
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, np.ndarray | list):
+    if isinstance(value, list):
         return [_plain(part) for part in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

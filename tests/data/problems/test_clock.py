@@ -15,6 +15,8 @@ from fqs_jax.runtime.errors import UserError
 OPS = {"+1": (1, 1), "+3": (1, 3), "*2": (2, 0), "*3": (3, 0), "-2": (1, 5)}  # v -> a v + b mod 7
 seeds = st.integers(0, 1000)
 
+NAN, INF = float("nan"), float("inf")
+
 
 def work_of(prompt: str) -> list[int]:
     """The values after each operation of "5 +1 *3 =", by tables of this test's own."""
@@ -174,6 +176,12 @@ def test_each_symbol_is_one_token(clock):
         ({"test_share": 0.95}, "change validation_share and test_share"),
         ({"test_share": 0.0}, "a split of the 175 problems of length 2 is empty"),
         ({"validation_share": -0.1}, "is empty"),
+        ({"test_share": NAN}, "test_share is nan; set a share from 0 to 1"),
+        ({"validation_share": INF}, "validation_share is inf; set a share from 0 to 1"),
+        ({"worked": NAN}, "set none below 0"),
+        ({"chatter": INF}, "set none below 0"),
+        ({"label_noise": NAN}, "label_noise is nan; set a probability"),
+        ({"lengths": (10**9,)}, "give none above 1000"),
     ],
 )
 def test_bad_fields(fields, said):

@@ -145,3 +145,22 @@ def test_damage_and_blanks(tokenizer, source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write .*; set data.cache_dir"):
         token_store.tokenize(source, tokenizer, tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["tokens_000001.npy", "lengths_000002.npy", "ends.npy"])
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"garbage", b"half", np.zeros(3, np.float64), np.zeros((4, 4)), "pickled"],
+    ids=str,
+)
+def test_broken_files_of_a_store_are_made_anew(tokenizer, source, tmp_path, name, broken):
+    token_store.tokenize(source, tokenizer, tmp_path)
+    [path] = (tmp_path / "tokens").rglob(name)
+    content = path.read_bytes()
+    if isinstance(broken, bytes):
+        path.write_bytes(content[: len(content) // 2] if broken == b"half" else broken)
+    else:
+        values = np.array([object()]) if isinstance(broken, str) else broken
+        np.save(path, values, allow_pickle=True)
+    check(token_store.tokenize(source, tokenizer, tmp_path), expected(tokenizer))
+    assert path.read_bytes() == content

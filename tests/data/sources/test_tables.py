@@ -54,7 +54,7 @@ def error_of(name):
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string()])
 def test_parquet_in_groups_of_rows(tmp_path, kind):
     pyarrow.parquet.write_table(table(TEXTS, kind), tmp_path / "a.parquet", row_group_size=16)
-    source = open_parquet(tmp_path / "a.parquet", "text")
+    [source] = open_parquet([tmp_path / "a.parquet"], "text", Options())
     assert len(source) == 250 and source[249] == TEXTS[249]
     assert [source[i] for i in reversed(range(250))] == TEXTS[::-1]
     assert pickle.loads(pickle.dumps(source))[100] == TEXTS[100]
@@ -62,7 +62,7 @@ def test_parquet_in_groups_of_rows(tmp_path, kind):
 
 def test_an_empty_parquet_file(tmp_path):
     pyarrow.parquet.write_table(table([]), tmp_path / "a.parquet")
-    assert len(open_parquet(tmp_path / "a.parquet", "text")) == 0
+    assert [len(t) for t in open_parquet([tmp_path / "a.parquet"], "text", Options())] == [0]
     assert "a.parquet: nothing but blanks" in error_of(tmp_path / "a.parquet")
 
 
@@ -70,7 +70,7 @@ def test_an_empty_parquet_file(tmp_path):
 def test_a_saved_dataset(tmp_path, new):
     folder = save_to_disk(tmp_path / "saved", [table(TEXTS[:100]), table(TEXTS[100:])], new)
     assert all_of(folder) == TEXTS
-    [first, second] = open_saved_dataset(folder, "", "text")
+    [first, second] = open_saved_dataset(folder, "", "text", Options())
     assert pickle.loads(pickle.dumps(second))[0] == TEXTS[100] and len(first) == 100
 
 

@@ -1,6 +1,7 @@
 """Benchmark files: prompts exactly as published, every layout, and one line for what is wrong."""
 
 import json
+import os
 
 import pyarrow
 import pyarrow.parquet
@@ -191,6 +192,42 @@ def test_malformed_files(tmp_path):
     assert "half a surrogate pair at character 0 of 'choices'" in with_line(choices.TASK, half)
     assert "piqa" not in with_line(piqa.TASK, benchmark_files.SIQA[0])
     assert "give --labels_file" in with_line(piqa.TASK, benchmark_files.PIQA[0])
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_special_files_and_addresses(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    assert "is a named pipe, not a file" in error_of(gsm8k.TASK, tmp_path / f"pipe{suffix}")
+    (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
+    assert "is a device, not a file" in error_of(gsm8k.TASK, tmp_path / f"zero{suffix}")
+    assert "is an address" in error_of(gsm8k.TASK, f"gs://bucket/a{suffix}")
+
+
+def test_files_that_are_no_records(tmp_path):
+    path = tmp_path / "bad.jsonl"
+    for content, said in [
+        (b"\xff\xfe{", "not UTF-8 at byte 0"),
+        ('{"question": "a"}'.encode("utf-16-le"), "iconv -f UTF-16LE"),
+        (b'{"question": "a"}\n' + b"[" * 100_000, "bad.jsonl:2: not JSON"),
+        (b'{"question": 1.5, "answer": "#### 1"}', "bad.jsonl:1: 'question' holds a number"),
+        (b'{"question": "q", "answer": null}', "bad.jsonl:1: 'answer' holds null"),
+    ]:
+        path.write_bytes(content)
+        assert said in error_of(gsm8k.TASK, path)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    assert "is larger than 64 MiB" in error_of(gsm8k.TASK, path)
+
+
+def test_broken_parquet_files(tmp_path):
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"question": ["q"] * 9, "answer": ["#### 1"] * 8 + [None]})
+    pyarrow.parquet.write_table(table, path)
+    assert "row 8: 'answer' holds null; it must hold a string" in error_of(gsm8k.TASK, path)
+    content = path.read_bytes()
+    for broken in (b"", content[:-20], content[:40] + bytes(40) + content[80:]):
+        path.write_bytes(broken)
+        assert "a.parquet: damaged or of another kind" in error_of(gsm8k.TASK, path)
 
 
 def test_bad_labels(files, tmp_path):
