@@ -13,6 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from fqs_jax import huggingface
+from fqs_jax.curriculum import numbers
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
@@ -21,9 +22,11 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
-from fqs_jax.runtime import agreement, files, inputs, sharding
+from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import parameters
+
+_LONGEST_IMPORT = 3600.0  # seconds to wait for another run that makes W/source
 
 
 def prepare(
@@ -39,6 +42,7 @@ def prepare(
     Raises:
       UserError: the working directory was begun with another initial model.
     """
+    numbers.check_complete(config)  # before anything is made of them
     if (root / "config.json").exists():
         raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
     if config.init_from and source_folder(Path(config.init_from)).is_dir():
@@ -76,7 +80,7 @@ def initial_params(
     def init(key: jax.Array) -> Params:
         return {"lm": decoder.init(model, key)}
 
-    key = jax.random.key(config.seed)
+    key = seeds.key(config.seed)
     shardings = placement.of_parameters(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=shardings)(key)
 
@@ -116,16 +120,25 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: stages were trained from another initial model.
     """
+    source = source_folder(root)
+    if not source.exists():
+        _check_given(config)
+    if (source / "origin.json").exists() and not record.change(_read_origin(root), _origin(config)):
+        return  # without a lock, which needs a disk that can be written
+    with locks.held(root, _LONGEST_IMPORT):  # of several runs that start together, the first one
+        _make_source(root, config)
+
+
+def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
+    """Make W/source; see `_fill`."""
     source, origin = source_folder(root), _origin(config)
     if source.exists() and (changed := record.change(_read_origin(root), origin)):
         if existing_stages(root):
             raise UserError(f"{root} was begun with {changed}; use another --workdir")
+        _check_given(config)
         shutil.rmtree(source)
     if source.exists():
         return
-    if config.init_from:
-        huggingface.read_config(config.init_from)  # a readable error before anything is made
-        tokenizer_lib.load(config.init_from)
     with files.new_folder(source) as folder:
         if config.init_from:
             huggingface.carry(Path(config.init_from), folder)
@@ -133,6 +146,13 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
         else:
             _make(folder, config)
         files.write_json(folder / "origin.json", origin)
+
+
+def _check_given(config: ml_collections.ConfigDict) -> None:
+    """Give a readable error about the given initial model before anything is made."""
+    if config.init_from:
+        huggingface.read_config(config.init_from)
+        tokenizer_lib.load(config.init_from)
 
 
 def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
@@ -166,4 +186,19 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _read_origin(root: Path) -> dict[str, Any]:
-    return inputs.read_json(source_folder(root) / "origin.json")
+    """The content of origin.json.
+
+    Raises:
+      UserError: it cannot be read, or does not name the initial model.
+    """
+    path = source_folder(root) / "origin.json"
+    try:
+        origin = inputs.read_json(path)
+        if not isinstance(origin.get("init_from"), str):
+            raise UserError("it has no text 'init_from'")
+    except UserError as error:
+        raise UserError(
+            f"{path} does not say where the initial model is from: {error}; remove {path.parent}, and "
+            "the next launch makes it again"
+        ) from error
+    return origin
