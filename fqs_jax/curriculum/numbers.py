@@ -54,7 +54,7 @@ class Range:
         too_small = not (value > self.least if self.above else value >= self.least)
         if not too_large and not too_small:
             return None
-        return f"set {self._bounds(too_large)}"
+        return f"set {self._bounds(value > self.most)}"
 
     def _bounds(self, with_limit: bool) -> str:
         """The range in words, with the limit of the devices only if it matters."""
