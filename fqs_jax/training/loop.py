@@ -141,12 +141,13 @@ def _loop(
         if step % config.log_every == 0 or step == stage.steps or given_up:
             bar.show(metrics.step(step, numbers, tokens=step * tokens_per_step))
         if given_up:
+            saved.wait()  # for the message
             raise _diverged(run, recipe, step, in_a_row)
         # At the first, the second, the fourth, ..., so that many make few lines.
         if in_a_row and skipped.bit_count() == 1 or step == stage.steps and skipped:
             bar.note(
-                f"{stage}: {skipped} of {step} steps skipped, whose loss or gradients were NaN or inf; "
-                f"{config.max_bad_steps} in a row end the run"
+                f"{stage}: {skipped} of {step} steps skipped so far, whose loss or gradients were NaN "
+                f"or inf; {config.max_bad_steps} in a row end the run"
             )
 
     def save(step: int) -> None:
@@ -219,8 +220,9 @@ def _diverged(run: Run, recipe: Recipe, step: int, in_a_row: int) -> UserError:
     checkpoint = (
         "nothing was saved yet" if kept is None else f"the last checkpoint is of step {kept}"
     )
+    steps = f"{in_a_row} step{'s' * (in_a_row > 1)} in a row up to step {step}"
     return UserError(
-        f"{recipe.stage}: {in_a_row} steps in a row up to step {step} had NaN or inf in their loss or "
-        f"gradients; {checkpoint}, and the same command ends here again: lower the learning rate, with "
-        "another --workdir, or let it skip more steps with --config.max_bad_steps"
+        f"{recipe.stage}: {steps} had NaN or inf in their loss or gradients; {checkpoint}, and the same "
+        "command ends here again: lower the learning rate, with another --workdir, or let it skip more "
+        "steps with --config.max_bad_steps"
     )
