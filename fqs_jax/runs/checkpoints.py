@@ -154,8 +154,7 @@ class Checkpoints:
 
         TensorStore has synced the arrays, but Orbax neither its own files nor any folder.
         """
-        for path in self._folder.glob(f"{self._saving}{_UNFINISHED[1:]}"):
-            files.sync_tree(path)
+        files.sync_tree(self._folder / _UNFINISHED.replace("*", str(self._saving)))
 
     def _close_writer(self) -> None:
         if self._writer is not None:
