@@ -6,36 +6,23 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from fqs_jax.curriculum import objective
+from fqs_jax.curriculum import numbers, objective
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 
-# The smallest allowed value of whole numbers in a config.
-LEAST = {
-    "seed": 0,
-    "batch_size": 1,
-    "microbatches": 1,
-    "log_every": 1,
-    "checkpoint_every": 1,
-    "checkpoint_minutes": 0,
-    "keep_checkpoints": 1,
-    "max_bad_steps": 1,
-}
-
 
 def check_config(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
-    """Check the numbers of a config that all stages share.
+    """Check the numbers of a config.
 
     Raises:
-      UserError: one is out of range.
+      UserError: one is out of range or missing.
     """
-    for name, least in LEAST.items():
-        if config[name] < least:
-            raise UserError(f"{name} is {config[name]}; set at least {least}")
-    if not all(0 <= i < model.vocab_size for i in config.thought.masked_ids):
+    numbers.check_complete(config)
+    ids = config.thought.masked_ids
+    if not all(type(i) is int and 0 <= i < model.vocab_size for i in ids):
         raise UserError(
             f"thought.masked_ids go from 0 to {model.vocab_size - 1}, the vocabulary's last"
         )

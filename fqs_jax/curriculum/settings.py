@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
+from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.problems.task import DOCUMENT_FIELDS
 from fqs_jax.runtime.errors import UserError
@@ -49,7 +50,7 @@ def sections(
         overrides of them are ignored: the record of a stage lacks sections that it does not use.
 
     Raises:
-      UserError: an override names another field, or its value has another type.
+      UserError: an override names another field, or its value has another type or is out of range.
     """
     present = [name for name in names if name in config]
     chosen = ml_collections.ConfigDict({name: config[name].to_dict() for name in present})
@@ -80,4 +81,5 @@ def sections(
                 "the shares of documents of the built-in task that is read"
             ) from error
         chosen.update_from_flattened_dict({field: value})
+    numbers.check(chosen, f"stage_{stage.number}.settings: " if stage.settings else "")
     return chosen

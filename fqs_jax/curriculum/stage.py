@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 OPTIONAL = ("start", "teacher", "rows_of")  # numbers of other rows, or None
+# The types of fields in words, for messages.
+_WORDS = {
+    "int": "a whole number",
+    "int | None": "the number of a stage",
+    "float": "a number",
+    "str": "a text",
+    "bool": "True or False",
+    "tuple[int, ...]": "numbers of stages, such as (1, 2)",
+    "tuple[str, ...]": 'texts, such as ("quiet_star.policy_weight=3",)',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +90,54 @@ def rows(config: ml_collections.ConfigDict) -> list[Stage]:
     """The rows of a config in order of their number: unchecked, the steps of controls not worked out.
 
     Raises:
-      UserError: the config has no row.
+      UserError: the config has no row, or a field of one is unknown or of another type.
     """
-    numbers = sorted(int(m[1]) for key in config if (m := re.fullmatch(r"stage_(\d+)", key)))
+    numbers = sorted(
+        int(m[1]) for key in config if (m := re.fullmatch(r"stage_(0|[1-9][0-9]*)", key))
+    )
     if not numbers:
         raise UserError("the config has no stage_N rows; see configs/common.py")
     stages = []
     for number in numbers:
         fields = config[f"stage_{number}"].to_dict()
-        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-        stages.append(Stage(number=number, **fields))
+        stages.append(from_fields({"number": number} | fields, f"stage_{number}"))
     return stages
+
+
+def from_fields(fields: Mapping[str, Any], where: str) -> Stage:
+    """A row from its fields as a config or JSON has them.
+
+    Args:
+      where: the place of the row, for the message.
+
+    Raises:
+      UserError: a field is unknown, missing or of another type.
+    """
+    known = {field.name: field for field in dataclasses.fields(Stage)}
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    for name, field in known.items():
+        if name in values and not _fits(values[name], str(field.type)):
+            shown = printable(repr(values[name]), 100)
+            raise UserError(f"{where}.{name} is {shown}; it should be {_WORDS[str(field.type)]}")
+        if name not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"{where} has no field {name!r}; see configs/common.py")
+    for name in values.keys() - known.keys():
+        raise UserError(
+            f"{where} has a field {printable(name, 100)!r}, which is none of {', '.join(known)}"
+        )
+    return Stage(**values)
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """True if a value has the type that a field of `Stage` is annotated with."""
+    if isinstance(value, bool) or kind == "bool":
+        return isinstance(value, bool) and kind == "bool"
+    if kind.startswith("tuple"):
+        inner = int if "int" in kind else str
+        return isinstance(value, tuple) and all(type(item) is inner for item in value)
+    if kind == "int | None" and value is None:
+        return True
+    return isinstance(value, {"str": str, "float": int | float}.get(kind, int))
 
 
 def find(stages: list[Stage], which: str) -> Stage:

@@ -190,12 +190,13 @@ def versions() -> dict[str, str]:
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """A metrics row as floats without nesting; the file holds NaN and infinities as strings."""
-    return {
-        key.removeprefix("time."): float(value)
-        for key, value in flatten_dict(row, sep=".").items()
-        if value != ""
-    }
+    """The numbers of a metrics row as floats without nesting; NaN where the file has none."""
+    found = {}
+    for key, value in flatten_dict(row, sep=".").items():
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            # Older files have "nan" and "inf" in quotes.
+            found[key.removeprefix("time.")] = math.nan if value is None else float(value)
+    return found
 
 
 def _documents(config: Any, settings: Settings) -> Documents:

@@ -24,9 +24,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import damage
+from fqs_jax.runs import damage, orbax_setup
 from fqs_jax.runs.damage import Damaged, together
 from fqs_jax.runs.folders import appears, free_name, saved_steps
+from fqs_jax.runtime import files
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
@@ -48,19 +49,24 @@ class Checkpoints:
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
         self._last: int | None = None  # the newest step, once something was saved
-        self._reader = _reader()
+        self._reader = orbax_setup.reader()
         self._deleting: list[threading.Thread] = []
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, _: object
+    ) -> None:
         try:
             self.wait()
         except UserError as error:
             if kind is None:
                 raise
-            print(f"error: {error}", file=sys.stderr, flush=True)  # the other exception is raised
+            if isinstance(value, UserError):  # one line says both
+                value.args = (f"{value}; and {error}",)
+            else:  # which is raised
+                print(f"error: {error}", file=sys.stderr, flush=True)
         finally:
             self._close_writer()
             self._reader.close()
@@ -131,6 +137,7 @@ class Checkpoints:
             raise self._failed(error) from error
         self._saving = None
         if jax.process_index() == 0:
+            files.sync_folder(self._folder)  # the new name, before the old ones go
             for step in saved_steps(self._folder)[self._keep :]:
                 self._delete(self._folder / str(step))
 
@@ -139,13 +146,15 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._delete_unfinished()
-            # Folders are made at once, so that a disk that cannot be written is an error at once.
-            options = ocp.AsyncOptions(create_directories_asynchronously=False)
-            handler = ocp.CompositeCheckpointHandler(
-                composite_options=ocp.CompositeOptions(async_options=options)
-            )
-            self._writer = ocp.AsyncCheckpointer(handler, async_options=options)
+            self._writer = orbax_setup.writer(before_rename=self._sync)
         return self._writer
+
+    def _sync(self) -> None:
+        """Make a step survive a power cut before it gets its name. Runs in the thread of the save.
+
+        TensorStore has synced the arrays, but Orbax neither its own files nor any folder.
+        """
+        files.sync_tree(self._folder / _UNFINISHED.replace("*", str(self._saving)))
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -176,7 +185,7 @@ class Checkpoints:
             path.rename(target)
             thread = threading.Thread(target=shutil.rmtree, args=(target, True))
             thread.start()
-            self._deleting.append(thread)
+            self._deleting = [t for t in self._deleting if t.is_alive()] + [thread]
 
     # Restoring --------------------
 
@@ -262,6 +271,8 @@ class Checkpoints:
         progress, described = together(lambda: self._read_record(step))
         stored = {}
         for item, tree in trees.items():
+            if item not in described:
+                raise Damaged(f"its progress does not describe the {item}")
             if difference := damage.misfit(described[item], tree):
                 raise UserError(
                     f"cannot restore step {step} of {self._folder}: {item}/{difference}; use the "
@@ -327,15 +338,6 @@ class Checkpoints:
             print(message, file=sys.stderr, flush=True)
 
         on_main(rename)
-
-
-def _reader() -> ocp.Checkpointer:
-    """A reader that waits for no other process, since it may fail in one process alone."""
-    index = jax.process_index()
-    this_process = ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
-    options = ocp.CompositeOptions(multiprocessing_options=this_process)
-    handler = ocp.CompositeCheckpointHandler(composite_options=options)
-    return ocp.Checkpointer(handler, multiprocessing_options=this_process)
 
 
 def _converted(array: jax.Array, like: Any) -> jax.Array:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,20 @@ def open_record(record: Any) -> tuple[dict[str, Any], dict[str, Description]]:
     progress, arrays = record.get("progress"), record.get("arrays")
     if record.get("sha256") != _digest(progress, arrays):
         raise Damaged("its progress is not what was saved")
-    return progress, arrays  # type: ignore[return-value]
+    if not isinstance(progress, dict) or not _describes_items(arrays):
+        raise Damaged("its progress does not describe a checkpoint")
+    return progress, arrays
+
+
+def _describes_items(arrays: Any) -> TypeGuard[dict[str, Description]]:
+    """True if a JSON value has the form of the descriptions of all items."""
+    if not isinstance(arrays, dict):
+        return False
+    leaves = [leaf for item in arrays.values() if isinstance(item, dict) for leaf in item.values()]
+    return all(isinstance(item, dict) for item in arrays.values()) and all(
+        isinstance(leaf, dict) and {"shape", "dtype", "fingerprint"} <= leaf.keys()
+        for leaf in leaves
+    )
 
 
 def describe(tree: Any) -> Description:

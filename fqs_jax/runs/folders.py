@@ -12,16 +12,28 @@ W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or di
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from fqs_jax.curriculum import numbers
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runtime import agreement, inputs
+from fqs_jax.runtime.errors import UserError, printable
 
+ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
+# Fields of a config that only training reads, and that records of earlier versions may lack.
+LATER = ("checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "log_every", "checkpoint_every")
+REPAIR = (
+    "restore the file, or remove it and train the stage with the same command to write it again"
+)
 _PAUSE = 0.3  # seconds between two looks
+_NUMBER = re.compile("0|[1-9][0-9]*")  # as this program writes numbers into names
+_STAGE = re.compile("stage_(0|[1-9][0-9]*)")
 
 
 def source_folder(root: Path) -> Path:
@@ -45,22 +57,42 @@ def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]
     Raises:
       UserError: its run.json is missing or cannot be read.
     """
-    run = inputs.read_json(stage_folder(root, number) / "run.json")
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in run["stage"].items()
-    }
-    return Stage(**fields), ml_collections.ConfigDict(run["config"])
+    path = stage_folder(root, number) / "run.json"
+    try:
+        run = read_record(path)
+        stage = stage_lib.from_fields(run["stage"], "stage")
+        if stage.number != number:
+            raise UserError(f"stage.number is {stage.number}")
+        config = ml_collections.ConfigDict(run["config"])
+        numbers.check_complete(config, "config.", but=LATER)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no record of stage {number}: {printable(str(error), 300)}; {REPAIR}"
+        ) from error
+    return stage, config
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a run.json with its parts, unchecked: stage, config, made_from.
+
+    Raises:
+      UserError: the file is missing, cannot be read, or lacks one of them.
+    """
+    run = inputs.read_json(path)
+    for part in ("stage", "config", "made_from"):
+        if not isinstance(run.get(part), dict):
+            raise UserError(f"it has no object {part!r}")
+    return run
 
 
 def existing_stages(root: Path) -> list[Stage]:
     """The stages of a working directory that have a checkpoint, by number."""
-    numbers = sorted(
-        int(path.name.split("_")[1])
+    found = sorted(
+        int(name[1])
         for path in root.glob("stage_*")
-        if (path / "run.json").exists()
+        if (name := _STAGE.fullmatch(path.name)) and (path / "run.json").exists()
     )
-    saved = [n for n in numbers if latest_step(checkpoint_folder(root, n)) is not None]
+    saved = [n for n in found if latest_step(checkpoint_folder(root, n)) is not None]
     return [read_run(root, n)[0] for n in saved]
 
 
@@ -76,11 +108,18 @@ def latest_step(folder: Path) -> int | None:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """The whole steps in a folder of checkpoints, newest first; empty if there is no such folder."""
+    """The whole steps in a folder of checkpoints, newest first; empty if there is no such folder.
+
+    A folder with nothing of a checkpoint in it is none, whatever its name.
+    """
     if not folder.is_dir():
         return []
-    steps = (int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir())
+    steps = (int(path.name) for path in folder.iterdir() if _is_step(path))
     return sorted(steps, reverse=True)
+
+
+def _is_step(path: Path) -> bool:
+    return bool(_NUMBER.fullmatch(path.name)) and any((path / item).exists() for item in ITEMS)
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime import agreement, files, inputs, locks
+from fqs_jax.runtime.errors import printable
 
 _COMMANDS = "commands.txt"
+_LONGEST_WAIT = 60.0  # seconds, for another run that writes it
 
 
 def record_command(root: Path, command: str) -> None:
@@ -17,18 +19,27 @@ def record_command(root: Path, command: str) -> None:
     """
 
     def write() -> None:
-        before = commands(root)
-        if before[-1:] != [command]:
-            lines = [*before, command]
-            files.write_text(root / _COMMANDS, "".join(f"{line}\n" for line in lines))
+        path, line = root / _COMMANDS, f"{command}\n".encode(errors="surrogateescape")
+        with locks.held(root, _LONGEST_WAIT):  # several stages may end at the same time
+            before = inputs.read_bytes(path) if path.exists() else b""
+            if before and not before.endswith(b"\n"):
+                before += b"\n"
+            if not (b"\n" + before).endswith(b"\n" + line):  # unless it is the last one already
+                files.replace(path, lambda file: file.write(before + line))
 
     agreement.on_main(write)
 
 
 def commands(root: Path) -> list[str]:
-    """The recorded commands that trained the stages of a working directory, in order."""
+    """The recorded commands that trained the stages of a working directory, in order.
+
+    Bytes that are no text are escaped.
+    """
     path = root / _COMMANDS
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not path.exists():
+        return []
+    lines = inputs.read_bytes(path).decode(errors="surrogateescape").split("\n")
+    return [printable(line, keep="\t") for line in lines if line]
 
 
 def commit() -> str:

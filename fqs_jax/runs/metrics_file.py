@@ -1,18 +1,29 @@
-"""metrics.jsonl: one JSON line for each logged step of a stage, and one for each event."""
+"""metrics.jsonl: one JSON line for each logged step of a stage, and one for each event.
+
+Lines that cannot be read, because a kill or a power cut has torn them or a disk has damaged them, are
+left out by every reader.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fqs_jax.runtime import files, processes
+from fqs_jax.runs.folders import free_name
+from fqs_jax.runtime import files, inputs, processes
+from fqs_jax.runtime.errors import UserError
+
+_SHOWN = 3  # numbers of lines in a message
 
 
 class MetricsFile:
@@ -22,27 +33,36 @@ class MetricsFile:
     data.
 
     Args:
-      first_step: the step that the stage resumes from. Rows after it are dropped; 0 drops all.
+      first_step: the step that the stage resumes from. Rows after it are dropped, and so are lines that
+        cannot be read, of which a note on stderr tells; 0 drops all.
       tokens_per_step: for tokens per second.
+
+    Raises:
+      UserError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
+        self._path = path
         if processes.is_main():
-            before = _lines(path) if first_step else []
-            valid = [f"{line}\n" for line in before if json.loads(line)["step"] <= first_step]
-            files.write_text(path, "".join(valid))
+            kept = _kept(path, first_step) if first_step else []
+            files.replace(path, lambda file: file.write(b"".join(kept)))
         else:
             path = Path(os.devnull)
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
-        self._file = path.open("a", buffering=1)  # a kill loses no row
+        self._file = path.open("ab", buffering=0)  # a kill loses no row
 
     def __enter__(self) -> MetricsFile:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.flush()
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.flush()
+        except UserError:
+            if kind is None:
+                raise
+        finally:
+            self._file.close()
 
     def event(self, name: str, **fields: Any) -> None:
         """Write a row that holds no metrics of a step."""
@@ -53,7 +73,11 @@ class MetricsFile:
         self._clock = time.perf_counter()
 
     def step(self, step: int, values: dict[str, Any], **fields: Any) -> dict[str, Any]:
-        """Write the row of a step with the time since the row before it, and return it."""
+        """Write the row of a step with the time since the row before it, and return it.
+
+        Raises:
+          UserError: the disk refuses.
+        """
         now = time.perf_counter()
         seconds = (now - self._clock) / max(1, step - self._timed_step)
         self._timed_step, self._clock = step, now
@@ -66,35 +90,113 @@ class MetricsFile:
         return row
 
     def flush(self) -> None:
-        """Wait until everything so far survives a power cut."""
+        """Wait until everything so far survives a power cut.
+
+        Raises:
+          UserError: the disk refuses.
+        """
         if processes.is_main():
-            os.fsync(self._file.fileno())
+            try:
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise self._refused(error) from error
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        line = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
+        try:
+            while line:  # a disk that is nearly full takes a part
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write {self._path}: {error.strerror}; make room, and run the same command again to "
+            "resume"
+        )
+
+
+class _Line(NamedTuple):
+    """A line of a metrics file.
+
+    Attributes:
+      text: its bytes, with the end of the line.
+      row: its content; None if it cannot be read.
+    """
+
+    text: bytes
+    row: dict[str, Any] | None
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The metric rows of a stage in order, without events; none if the file does not exist."""
-    return [row for row in map(json.loads, _lines(path)) if "event" not in row]
+    """The metric rows of a stage in order, without events; none if the file does not exist.
+
+    Numbers that were not finite are None.
+    """
+    return [line.row for line in _lines(path) if line.row is not None and "event" not in line.row]
 
 
 def read_events(path: Path, name: str) -> list[dict[str, Any]]:
     """The rows of a stage's events that have this name, in order."""
-    return [row for row in map(json.loads, _lines(path)) if row.get("event") == name]
+    rows = (line.row for line in _lines(path))
+    return [row for row in rows if row is not None and row.get("event") == name]
 
 
-def _lines(path: Path) -> list[str]:
-    """The whole lines of a file. A last line that a kill has cut is dropped."""
+def _kept(path: Path, first_step: int) -> list[bytes]:
+    """The lines up to a step. If others are lost between readable ones, the file is kept under a new name."""
+    lines = list(_lines(path))
+    readable = [number for number, line in enumerate(lines, 1) if line.row is not None]
+    lost = [number for number, line in enumerate(lines, 1) if line.row is None]
+    # A last line without its end is what every kill may leave.
+    if lost and not (
+        lost == [len(lines)] and not lines[-1].text.endswith(b"\n") and _is_text(lines)
+    ):
+        kept_as = ""
+        if readable and lost[0] < readable[-1]:
+            copy = free_name(path.with_name(f"{path.name}.damaged"))
+            shutil.copyfile(path, copy)
+            kept_as = f"; the file as it was is now {copy.name}"
+        some = ", ".join(map(str, lost[:_SHOWN])) + ", ..." * (len(lost) > _SHOWN)
+        print(
+            f"note: {len(lost)} of {len(lines)} lines of {path} cannot be read and are left out "
+            f"({some}){kept_as}",
+            file=sys.stderr,
+            flush=True,
+        )
+    return [line.text for line in lines if line.row is not None and line.row["step"] <= first_step]
+
+
+def _is_text(lines: list[_Line]) -> bool:
+    """True if the last line is the beginning of a row, and not what a power cut leaves."""
+    return b"\0" not in lines[-1].text
+
+
+def _lines(path: Path) -> Iterator[_Line]:
+    """All lines of a file that are not empty."""
     if not path.exists():
-        return []
-    return [line for line in path.read_text().split("\n")[:-1] if line]
+        return
+    with inputs.open_file(path) as file:
+        for text in file:
+            if text.strip():
+                yield _Line(text, _row(text))
+
+
+def _row(text: bytes) -> dict[str, Any] | None:
+    """The content of a line; None if it is no whole row of a step or an event."""
+    if not text.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if type(step) is int else None
 
 
 def _plain(value: Any) -> Any:
-    """A number as Python has it; NaN and infinities, which JSON lacks, as strings."""
+    """A number as Python has it; None for NaN and infinities, which JSON lacks."""
     if isinstance(value, jax.Array | np.generic | np.ndarray):
         value = np.asarray(value).item()
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+        return None
     return value

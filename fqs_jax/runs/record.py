@@ -17,8 +17,14 @@ from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runs.folders import existing_stages, saved_step, stage_folder
-from fqs_jax.runtime import agreement, files, inputs
+from fqs_jax.runs.folders import (
+    REPAIR,
+    existing_stages,
+    read_record,
+    saved_step,
+    stage_folder,
+)
+from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError
 
 # Fields, in any section of the config, that may change between two starts of the same stage.
@@ -70,7 +76,8 @@ def write(
     def compare_and_record() -> None:
         if step is not None and path.exists():
             _compare(root, config, stage, step, run)
-        if step is None or step < stage.steps:  # a finished stage stays as it was recorded
+        # A finished stage stays as it was recorded.
+        if step is None or step < stage.steps or not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             files.write_json(path, run)
 
@@ -93,7 +100,7 @@ def _compare(
     # If the learning rate decays to the last step, the number of steps changes every step's rate.
     decays = config.optimizer.decay_steps == 0 and step < stage.steps
     ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
-    if changed := change(inputs.read_json(folder / "run.json"), run, ignored):
+    if changed := change(_read(folder), run, ignored):
         if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"
         raise UserError(
@@ -110,10 +117,23 @@ def _compare(
 def _made_from(root: Path, number: int, step: int) -> int | None:
     """The number of a stage that was made from this step of a stage; None if there is none."""
     for child in existing_stages(root):
-        run = inputs.read_json(stage_folder(root, child.number) / "run.json")
-        if run["made_from"].get(str(number), {}).get("step") == step:
+        origin = _read(stage_folder(root, child.number))["made_from"].get(str(number))
+        if isinstance(origin, dict) and origin.get("step") == step:
             return child.number
     return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The record in the folder of a stage.
+
+    Raises:
+      UserError: it cannot be read, or lacks a part.
+    """
+    path = folder / "run.json"
+    try:
+        return read_record(path)
+    except UserError as error:
+        raise UserError(f"{path} is no record of a stage: {error}; {REPAIR}") from error
 
 
 def origin_of(root: Path, number: int) -> dict[str, Any]:
@@ -121,8 +141,8 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
 
     All processes must call this.
     """
-    path = stage_folder(root, number) / "run.json"
-    lineage = digest(inputs.read_json(path)) if path.exists() else None
+    folder = stage_folder(root, number)
+    lineage = digest(_read(folder)) if (folder / "run.json").exists() else None
     return {"step": saved_step(root, number), "lineage": lineage}
 
 

@@ -13,6 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from fqs_jax import huggingface
+from fqs_jax.curriculum import numbers
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
@@ -23,9 +24,11 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
-from fqs_jax.runtime import agreement, files, inputs, sharding
+from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import parameters
+
+_LONGEST_IMPORT = 3600.0  # seconds to wait for another run that makes W/source
 
 
 def prepare(
@@ -41,6 +44,7 @@ def prepare(
     Raises:
       UserError: the working directory was begun with another initial model.
     """
+    numbers.check_complete(config)  # before anything is made of them
     if (root / "config.json").exists():
         raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
     if config.init_from and source_folder(Path(config.init_from)).is_dir():
@@ -79,7 +83,7 @@ def initial_params(
     def init(key: jax.Array) -> Params:
         return {"lm": decoder.init(model, key)}
 
-    key = jax.random.key(config.seed)
+    key = seeds.key(config.seed)
     shardings = placement.of_parameters(jax.eval_shape(init, key), mesh)
     return jax.jit(init, out_shardings=shardings)(key)
 
@@ -134,15 +138,25 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: stages were trained from another initial model.
     """
+    source = source_folder(root)
+    if not source.exists():
+        _check_given(config)
+    if (source / "origin.json").exists() and not record.change(_read_origin(root), _origin(config)):
+        return  # without a lock, which needs a disk that can be written
+    with locks.held(root, _LONGEST_IMPORT):  # of several runs that start together, the first one
+        _make_source(root, config)
+
+
+def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
+    """Make W/source; see `_fill`."""
     source, origin = source_folder(root), _origin(config)
     if source.exists() and (changed := record.change(_read_origin(root), origin)):
         if existing_stages(root):
             raise UserError(f"{root} was begun with {changed}; use another --workdir")
+        _check_given(config)
         shutil.rmtree(source)
     if source.exists():
         return
-    if config.init_from:
-        _check(Path(config.init_from))
     with files.new_folder(source) as folder:
         if config.init_from:
             begin = Path(config.init_from)
@@ -154,12 +168,15 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
         files.write_json(folder / "origin.json", origin)
 
 
-def _check(folder: Path) -> None:
+def _check_given(config: ml_collections.ConfigDict) -> None:
     """Refuse an initial model that cannot be used, before anything is made of it.
 
     Raises:
       UserError: its config.json, tokenizer or tensors are unusable, or it links to files outside of it.
     """
+    if not config.init_from:
+        return
+    folder = Path(config.init_from)
     model = huggingface.read_config(folder)
     huggingface.check_weights(folder, model)
     huggingface.check_carried(folder)
@@ -198,11 +215,19 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _read_origin(root: Path) -> dict[str, Any]:
+    """The content of origin.json.
+
+    Raises:
+      UserError: it cannot be read, or does not name the initial model.
+    """
     path = source_folder(root) / "origin.json"
-    origin = inputs.read_json(path)
-    if not isinstance(origin.get("init_from"), str):
+    try:
+        origin = inputs.read_json(path)
+        if not isinstance(origin.get("init_from"), str):
+            raise UserError("it has no text 'init_from'")
+    except UserError as error:
         raise UserError(
-            f"{inputs.name(path)} does not name the initial model (init_from); restore that file, or "
-            "use another --workdir"
-        )
+            f"{path} does not say where the initial model is from: {error}; remove {path.parent}, and "
+            "the next launch makes it again"
+        ) from error
     return origin

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import types
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,11 +64,28 @@ def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool 
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError):  # of a write, which names no file
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
+
+
+def save_array(file: BinaryIO, values: np.ndarray) -> None:
+    """Write an array into an open file as `.npy`."""
+    # Numpy itself would report a full disk as a number of items that were not written.
+    np.save(types.SimpleNamespace(write=file.write), values, allow_pickle=False)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make the files in a folder, and all names in it, survive a power cut."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with Path(place, name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(place))
 
 
 def replace_array(path: Path, values: np.ndarray) -> None:
@@ -78,7 +96,7 @@ def replace_array(path: Path, values: np.ndarray) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: np.save(file, values, allow_pickle=False), many_writers=True)
+        replace(path, lambda file: save_array(file, values), many_writers=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"
@@ -124,11 +142,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         _remove_abandoned(out)
         temporary, owner = _owned_sibling(out)
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                with Path(folder, name).open("rb") as file:
-                    os.fsync(file.fileno())
-            _sync_folder(Path(folder))
+        sync_tree(temporary)
         temporary.replace(out)
     except OSError as error:
         raise UserError(
@@ -139,7 +153,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         if owner is not None:
             os.close(owner)
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
 
 
 def _owned_sibling(out: Path) -> tuple[Path, int]:
@@ -183,7 +197,7 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut, on file systems that offer it."""
     with contextlib.suppress(OSError):  # some network file systems refuse to open or sync a folder
         descriptor = os.open(folder, os.O_RDONLY)

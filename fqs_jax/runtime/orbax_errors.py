@@ -13,6 +13,8 @@ import sys
 import traceback
 import warnings
 
+from fqs_jax.runtime.errors import printable
+
 _LENGTH = 200  # of a reason, in characters
 
 
@@ -26,7 +28,7 @@ def reason(error: BaseException) -> str:
     parts = text.split(": ")
     while len(parts) > 1 and len(": ".join(parts)) > _LENGTH:
         del parts[0]
-    return ": ".join(parts)[:_LENGTH]
+    return printable(": ".join(parts)[:_LENGTH])
 
 
 def silence() -> None:

@@ -64,9 +64,18 @@ class Progress:
 
     def show(self, row: dict[str, Any]) -> None:
         """Show the losses in a row of metrics beside the bar."""
-        names = [name for name in ("nll_base", "nll_mixed") if name in row]
+        names = [name for name in ("nll_base", "nll_mixed") if row.get(name) is not None]
         self._note = " ".join(f"{name} {row[name]:.3f}" for name in names)
         self._bar.update(self._task, note=self._note)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar. Only process 0 prints."""
+        if self._quiet:
+            return
+        if self._bar.disable:
+            print(f"note: {text}", file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(f"note: {text}", markup=False, highlight=False)
 
     def advance(self) -> None:
         """Count one unit of work."""

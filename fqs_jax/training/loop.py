@@ -18,13 +18,16 @@ import numpy as np
 
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, loading, record
 from fqs_jax.runs.metrics_file import MetricsFile
-from fqs_jax.runtime import processes, sharding
+from fqs_jax.runtime import locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
+from fqs_jax.runtime.locks import FolderLock
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
@@ -68,7 +71,8 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     """Train a stage to its last step, from its newest checkpoint if it has one.
 
     Raises:
-      UserError: a stage it needs is missing, or training diverged.
+      UserError: a stage it needs is missing, training diverged, another run trains the stage, or its
+        folder was moved.
       Interrupted: on request; the state is saved first.
     """
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
@@ -78,9 +82,24 @@ def run_stage(run: Run, recipe: Recipe) -> None:
             if number is not None:
                 loading.check_stage(run.root, number, run.command(number))
     data = corpus.dataset(recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream)
-    record.write(run.root, config, stage, data.digest())
-    if (folders.saved_step(run.root, stage.number) or 0) >= stage.steps:
+    digest = data.digest()
+    if _is_done(run, stage):
+        record.write(run.root, config, stage, digest)
         return
+    with locks.FolderLock(folder) as lock:
+        record.write(run.root, config, stage, digest)
+        if not _is_done(run, stage):  # another run may have ended meanwhile
+            _train(run, recipe, data, lock)
+            lock.check()
+
+
+def _is_done(run: Run, stage: Stage) -> bool:
+    return (folders.saved_step(run.root, stage.number) or 0) >= stage.steps
+
+
+def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
+    """Train a stage that is not done, in its locked folder; see `run_stage`."""
+    config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
     with (
         jax.set_mesh(run.mesh),
         checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved,
@@ -96,7 +115,7 @@ def run_stage(run: Run, recipe: Recipe) -> None:
         batches = data.batches(first, stage.steps, rows)
         if scores is not None:
             batches = with_scores(batches, scores, rows, first, data.batch_size)
-        _loop(run, recipe, program, state, batches, rows, first, saved)
+        _loop(run, recipe, program, state, batches, rows, first, saved, lock)
 
 
 def _loop(
@@ -108,20 +127,32 @@ def _loop(
     rows: np.ndarray,
     first: int,
     saved: checkpoints.Checkpoints,
+    lock: FolderLock,
 ) -> None:
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
     rate = jax.jit(optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps))
     tokens_per_step = recipe.batch_size * recipe.seq_len
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
-        """Log the metrics of a step if they are due, and check them."""
+        """Log the metrics of a step if they are due, and tell of a step that was skipped."""
         numbers = jax.device_get(values)
-        if step % config.log_every == 0 or step == stage.steps:
+        in_a_row, skipped = int(numbers["skipped_in_a_row"]), int(numbers["skipped_steps"])
+        given_up = in_a_row >= config.max_bad_steps
+        if step % config.log_every == 0 or step == stage.steps or given_up:
             bar.show(metrics.step(step, numbers, tokens=step * tokens_per_step))
-        _check_finite(numbers, step, run, recipe)
+        if given_up:
+            saved.wait()  # for the message
+            raise _diverged(run, recipe, step, in_a_row)
+        # At the first, the second, the fourth, ..., so that many make few lines.
+        if in_a_row and skipped.bit_count() == 1 or step == stage.steps and skipped:
+            bar.note(
+                f"{stage}: {skipped} of {step} steps skipped so far, whose loss or gradients were NaN "
+                f"or inf; {config.max_bad_steps} in a row end the run"
+            )
 
     def save(step: int) -> None:
         behind.drain()
+        lock.check()  # a folder that is no longer there would be made anew
         metrics.flush()  # rows up to a checkpoint are on disk before it is
         saved.save(step, state.params, state.optimizer, {"steps": stage.steps})
 
@@ -171,6 +202,7 @@ def _loop(
                 last_save, saved_at = time.monotonic(), done
             if requests.signum:
                 saved.wait()
+                lock.check()
                 bar.close()
                 message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
                 raise Interrupted(message, requests.signum)
@@ -182,11 +214,15 @@ def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:
     return bool(minutes) and time.monotonic() - last_save > 60 * minutes
 
 
-def _check_finite(numbers: dict[str, np.ndarray], step: int, run: Run, recipe: Recipe) -> None:
-    """Raise if too many steps in a row, up to this one, were skipped."""
-    skipped = int(numbers["skipped_in_a_row"])
-    if skipped >= run.config.max_bad_steps:
-        raise UserError(
-            f"{skipped} steps in a row up to step {step} had NaN or inf gradients; the last "
-            f"checkpoint is in {run.folder(recipe.stage) / 'checkpoints'}; lower the learning rate"
-        )
+def _diverged(run: Run, recipe: Recipe, step: int, in_a_row: int) -> UserError:
+    """The error that ends a stage after too many skipped steps."""
+    kept = folders.latest_step(run.folder(recipe.stage) / "checkpoints")
+    checkpoint = (
+        "nothing was saved yet" if kept is None else f"the last checkpoint is of step {kept}"
+    )
+    steps = f"{in_a_row} step{'s' * (in_a_row > 1)} in a row up to step {step}"
+    return UserError(
+        f"{recipe.stage}: {steps} had NaN or inf in their loss or gradients; {checkpoint}, and the same "
+        "command ends here again: lower the learning rate, with another --workdir, or let it skip more "
+        "steps with --config.max_bad_steps"
+    )

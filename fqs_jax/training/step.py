@@ -24,7 +24,7 @@ from fqs_jax.model import placement
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import metrics as metrics_lib
-from fqs_jax.runtime import sharding
+from fqs_jax.runtime import seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.training import optimizer as optimizer_lib
 
@@ -87,7 +87,7 @@ def program(recipe: Recipe, mesh: Mesh, extra_keys: tuple[str, ...] = ()) -> Pro
 
 def stage_key(recipe: Recipe) -> jax.Array:
     """The key that all randomness of a stage is folded from."""
-    return jax.random.fold_in(jax.random.key(recipe.seed), recipe.stage.number)
+    return jax.random.fold_in(seeds.key(recipe.seed), recipe.stage.number)
 
 
 def abstract_batch(
@@ -148,6 +148,8 @@ def make_step(
 ) -> StepFunction:
     """The pure training step (state, batch, step number from 0) -> (state, metrics).
 
+    A step whose loss or gradient norm is NaN or infinite changes nothing but the counts of such steps.
+
     Args:
       microbatches: parts of the batch that go through the network one after the other; the loss, its
         gradient and the metrics are those of the whole batch.
@@ -163,10 +165,14 @@ def make_step(
             gradient = functools.partial(_in_microbatches, gradient, microbatches, talk_steps)
         (loss, sums), grads = gradient(state.params, batch, step_key)
         grads = placement.constrain_parameters(grads)
+        norms = optimizer_lib.part_norms(grads)
+        # The optimiser skips a step for its gradients alone. A norm may overflow where no gradient does.
+        finite = jnp.isfinite(jnp.stack([loss.astype(jnp.float32), *norms.values()])).all()
+        grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), grads)
         updates, optimizer_state = transform.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics_lib.values(sums)
-        metrics |= {"loss": loss, **optimizer_lib.part_norms(grads)}
+        metrics |= {"loss": loss, **norms}
         metrics |= {
             "skipped_in_a_row": optimizer_state.notfinite_count,
             "skipped_steps": optimizer_state.total_notfinite,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,8 @@ from fqs_jax.data.rows.order import Dataset
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, loading, record, source
-from fqs_jax.runtime import agreement, files, processes, sharding
+from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
 from fqs_jax.training.start import RESUME, Batches, Run
@@ -49,7 +51,7 @@ def score_rows(
       progress: called with (batches done, batches in all) after each piece; may raise to stop.
     """
     agreement.on_main(lambda: _check_identity(folder, identity))
-    key = jax.random.key(recipe.seed)
+    key = seeds.key(recipe.seed)
     arrays = objective.teacher_arrays(recipe)
     params, mesh, steps = teacher.params, teacher.mesh, recipe.stage.steps
     assert teacher.thought is not None  # a teacher thinks
@@ -91,19 +93,36 @@ def score_rows(
         piece = _read_piece(path, (stop - start) * dataset.batch_size, record)
         if agreement.anyone(piece is None):
             piece = np.concatenate([score_batch(step) for step in range(start, stop)])
-            if processes.is_main():
-                files.replace(path, functools.partial(np.save, arr=piece))
+            write = functools.partial(files.save_array, values=piece)
+            agreement.on_main(functools.partial(_write_piece, path, write))
         assert piece is not None  # nobody lacked it
         scores[start * dataset.batch_size : stop * dataset.batch_size] = piece
         progress(stop, steps)
     return scores
 
 
+def _write_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a piece.
+
+    Raises:
+      UserError: the disk refuses.
+    """
+    try:
+        files.replace(path, write)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; make room, and {RESUME}: the scores before it are kept"
+        ) from error
+
+
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
     """The needed fields of a piece on disk; None if it does not exist, lacks one, or is damaged."""
     try:
-        piece: np.ndarray = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        # A map: a damaged header may state any size.
+        piece = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception:  # damaged files make Numpy raise almost any exception
+        return None
+    if not isinstance(piece, np.ndarray):  # an archive
         return None
     kept: Any = piece.dtype.fields or {}
     assert record.fields is not None
@@ -121,8 +140,9 @@ def _check_identity(folder: Path, identity: str) -> None:
     """Delete the pieces of another teacher."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "identity"
-    if path.exists() and path.read_text() == identity:
-        return
+    with contextlib.suppress(UserError):  # what cannot be read is of another teacher
+        if inputs.read_text(path) == identity:
+            return
     for piece in folder.glob("batches_*.npy"):
         piece.unlink()
     files.write_text(path, identity)
@@ -173,7 +193,8 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
                 )
 
         folder = folders.stage_folder(run.root, stage.stream) / "teacher"
-        return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
+        with locks.FolderLock(folder):  # students of the same rows share it
+            return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
 
 
 def with_scores(

@@ -172,11 +172,11 @@ def test_step_flops_are_those_of_the_objective():
         ({"stage_2.teacher": 1}, "stage_2 has a teacher; only ntp and distill are taught"),
         (
             {"stage_1.settings": ("data.clock.direct=-1",)},
-            "stage_1.settings: worked, direct, chatter",
+            r"stage_1.settings: data.clock.direct is -1.0; set at least 0",
         ),
         ({"data.seq_len": 3}, "data.seq_len is 3; stage_1 needs at least n_ahead_talk . 2 = 4"),
         ({"thought.mixing": "half"}, "mixing 'half' is none of linear, sigmoid, probability"),
-        ({"thought.rationales": 0}, "rationales must be at least 1"),
+        ({"thought.rationales": 0}, "thought.rationales is 0; set at least 1"),
         ({"thought.masked_ids": (32,)}, "masked_ids go from 0 to 31"),
         ({"thought.masked_ids": (-1,)}, "masked_ids go from 0 to 31"),
         ({"quiet_star.advantage": "best"}, "advantage 'best' is none of clipped"),

@@ -8,9 +8,11 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract, assert_same
 
@@ -47,9 +49,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
 
-def fill(disk, leave):
+def fill(disk, leave, name="filler"):
     free = os.statvfs(disk)
-    (disk / "filler").write_bytes(bytes(free.f_bavail * free.f_bsize - leave))
+    (disk / name).write_bytes(bytes(free.f_bavail * free.f_bsize - leave))
 
 
 @pytest.fixture(params=["full disk", "short files"])
@@ -164,3 +166,46 @@ def test_a_place_where_no_folder_can_be(tmp_path, capfd):
         with pytest.raises(UserError, match=rf"cannot save step 1 in {folder}: .*Not a directory"):
             save(saved, 1)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_that_ends_the_run_and_a_failed_save_are_one_line(disk, capfd):
+    folder, begin, end = disk
+    with pytest.raises(UserError) as refused, Checkpoints(folder) as saved:
+        begin()
+        save(saved, 2)
+        raise UserError("the metrics cannot be written")
+    message = str(refused.value)
+    assert message.startswith("the metrics cannot be written; and cannot save step 2 in ")
+    assert "\n" not in message and capfd.readouterr() == ("", "")
+    end()
+    assert_step(folder, 1)
+    assert sorted(p.name for p in folder.iterdir()) == ["1"]
+
+
+WRITES = {
+    "text": lambda path: files.write_text(path, "a" * 2 * LONGEST_FILE),
+    "JSON": lambda path: files.write_json(path, ["a" * 2 * LONGEST_FILE]),
+    "array": lambda path: files.replace(
+        path, lambda file: files.save_array(file, np.zeros(LONGEST_FILE))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_a_file_that_cannot_be_written_stays_as_it_was(disk, kind):
+    folder, begin, end = disk
+    path = folder.parent / "file"
+    path.write_text("before")
+    begin()
+    if (folder.parent / "filler").exists():
+        fill(folder.parent, 0, "rest")
+    with pytest.raises(OSError) as refused:
+        WRITES[kind](path)
+    assert refused.value.filename == str(path)
+    assert refused.value.strerror in ("No space left on device", "File too large")
+    end()
+    assert path.read_text() == "before"
+    assert not list(folder.parent.glob(".*.tmp"))
+    WRITES[kind](path)
+    if kind == "array":
+        np.testing.assert_array_equal(np.load(path), np.zeros(LONGEST_FILE))

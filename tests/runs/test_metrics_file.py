@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import resource
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fqs_jax.runs import metrics_file
-from fqs_jax.runs.metrics_file import MetricsFile, read_rows
+from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
 
@@ -75,7 +79,7 @@ def test_numbers_that_json_lacks(tmp_path):
 
     row = json.loads(path.read_text(), parse_constant=refuse)
     assert row.pop("time")
-    assert row == {"step": 1, "a": "nan", "b": "-inf", "c": 3, "d": True, "e": "inf"}
+    assert row == {"step": 1, "a": None, "b": None, "c": 3, "d": True, "e": None}
 
 
 def test_a_row_is_returned_as_written(tmp_path):
@@ -107,3 +111,71 @@ def test_progress_says_nothing_of_nothing(capsys):
     with Progress("stage 1", 5, 5):
         pass
     assert capsys.readouterr().err == ""
+
+
+# Lines that cannot be read --------------------
+
+BAD = [
+    *(b"\0" * 64, b'{"step": 3, "lo', b"[1]", b"3", b'{"event": "start"}', b'{"step": "3"}'),
+    *(b"\xff\xfe", b'{"step": NaN}', b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}"),
+]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
+def test_a_line_that_cannot_be_read_costs_that_line_only(tmp_path, bad, capfd):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3, 4])
+    lines = path.read_bytes().splitlines(keepends=True)
+    harmed = b"".join([*lines[:2], bad + b"\n", *lines[3:]])
+    path.write_bytes(harmed)
+    assert steps_of(path) == [1, 3, 4] and len(read_events(path, "start")) == 1
+    assert path.read_bytes() == harmed and capfd.readouterr() == ("", "")
+    write(path, 4, [5])
+    assert steps_of(path) == [1, 3, 4, 5]
+    assert capfd.readouterr().err == (
+        f"note: 1 of 5 lines of {path} cannot be read and are left out (3); the file as it was is now "
+        "metrics.jsonl.damaged\n"
+    )
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == harmed
+    write(path, 5, [6])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_tail_of_nul_bytes(tmp_path, capfd):
+    path = tmp_path / "metrics.jsonl"
+    write(path, 0, [1, 2, 3])
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, ' + bytes(1000))
+    assert steps_of(path) == [1, 2, 3]
+    write(path, 3, [4])
+    assert steps_of(path) == [1, 2, 3, 4]
+    note = f"note: 1 of 5 lines of {path} cannot be read and are left out (5)\n"
+    assert capfd.readouterr().err == note
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_pipe_is_no_metrics_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{path} is a named pipe"):
+        read_rows(path)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """Here: a file that may not grow. The row that did not fit is dropped by the resume."""
+    path = tmp_path / "metrics.jsonl"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    write(path, 0, [1])
+    try:
+        with pytest.raises(UserError) as refused, MetricsFile(path, 1) as file:
+            file.step(2, {})
+            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+            file.step(3, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(refused.value) == (
+        f"cannot write {path}: File too large; make room, and run the same command again to resume"
+    )
+    assert steps_of(path) == [1, 2]
+    write(path, 2, [3])
+    assert steps_of(path) == [1, 2, 3]

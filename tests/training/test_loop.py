@@ -17,7 +17,7 @@ from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives import plain
 from fqs_jax.runs import checkpoints, folders, source
 from fqs_jax.runs.metrics_file import read_rows
-from fqs_jax.runtime import sharding
+from fqs_jax.runtime import locks, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted, Interrupts
 from fqs_jax.training import loop, optimizer, start, teacher_scores
@@ -411,6 +411,184 @@ def test_a_step_without_finite_gradients_changes_nothing():
             assert_same(state.optimizer.inner_state, before.optimizer.inner_state)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_no_number_is_bad_even_with_finite_gradients(bad):
+    def loss_with_constant(params, batch, key):
+        loss, metrics = square(params, batch, key)
+        return loss + jax.lax.stop_gradient(batch["constant"]), metrics
+
+    transform = optimizer.make(clock_config().optimizer, 0.1, 10)
+    step = jax.jit(step_lib.make_step(loss_with_constant, transform, KEY))
+    params = {"lm": {"w": jnp.arange(1.0, 4.0)}}
+    state = step_lib.State(params, transform.init(params))
+    batch = {"factor": jnp.float32(1), "constant": jnp.float32(bad)}
+    after, metrics = step(state, batch, 0)
+    assert metrics["skipped_steps"] == 1 and math.isfinite(metrics["grad_norm/lm"])
+    assert_same(after.params, state.params)
+    assert_same(after.optimizer.inner_state, state.optimizer.inner_state)
+
+
+def test_a_gradient_norm_that_overflows_is_bad():
+    transform = optimizer.make(clock_config().optimizer, 0.1, 10)
+    step = jax.jit(step_lib.make_step(square, transform, KEY))
+    params = {"lm": {"w": jnp.full(3, 1e-2)}}
+    state = step_lib.State(params, transform.init(params))
+    _, metrics = step(state, {"factor": jnp.float32(1e30)}, 0)
+    assert math.isinf(metrics["grad_norm/lm"]) and metrics["skipped_steps"] == 1
+
+
+def bad_at(monkeypatch, root, config, numbers):
+    """Make the losses of some steps NaN by the key of the step, which only depends on its number."""
+    model, _ = source.prepare(root, config)
+    stage = jax.random.fold_in(jax.random.key(config.seed), 0)
+    bad = jnp.stack([jax.random.key_data(jax.random.fold_in(stage, n - 1)) for n in numbers])
+
+    def loss(params, batch, key):
+        loss, metrics = plain.next_token_loss(params, batch, key, model)
+        is_bad = (jax.random.key_data(key) == bad).all(-1).any()
+        factor = jnp.where(is_bad, jnp.nan, 1.0)
+        return loss * factor, {
+            name: m._replace(total=m.total * factor) for name, m in metrics.items()
+        }
+
+    monkeypatch.setattr(objective, "loss_function", lambda *_, **__: loss)
+
+
+def test_a_bad_step_now_and_then_is_skipped_and_told(tmp_path, monkeypatch, capfd):
+    config = clock_config({"stage_0.steps": 10, "max_bad_steps": 3, "checkpoint_every": 4})
+    bad_at(monkeypatch, tmp_path / "W", config, [1, 4, 5, 9])
+    train_stage(tmp_path / "W", config, 0)
+    path = tmp_path / "W/stage_0/metrics.jsonl"
+    rows = read_rows(path)
+    assert [row["step"] for row in rows if row["loss"] is None] == [1, 4, 5, 9]
+    assert [row["step"] for row in rows if row["nll_base"] is None] == [1, 4, 5, 9]
+    assert [row["skipped_in_a_row"] for row in rows] == [1, 0, 0, 1, 2, 0, 0, 0, 1, 0]
+    assert [row["skipped_steps"] for row in rows] == [1, 1, 1, 2, 3, 3, 3, 3, 4, 4]
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert [note.split(" steps skipped")[0].split(": ")[-1] for note in notes] == [
+        *("1 of 1", "2 of 4", "4 of 9", "4 of 10")
+    ]
+    # Stopped in between and resumed, all is the same to the bit.
+    with pytest.raises(Interrupted):
+        train_stage(tmp_path / "V", config, 0, SignalAt(BEFORE + 5))
+    assert checkpoint(tmp_path / "V", config, 0)[0] == 5
+    train_stage(tmp_path / "V", config, 0)
+    assert_same_stage(tmp_path / "V", tmp_path / "W", config, 0)
+
+
+def test_a_stage_that_gave_up_goes_on_with_more_patience(tmp_path, monkeypatch):
+    config = clock_config({"stage_0.steps": 8, "max_bad_steps": 2, "checkpoint_every": 2})
+    bad_at(monkeypatch, tmp_path / "W", config, [5, 6])
+    for _ in range(2):
+        with pytest.raises(UserError, match="2 steps in a row up to step 6 .* is of step 4, and"):
+            train_stage(tmp_path / "W", config, 0)
+    patient = clock_config({"stage_0.steps": 8, "max_bad_steps": 3, "checkpoint_every": 2})
+    train_stage(tmp_path / "W", patient, 0)
+    assert [row["step"] for row in read_rows(tmp_path / "W/stage_0/metrics.jsonl")] == [
+        *range(1, 9)
+    ]
+
+
+# Other runs, and folders that are not where they were --------------------
+
+
+def test_a_stage_that_another_run_trains_is_refused(begun, whole, config):
+    root = begun(1)
+    folder = root / "stage_1"
+    with locks.held(folder):
+        with pytest.raises(UserError, match=f"{folder} is in use by process .*; wait until it"):
+            train_stage(root, config, 1)
+        assert sorted(p.name for p in folder.iterdir()) == [".lock"]
+        train_stage(root, config, 0)  # which is done: nothing is written
+    train_stage(root, config, 1)
+    assert_same_stage(root, whole, config, 1)
+
+
+def test_teacher_scores_that_another_run_computes(begun, config):
+    root = begun(3)
+    with locks.held(root / "stage_3" / "teacher"):
+        with pytest.raises(UserError, match="stage_3/teacher is in use by process"):
+            train_stage(root, config, 3)
+
+
+class MovedAt(SignalAt):
+    """The working directory gets another name when a signal is looked for the n-th time."""
+
+    def __init__(self, look, root):
+        super().__init__(look)
+        self._root = root
+
+    @property
+    def signum(self):
+        self._looks_left -= 1
+        if self._looks_left == 0:
+            self._root.rename(self._root.with_name("moved"))
+        return None
+
+    @signum.setter
+    def signum(self, value):
+        assert value is None
+
+
+@pytest.mark.parametrize("look", [3, 5])
+def test_a_working_directory_that_is_moved_is_not_done(begun, whole, config, look):
+    root = begun(1)
+    with pytest.raises(UserError, match=f"{root}/stage_1 was moved or removed while it was in use"):
+        train_stage(root, config, 1, MovedAt(BEFORE + look, root))
+    shutil.rmtree(root, ignore_errors=True)  # a save that was under way may have made it anew
+    root.with_name("moved").rename(root)
+    train_stage(root, config, 1)
+    assert_same_stage(root, whole, config, 1)
+
+
+# Damaged files --------------------
+
+
+def test_a_resume_after_a_power_cut(begun, whole, config, capfd):
+    root = begun(1)
+    with pytest.raises(Interrupted):
+        train_stage(root, config, 1, SignalAt(BEFORE + 4))
+    with (root / "stage_1" / "metrics.jsonl").open("ab") as file:
+        file.write(bytes(4096))
+    (root / "stage_1" / "checkpoints" / "999999").mkdir()
+    (root / "stage_1" / "checkpoints" / "7.orbax-checkpoint-tmp-12").mkdir()
+    train_stage(root, config, 1)
+    assert_same_stage(root, whole, config, 1)
+    assert "note: 1 of 6 lines of " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["other bytes", "a folder's name", "an archive", "huge"])
+def test_damaged_teacher_scores_are_made_again(tmp_path, whole, begun, config, harm):
+    root = begun(3)
+    train_stage(root, config, 3)
+    shutil.rmtree(root / "stage_3" / "checkpoints")
+    folder = root / "stage_3" / "teacher"
+    (piece,) = folder.glob("*.npy")
+    before = np.load(piece)
+    if harm == "other bytes":
+        (folder / "identity").write_bytes(b"\xff\xfe")
+        piece.write_bytes(b"\0" * 100)
+    elif harm == "a folder's name":
+        (folder / "identity").write_text("")
+        piece.write_bytes(piece.read_bytes()[:-1])
+    elif harm == "an archive":
+        with piece.open("wb") as file:
+            np.savez(file, a=np.zeros(1))
+    else:
+        data = piece.read_bytes()
+        assert b"'shape': (12,)" in data
+        piece.write_bytes(data.replace(b"'shape': (12,)         ", b"'shape': (12000000000,)"))
+    train_stage(root, config, 3)
+    np.testing.assert_array_equal(np.load(piece), before)
+    assert_same_stage(root, whole, config, 3)
+
+
 def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
     def no_number(params, batch, key):
         loss, metrics = plain.next_token_loss(params, batch, key, model)
@@ -423,7 +601,7 @@ def test_bad_steps_in_a_row_end_the_stage(tmp_path, config, monkeypatch):
     assert "lower the learning rate" in str(refused.value) and "\n" not in str(refused.value)
     rows = read_rows(tmp_path / "W/stage_0/metrics.jsonl")
     assert [row["skipped_in_a_row"] for row in rows][:3] == [1, 2, 3]
-    assert rows[0]["loss"] == "nan"
+    assert rows[0]["loss"] is None
 
 
 def test_rows_are_thinned_the_same_way_after_an_interruption(tmp_path, config):
