@@ -12,25 +12,28 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import huggingface
-from fqs_jax.runs import loading, source
-from fqs_jax.runtime import cli, sharding
+from fqs_jax.runtime import cli, typed_flags
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
+_WORKDIR = typed_flags.define_path("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
-_EXPORT = flags.DEFINE_string("export", "", "Folder to write; must not exist or be empty.")
+_EXPORT = typed_flags.define_path("export", "", "Folder to write; must not exist or be empty.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
     "Type of the weights; default: as trained.",
 )
-_MAX_SHARD_GB = flags.DEFINE_float(
+_MAX_SHARD_GB = typed_flags.define_number(
     "max_shard_gb", 5.0, "Size of the largest file, in 10^9 bytes.", lower_bound=1e-6
 )
 
 
 def main(_: Sequence[str]) -> None:
+    # Imported here, because --help should not wait for them.
+    from fqs_jax import huggingface
+    from fqs_jax.runs import loading, source
+    from fqs_jax.runtime import sharding
+
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     # In host memory, which can hold a model that was trained on many devices.
     mesh = sharding.host_memory()

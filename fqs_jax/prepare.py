@@ -12,23 +12,23 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.data.sources.options import Options
-from fqs_jax.data.sources.specification import open_sources
-from fqs_jax.runtime import cli, files
+from fqs_jax.runtime import cli, files, typed_flags
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
 _TEXT = flags.DEFINE_string(
     "text", "", "Documents, as for training (docs/data.md), without weights."
 )
-_OUT = flags.DEFINE_string("out", "", "Folder to write; must not exist or be empty.")
+_OUT = typed_flags.define_path("out", "", "Folder to write; must not exist or be empty.")
 _NAME = flags.DEFINE_string("name", "", "Name of the dataset; default: the folder's name.")
 _TEXT_KEY = flags.DEFINE_string("text_key", "text", "The field, column or feature with the text.")
-_VALIDATION_SHARE = flags.DEFINE_float(
-    "validation_share", 0.0, "Share of the documents to put into split `validation`."
+_VALIDATION_SHARE = typed_flags.define_number(
+    "validation_share", 0.0, "Share of the documents to put into split `validation`.", 0.0, 1.0
 )
-_CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax.")
-_TFDS_DIR = flags.DEFINE_string(
+_CACHE_DIR = typed_flags.define_path(
+    "cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax."
+)
+_TFDS_DIR = typed_flags.define_path(
     "tfds_dir", "", "Folder of prepared TFDS datasets; default: TFDS's own."
 )
 _DOWNLOAD = flags.DEFINE_bool(
@@ -38,12 +38,15 @@ _DOWNLOAD = flags.DEFINE_bool(
 
 def main(_: Sequence[str]) -> None:
     cli.require(text=_TEXT.value, out=_OUT.value)
-    from fqs_jax.data.sources import tfds_writer  # TFDS takes seconds to import
+    # Imported here, because --help should not wait for them.
+    from fqs_jax.data.sources import tfds_writer
+    from fqs_jax.data.sources.options import Options
+    from fqs_jax.data.sources.specification import open_sources
 
     out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
         raise UserError(f"{out} exists already: choose another name or remove it first")
-    cache_dir = Path(_CACHE_DIR.value).expanduser() if _CACHE_DIR.value else files.CACHE
+    cache_dir = Path(_CACHE_DIR.value) if _CACHE_DIR.value else files.cache_folder()
     options = Options(_TEXT_KEY.value, cache_dir, _TFDS_DIR.value or None, _DOWNLOAD.value)
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:

@@ -68,7 +68,7 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
 
 def options(data: ml_collections.ConfigDict) -> options_lib.Options:
     """The config's settings for opening sources."""
-    folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.CACHE
+    folder = Path(data.cache_dir).expanduser() if data.cache_dir else files.cache_folder()
     return options_lib.Options(data.text_key, folder, data.tfds_dir or None, data.download)
 
 

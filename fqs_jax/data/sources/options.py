@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fqs_jax.runtime.files import CACHE
+from fqs_jax.runtime.files import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Options:
     """
 
     key: str = "text"
-    cache: Path = CACHE
+    cache: Path = dataclasses.field(default_factory=cache_folder)
     tfds_dir: str | None = None
     download: bool = False
     download_flag: str = "--config.data.download=true"
