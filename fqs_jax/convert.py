@@ -7,38 +7,38 @@ thoughts and, beside them, thought.safetensors, which only fqs_jax reads.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fqs_jax import huggingface
-from fqs_jax.huggingface import model_card
-from fqs_jax.runs import loading, source
-from fqs_jax.runtime import cli, files, sharding
-from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime import cli, files, typed_flags
+from fqs_jax.runtime.errors import printable
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory.")
+_WORKDIR = typed_flags.define_path("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
-_EXPORT = flags.DEFINE_string("export", "", "Folder to write; must not exist or be empty.")
+_EXPORT = typed_flags.define_path("export", "", "Folder to write; must not exist or be empty.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
     "Type of the weights; default: as trained.",
 )
-_MAX_SHARD_GB = flags.DEFINE_float(
+_MAX_SHARD_GB = typed_flags.define_number(
     "max_shard_gb", 5.0, "Size of the largest file, in 10^9 bytes.", lower_bound=1e-6
 )
 
 
 def main(_: Sequence[str]) -> None:
+    # Imported here, because --help should not wait for them.
+    from fqs_jax import huggingface
+    from fqs_jax.huggingface import model_card
+    from fqs_jax.runs import loading, source
+    from fqs_jax.runtime import sharding
+
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     files.check_free(_EXPORT.value)  # before minutes of work
     # In host memory, which can hold a model that was trained on many devices.
-    if math.isnan(_MAX_SHARD_GB.value):
-        raise UserError("--max_shard_gb should be a number, found nan")
     mesh = sharding.host_memory()
     loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)

@@ -7,30 +7,20 @@ The same command resumes a stopped run. Any field of the config can be overridde
 from __future__ import annotations
 
 import contextlib
-import shlex
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
-from fqs_jax.curriculum import resolve
-from fqs_jax.curriculum import stage as stage_lib
-from fqs_jax.model import placement
-from fqs_jax.runs import history, source
-from fqs_jax.runtime import agreement, cli, processes, sharding
+from fqs_jax.runtime import cli, config_flag, processes, typed_flags
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.interrupts import Interrupts
-from fqs_jax.training import loop, step
-from fqs_jax.training.overview import print_overview
-from fqs_jax.training.start import RESUME, Run
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
 )
-_WORKDIR = flags.DEFINE_string("workdir", "", "Where checkpoints and metrics go.")
-_INIT_FROM = flags.DEFINE_string("init_from", "", "Hugging Face folder of the initial model.")
+_WORKDIR = typed_flags.define_path("workdir", "", "Where checkpoints and metrics go.")
+_INIT_FROM = typed_flags.define_path("init_from", "", "Hugging Face folder of the initial model.")
 _TEXT = flags.DEFINE_string(
     "text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md)."
 )
@@ -41,15 +31,27 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop."
 def define_flags() -> None:
     """Flags of several processes, and the config's, which reads file and command line at once."""
     processes.define_flags()
-    config_flags.DEFINE_config_file("config", "configs/tiny.py", "Experiment.", lock_config=True)
+    config_flag.define("configs/tiny.py", "Experiment.")
 
 
 def main(_: Sequence[str]) -> None:
+    # Imported here, because --help should not wait for them.
+    from fqs_jax.curriculum import resolve
+    from fqs_jax.curriculum import stage as stage_lib
+    from fqs_jax.model import placement
+    from fqs_jax.runs import history, source
+    from fqs_jax.runtime import agreement, sharding
+    from fqs_jax.runtime.interrupts import Interrupts
+    from fqs_jax.training import loop, step
+    from fqs_jax.training.overview import print_overview
+    from fqs_jax.training.start import RESUME, Run
+
     config = flags.FLAGS.config
     if _INIT_FROM.value:
         config.init_from = _INIT_FROM.value
     if _TEXT.value:
         config.data.source, config.data.text = "text", _TEXT.value
+    config_flag.expand_paths(config)
     cli.require(workdir=_WORKDIR.value)
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
@@ -84,14 +86,14 @@ def _command(stage: str) -> str:
     """The command line that makes a stage, several, or all, of this working directory."""
     command = cli.command_line(
         "fqs_jax.launch",
-        config=config_flags.get_config_filename(flags.FLAGS["config"]),
+        config=config_flag.file(),
         init_from=_INIT_FROM.value,
         text=_TEXT.value,
         workdir=_WORKDIR.value,
         max_steps=_MAX_STEPS.value,
         stage=stage,
     )
-    return " ".join([command, *map(shlex.quote, cli.config_overrides())])
+    return " ".join([command, *map(cli.quote, config_flag.overrides())])
 
 
 if __name__ == "__main__":

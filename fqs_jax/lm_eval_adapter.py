@@ -4,25 +4,24 @@
 is the harness's own command line with this model known to it.
 """
 
-import sys
-
+from fqs_jax.runtime import doors
 from fqs_jax.runtime.errors import UserError
-
-try:
-    from fqs_jax.evaluation.harness import FqsJax
-except ImportError as error:
-    if __name__ != "__main__":
-        raise
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from error
 
 __all__ = ["FqsJax"]
 
-if __name__ == "__main__":
-    from lm_eval.__main__ import cli_evaluate
 
+def _serve_harness() -> None:
+    """Run the harness's own command line."""
     try:
-        cli_evaluate()
-    except UserError as refused:
-        print(f"error: {refused}", file=sys.stderr)
-        raise SystemExit(2) from None
+        from lm_eval.__main__ import cli_evaluate
+
+        import fqs_jax.evaluation.harness  # noqa: F401  registers the model
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    doors.run(_serve_harness)
+else:
+    from fqs_jax.evaluation.harness import FqsJax

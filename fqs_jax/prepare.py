@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.data.sources import options as options_lib
-from fqs_jax.data.sources.specification import open_sources
-from fqs_jax.runtime import cli, paths
+from fqs_jax.runtime import cli, typed_flags
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
 _TEXT = flags.DEFINE_string(
     "text", "", "Documents, as for training (docs/data.md), without weights."
 )
-_OUT = flags.DEFINE_string("out", "", "Folder to write; must not exist or be empty.")
+_OUT = typed_flags.define_path("out", "", "Folder to write; must not exist or be empty.")
 _NAME = flags.DEFINE_string("name", "", "Name of the dataset; default: the folder's name.")
 _TEXT_KEY = flags.DEFINE_string("text_key", "text", "The field, column or feature with the text.")
-_VALIDATION_SHARE = flags.DEFINE_float(
-    "validation_share", 0.0, "Share of the documents to put into split `validation`."
+_VALIDATION_SHARE = typed_flags.define_number(
+    "validation_share", 0.0, "Share of the documents to put into split `validation`.", 0.0, 1.0
 )
-_CACHE_DIR = flags.DEFINE_string("cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax.")
-_TFDS_DIR = flags.DEFINE_string(
+_CACHE_DIR = typed_flags.define_path(
+    "cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax."
+)
+_TFDS_DIR = typed_flags.define_path(
     "tfds_dir", "", "Folder of prepared TFDS datasets; default: TFDS's own."
 )
 _DOWNLOAD = flags.DEFINE_bool(
@@ -37,13 +38,16 @@ _DOWNLOAD = flags.DEFINE_bool(
 
 def main(_: Sequence[str]) -> None:
     cli.require(text=_TEXT.value, out=_OUT.value)
-    from fqs_jax.data.sources import tfds_writer  # TFDS takes seconds to import
+    # Imported here, because --help should not wait for them.
+    from fqs_jax.data.sources import options as options_lib
+    from fqs_jax.data.sources import tfds_writer
+    from fqs_jax.data.sources.specification import open_sources
 
-    if not 0 <= _VALIDATION_SHARE.value < 1:  # False for NaN
+    if _VALIDATION_SHARE.value == 1:
         raise UserError(
             f"--validation_share is {_VALIDATION_SHARE.value}; set 0 or more, and below 1"
         )
-    out = paths.expand(_OUT.value)
+    out = Path(_OUT.value)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
         raise UserError(f"{out} exists already: choose another name or remove it first")
     options = options_lib.of(_TEXT_KEY.value, _CACHE_DIR.value, _TFDS_DIR.value, _DOWNLOAD.value)

@@ -7,44 +7,48 @@ collapse.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.data.sources import documents
-from fqs_jax.reporting import collect
-from fqs_jax.reporting import page as page_lib
-from fqs_jax.runtime import cli, files
+from fqs_jax.runtime import cli, files, inputs, outputs, paths, typed_flags
 from fqs_jax.runtime.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", "", "Working directory; also accepted without the flag.")
-_OUT = flags.DEFINE_string(
+_WORKDIR = typed_flags.define_path(
+    "workdir", "", "Working directory; also accepted without the flag."
+)
+_OUT = typed_flags.define_path(
     "out", "", "File to write; default report.html in the working directory."
 )
 _STAGE = flags.DEFINE_string("stage", None, "Thinking stage to show; default the last one.")
 _TEXT = flags.DEFINE_string(
     "text", "", "Held-out text; default held-out problems, or training text."
 )
-_TOKENS = flags.DEFINE_integer("tokens", 600, "Tokens of text to show, approximately.", 1)
+_TOKENS = flags.DEFINE_integer("tokens", 600, "Tokens of text to show, approximately.", 1, 10**6)
 _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 512, "Tokens of one document at most; the rest is cut.", 2
 )
-_SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1)
+_SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1, 1024)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, cli.MAX_SEED)
 cli.define_device_flags()
 
 
 def main(argv: Sequence[str]) -> None:
     """Write the report of the working directory that the command line names, and print its path."""
+    # Imported here, because --help should not wait for them.
+    from fqs_jax.data.sources import documents
+    from fqs_jax.reporting import collect
+    from fqs_jax.reporting import page as page_lib
+
     given = [*argv[1:], *filter(None, [_WORKDIR.value])]
     cli.require(workdir=given)
     if len(given) > 1:
         raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
-    root = Path(given[0])
+    root = paths.expand(given[0])
     out = Path(_OUT.value) if _OUT.value else root / "report.html"
     collect.read_training(root)  # fails early, before text is read
-    _check_writable(out)
+    _check_writable(out, page_lib.is_page)
     settings = collect.Settings(
         text=_TEXT.value,
         documents=tuple(documents.read_documents(_TEXT.value)) if _TEXT.value else (),
@@ -61,16 +65,15 @@ def main(argv: Sequence[str]) -> None:
     print(out.resolve())
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, is_page: Callable[[bytes, bytes], bool]) -> None:
     """Refuse a path that cannot be written before minutes of evaluation rather than after them."""
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; name a file with --out=FILE.html")
+    outputs.check_ours(out, is_page, "report", "--out=FILE.html")
     try:
         files.replace(out.with_name(f"{out.name}.try"), lambda file: None)
         out.with_name(f"{out.name}.try").unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write {out}: {error.strerror}; name another file with --out=FILE.html"
+            f"cannot write {inputs.name(out)}: {error.strerror}; name another file with --out=FILE.html"
         ) from error
 
 

@@ -292,9 +292,9 @@ def test_launch_refuses(place, arguments, expected):
         ("evaluate", "--all_stages --workdir=PLACE/llama", "has no trained stage"),
         ("generate", "--checkpoint=PLACE/llama", "--prompt is missing"),
         ("generate", "--checkpoint=PLACE/llama --prompt=a --top_p=2", "top_p must be above 0"),
-        ("generate", "--checkpoint=PLACE/llama --prompt=a --temperature=nan", "finite, not nan"),
+        ("generate", "--checkpoint=PLACE/llama --prompt=a --temperature=nan", "must be finite"),
         ("generate", "--checkpoint=PLACE/llama --prompt_file=PLACE/train.txt.16", "not UTF-8 at"),
-        ("generate", "--checkpoint=PLACE/llama --prompt_file=PLACE/none", "cannot read prompts"),
+        ("generate", "--checkpoint=PLACE/llama --prompt_file=PLACE/none", "none: no such file"),
         ("convert", "--workdir=PLACE/llama --stage=1 --export=PLACE/x", "no working directory"),
     ],
 )

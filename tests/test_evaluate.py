@@ -1,29 +1,14 @@
 """The evaluate program: which command it chooses, and that no flag is ignored."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 from tests.conftest import REPO
 
-PROGRAM = REPO / "fqs_jax" / "evaluate.py"
 COMMANDS = sorted((REPO / "fqs_jax" / "evaluation").glob("*_command.py"))
-
-
-def defined(path: Path) -> set[str]:
-    """Names of the flags that a file defines."""
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    made = [call for call in calls if ast.unparse(call.func).startswith("flags.DEFINE_")]
-    return {ast.literal_eval(call.args[0]) for call in made}
-
-
-def shared(path: Path) -> set[str]:
-    """The tuple SHARED of a command."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SHARED":
-            return set(ast.literal_eval(node.value))
-    raise AssertionError(f"{path} has no SHARED")
 
 
 def read(path: Path) -> set[str]:
@@ -34,12 +19,25 @@ def read(path: Path) -> set[str]:
     return {node.attr for node in nodes if ast.unparse(node.value) in ("f", "flags.FLAGS")}
 
 
+DECLARED = """
+import json
+from absl import flags
+from fqs_jax import evaluate
+
+used = {evaluate._MODULES[name]: sorted(flags) for name, flags in evaluate._USED.items()}
+every = [flag.name for flag in flags.FLAGS.get_flags_for_module("fqs_jax.evaluate")]
+print(json.dumps([used, every]))
+"""
+
+
 def test_a_command_reads_the_flags_that_it_declares_and_no_others():
-    assert len(COMMANDS) == 4
-    for_some = set().union(*map(shared, COMMANDS))
-    for_all = defined(PROGRAM) - for_some
+    command = [sys.executable, "-c", DECLARED]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
+    used, every = json.loads(done.stdout)
+    assert sorted(used) == [path.stem for path in COMMANDS] and len(COMMANDS) == 4
+    for_all = set(every).difference(*used.values())
     for path in COMMANDS:
-        declared = defined(path) | shared(path)
+        declared = set(used[path.stem])
         choosing = {"watch", "task", "all_stages"}  # the program reads them
         assert declared - choosing <= read(path) <= declared | for_all, path
 

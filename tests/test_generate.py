@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from fqs_jax import generate
 from fqs_jax.inference import generation
+from fqs_jax.inference import prompts as prompts_lib
 from fqs_jax.inference import stream as stream_lib
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
@@ -81,13 +81,13 @@ def test_what_a_terminal_cannot_write_is_a_question_mark(monkeypatch, no_termina
 def test_prompts_are_lines_of_a_file(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffone\r\n\n \ntwo\u2028lines \x0b\nthree".encode())
-    assert generate._read_prompts(str(file)) == ["one", "two\u2028lines \x0b", "three"]
+    assert prompts_lib.read(str(file)) == ["one", "two\u2028lines \x0b", "three"]
 
 
 @pytest.mark.parametrize(
     "content, expected",
     [
-        (None, "cannot read prompts from .*: No such file"),
+        (None, "cannot read .*prompts.txt: no such file"),
         (b"", "has no prompt; write one a line"),
         (b" \n\n", "has no prompt"),
         ("the cat".encode("utf-16"), "is not UTF-8 at byte 0"),
@@ -100,22 +100,22 @@ def test_files_without_prompts_are_refused(tmp_path, content, expected):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=expected) as refused:
-        generate._read_prompts(str(file))
+        prompts_lib.read(str(file))
     assert "\n" not in str(refused.value)
 
 
 def test_a_prompt_longer_than_the_model_reads_is_refused(model):
     longest = model.model.max_seq_len
     fits = " ".join("0" * (longest - 1))  # and the token that begins a text
-    assert generate._longest(model, ["0 +1", fits]) == longest
+    assert prompts_lib.longest(model, ["0 +1", fits]) == longest
     with pytest.raises(UserError, match="prompt 2 of 2 has 65 tokens, the model was made for 64"):
-        generate._longest(model, ["0 +1", f"{fits} 0"])
+        prompts_lib.longest(model, ["0 +1", f"{fits} 0"])
 
 
 def test_what_never_ends_is_refused(model):
-    generate._refuse_endless(6400, model.model.max_seq_len)
+    prompts_lib.refuse_endless(6400, model.model.max_seq_len)
     with pytest.raises(UserError, match="=6401 is more than 100 times the 64 tokens"):
-        generate._refuse_endless(6401, model.model.max_seq_len)
+        prompts_lib.refuse_endless(6401, model.model.max_seq_len)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 10**20])
@@ -133,6 +133,8 @@ def test_seeds_that_are_none(seed):
         (1, 0.0, 0.0, "top_p must be above 0 and at most 1, not 0.0"),
         (1, 0.0, 2.0, "not 2.0"),
         (1, 0.0, math.nan, "not nan"),
+        (1, 1e-40, 1.0, "temperature must be at least 1e-06, or 0 for the likeliest token"),
+        (1, 1.0, 1e-40, "top_p must be at least 1e-06"),
     ],
 )
 def test_sampling_out_of_range_is_refused(model, count, temperature, top_p, expected):

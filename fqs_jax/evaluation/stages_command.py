@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison import Row
-from fqs_jax.runtime import cli
-
-# Flags besides those that every command uses.
-SHARED = ("workdir", "checkpoint", "text", "thought_seeds")
-
-
-def define_flags() -> None:
-    """The flag that chooses this command; --task takes it too."""
-    flags.DEFINE_bool("all_stages", False, "Compare all stages of --workdir.")
+from fqs_jax.runtime import cli, doors, screen
+from fqs_jax.runtime.errors import UserError, printable
 
 
 def main() -> int:
@@ -40,7 +31,7 @@ def main() -> int:
         root,
         f.thought_seeds,
         documents,
-        lambda name: print(f"evaluating {name}", file=sys.stderr),
+        lambda name: print(f"evaluating {printable(name)}", file=sys.stderr),
         cli.mesh_from_flags(),
         f.seed,
         f.seq_len,
@@ -49,9 +40,9 @@ def main() -> int:
     _keep(root, rows)
     if f.json:
         for row in rows:
-            print(json.dumps(comparison_file.as_json(row)))
+            screen.print_json(comparison_file.as_json(row))
     else:
-        Console(width=120).print(_table(root, rows))
+        screen.show(_table(root, rows), 120)
     return 0
 
 
@@ -66,8 +57,9 @@ def _keep(root: Path, rows: Sequence[Row]) -> None:
     try:
         comparison_file.write(root, rows, about, changed)
         tradeoff.write(rows, root / tradeoff.NAME, Path(about).name)
-    except OSError as error:
-        print(f"note: {error.filename}: {error.strerror}; not kept for the report", file=sys.stderr)
+    except (OSError, UserError) as error:
+        reason = printable(doors.explain(error) or "")
+        print(f"note: {reason}; not kept for the report", file=sys.stderr)
 
 
 def _table(root: Path, rows: Sequence[Row]) -> Table:

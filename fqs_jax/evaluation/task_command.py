@@ -11,11 +11,10 @@ from typing import Any
 
 from absl import flags
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
-from fqs_jax.evaluation import statistics
+from fqs_jax.evaluation import command_flags, statistics
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
@@ -33,42 +32,9 @@ from fqs_jax.evaluation.tasks.decisions import Decisions
 from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli, files
+from fqs_jax.runtime import cli, outputs, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
-
-# Flags besides those that every command uses.
-SHARED = ("workdir", "checkpoint", "stage", "all_stages", "thought_seeds")
-NAMES = ("csqa", "piqa", "siqa", "gsm8k", "choices")
-_FIT_ITEMS = 500  # of --fit_file
-
-
-def define_flags() -> None:
-    """Flags of this command only; evaluate.py defines those that several commands share."""
-    flags.DEFINE_enum("task", None, NAMES, "Benchmark.")
-    flags.DEFINE_string(
-        "task_file", "", "Items of the benchmark: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
-    )
-    flags.DEFINE_string("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
-    flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
-    flags.DEFINE_bool("greedy", False, "Use the likeliest thought instead of sampled ones.")
-    flags.DEFINE_string(
-        "fit_file",
-        "",
-        f"Other items; the first {_FIT_ITEMS} fit temperatures. Without it, temperatures of each half of the "
-        "items are fitted on the other half.",
-    )
-    flags.DEFINE_string("fit_labels_file", "", "Answers of --fit_file.")
-    flags.DEFINE_bool("siqa_space", False, "SIQA: put a space between context and question.")
-    flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
-    flags.DEFINE_integer("votes", 0, "GSM8K: number of chains of thought that vote.", 0)
-    flags.DEFINE_float("temperature", 0.8, "Temperature of chains of thought.", 0.0)
-    flags.DEFINE_float("top_p", 0.95, "Nucleus of chains of thought.")
-    flags.DEFINE_integer("max_new_tokens", 1000, "Tokens of a chain of thought at most.", 1)
-    flags.DEFINE_string("cot_prompt", chain_of_thought.PROMPT, "Prompt with {question} in it.")
-    flags.DEFINE_string(
-        "chains_file", "", "File to append the chains of thought to, as JSON lines."
-    )
 
 
 def main() -> int:
@@ -88,7 +54,9 @@ def main() -> int:
         return 0
     fit: list[Item] = []
     if f.fit_file:
-        fit = items.read(_task(f.task), f.fit_file, f.fit_labels_file, _FIT_ITEMS, options)
+        fit = items.read(
+            _task(f.task), f.fit_file, f.fit_labels_file, command_flags.FIT_ITEMS, options
+        )
         _refuse_leak(asked, fit)
     found: list[scores.Row] = []
     base: Answers | None = None  # the first model's answers; gains are measured against them
@@ -107,7 +75,9 @@ def _refuse_mistakes() -> None:
     if f.chains_file:
         if not f.votes:
             raise UserError("--chains_file is for --votes; add --votes=8 or leave it out")
-        Path(f.chains_file).open("a", encoding="utf-8").close()  # fails now rather than after hours
+        chains_file = Path(f.chains_file)
+        outputs.check_ours(chains_file, _is_chains, "file of chains", "--chains_file")
+        chains_file.open("a", encoding="utf-8").close()  # fails now rather than after hours
     if f.votes and f.fit_file:
         raise UserError("--fit_file is not for --votes, which fit no temperature; leave it out")
     if f.fit_labels_file and not f.fit_file:
@@ -123,6 +93,11 @@ def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
             f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
             "items, or leave it out"
         )
+
+
+def _is_chains(start: bytes, _: bytes) -> bool:
+    """True if a file that starts like this holds chains of thought."""
+    return start.startswith(b'{"model": ')
 
 
 def _task(name: str) -> Task:
@@ -187,7 +162,7 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
         temperature=f.temperature,
         top_p=f.top_p,
         max_new_tokens=f.max_new_tokens,
-        prompt=f.cot_prompt,
+        prompt=f.cot_prompt or chain_of_thought.PROMPT,
         seed=f.seed,
         seq_len=f.seq_len,
         batch_size=f.batch_size or chain_of_thought.Settings.batch_size,
@@ -207,7 +182,7 @@ def _print(rows: Sequence[Any], columns: Columns) -> None:
     """Print rows as JSON lines or as a table: stage and model, then each column's cells."""
     if flags.FLAGS.json:
         for row in rows:
-            print(json.dumps(files.nan_as_none(statistics.flat_fields(row))))
+            screen.print_json(statistics.flat_fields(row))
         return
     left_out = f", {rows[0].too_long} left out: too long" if rows[0].too_long else ""
     table = Table(title=f"{rows[0].task}: {rows[0].items:,} items{left_out}")
@@ -217,7 +192,7 @@ def _print(rows: Sequence[Any], columns: Columns) -> None:
         table.add_column(title, justify="right")
     for row in rows:
         table.add_row(row.stage, row.model, *(cell(row) for cell in columns.values()))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    screen.show(table, None if sys.stdout.isatty() else 140)
 
 
 def _with_temperature(value: float, temperatures: Sequence[float]) -> str:

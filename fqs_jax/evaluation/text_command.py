@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from absl import flags
-from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import text
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import cli, screen
 from fqs_jax.runtime.progress import Progress
-
-# Flags besides those that every command uses.
-SHARED = ("checkpoint", "stage", "text", "thought_seeds")
-
-
-def define_flags() -> None:
-    """No flags of its own."""
 
 
 def main() -> int:
@@ -51,11 +42,11 @@ def main() -> int:
         )
     result = {"model": loaded.label, **scores, "documents": len(documents)}
     if f.json:
-        print(json.dumps(result))
+        screen.print_json(result)
         return 0
     table = Table(title=loaded.label)
     for name in result:
         table.add_column(name)
     table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in result.values()))
-    Console().print(table)
+    screen.show(table)
     return 0

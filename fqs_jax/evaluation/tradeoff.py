@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.labels import Box, place_name
 from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import printable
 
 NAME = "tradeoff.png"
 # Marker and colour of each kind of model. The colours are Okabe and Ito's, which colour-blind people can
@@ -50,7 +51,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     figure = Figure(figsize=(7, 4.5), dpi=200, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.set_title(title)
+    axes.set_title(printable(title), parse_math=False)  # a name with $ is no formula
     axes.set_xlabel("milliseconds per generated token, one prompt")
     axes.set_ylabel(
         "accuracy (bars: 95% interval over items)"
@@ -133,13 +134,14 @@ def _set_limits(axes: Axes, rows: Sequence[Row], accuracy: bool) -> None:
 def _name(axes: Axes, row: Row, accuracy: bool) -> Annotation:
     """The row's name with a thin line to its point; `_place_names` moves it."""
     return axes.annotate(
-        row.name,
+        printable(row.name),
         (row.ms_per_token, _height(row, accuracy)),
         (0, 0),
         textcoords="offset points",
         horizontalalignment="left",
         verticalalignment="bottom",
         fontsize=8.5,
+        parse_math=False,
         arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkB": 4},
     )
 

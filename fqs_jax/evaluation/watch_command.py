@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -13,27 +12,11 @@ from fqs_jax.evaluation import statistics, watch
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders, loading
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import cli, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
-SHARED = ("text",)  # flags besides those that every command uses
 RETRAIN = 3  # exit code
-
-
-def define_flags() -> None:
-    """Flags of this command only; evaluate.py defines those that several commands share."""
-    flags.DEFINE_bool("watch", False, "Check whether --student fell behind --teacher.")
-    flags.DEFINE_string("teacher", "", "Thinking model: WORKDIR:STAGE or a folder.")
-    flags.DEFINE_string("student", "", "Model without thoughts: WORKDIR:STAGE or a folder.")
-    flags.DEFINE_string(
-        "reference", "", "Text of training time; default: the text that the student was trained on."
-    )
-    flags.DEFINE_integer("documents", 200, "Documents of each text at most, evenly spread.", 8)
-    flags.DEFINE_float("tolerance", 0.01, "Accepted drift of the gap, nats a token.", 0.0)
-    flags.DEFINE_float(
-        "loss_tolerance", 0.5, "Accepted rise of the student's loss, nats a token.", 0.0
-    )
 
 
 def main() -> int:
@@ -66,7 +49,10 @@ def main() -> int:
         f.tolerance,
         f.loss_tolerance,
     )
-    print(json.dumps(statistics.flat_fields(result)) if f.json else _lines(result))
+    if f.json:
+        screen.print_json(statistics.flat_fields(result))
+    else:
+        print(_lines(result))
     return RETRAIN if result.verdict == "retrain" else 0
 
 

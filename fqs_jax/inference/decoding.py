@@ -17,6 +17,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
+from fqs_jax.thinking.keys import thought_keys
 
 
 class Cursor(NamedTuple):
@@ -79,8 +80,12 @@ def next_log_probs(
     key: jax.Array,
     model: ModelConfig,
     thought: ThoughtConfig | None,
+    row_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Log-probabilities of the next token, after a thought if `thought` is given.
+
+    Args:
+      row_B: int32, the number of each row among all prompts, which its draws depend on; None = 0, 1, ...
 
     Returns:
       [B, V] float32, the thought's tokens [B, K] and its mixing weight [B] (K = 0 without thoughts).
@@ -89,22 +94,32 @@ def next_log_probs(
     if thought is None:
         log_probs = jax.nn.log_softmax(decoder.head_logits(params["lm"], cursor.hidden_BxD))
         return log_probs, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
+    index_Bx1 = cursor.length_B[:, None] - 1
     following = prediction.after_thoughts(
         params,
         (cursor.key, cursor.value),
         cursor.hidden_BxD[:, None],
-        key,
+        thought_keys(key, index_Bx1, thought.rationales, row_B),
         Thinker(model, thought),
-        index_BxP=cursor.length_B[:, None] - 1,
+        index_BxP=index_Bx1,
     )
     log_prob, drawn, weight = (x[:, 0, 0] for x in following)
     return log_prob, drawn, weight
 
 
-def pick(log_probs_BxV: jax.Array, key: jax.Array, temperature: float, top_p: float) -> jax.Array:
+def pick(
+    log_probs_BxV: jax.Array,
+    key: jax.Array,
+    temperature: float,
+    top_p: float,
+    row_B: jax.Array | None = None,
+) -> jax.Array:
     """Next tokens int32 [B]: the likeliest at temperature 0, else sampled from the top_p nucleus.
 
     The nucleus is the smallest set of tokens that holds at least `top_p` of the probability.
+
+    Args:
+      row_B: see `next_log_probs`.
     """
     if temperature == 0:
         return jnp.argmax(log_probs_BxV, -1).astype(jnp.int32)
@@ -114,5 +129,6 @@ def pick(log_probs_BxV: jax.Array, key: jax.Array, temperature: float, top_p: fl
         before = jnp.cumsum(ordered, -1) - ordered  # probability of all likelier tokens
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         logits = jnp.where(jax.nn.softmax(logits) >= least, logits, -jnp.inf)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(log_probs_BxV.shape[0]))
+    row_B = jnp.arange(log_probs_BxV.shape[0]) if row_B is None else row_B
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, row_B)
     return jax.vmap(jax.random.categorical)(keys_B, logits).astype(jnp.int32)

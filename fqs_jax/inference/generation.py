@@ -15,7 +15,9 @@ import numpy as np
 from fqs_jax.inference import decoding
 from fqs_jax.inference.decoding import Cursor
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.runtime.cli import MAX_SEED
 from fqs_jax.runtime.errors import UserError
 
 
@@ -52,19 +54,23 @@ class Emitted(NamedTuple):
     static_argnames=("model", "thought", "temperature", "top_p", "allowed"),
     donate_argnames="cursor",
 )
-def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed):  # type: ignore[no-untyped-def]
+def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed, first=0):  # type: ignore[no-untyped-def]
     """Choose the next token of every row and append it: one program a token."""
     key = jax.random.fold_in(key, step)
-    log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought)
+    row_B = first + jnp.arange(cursor.length_B.shape[0])
+    log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought, row_B)
     # A padded vocabulary has ids that no text has.
     log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
-    token = decoding.pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p)
+    token = decoding.pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B)
     return token, drawn, weight, decoding.extend(params, cursor, token, model)
 
 
 prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
 # Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
 _PROMPT, _CACHE = 32, 128
+# Bytes of caches and logits of a batch, and the prompts that share one however large they are.
+_BATCH_BYTES, _LEAST_BATCH = 2**30, 32
+_LEAST_SAMPLING = 1e-6  # far above what float32 rounds to zero
 
 
 def generate(
@@ -78,7 +84,7 @@ def generate(
     think: bool = True,
     on_step: Callable[[Emitted], None] | None = None,
 ) -> list[Generation]:
-    """Continue each of B prompts, all in one batch; the longest sets the size of the caches.
+    """Continue each of B prompts, in batches of bounded memory; the longest of a batch sets its size.
 
     Args:
       loaded: the model, from `loading.load`.
@@ -89,7 +95,7 @@ def generate(
       seed: of all sampling. Draws depend on the seed, the row and the step.
       think: False turns off the thoughts of a thinking model.
       on_step: called with the output of each of at most N steps. An exception that it raises ends the
-        generation and reaches the caller.
+        generation and reaches the caller. With it, all prompts are in one batch.
 
     Returns:
       One Generation a prompt, in order: at most N tokens and N thoughts of K tokens.
@@ -98,25 +104,46 @@ def generate(
       UserError: a prompt is empty or an argument is out of range.
     """
     check_sampling(max_new_tokens, temperature, top_p)
-    if not prompts:
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed must be 0 to {MAX_SEED}, not {seed}")
+    rows = [prompt_ids(loaded, prompt) for prompt in prompts]
+    if not rows:
         return []
+    settings = {
+        "model": loaded.model,
+        "thought": loaded.thought if think else None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "allowed": loaded.tokenizer.vocab_size,
+    }
+    key = jax.random.key(seed)
+    size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
+    results: list[Generation] = []
     with jax.set_mesh(loaded.mesh):
-        return _generate(loaded, prompts, max_new_tokens, temperature, top_p, seed, think, on_step)
+        for first in range(0, len(rows), size):
+            batch = rows[first : first + size]
+            given = settings | {"first": np.int32(first)}
+            results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
+    return results
+
+
+def _batch_size(model: ModelConfig, rows: Sequence[Sequence[int]], max_new_tokens: int) -> int:
+    """The number of prompts in a batch."""
+    length = _up_to(_up_to(max(map(len, rows)), _PROMPT) + max_new_tokens, _CACHE)
+    cache = 2 * model.num_layers * model.num_kv_heads * model.head_dim * length
+    return max(_LEAST_BATCH, _BATCH_BYTES // (4 * (cache + model.vocab_size)))
 
 
 def _generate(
     loaded: Loaded,
-    prompts: Sequence[str],
+    rows: Sequence[Sequence[int]],
     max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    think: bool,
+    key: jax.Array,
+    settings: dict[str, Any],
     on_step: Callable[[Emitted], None] | None,
 ) -> list[Generation]:
-    tokenizer, model = loaded.tokenizer, loaded.model
-    thought = loaded.thought if think else None
-    rows = [prompt_ids(loaded, prompt) for prompt in prompts]
+    """Continue the token ids of one batch of prompts."""
+    tokenizer, model, thought = loaded.tokenizer, loaded.model, settings["thought"]
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
     for i, row in enumerate(rows):
@@ -125,11 +152,7 @@ def _generate(
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
     cursor = prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
-    key = jax.random.key(seed)
-    settings = {"temperature": temperature, "top_p": top_p, "allowed": tokenizer.vocab_size}
-    emitted = steps(
-        loaded.params, cursor, key, max_new_tokens, model=model, thought=thought, **settings
-    )
+    emitted = steps(loaded.params, cursor, key, max_new_tokens, **settings)
     going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]
     clock = time.perf_counter()
@@ -189,8 +212,15 @@ def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> Non
         raise UserError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
     if not 0 <= temperature < math.inf:
         raise UserError(f"temperature must be 0 or more and finite, not {temperature}")
+    if 0 < temperature < _LEAST_SAMPLING:
+        raise UserError(
+            f"temperature must be at least {_LEAST_SAMPLING:g}, or 0 for the likeliest token, "
+            f"not {temperature}"
+        )
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if top_p < _LEAST_SAMPLING:
+        raise UserError(f"top_p must be at least {_LEAST_SAMPLING:g}, not {top_p}")
 
 
 def prompt_ids(loaded: Loaded, prompt: str) -> list[int]:

@@ -1,4 +1,7 @@
-"""Generated text, printed as it appears."""
+"""Generated text, printed as it appears.
+
+It is text from outside, which must not act on a terminal: control characters are shown, not sent.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from rich.text import Text
 
 from fqs_jax.inference.generation import Emitted, prompt_ids
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runtime.errors import printable
 
 
 class Stream:
@@ -21,7 +25,7 @@ class Stream:
         self._prompt_ids = prompt_ids(loaded, prompt)
         self._ids: list[int] = []
         self._shown = loaded.tokenizer.decode(self._prompt_ids)
-        console.print(Text(prompt, style="bold"), end="")
+        console.print(Text(visible(prompt), style="bold"), end="")
 
     def step(self, emitted: Emitted) -> None:
         """Print the thought, if thoughts are shown, and the new text of one step."""
@@ -37,8 +41,13 @@ class Stream:
         self._ids.append(int(emitted.token_B[0]))
         text = self._loaded.tokenizer.decode(self._prompt_ids + self._ids)
         if not text.endswith("\ufffd"):
-            self._console.print(Text(text[len(self._shown) :]), end="")
+            self._console.print(Text(visible(text[len(self._shown) :])), end="")
             self._shown = text
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: line breaks and tabs stay, other control characters are escaped."""
+    return printable(text, keep="\n\t")
 
 
 def plain_console() -> Console:
@@ -54,5 +63,5 @@ def plain_console() -> Console:
 
 def thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
     """A thought and its mixing weight, as \u2039words|weight\u203a."""
-    words = loaded.tokenizer.decode(drawn).replace("\n", "\u23ce")
+    words = visible(loaded.tokenizer.decode(drawn)).replace("\n", "\u23ce")
     return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import itertools
 import math
 from collections.abc import Sequence
 
 from fqs_jax.evaluation.labels import Box, place_name
+from fqs_jax.reporting.markup import escape, visible
 
 MAX_POINTS = 240  # points of a line; more are averaged
 CHARACTER = 6.6  # mean width of a character in a label, in units of the drawing
@@ -111,14 +111,18 @@ def line_chart(lines: Sequence[Line], x_label: str = "step") -> str:
 
 
 def bar_chart(bars: Sequence[tuple[str, float]], description: str, x_label: str) -> str:
-    """Named values as bars from zero; `description` is for screen readers."""
-    values = [value for _, value in bars]
-    y_ticks = ticks(min(0.0, *values), max(0.0, *values), 4)
+    """Named values as bars from zero, those that are not finite without a bar.
+
+    Args:
+      description: for screen readers.
+    """
+    values = [value for _, value in bars if math.isfinite(value)]
+    y_ticks = ticks(min([0.0, *values]), max([0.0, *values]), 4)
     frame = Frame(340, 190, (0, len(bars)), y_ticks)
     drawn = [frame.draw(x_label, x_numbers=False)]
     for i, (name, value) in enumerate(bars):
         left, right = frame.x(i + 0.15), frame.x(i + 0.85)
-        top, bottom = sorted((frame.y(value), frame.y(0)))
+        top, bottom = sorted((frame.y(value if math.isfinite(value) else 0), frame.y(0)))
         size = f'width="{right - left:.1f}" height="{max(1.0, bottom - top):.1f}"'
         drawn.append(f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" {size} rx="2"/>')
         drawn.append(
@@ -128,7 +132,12 @@ def bar_chart(bars: Sequence[tuple[str, float]], description: str, x_label: str)
 
 
 def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
-    """Points with their names beside them and error bars; `css` is the drawing's class."""
+    """Points with their names beside them and error bars; `css` is the drawing's class.
+
+    Args:
+      marks: at least one, at finite places; a bar whose ends are not finite is left out.
+    """
+    marks = [_with_finite_bar(mark) for mark in marks]
     ys = [mark.y * (1 + side * LEAST_SPAN) for mark in marks for side in (-1, 1)]
     ys += [end for mark in marks for end in (mark.low, mark.high) if end is not None]
     x_ticks = ticks(0, 1.05 * max(mark.x for mark in marks), 6 if width > 500 else 4)
@@ -144,7 +153,7 @@ def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css
             bars.append(f'<path class="error {mark.kind}" d="{ends}"/>')
             taken.append(Box(x - 2, frame.y(mark.high), x + 2, frame.y(mark.low)))
         title = f"{mark.name}: {number(mark.y)} at {number(mark.x)}"
-        points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{html.escape(title)}</title></g>")
+        points.append(f"<g>{_symbol(mark.kind, x, y)}<title>{escape(title)}</title></g>")
     area = Box(frame.left, frame.top, width - 2, frame.height - frame.bottom)
     for mark in sorted(marks, key=lambda mark: -mark.y):
         names.append(_name(mark.name, frame.x(mark.x), frame.y(mark.y), area, taken))
@@ -196,13 +205,18 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value == int(value) else f"{value:#.3g}".rstrip(".")
 
 
+def _with_finite_bar(mark: Mark) -> Mark:
+    is_finite = all(end is not None and math.isfinite(end) for end in (mark.low, mark.high))
+    return mark if is_finite else dataclasses.replace(mark, low=None, high=None)
+
+
 def _finite(points: Sequence[Point]) -> list[Point]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
 
 
 def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
     """The name beside its point, with a thin line between them if they are far apart."""
-    place = place_name((x, y), (CHARACTER * len(name), 14), area, taken, scale=1.2)
+    place = place_name((x, y), (CHARACTER * len(visible(name)), 14), area, taken, scale=1.2)
     if not place.is_free:
         return ""  # no room; the table below the plot has the name
     left, top, right, bottom = place.box
@@ -225,10 +239,10 @@ def _symbol(kind: str, x: float, y: float) -> str:
 
 
 def _text(x: float, y: float, text: str, css: str, more: str = "") -> str:
-    return f'<text class="{css}" {more}x="{x:.1f}" y="{y:.1f}">{html.escape(text)}</text>'
+    return f'<text class="{css}" {more}x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def _svg(frame: Frame, description: str, inside: str, css: str) -> str:
     size = f"0 0 {frame.width:.0f} {frame.height:.0f}"
-    label = html.escape(description, quote=True)
+    label = escape(description)
     return f'<svg class="{css}" viewBox="{size}" role="img" aria-label="{label}">{inside}</svg>'

@@ -286,4 +286,4 @@ def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list
 
 def is_number(value: Any) -> bool:
     """True for a finite number, which can be drawn."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

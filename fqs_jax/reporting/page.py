@@ -7,12 +7,12 @@ import hashlib
 import importlib.resources
 import math
 from collections.abc import Sequence
-from html import escape as _e
 from typing import Any
 
 from fqs_jax.curriculum import objective
 from fqs_jax.reporting import charts, sections
 from fqs_jax.reporting.collect import Report, Training, is_number
+from fqs_jax.reporting.markup import escape as _e
 from fqs_jax.reporting.sections import facts, figure, signed, table
 
 # Each chart's caption, unit and curves; a curve is (metric, name, kind of line, factor).
@@ -54,6 +54,14 @@ LINKS = (
 )
 
 
+_START, _END = "<!DOCTYPE html>", "<footer><p>Made by fqs_jax "
+
+
+def is_page(start: bytes, end: bytes) -> bool:
+    """True if a file with this start and this end is a report."""
+    return start.startswith(_START.encode()) and _END.encode() in end
+
+
 def page(report: Report) -> str:
     """The HTML of the page."""
     style, script = _asset("report.css"), _asset("report.js")
@@ -67,7 +75,7 @@ def page(report: Report) -> str:
         for anchor, name in LINKS
         if reading or anchor not in ("text", "diagnostics")
     )
-    return f"""<!DOCTYPE html>
+    return f"""{_START}
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -92,7 +100,7 @@ def page(report: Report) -> str:
 {_training(report.training)}
 {_reproduce(report)}
 </main>
-<footer><p>Made by fqs_jax {_e(report.versions["fqs_jax"])}.</p></footer>
+{_END}{_e(report.versions["fqs_jax"])}.</p></footer>
 <script>{script}</script>
 </body>
 </html>

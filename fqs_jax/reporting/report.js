@@ -23,6 +23,7 @@ function meter(label, p, css) {
 }
 
 function signed(value) {
+  if (value === null) return "\u2013"; // not a number
   if (!value) return "0";
   const size = Math.abs(value);
   return (value < 0 ? "\u2212" : "+") + (size < 0.0005 ? size.toExponential(0).replace("-", "\u2212") : size.toFixed(3));
@@ -45,7 +46,7 @@ function show(token) {
     const row = element("tr");
     const cell = element("td", text, "m");
     if (count > 1) cell.append(element("span", "  \u00d7" + count, "soft"));
-    row.append(cell, element("td", weight && Math.abs(weight) < 0.005 ? weight.toExponential(0) : weight.toFixed(2), "n"), element("td", signed(nats), "n"));
+    row.append(cell, element("td", weight === null ? "\u2013" : weight && Math.abs(weight) < 0.005 ? weight.toExponential(0) : weight.toFixed(2), "n"), element("td", signed(nats), "n"));
     table.append(row);
   }
   const meters = element("div", undefined, "meters");

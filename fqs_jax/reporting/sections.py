@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from html import escape as _e
 
 import numpy as np
 
 from fqs_jax.reporting import charts
 from fqs_jax.reporting.collect import Reading
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
+from fqs_jax.reporting.markup import escape as _e
+from fqs_jax.reporting.markup import visible
+from fqs_jax.runtime import files
 
 LEVELS = 4  # steps of colour for helped tokens, and as many for hurt ones
 QUANTILE = 0.98  # quantile of |gain| that gets the full colour
@@ -24,8 +26,10 @@ CONTEXT = 8  # tokens shown before each of those
 def section(reading: Reading) -> str:
     """The HTML of all sections about thoughts."""
     tokens = [token for document in reading.documents for token in document if token.thoughts]
-    full = max(0.01, float(np.quantile([abs(token.gain) for token in tokens], QUANTILE)))
+    gains = [abs(token.gain) for token in tokens if math.isfinite(token.gain)]
+    full = max(0.01, float(np.quantile(gains or [0.0], QUANTILE)))
     samples = len(tokens[0].thoughts)
+    stage = reading.stage[:1].upper() + reading.stage[1:]  # capitalize() would change its name
     caution = (
         ""
         if reading.held_out
@@ -36,7 +40,7 @@ def section(reading: Reading) -> str:
     )
     return f"""
 <h2 id="text">What the thoughts did</h2>
-<p>{_e(reading.stage.capitalize())} read {_e(reading.source)} and thought before every token, {samples}
+<p>{_e(stage)} read {_e(reading.source)} and thought before every token, {samples}
 independent {_plural(samples, "time")}. Colour is by how many nats a thought made the token likelier than
 the plain prediction of the same model, mean of the samples.</p>
 <p class="scale" aria-hidden="true">{_scale(full)}</p>
@@ -87,14 +91,16 @@ def _token(token: Token, full: float) -> str:
     data = {
         "base": _rounded(token.base or 0.0),
         "gain": _rounded(token.gain),
-        "thoughts": [[t.text, _rounded(t.weight), _rounded(t.gain)] for t in token.thoughts],
+        "thoughts": [
+            [visible(t.text), _rounded(t.weight), _rounded(t.gain)] for t in token.thoughts
+        ],
     }
     attributes = {
         "class": f"t {colour(token.gain, full)}".strip(),
         "title": description,
         "aria-label": f"{token.text.strip() or 'blank'}, {signed(token.gain)} nats",
         "data-text": token.text,
-        "data-thoughts": json.dumps(data, ensure_ascii=False),
+        "data-thoughts": json.dumps(files.nan_as_none(data), ensure_ascii=False),
     }
     written = " ".join(f'{key}="{_e(value)}"' for key, value in attributes.items())
     return (
@@ -105,6 +111,8 @@ def _token(token: Token, full: float) -> str:
 
 def colour(gain: float, full: float) -> str:
     """The style class of a gain: p1 to p4 if the thought helped, n1 to n4 if it hurt, "" near zero."""
+    if not math.isfinite(gain):
+        return ""
     level = min(LEVELS, round(LEVELS * abs(gain) / full))
     return f"{'p' if gain > 0 else 'n'}{level}" if level else ""
 
@@ -277,8 +285,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], kinds: str, lab
 
 def signed(value: float, digits: int = 3) -> str:
     """The value with a sign as wide as a digit; a value that would round to zero as a power of ten."""
-    if not value:
-        return "0"
+    if not value or not math.isfinite(value):
+        return str(value) if value else "0"
     text = f"{abs(value):.{digits}f}"
     if not float(text):
         text = f"{abs(value):.0e}".replace("e-0", "e\u2212").replace("e-", "e\u2212")

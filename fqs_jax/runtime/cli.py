@@ -1,23 +1,29 @@
-"""The frame of every command-line program: one-line errors, exit codes, and the set-up of JAX."""
+"""The command line of every program: its flags, and the set-up of JAX.
+
+JAX is imported where it is used, so that --help answers at once.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import jax
 from absl import app, flags, logging
 
-from fqs_jax.runtime import files, orbax_errors, processes, sharding
-from fqs_jax.runtime.errors import UserError
-from fqs_jax.runtime.interrupts import Interrupted
+from fqs_jax.runtime import config_flag, doors, files, inputs, orbax_errors, paths, processes
+from fqs_jax.runtime.errors import UserError, printable
 
-CACHE = files.CACHE / "jax"
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
 MAX_SEED = 2**32 - 1  # the largest that a JAX key takes
+
+flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
 
 
 def run(
@@ -25,7 +31,7 @@ def run(
     define_flags: Callable[[], None] = lambda: None,
     arguments: int = 0,
 ) -> None:
-    """Run an absl program. Exit code 2 on bad input, 128 + signal when interrupted.
+    """Run an absl program, and end as `doors.run` does.
 
     Args:
       define_flags: defines flags whose definition reads the command line, so not at import.
@@ -34,37 +40,17 @@ def run(
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 + arguments:
-            _stop(f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help", 2)
+            raise UserError(
+                f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help"
+            )
         logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
         orbax_errors.silence()
-        try:
-            processes.initialize_from_flags()
-            keep_programs()
-            main(argv)
-        except UserError as error:
-            _stop(str(error), 2)
-        except Interrupted as stop:
-            if processes.is_main():
-                print(stop, file=sys.stderr, flush=True)
-            processes.leave(128 + stop.signum)
-        except KeyboardInterrupt:
-            print("stopped", file=sys.stderr, flush=True)
-            processes.leave(130)
-        except Exception as error:
-            if isinstance(error, OSError) and error.filename is not None:
-                _stop(f"{error.filename}: {error.strerror}", 2)
-            if "RESOURCE_EXHAUSTED" in str(error):
-                _stop(
-                    "a device ran out of memory; try --config.microbatches=2, or see what fits with "
-                    f"python -m fqs_jax.plan ({str(error).splitlines()[0][:200]})",
-                    2,
-                )
-            if not jax.distributed.is_initialized():
-                raise
-            traceback.print_exc()
-            processes.leave(1)
+        processes.initialize_from_flags()
+        keep_programs()
+        main(argv)
 
-    app.run(guarded, flags_parser=functools.partial(_parse, define_flags=define_flags))
+    parse = functools.partial(_parse, define_flags=define_flags)
+    doors.run(lambda: app.run(guarded, flags_parser=parse))
 
 
 def require(**values: object) -> None:
@@ -84,8 +70,10 @@ def define_device_flags() -> None:
     flags.DEFINE_integer("tensor", 1, "Devices that share heads and vocabulary.", 1)
 
 
-def mesh_from_flags() -> jax.sharding.Mesh:
+def mesh_from_flags() -> Mesh:
     """The devices of this process that --fsdp and --tensor request for a loaded model."""
+    from fqs_jax.runtime import sharding
+
     return sharding.local_mesh(flags.FLAGS.fsdp, flags.FLAGS.tensor)
 
 
@@ -96,57 +84,55 @@ def command_line(module: str, **flags_by_name: object) -> str:
         for name, value in flags_by_name.items()
         if value not in (None, "", False)
     ]
-    return " ".join(["python -m", module, *map(shlex.quote, words)])
+    return " ".join(["python -m", module, *map(quote, words)])
 
 
-def config_overrides(
-    words: Sequence[str] | None = None, known: flags.FlagValues = flags.FLAGS
-) -> list[str]:
-    """The overrides of config fields on the command line, each as one word, `--config.field=value`.
+def quote(word: str) -> str:
+    """A word for a shell, in one line, whatever characters it has.
 
-    Args:
-      words: a command line without the program; None = this program's.
-      known: flags that have parsed it. They distinguish a field that takes the next word from a bool.
+    Control characters and bytes that are not UTF-8, as in a file's name, need the notation of bash.
     """
-    left = iter(sys.argv[1:] if words is None else words)
-    found = []
-    for word in left:
-        name = re.fullmatch(r"--?((?:no)?config\..+)", word, re.DOTALL)
-        if not name:
-            continue
-        is_complete = "=" in name[1] or name[1] not in known or known[name[1]].boolean
-        found.append(f"--{name[1]}" if is_complete else f"--{name[1]}={next(left, '')}")
-    return found
+    if printable(word) == word:
+        return shlex.quote(word)
+    escaped = "".join(
+        chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}"
+        for byte in os.fsencode(word)
+    )
+    return f"$'{escaped}'"
 
 
 def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
-    """Parse flags with absl, and exit with its errors in one line."""
+    """Parse flags with absl; its errors have one line."""
     try:
+        # In place, because config flags and `config_flag.overrides` read the same list.
+        argv[1:] = _without_flag_files(argv[1:])
+        config_flag.expand_file(argv)
         define_flags()
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            flags.FLAGS.config.get("seed")  # a missing file is an error at the first use
+            config_flag.check()
         return rest
     except flags.Error as error:
         lines = str(error).strip().splitlines()
-        _stop(" ".join(dict.fromkeys((lines[0], lines[-1]))), 2)  # between them, a traceback
+        # Between them, a traceback.
+        raise UserError(" ".join(dict.fromkeys((lines[0], lines[-1])))) from error
+    except UserError:
+        raise
     except Exception as error:  # a config is a program: anything can go wrong in it
-        _stop(config_problem(error), 2)
-    raise AssertionError("unreachable")
+        raise UserError(config_flag.problem(error)) from error
 
 
-def config_problem(error: Exception) -> str:
-    """One line about an exception from reading a config or overriding its fields."""
-    text = str(error)
-    if meant := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', text):
-        return f"the config has no field {meant[2]!r}; did you mean {meant[1]!r}?"
-    name = re.fullmatch(r"\W*(\w+)\W*", text)
-    if name and isinstance(error, AttributeError | KeyError):
-        return f"the config has no field {name[1]!r}; see configs/common.py"
-    if isinstance(error, OSError):  # wrapped by the library, with the cause at the end
-        reason = re.split(r"failure to load: |\[Errno \d+\] ", text)[-1]
-        return f"cannot read the config: {reason.strip()}"
-    return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
+def _without_flag_files(words: list[str]) -> list[str]:
+    """A command line with the content of each --flagfile in its place."""
+    for i, word in enumerate(words):
+        if match := re.fullmatch(r"--?flagfile(?:=(.*))?", word, re.DOTALL):
+            name = words[i + 1] if match[1] is None and i + 1 < len(words) else match[1]
+            if name:
+                inputs.check_file(paths.expand(name))
+    try:
+        return flags.FLAGS.read_flags_from_files(words)
+    except UnicodeDecodeError as error:
+        raise UserError(f"the file of --flagfile is not UTF-8 at byte {error.start}") from error
 
 
 def keep_programs() -> None:
@@ -157,11 +143,21 @@ def keep_programs() -> None:
     only process 0 writes to it. If some hosts load a cached program while others compile and tune it
     together on GPUs, they can deadlock.
     """
+    import jax
+
     named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if not named and not jax.distributed.is_initialized():
-        jax.config.update("jax_compilation_cache_dir", str(CACHE))
-
-
-def _stop(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    processes.leave(code)
+    is_wanted = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    if named or not is_wanted or processes.is_distributed():
+        return
+    folder = files.cache_folder() / "jax"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        is_ours = folder.stat().st_uid == os.getuid()  # its programs are run
+        usable = is_ours and os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if usable:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    else:
+        note = f"note: {inputs.name(folder)} cannot be used, so compiled programs are not kept"
+        print(note, file=sys.stderr, flush=True)

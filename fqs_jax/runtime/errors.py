@@ -1,4 +1,4 @@
-"""The exception type for mistakes that a user can repair, and text that is safe to print."""
+"""The exceptions that end a program with one line, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ class UserError(ValueError):
 
     The command-line programs print the message alone; a traceback would only hide it.
     """
+
+
+class Interrupted(Exception):
+    """Work stopped on request, after its state was saved; the message tells how to resume."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
 
 
 def printable(text: str, most: int | None = None, keep: str = "") -> str:

@@ -13,18 +13,28 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import types
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-
+from fqs_jax.runtime import outputs
 from fqs_jax.runtime.errors import UserError, printable
 
-# The user's folder for everything that can be made again.
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fqs_jax"
+if TYPE_CHECKING:
+    import numpy as np  # takes long to import, and every program imports this file
+
+
+def cache_folder() -> Path:
+    """The user's folder for everything that can be made again; a temporary one for users without a home."""
+    home = os.path.expanduser("~")
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "fqs_jax"
+    if not os.path.isabs(home):  # neither HOME nor the system names one
+        return Path(tempfile.gettempdir()) / f"fqs_jax_{os.getuid()}"
+    return Path(home) / ".cache" / "fqs_jax"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,12 +48,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def nan_as_none(value: Any) -> Any:
-    """The same value with None for every NaN, which JSON lacks, also inside lists and dicts."""
+    """The same value with None for NaN and infinities, which JSON lacks, also inside lists and dicts."""
     if isinstance(value, dict):
         return {key: nan_as_none(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [nan_as_none(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool = False) -> None:
@@ -54,7 +64,11 @@ def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool 
     Args:
       write: writes the content into an open file.
       many_writers: several processes may write this file at the same time; the last one wins.
+
+    Raises:
+      UserError: the path is a link, a folder or a device, which a rename would replace.
     """
+    outputs.check_kind(path)
     # With one writer the name is always the same: the next write overwrites what a kill has left.
     unique = f".{uuid.uuid4().hex[:8]}" if many_writers else ""
     temporary = path.with_name(f".{path.name}{unique}.tmp")
@@ -94,6 +108,7 @@ def replace_array(path: Path, values: np.ndarray) -> None:
     Raises:
       UserError: the disk refuses.
     """
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, lambda file: save_array(file, values), many_writers=True)

@@ -23,16 +23,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fqs_jax.runtime import processes
+from fqs_jax.runtime.errors import Interrupted as Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Interrupted(Exception):
-    """Work stopped on request, after its state was saved; the message tells how to resume."""
-
-    def __init__(self, message: str, signum: int):
-        super().__init__(message)
-        self.signum = signum
 
 
 class Requests(NamedTuple):

@@ -1,10 +1,12 @@
 """Runs of several processes: detect one, wait for all its processes, join, and leave.
 
-`jax.distributed` does the work, after a roll call.
+`jax.distributed` does the work, after a roll call. JAX is imported where it is used, because every program
+imports this file and should answer --help at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -12,7 +14,6 @@ import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
-import jax
 from absl import flags
 
 from fqs_jax.runtime.errors import UserError
@@ -97,6 +98,8 @@ def initialize(
         _warn_of_stale_slices()
         return
     roll_call(cluster, timeout)
+    import jax
+
     _process_id = cluster.process_id
     _keep_stdout_for_results()
     # The service would take SIGTERM for itself; see runtime/interrupts.py.
@@ -116,12 +119,20 @@ def is_main() -> bool:
     return _process_id == 0
 
 
+def is_distributed() -> bool:
+    """True once `initialize` has joined other processes."""
+    jax = sys.modules.get("jax")  # not imported: nothing is joined
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def settled(tree: T) -> T:
     """The same tree; on CPUs of several processes, only after its arrays are computed.
 
     There, two programs that run at the same time can deadlock in Gloo's collectives. Accelerators run
     programs in the order of their launch.
     """
+    import jax
+
     if jax.process_count() > 1 and jax.default_backend() == "cpu":
         jax.block_until_ready(tree)
     return tree
@@ -133,10 +144,11 @@ def leave(code: int) -> None:
     JAX's normal exit waits minutes for every process. If one fails, the others hang in a collective and
     do not learn of it until that wait is over.
     """
-    if jax.distributed.is_initialized():
-        sys.stdout.flush()
-        sys.stderr.flush()
-        goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    if is_distributed():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        goodbye = threading.Thread(target=sys.modules["jax"].distributed.shutdown, daemon=True)
         goodbye.start()
         goodbye.join(_LEAVE)
         os._exit(code)
@@ -196,6 +208,8 @@ def _detect(
     Raises:
       _DetectionMissing: this version of JAX has no such function.
     """
+    import jax
+
     try:
         from jax._src.clusters import ClusterEnv
 
@@ -226,7 +240,7 @@ def _keep_stdout_for_results() -> None:
     """Send Python's stdout of process 0 to the old descriptor 1, and everything else nowhere."""
     sys.stdout.flush()
     results = os.dup(1) if is_main() else os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = os.fdopen(results, "w", buffering=1)
+    sys.stdout = os.fdopen(results, "w", buffering=1, errors="backslashreplace")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if os.environ.get("NCCL_DEBUG") else nowhere, 1)
     os.close(nowhere)

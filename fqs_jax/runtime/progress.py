@@ -17,6 +17,7 @@ from rich.progress import (
 from rich.progress import Progress as RichProgress
 
 from fqs_jax.runtime import processes
+from fqs_jax.runtime.errors import printable
 
 QUIET_SECONDS = 15.0  # between lines, if there is no terminal for a bar
 
@@ -33,16 +34,17 @@ class Progress:
     """
 
     def __init__(self, label: str, first: int, total: int):
+        label = printable(label)
         self._label, self._first, self._total, self._done = label, first, total, first
         self._started = self._printed_at = time.monotonic()
         self._printed, self._note = first, ""
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=Console(stderr=True),
             disable=not (processes.is_main() and Console(stderr=True).is_terminal),
         )

@@ -7,27 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model.config import ModelConfig
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import cli, config_flag
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.sweeps.variants import Variant
 
 REQUIRED = ("config", "seeds", "variants")
 OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}
-
-Variant = tuple[str, tuple[str, ...], str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +65,10 @@ class Cell:
     @property
     def command(self) -> str:
         """The cell as a command line for a shell."""
-        return shlex.join(["python", *self.arguments])
+        return " ".join(["python", *map(cli.quote, self.arguments)])
 
     def __str__(self) -> str:
         return f"cell {self.number} ({self.variant}, seed {self.seed})"
-
-
-def variant(name: str, *overrides: str, stages: str = "all") -> Variant:
-    """A variant for a sweep's config.
-
-    Args:
-      name: name of the variant and of its folder.
-      overrides: "field=value" of the experiment's config.
-      stages: numbers or names of stages, separated by commas, or "all".
-    """
-    return name, overrides, stages
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
@@ -146,16 +132,16 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
     values = flags.FlagValues()
     line = ["sweep", f"--config={path}", *(f"--config.{override}" for override in overrides)]
     try:
-        holder = config_flags.DEFINE_config_file(
-            "config", flag_values=values, lock_config=True, sys_argv=line
-        )
+        holder = config_flag.define(None, "Experiment.", values, line)
         values(line)
-        holder.value.get("seed")  # a missing file raises at the first use
+        config_flag.check(values)
         return holder.value
+    except UserError:
+        raise
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     except Exception as error:  # a config is a program: anything can go wrong in it
-        raise UserError(cli.config_problem(error)) from error
+        raise UserError(config_flag.problem(error)) from error
 
 
 def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fqs_jax.evaluation.tradeoff import STYLES
 from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import printable
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.results import Line, as_json, mean, standard_error
 
@@ -89,8 +90,10 @@ def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
         ["---" if i < _LEFT else "---:" for i in range(len(COLUMNS))],
         *map(texts, table),
     ]
-    written = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*written, "", LEGEND, *(f"\n{note}" for note in notes), ""])
+    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
+    written = ["| " + " | ".join(row) + " |" for row in cells]
+    below = (f"\n{printable(note)}" for note in notes)
+    return "\n".join([*written, "", LEGEND, *below, ""])
 
 
 LEGEND = (
@@ -136,7 +139,8 @@ def draw(table: Sequence[Line]) -> Figure:
             elinewidth=2,
             capsize=0,
         )
-    axes.set_yticks(range(len(table)), [f"{line.variant}: {line.model}" for line in table])
+    names = [printable(f"{line.variant}: {line.model}") for line in table]
+    axes.set_yticks(range(len(table)), names, parse_math=False)  # a name with $ is no formula
     axes.set_ylim(len(table) - 0.5, -0.5)
     chances = {line.chance for line in table if not math.isnan(line.chance)}
     if len(chances) == 1:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
-from rich.console import Console
 from rich.table import Table
 
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.model import decoder
 from fqs_jax.runs import folders
+from fqs_jax.runtime import screen
 from fqs_jax.training import step
 
 
@@ -58,4 +58,4 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
             f"{groups} x {mesh.size // groups}",
             f"{done:,}",
         )
-    Console(width=160).print(table)
+    screen.show(table, 160)

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from fqs_jax.runtime import cli
+from fqs_jax.runtime import config_flag
 
 
 def read(words: list[str]) -> tuple[dict[str, Any], flags.FlagValues]:
@@ -40,6 +40,6 @@ def read(words: list[str]) -> tuple[dict[str, Any], flags.FlagValues]:
 def test_overrides_mean_the_same_in_one_word_each(line, handed_on):
     words = shlex.split(line)
     meant, known = read(words)
-    found = cli.config_overrides(words, known)
+    found = config_flag.overrides(words, known)
     assert read(found)[0] == meant
     assert handed_on is None or found == handed_on

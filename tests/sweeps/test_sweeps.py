@@ -18,7 +18,8 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
-from fqs_jax.sweeps.cells import Cell, variant
+from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.variants import variant
 from tests.tiny_runs import clock_config, refusal, run, save_stage
 
 

@@ -77,9 +77,11 @@ def test_a_stage_compiles_one_step_and_nothing_after_the_first(
 def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are in the user's cache folder, or in the one that JAX is configured with."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    assert cli.CACHE == files.CACHE / "jax"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ours = str(tmp_path / "cache" / "fqs_jax" / "jax")
+    assert ours == str(files.cache_folder() / "jax")
     try:
-        for given, expected in ((None, str(cli.CACHE)), (str(tmp_path), str(tmp_path))):
+        for given, expected in ((None, ours), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)
             cli.keep_programs()
             assert jax.config.jax_compilation_cache_dir == expected  # type: ignore[attr-defined]

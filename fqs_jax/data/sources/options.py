@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from fqs_jax.runtime import paths
-from fqs_jax.runtime.files import CACHE
+from fqs_jax.runtime.files import cache_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Options:
     """
 
     key: str = "text"
-    cache: Path = CACHE
+    cache: Path = dataclasses.field(default_factory=cache_folder)
     tfds_dir: str | None = None
     download: bool = False
     download_flag: str = "--config.data.download=true"
@@ -34,5 +34,5 @@ def of(key: str, cache_dir: str, tfds_dir: str, download: bool) -> Options:
     Raises:
       UserError: a folder is an address of another machine.
     """
-    cache = paths.expand(cache_dir) if cache_dir else CACHE
+    cache = paths.expand(cache_dir) if cache_dir else cache_folder()
     return Options(key, cache, str(paths.expand(tfds_dir)) if tfds_dir else None, download)

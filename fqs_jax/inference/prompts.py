@@ -1,0 +1,60 @@
+"""Prompts as users give them: read from a file, and checked against the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fqs_jax.inference.generation import prompt_ids
+from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runtime import inputs
+from fqs_jax.runtime.errors import UserError
+
+_MOST_LENGTHS = 100  # of what the model was made for
+
+
+def read(path: str) -> list[str]:
+    """The lines of a UTF-8 file that are not blank.
+
+    Raises:
+      UserError: it cannot be read, is no text, or has no prompt.
+    """
+    text = inputs.read_text(Path(path))
+    if "\0" in text:  # which UTF-16 without its mark is full of
+        raise UserError(
+            f"{inputs.name(path)} has NUL characters, so it is no UTF-8 text; convert it"
+        )
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{inputs.name(path)} has no prompt; write one a line")
+    return prompts
+
+
+def longest(loaded: Loaded, prompts: Sequence[str]) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+      UserError: the model cannot read as many.
+    """
+    lengths = [len(prompt_ids(loaded, prompt)) for prompt in prompts]
+    most, room = max(lengths), loaded.model.max_seq_len
+    if most > room:
+        raise UserError(
+            f"prompt {lengths.index(most) + 1} of {len(prompts)} has {most} tokens, the model "
+            f"was made for {room}; shorten it"
+        )
+    return most
+
+
+def refuse_endless(max_new_tokens: int, max_seq_len: int) -> None:
+    """Refuse lengths that are surely a slip: memory for all of it is allocated before the first token.
+
+    Raises:
+      UserError: --max_new_tokens is many times the length that the model was made for.
+    """
+    if max_new_tokens > _MOST_LENGTHS * max_seq_len:
+        raise UserError(
+            f"--max_new_tokens={max_new_tokens} is more than {_MOST_LENGTHS} times the {max_seq_len} "
+            "tokens that the model was made for; set it lower"
+        )

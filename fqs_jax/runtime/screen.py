@@ -1,0 +1,40 @@
+"""Results on standard output: tables in which no number is cut off, and lines of JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import printable
+
+
+def print_json(value: Any) -> None:
+    """Print one line of JSON, with null for numbers that JSON lacks: NaN and the infinities."""
+    print(json.dumps(files.nan_as_none(value), allow_nan=False), flush=True)
+
+
+def show(table: Table, width: int | None = None) -> None:
+    """Print a table to standard output. No word in it is broken, however narrow the terminal is.
+
+    Args:
+      width: columns; None = those of the terminal.
+    """
+    console = _PlainConsole(width=width)
+    wide = console.options.update(width=10_000)
+    needed = Measurement.get(console, wide, table).minimum
+    console.width = max(console.width, needed)
+    console.print(table)
+
+
+class _PlainConsole(Console):
+    """A console that takes names of stages and files for text, not for markup or control characters."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        options |= {"markup": False, "emoji": False}
+        return super().render_str(printable(text, keep="\n"), **options)
