@@ -48,13 +48,14 @@ class Range:
         noun = "a whole number" if self.whole else "a number"
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"set {noun}"
-        if value == 0 and self.or_zero:
+        number: Any = value
+        if number == 0 and self.or_zero:
             return None
-        too_large = not (value < self.most if self.below else value <= self.most)  # also NaN
-        too_small = not (value > self.least if self.above else value >= self.least)
+        too_large = not (number < self.most if self.below else number <= self.most)  # also NaN
+        too_small = not (number > self.least if self.above else number >= self.least)
         if not too_large and not too_small:
             return None
-        return f"set {self._bounds(value > self.most)}"
+        return f"set {self._bounds(with_limit=number > self.most)}"
 
     def _bounds(self, with_limit: bool) -> str:
         """The range in words, with the limit of the devices only if it matters."""

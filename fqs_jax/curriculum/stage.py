@@ -114,7 +114,9 @@ def from_fields(fields: Mapping[str, Any], where: str) -> Stage:
       UserError: a field is unknown, missing or of another type.
     """
     known = {field.name: field for field in dataclasses.fields(Stage)}
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+    }
     for name, field in known.items():
         if name in values and not _fits(values[name], str(field.type)):
             shown = printable(repr(values[name]), 100)

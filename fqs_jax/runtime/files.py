@@ -89,6 +89,8 @@ def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool 
 
 def save_array(file: BinaryIO, values: np.ndarray) -> None:
     """Write an array into an open file as `.npy`."""
+    import numpy as np
+
     # Numpy itself would report a full disk as a number of items that were not written.
     np.save(types.SimpleNamespace(write=file.write), values, allow_pickle=False)
 
