@@ -14,6 +14,7 @@ from rich.text import Text
 
 from fqs_jax.inference.generation import Emitted, prompt_ids
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.runtime import screen
 from fqs_jax.runtime.errors import printable
 
 
@@ -58,7 +59,9 @@ def plain_console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     plain = bool(os.environ.get("NO_COLOR"))
-    return Console(highlight=False, soft_wrap=True, color_system=None if plain else "auto")
+    return screen.PlainConsole(
+        highlight=False, soft_wrap=True, color_system=None if plain else "auto"
+    )
 
 
 def thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:

@@ -118,6 +118,10 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         raise UserError(" ".join(dict.fromkeys((lines[0], lines[-1])))) from error
     except UserError:
         raise
+    except OSError as error:
+        if error.errno is not None:  # not the library's, which wraps the error of a config
+            raise
+        raise UserError(config_flag.problem(error)) from error
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise UserError(config_flag.problem(error)) from error
 

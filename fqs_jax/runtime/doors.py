@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fqs_jax.runtime import files, inputs, processes
 from fqs_jax.runtime.errors import Interrupted, UserError, printable
@@ -70,14 +71,25 @@ def explain(error: BaseException) -> str | None:
             "a device ran out of memory; try --config.microbatches=2, or see what fits with "
             f"python -m fqs_jax.plan ({_first_line(text)})"
         )
-    if "Unable to initialize backend" in text or "Unknown backend" in text:
+    if (
+        "Unable to initialize backend" in text
+        or "Unknown backend" in text
+        or _has_no_backend(error)
+    ):
+        reason = f" ({_first_line(text)})" if text else ""
         return (
-            f"JAX finds no device of the kind in JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')} "
-            f"({_first_line(text)}); unset it, or set JAX_PLATFORMS=cpu"
+            f"JAX finds no device of the kind in JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+            f"{reason}; unset it, or set JAX_PLATFORMS=cpu"
         )
     if any(kind.__name__ == "JaxRuntimeError" for kind in type(error).__mro__):
         return f"a device failed, or what compiles for it: {_first_line(text)}"
     return None
+
+
+def _has_no_backend(error: BaseException) -> bool:
+    """True for the bare assertion with which JAX reports a platform that it knows and does not have."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, AssertionError) and frames[-1].filename.endswith("xla_bridge.py")
 
 
 def _end(error: BaseException) -> None:
@@ -101,10 +113,6 @@ def _explain_system_error(error: OSError) -> str:
     hint = _NO_SPACE_HINT if error.errno == errno.ENOSPC else ""
     if error.filename is not None:
         return f"{inputs.name(os.fsdecode(error.filename))}: {reason}{hint}"
-    try:
-        sys.stdout.flush()  # fails again if standard output is to blame
-    except OSError as again:
-        return f"cannot write to standard output: {again.strerror}"
     return f"the system refuses: {reason}{hint}"
 
 
@@ -150,9 +158,32 @@ def _prepare_streams() -> None:
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)
         raise UserError("standard output is closed; direct it to a file, or to /dev/null")
+    if sys.stdout is sys.__stdout__ and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _named(sys.stdout)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+class _StandardOutput(io.FileIO):
+    """Descriptor 1, whose errors say that they are its."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+def _named(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
+    """The same stream on a `_StandardOutput`."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(_StandardOutput(1, "w", closefd=False)),
+        encoding=stdout.encoding,
+        line_buffering=stdout.line_buffering,
+        write_through=stdout.write_through,
+    )
 
 
 def _hide_current_folder_from_children() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -25,16 +25,20 @@ def show(table: Table, width: int | None = None) -> None:
     Args:
       width: columns; None = those of the terminal.
     """
-    console = _PlainConsole(width=width)
+    console = PlainConsole(width=width)
     wide = console.options.update(width=10_000)
     needed = Measurement.get(console, wide, table).minimum
     console.width = max(console.width, needed)
     console.print(table)
 
 
-class _PlainConsole(Console):
+class PlainConsole(Console):
     """A console that takes names of stages and files for text, not for markup or control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         options |= {"markup": False, "emoji": False}
         return super().render_str(printable(text, keep="\n"), **options)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the program report that nobody reads its results; rich would end it in silence."""
+        raise
