@@ -11,6 +11,7 @@ from fqs_jax.data import added_tokens, tokenizer_files
 from fqs_jax.data.tokenizer_backends import Backend
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Tokenizer:
                     "belongs to this model"
                 )
         if self.backend.vocab_size > rows:
-            tokenizer_files.note(
+            note(
                 f"{place}: the tokenizer has added tokens up to id {self.backend.vocab_size - 1}, "
                 f"but {last}; a text with one of those tokens will be refused",
                 once=f"beyond {self.backend.vocab_size} {rows}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from fqs_jax.data import added_tokens
 from fqs_jax.data import tokenizer_library as library
 from fqs_jax.data.added_tokens import Listed
 from fqs_jax.data.tokenizer_backends import Backend, Fast, Guarded, SentencePiece, probe
-from fqs_jax.runtime import inputs, processes
+from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
 
 # tokenizer_config.json of every tokenizer that fqs_jax trains.
 TRAINED = {
@@ -84,21 +84,6 @@ def read_backend(
         f"{inputs.name(folder)} has no tokenizer: expected tokenizer.model, tokenizer.json, or "
         "Qwen2's vocab.json and merges.txt"
     )
-
-
-def note(line: str, once: str = "") -> None:
-    """Print a line on stderr, from process 0 alone, and only the first time.
-
-    Args:
-      once: what the line is about; of several lines about the same thing the first is printed. By
-        default each line is about itself.
-    """
-    if processes.is_main() and (once or line) not in _noted:
-        _noted.add(once or line)
-        print(f"note: {line}", file=sys.stderr, flush=True)
-
-
-_noted: set[str] = set()
 
 
 def _no_model(path: Path) -> UserError | None:

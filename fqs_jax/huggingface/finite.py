@@ -9,14 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.notes import note
 
 
-def check_finite(stored: np.ndarray, place: str) -> None:
+def check_finite(stored: np.ndarray, place: str, by_token: bool = False) -> None:
     """Refuse a tensor that has NaN or infinite values.
 
     Args:
       stored: contiguous float32, bfloat16 or float16.
-      place: file and tensor, for the error.
+      place: file and tensor, for messages.
+      by_token: each row of the table belongs to one token, and only texts with that token read it. Then
+        up to half of the rows may be broken, which is noted: people do publish tables with rows that
+        were never trained.
 
     Raises:
       UserError: with the number of such values.
@@ -24,6 +28,15 @@ def check_finite(stored: np.ndarray, place: str) -> None:
     if _all_finite(stored):
         return
     values = stored.astype(np.float32)
+    if by_token:
+        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if 2 * len(broken) <= len(values):
+            first = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
+            note(
+                f"{place} has NaN or infinite values in {len(broken)} of {len(values)} rows, those of "
+                f"tokens {first}: texts with these tokens have no loss"
+            )
+            return
     nans, infs = int(np.isnan(values).sum()), int(np.isinf(values).sum())
     first = np.unravel_index(int(np.argmax(~np.isfinite(values))), values.shape)
     raise UserError(
@@ -32,13 +45,14 @@ def check_finite(stored: np.ndarray, place: str) -> None:
     )
 
 
-def check_fits(array: Any, dtype: Any, place: str) -> None:
+def check_fits(array: Any, dtype: Any, place: str, by_token: bool = False) -> None:
     """Refuse a tensor with a value that is NaN or infinite, or becomes so in another type.
 
     Args:
       array: a numpy or jax array of a float type; it stays on its devices.
       dtype: the type that it will be converted to.
       place: the tensor, for the error.
+      by_token: as for `check_finite`, which notes rows that are broken already.
 
     Raises:
       UserError: names the value.
@@ -46,6 +60,8 @@ def check_fits(array: Any, dtype: Any, place: str) -> None:
     dtype = jnp.dtype(dtype)
     if not isinstance(array, jax.Array):
         array = np.asarray(array, np.float32)  # of which numpy finds the extremes fast
+    if by_token:
+        array = array[np.isfinite(np.asarray(array, np.float32)).all(axis=1)]
     # Rounding keeps the order of numbers, and the largest of numbers and a NaN is NaN.
     for extreme in (array.max(), array.min()):
         value = np.float32(extreme)

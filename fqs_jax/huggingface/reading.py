@@ -21,6 +21,7 @@ from fqs_jax.huggingface.tensors import (
     INDEX,
     WEIGHTS,
     find_slot,
+    is_by_token,
     iterate_slots,
     leaf_shapes,
     num_tensors,
@@ -74,9 +75,8 @@ def load_params(
         target = targets[path]
         if jnp.finfo(target.dtype).max < jnp.finfo(array.dtype).max:
             of_layer = "" if layer is None else f" of layer {layer}"
-            finite.check_fits(
-                array, target.dtype, f"{inputs.name(folder)}: {'/'.join(path)}{of_layer}"
-            )
+            place = f"{inputs.name(folder)}: {'/'.join(path)}{of_layer}"
+            finite.check_fits(array, target.dtype, place, is_by_token(path, config))
         if layer is None:
             leaves[path] = _place(array, target.dtype, target.sharding)
             continue
@@ -141,7 +141,8 @@ def _iterate(
                 if source.file == file:
                     slot = targets[name]
                     stored = handle.get_tensor(source.name)
-                    finite.check_finite(stored, headers.place(file, name))
+                    place = headers.place(file, name)
+                    finite.check_finite(stored, place, is_by_token(slot.path, config))
                     yield slot.path, slot.layer, slot.from_stored(stored)
 
 

@@ -164,3 +164,8 @@ def leaf_shapes(config: ModelConfig) -> dict[LeafPath, tuple[int, ...]]:
         slot = _slot(row, None, config)
         shapes[slot.path] = stack + tuple(slot.split_shape[i] for i in slot.order)
     return shapes
+
+
+def is_by_token(path: LeafPath, config: ModelConfig) -> bool:
+    """True for the embedding table, unless it is the output head too: a text reads its tokens' rows alone."""
+    return path == ("embed", "embedding") and not config.tied_embeddings

@@ -25,7 +25,7 @@ from fqs_jax.huggingface import (
 )
 from fqs_jax.huggingface.carrying import carry, check_carried, read_own
 from fqs_jax.huggingface.config import read_config
-from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, leaf_shapes, slots
+from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, is_by_token, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import files, inputs
@@ -122,7 +122,7 @@ def _check_values(leaves: Leaves, config: ModelConfig, dtype: str) -> None:
     """
     for path, leaf in leaves.items():
         try:
-            finite.check_fits(leaf, dtype, "/".join(path))
+            finite.check_fits(leaf, dtype, "/".join(path), is_by_token(path, config))
         except UserError:
             # The leaf is that of all layers: name the first tensor of it that is wrong.
             for name, slot in slots(config).items():

@@ -17,7 +17,6 @@ from fqs_jax.curriculum import numbers
 from fqs_jax.data import corpus
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.tokenizer import Tokenizer
-from fqs_jax.data.tokenizer_files import note
 from fqs_jax.huggingface import model_card
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
@@ -26,6 +25,7 @@ from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
 from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.notes import note
 from fqs_jax.thinking import parameters
 
 _LONGEST_IMPORT = 3600.0  # seconds to wait for another run that makes W/source

@@ -10,7 +10,8 @@ import pytest
 import tokenizers as hf
 
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.data import tokenizer_files, tokenizer_library, tokenizer_training
+from fqs_jax.data import tokenizer_library, tokenizer_training
+from fqs_jax.runtime import notes
 from fqs_jax.runtime.errors import UserError
 
 LINES = ["Once upon a time there was a little cat, and the cat had 12 hats."] * 20
@@ -33,7 +34,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_noted(monkeypatch):
-    monkeypatch.setattr(tokenizer_files, "_noted", set())
+    monkeypatch.setattr(notes, "_noted", set())
 
 
 def words(**parts: Any) -> bytes:

@@ -24,6 +24,7 @@ from tests.checkpoint_folders import (
     MISTRAL,
     QWEN2,
     SCALING,
+    TIED,
     config_of,
     load,
     random_params,
@@ -51,6 +52,27 @@ def test_a_weight_that_is_no_number_is_named(tmp_path, dtype, value):
     with pytest.raises(UserError, match=expected) as caught:
         load(folder)
     assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_embeddings_of_some_tokens_may_be_broken(tmp_path, capfd):
+    """Texts without those tokens have their loss; a table that is the output head too has none."""
+    stored = stored_tensors(LLAMA)
+    stored["model.embed_tokens.weight"][[3, 7]] = np.nan
+    config, params = load(write_folder(tmp_path / "hf", LLAMA, stored))
+    note = capfd.readouterr().err
+    assert (
+        "embed_tokens.weight has NaN or infinite values in 2 of" in note and "tokens 3, 7" in note
+    )
+    huggingface.export(params, config, tmp_path / "out", dtype="bfloat16")
+
+    stored["model.embed_tokens.weight"][:] = np.inf
+    with pytest.raises(UserError, match="embed_tokens.weight has 0 NaN and"):
+        load(write_folder(tmp_path / "all", LLAMA, stored))
+
+    stored = stored_tensors(TIED)
+    stored["model.embed_tokens.weight"][3] = np.nan
+    with pytest.raises(UserError, match="embed_tokens.weight has"):
+        load(write_folder(tmp_path / "tied", TIED, stored))
 
 
 @pytest.mark.parametrize("dtype", TYPES)

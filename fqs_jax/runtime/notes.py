@@ -1,0 +1,21 @@
+"""Notes to the user: lines on stderr about what is odd but no obstacle."""
+
+from __future__ import annotations
+
+import sys
+
+from fqs_jax.runtime import processes
+
+_noted: set[str] = set()
+
+
+def note(line: str, once: str = "") -> None:
+    """Print a line on stderr, from process 0 alone, and only the first time.
+
+    Args:
+      once: what the line is about; of several lines about the same thing the first is printed. By
+        default each line is about itself.
+    """
+    if processes.is_main() and (once or line) not in _noted:
+        _noted.add(once or line)
+        print(f"note: {line}", file=sys.stderr, flush=True)
