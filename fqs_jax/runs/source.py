@@ -234,7 +234,7 @@ def _read_origin(root: Path) -> dict[str, Any]:
             raise UserError("it has no text 'init_from'")
     except UserError as error:
         raise UserError(
-            f"{path} does not say where the initial model is from: {error}; remove {path.parent}, and "
+            f"{path} does not name the initial model: {error}; remove {path.parent}, and "
             "the next launch makes it again"
         ) from error
     return origin
