@@ -172,9 +172,11 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
     """Refuse an initial model that cannot be used, before anything is made of it.
 
     Raises:
-      UserError: its config.json, tokenizer or tensors are unusable, or it links to files outside of it.
+      UserError: its config.json, tokenizer or tensors are unusable, or it links to files outside of it; or
+        config.model lacks a field or has an unknown one.
     """
     if not config.init_from:
+        _model(config, vocab_size=1)
         return
     folder = Path(config.init_from)
     model = huggingface.read_config(folder)
@@ -184,19 +186,24 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
     tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
 
 
-def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
-    """Write the tokenizer and config.json of a model that is trained from scratch.
+def _model(config: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
+    """The architecture of a model that is trained from scratch.
 
     Raises:
       UserError: config.model lacks a field, or has an unknown one.
     """
-    tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
     try:
-        model = ModelConfig(vocab_size=tokenizer.vocab_size, **config.model.to_dict())
+        return ModelConfig(vocab_size=vocab_size, **config.model.to_dict())
     except TypeError as error:
         raise UserError(
             f"config.model describes no model ({error}); fill it in, or give --init_from=HF_DIR"
         ) from error
+
+
+def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
+    """Write the tokenizer and config.json of a model that is trained from scratch."""
+    tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
+    model = _model(config, tokenizer.vocab_size)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     known = {key: value for key, value in ids.items() if value is not None}
     raw = huggingface.write_config(model, model.param_dtype, known)
@@ -227,7 +234,7 @@ def _read_origin(root: Path) -> dict[str, Any]:
             raise UserError("it has no text 'init_from'")
     except UserError as error:
         raise UserError(
-            f"{path} does not say where the initial model is from: {error}; remove {path.parent}, and "
+            f"{path} does not name the initial model: {error}; remove {path.parent}, and "
             "the next launch makes it again"
         ) from error
     return origin

@@ -87,7 +87,7 @@ def held(folder: Path, seconds: float = 0.0) -> Iterator[int]:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; make room, or give --workdir another place"
+            f"cannot write in {folder}: {error.strerror}; make room, or give --workdir another place"
         ) from error
     try:
         _lock(file, folder, seconds)

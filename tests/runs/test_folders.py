@@ -134,7 +134,9 @@ def test_a_damaged_origin_is_made_again_once_removed(trained, content):
         with pytest.raises(UserError) as refused:
             read(trained)
         message = str(refused.value)
-        assert message.startswith(f"{path} does not say where") and "\n" not in message
+        assert (
+            message.startswith(f"{path} does not name the initial model: ") and "\n" not in message
+        )
         assert f"remove {path.parent}, and the next launch makes it again" in message
     for file in path.parent.iterdir():
         file.unlink()

@@ -78,7 +78,7 @@ def test_a_refused_start_leaves_nothing(tmp_path, folder):
         source.prepare(tmp_path / "W", clock_config({"model": {"width": 4}}))
     assert not list(tmp_path.glob("W/*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write .*file/source"):
+    with pytest.raises(UserError, match="cannot write in .*/file: "):
         source.prepare(tmp_path / "file", clock_config())
 
 

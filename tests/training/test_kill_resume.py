@@ -184,4 +184,4 @@ def test_what_differs_is_found(whole, tmp_path, monkeypatch):
         metrics.write_text("".join(changed))
         assert difference() == "the steps that have a row of metrics"
     shutil.rmtree(other / "stage_3")
-    assert kill_resume.first_difference(whole, other) == "stages that there are"
+    assert kill_resume.first_difference(whole, other) == "the stages that exist"
