@@ -13,8 +13,8 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, config_flag, processes, typed_flags
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import cli, config_flag, paths, processes, typed_flags
+from fqs_jax.runtime.errors import UserError, printable
 
 _STAGE = flags.DEFINE_string(
     "stage", "all", "Number or name of a stage, several with commas, or all."
@@ -56,6 +56,7 @@ def main(_: Sequence[str]) -> None:
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
     root = Path(_WORKDIR.value)
+    paths.check_workdir(root)
     given = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
     with contextlib.ExitStack() as stack:
@@ -79,7 +80,7 @@ def main(_: Sequence[str]) -> None:
             loop.run_stage(run, recipe)
             interrupts.check(f"{recipe.stage} is done; {RESUME}")
         history.record_command(root, _command(_STAGE.value))
-    print(f"Done: {', '.join(map(str, chosen))} in {root}", flush=True)
+    print(printable(f"Done: {', '.join(map(str, chosen))} in {root}"), flush=True)
 
 
 def _command(stage: str) -> str:

@@ -64,7 +64,8 @@ def main(_: Sequence[str]) -> None:
         )
     for split, size in sizes.items():
         print(f"{split}: {size:,} documents")
-    print(f"read it with --text=tfds:{_OUT.value}{':train' if len(sizes) > 1 else ''}")
+    name = f"tfds:{_OUT.value}{':train' if len(sizes) > 1 else ''}"
+    print(f"read it with {cli.quote(f'--text={name}')}")
 
 
 if __name__ == "__main__":

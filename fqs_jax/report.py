@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from fqs_jax.runtime import cli, files, inputs, outputs, paths, typed_flags
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = typed_flags.define_path(
     "workdir", "", "Working directory; also accepted without the flag."
@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
         seed=_SEED.value,
     )
     report = collect.collect(
-        root, settings, lambda line: print(line, file=sys.stderr), cli.mesh_from_flags()
+        root, settings, lambda line: print(printable(line), file=sys.stderr), cli.mesh_from_flags()
     )
     files.write_text(out, page_lib.page(report))
-    print(out.resolve())
+    print(printable(str(out.resolve())))
 
 
 def _check_writable(out: Path, is_page: Callable[[bytes, bytes], bool]) -> None:

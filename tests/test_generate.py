@@ -65,6 +65,18 @@ def test_thoughts_are_dimmed_on_a_terminal(model, capsys, terminal, monkeypatch)
     assert "".join(plain) == re.sub("\x1b\\[[\\d;]*m", "", "".join(seen))
 
 
+def test_text_of_a_model_does_not_act_on_a_terminal(model, capsys, no_terminal, monkeypatch):
+    """Line breaks and tabs stay; codes that colour, move, ring or reverse are shown."""
+    said = "a\tb\nc\x1b[2J\x07\x9b31m\u202e\u2066\r\x00é龟"
+    shown = "a\tb\nc\\x1b[2J\\x07\\x9b31m\\u202e\\u2066\\r\\x00é龟"
+    assert stream_lib.visible(said) == shown
+    monkeypatch.setattr(type(model.tokenizer), "decode", lambda _, ids: said if len(ids) else "")
+    _, seen = printed(model, capsys, True)
+    text = "".join(seen)
+    assert shown.split("\n")[1] in text
+    assert not set("\x1b\x07\x9b\u202e\u2066\r\x00") & set(text)
+
+
 def test_thoughts_have_no_style_elsewhere(model, capsys, no_terminal):
     _, seen = printed(model, capsys, True)
     assert "".join(seen).count("‹") == 5 and "\x1b" not in "".join(seen)

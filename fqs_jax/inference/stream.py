@@ -59,7 +59,7 @@ def plain_console() -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     plain = bool(os.environ.get("NO_COLOR"))
-    return screen.PlainConsole(
+    return screen.OutputConsole(
         highlight=False, soft_wrap=True, color_system=None if plain else "auto"
     )
 

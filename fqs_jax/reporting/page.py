@@ -145,7 +145,11 @@ def _models(report: Report) -> str:
             model["kind"],
             model["ms_per_token"],
             model[metric],
-            *((model["accuracy_low"], model["accuracy_high"]) if metric == "accuracy" else ()),
+            *(
+                (_number(model["accuracy_low"]), _number(model["accuracy_high"]))
+                if metric == "accuracy"
+                else ()
+            ),
         )
         for model in report.models.rows
         if is_number(model[metric]) and is_number(model["ms_per_token"])
@@ -183,7 +187,7 @@ def _model_table(report: Report) -> str:
     for model in report.models.rows:
         known = is_number(model["accuracy"])
         right = (
-            f"{model['accuracy']:.3f} \u00b1 {model['accuracy_error'] or 0:.3f}"
+            f"{model['accuracy']:.3f} \u00b1 {_number(model['accuracy_error']) or 0:.3f}"
             if known
             else "\u2013"
         )
@@ -283,6 +287,10 @@ def _reproduce(report: Report) -> str:
 {table(["of", "version"], versions, " m", "Versions")}
 <details><summary>Configuration, {len(config)} fields</summary>
 {table(["field", "value"], config, "mm", "Configuration")}</details>"""
+
+
+def _number(value: Any) -> float | None:
+    return value if is_number(value) else None
 
 
 def _metric(models: Sequence[dict[str, Any]]) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, source
 from fqs_jax.runs.checkpoints import Checkpoints
-from fqs_jax.runtime import inputs, sharding
+from fqs_jax.runtime import inputs, paths, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -159,6 +159,7 @@ def _load_from_run(
     root: Path, stage: str | None, dtype: str | None, as_trained: bool, mesh: Mesh
 ) -> Loaded:
     """A model of a working directory; see `load`."""
+    paths.check_workdir(root)
     known = folders.existing_stages(root)
     if stage is None:
         raise UserError(

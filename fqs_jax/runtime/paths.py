@@ -42,3 +42,24 @@ def expand(path: str | os.PathLike[str]) -> Path:
         raise UserError(
             f"{shown}: there is no home folder of {name!r}; write the folder's name in full"
         ) from error
+
+
+def check_workdir(folder: Path) -> None:
+    """Refuse a working directory whose checkpoints could not be saved or read, before hours of training.
+
+    Orbax takes some characters of the full name for a pattern, and TensorStore needs UTF-8.
+
+    Raises:
+      UserError: the full name has one of these characters or a control character, or is not UTF-8.
+    """
+    full = str(folder.absolute())
+    if printable(full) != full:  # which escapes half surrogates too, Python's signs for other bytes
+        raise UserError(
+            f"{printable(full, 300)}: no checkpoint can be kept under a name with control characters or "
+            "bytes that are not UTF-8; choose another folder, or rename it"
+        )
+    if found := re.search(r"[\[*?\\]", full):
+        raise UserError(
+            f"{printable(full, 300)}: no checkpoint can be kept under a name with {found[0]}; choose "
+            "another folder, or rename it"
+        )

@@ -20,25 +20,34 @@ def print_json(value: Any) -> None:
 
 
 def show(table: Table, width: int | None = None) -> None:
-    """Print a table to standard output. No word in it is broken, however narrow the terminal is.
+    """Print a table to standard output. Nothing is cut off, however narrow the terminal is.
+
+    Cells are folded between words where that is enough; else the table is wider than the terminal.
 
     Args:
       width: columns; None = those of the terminal.
     """
-    console = PlainConsole(width=width)
+    console = _TextConsole(width=width)
     wide = console.options.update(width=10_000)
-    needed = Measurement.get(console, wide, table).minimum
-    console.width = max(console.width, needed)
+    for column in table.columns:
+        column.overflow = "fold"  # and not an ellipsis
+    needed = Measurement.get(console, wide, table)
+    if console.width < needed.minimum:
+        console.width = needed.maximum
     console.print(table)
 
 
-class PlainConsole(Console):
+class OutputConsole(Console):
+    """A console for results."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Let the program report that nobody reads its results; rich would end it in silence."""
+        raise
+
+
+class _TextConsole(OutputConsole):
     """A console that takes names of stages and files for text, not for markup or control characters."""
 
     def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
         options |= {"markup": False, "emoji": False}
         return super().render_str(printable(text, keep="\n"), **options)
-
-    def on_broken_pipe(self) -> NoReturn:
-        """Let the program report that nobody reads its results; rich would end it in silence."""
-        raise

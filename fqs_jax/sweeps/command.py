@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, config_flag, processes, screen
+from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps import children
@@ -25,6 +25,7 @@ def main() -> None:
     if sum((flags.FLAGS.list, flags.FLAGS.table, flags.FLAGS.cell is not None)) > 1:
         raise UserError("--list, --cell and --table exclude one another; give one")
     root = Path(flags.FLAGS.workdir)
+    paths.check_workdir(root)
     cells = cells_lib.read(flags.FLAGS.config, root)
     if flags.FLAGS.list:
         for cell in cells:
@@ -108,7 +109,7 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
     screen.show(table_lib.screen(table, str(root)), 160)
     for note in notes:
         print(printable(note))
-    print(root / f"{table_lib.NAME}.md")
+    print(printable(str(root / f"{table_lib.NAME}.md")))
 
 
 def _sweep_flags() -> list[str]:

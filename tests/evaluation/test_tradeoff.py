@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from fqs_jax.evaluation import tradeoff
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.statistics import UNKNOWN, Interval
+from fqs_jax.runtime.errors import printable
 
 ACCURACIES = (0.109, 0.109, 0.746, 0.831, 0.807, 0.114, 0.086, 0.154)
 ROWS = [
@@ -91,6 +92,16 @@ def test_axes_hold_what_can_be(rows):
     assert axes.get_xscale() == ("log" if rows is SLOW else "linear")
     for row in rows:
         assert axes.get_xlim()[0] < row.ms_per_token < axes.get_xlim()[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["$x_$", "a$b", "$", "{\\frac", "[/x]", "\x1b[1m", "a\udcff", "^_\n"]
+)
+def test_names_are_no_formulas(tmp_path, name):
+    rows = [dataclasses.replace(row, name=f"{name} {row.name}") for row in ROWS]
+    tradeoff.write(rows, tmp_path / "plot.png", name)
+    title = tradeoff.draw(rows, name).axes[0].get_title()
+    assert title == printable(name)
 
 
 @pytest.mark.parametrize("rows", [ROWS, TEXT, SLOW, ALIKE], ids=["answers", "text", "log", "alike"])

@@ -11,6 +11,7 @@ import pytest
 from fqs_jax.inference import generation
 from fqs_jax.inference.generation import generate
 from fqs_jax.runs import loading
+from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, save_stage
 
 BASE, THINKS, NTP = "0", "1", "3"
@@ -71,6 +72,45 @@ def test_a_prompt_in_a_batch_is_continued_as_alone(models, number):
     for text, result in zip(texts, together, strict=True):
         assert generate(loaded, [text], 5)[0].tokens == result.tokens
         assert len(result.tokens) == 5
+
+
+@pytest.mark.parametrize("number", [BASE, THINKS])
+def test_batches_of_bounded_memory_draw_as_one_batch(models, number, monkeypatch):
+    texts = prompts(*range(1, 8))
+    sampling = {"temperature": 1.5, "top_p": 0.9, "seed": 3}
+    whole = generate(models[number], texts, 5, **sampling)
+    monkeypatch.setattr(generation, "_LEAST_BATCH", 3)
+    monkeypatch.setattr(generation, "_BATCH_BYTES", 1)
+    sizes, original = [], generation.prefill
+
+    def prefill(params, tokens, *arguments, **options):
+        sizes.append(len(tokens))
+        return original(params, tokens, *arguments, **options)
+
+    monkeypatch.setattr(generation, "prefill", prefill)
+    parts = generate(models[number], texts, 5, **sampling)
+    assert sizes == [3, 3, 1]
+    assert [(p.text, p.tokens, p.thoughts) for p in parts] == [
+        (w.text, w.tokens, w.thoughts) for w in whole
+    ]
+    np.testing.assert_allclose([p.weights for p in parts], [w.weights for w in whole], atol=1e-5)
+    sizes.clear()
+    generate(models[number], texts, 2, on_step=lambda emitted: None)  # which knows rows by number
+    assert sizes == [7]
+
+
+def test_the_size_of_a_batch_is_bounded(models):
+    model = models[BASE].model
+    caches = 4 * (2 * model.num_layers * model.num_kv_heads * model.head_dim * 128)
+    size = generation._batch_size(model, [[1, 2]], 5)
+    assert 0.5 * 2**30 < size * caches <= 2**30
+    assert generation._batch_size(model, [[1, 2]], 10**9) == 32
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**20])
+def test_seeds_that_are_none(models, seed):
+    with pytest.raises(UserError, match="seed must be 0 to"):
+        generate(models[BASE], ["0"], 1, seed=seed)
 
 
 @pytest.mark.parametrize("number", [BASE, THINKS])

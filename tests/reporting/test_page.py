@@ -280,6 +280,70 @@ def test_everything_is_escaped():
     assert "\u21b5" in text  # a line break that shows
 
 
+def test_text_from_outside_cannot_turn_the_page_round(monkeypatch):
+    """Nor can a name that is not UTF-8 keep the page from being written."""
+    hostile = "\u202eevil\x1b[1m\u2066\udcff"
+    monkeypatch.setattr("tests.reporting.test_page.NASTY", hostile)
+    made = a_report()
+    made.models.rows[0]["name"] = hostile
+    page = page_lib.page(made)
+    page.encode()
+    assert not set(hostile) & set(page) - set("evil[1m")
+    assert page.count(r"\u202eevil\x1b[1m\u2066\udcff") > 10
+    thoughts = [
+        dict(tag[1])["data-thoughts"] for tag in Page(page).tags if "data-thoughts" in tag[1]
+    ]
+    said = {text for data in thoughts for text, *_ in json.loads(data or "")["thoughts"]}
+    assert r"\u202eevil\x1b[1m\u2066\udcff" in said
+    assert re.search(r"h1,[^}]*\.doc[^}]*unicode-bidi: isolate", page)
+
+
+def test_the_name_of_a_stage_keeps_its_letters():
+    reading = dataclasses.replace(a_report().reading, stage="stage 1 (Think-A)")
+    assert "Stage 1 (Think-A) read " in Page(page_lib.page(a_report(reading=reading))).text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, True, "0.5"])
+def test_a_number_that_is_none_is_not_drawn(value):
+    """Neither in the comparison nor in the thoughts."""
+    models = Kept([comparison_file.as_json(ROW) | {"ms_per_token": 2.0}], "x", {})
+    for name in ("accuracy", "accuracy_low", "accuracy_high", "nll", "nll_easy", "ms_per_token"):
+        damaged = models._replace(rows=[models.rows[0] | {name: value}])
+        Page(page_lib.page(a_report(models=damaged)))
+    if isinstance(value, float):
+        reading = a_report().reading
+        tokens = [[Token("<b>", value, (Thought("a", value, value),))], *reading.documents]
+        numbers = dataclasses.replace(
+            reading.diagnostics, gain=value, gain_of_length={1: value, 2: 0.1}, entropy=(value,)
+        )
+        shown = dataclasses.replace(reading, documents=tokens, diagnostics=numbers)
+        page = Page(page_lib.page(a_report(reading=shown)))
+        data = [dict(tag[1])["data-thoughts"] for tag in page.tags if "data-thoughts" in tag[1]]
+        assert len(data) == 3 and all(
+            json.loads(text or "", parse_constant=pytest.fail) for text in data
+        )
+
+
+def test_only_reports_are_replaced(root, tmp_path):
+    """Neither a metrics file nor a page of others, nor a link, nor a device."""
+    page = page_lib.page(a_report()).encode()
+    assert page_lib.is_page(page[:65536], page[-65536:])
+    (tmp_path / "link.html").symlink_to(root / "stage_1" / "metrics.jsonl")
+    (tmp_path / "theirs.html").write_text("<!DOCTYPE html>\n<html></html>\n")
+    metrics = root / "stage_1" / "metrics.jsonl"
+    before = metrics.read_bytes()
+    for out, expected in (
+        (metrics, "exists already and is no report"),
+        (tmp_path / "theirs.html", "exists already and is no report"),
+        (tmp_path / "link.html", "is a link"),
+        ("/dev/null", "is a device"),
+        (tmp_path, "is a folder"),
+        ("gs://bucket/report.html", "is an address"),
+    ):
+        assert expected in refusal("report", root, f"--out={out}")
+    assert metrics.read_bytes() == before and (tmp_path / "link.html").is_symlink()
+
+
 def test_a_run_that_never_thinks_has_a_page():
     stage = Stage(0, "base", "next_token", steps=2)
     text = page_lib.page(a_report(reading=None, training=[Training(stage, 2, (), {})]))

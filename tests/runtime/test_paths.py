@@ -32,6 +32,25 @@ def test_addresses_are_refused(address):
         paths.expand(Path(address))
 
 
+@pytest.mark.parametrize(
+    "name", ["w[1]", "w*", "w?", "a\\b", "a\nb", "w\x1b[0m", "w\udcff", "\u202ew"]
+)
+def test_working_directories_that_checkpoints_cannot_live_in(tmp_path, name):
+    with pytest.raises(UserError, match="no checkpoint can be kept under a name with") as refused:
+        paths.check_workdir(tmp_path / name / "W")
+    assert str(refused.value).isprintable()
+
+
+def test_other_working_directories(tmp_path, monkeypatch):
+    for name in ("w", "w é $x_$ (1) #%41 龟", "a:b", "{x}"):
+        paths.check_workdir(tmp_path / name)
+    odd = tmp_path / "w[1]"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(UserError, match=r"a name with \["):
+        paths.check_workdir(Path("W"))
+
+
 def test_nul():
     with pytest.raises(UserError, match="NUL"):
         paths.expand("a\0b")
