@@ -31,10 +31,10 @@ def check_finite(stored: np.ndarray, place: str, by_token: bool = False) -> None
     if by_token:
         broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if 2 * len(broken) <= len(values):
-            first = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
+            shown = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
             note(
                 f"{place} has NaN or infinite values in {len(broken)} of {len(values)} rows, those of "
-                f"tokens {first}: texts with these tokens have no loss"
+                f"tokens {shown}: texts with these tokens have no loss"
             )
             return
     nans, infs = int(np.isnan(values).sum()), int(np.isinf(values).sum())
