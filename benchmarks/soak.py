@@ -73,7 +73,8 @@ def rounds(place: Path, seconds: float) -> list[State]:
     import jax
 
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
-    end, states = time.monotonic() + seconds, []
+    end = time.monotonic() + seconds
+    states: list[State] = []
     while time.monotonic() < end or len(states) < 2 * WINDOWS:
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
