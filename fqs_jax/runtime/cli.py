@@ -110,7 +110,7 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         define_flags()
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
-            config_flag.check()
+            config_flag.check(flags.FLAGS)
         return rest
     except flags.Error as error:
         lines = str(error).strip().splitlines()
@@ -132,11 +132,11 @@ def _without_flag_files(words: list[str]) -> list[str]:
         if match := re.fullmatch(r"--?flagfile(?:=(.*))?", word, re.DOTALL):
             name = words[i + 1] if match[1] is None and i + 1 < len(words) else match[1]
             if name:
-                inputs.check_file(paths.expand(name))
+                inputs.read_text(paths.expand(name))  # refuses what is no text
     try:
         return flags.FLAGS.read_flags_from_files(words)
     except UnicodeDecodeError as error:
-        raise UserError(f"the file of --flagfile is not UTF-8 at byte {error.start}") from error
+        raise UserError("a file that the file of --flagfile names is not UTF-8") from error
 
 
 def keep_programs() -> None:
