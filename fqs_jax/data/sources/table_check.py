@@ -172,6 +172,8 @@ def _kept(path: Path, stamp: Stamp) -> Checked | None:
 
 def _keep(path: Path, checked: Checked) -> None:
     content = json.dumps(dataclasses.asdict(checked)).encode()
-    with contextlib.suppress(OSError, UserError):  # the file is then checked again at the next start
+    with contextlib.suppress(
+        OSError, UserError
+    ):  # the file is then checked again at the next start
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, lambda file: file.write(content), many_writers=True)
