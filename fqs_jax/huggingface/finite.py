@@ -18,9 +18,7 @@ def check_finite(stored: np.ndarray, place: str, by_token: bool = False) -> None
     Args:
       stored: contiguous float32, bfloat16 or float16.
       place: file and tensor, for messages.
-      by_token: each row of the table belongs to one token, and only texts with that token read it. Then
-        up to half of the rows may be broken, which is noted: people do publish tables with rows that
-        were never trained.
+      by_token: each row belongs to one token; see `_may_be_broken`. Such rows are noted.
 
     Raises:
       UserError: with the number of such values.
@@ -29,8 +27,9 @@ def check_finite(stored: np.ndarray, place: str, by_token: bool = False) -> None
         return
     values = stored.astype(np.float32)
     if by_token:
-        broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if 2 * len(broken) <= len(values):
+        whole = np.isfinite(values).all(axis=1)
+        if _may_be_broken(whole):
+            broken = np.flatnonzero(~whole)
             shown = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
             note(
                 f"{place} has NaN or infinite values in {len(broken)} of {len(values)} rows, those of "
@@ -52,7 +51,7 @@ def check_fits(array: Any, dtype: Any, place: str, by_token: bool = False) -> No
       array: a numpy or jax array of a float type; it stays on its devices.
       dtype: the type that it will be converted to.
       place: the tensor, for the error.
-      by_token: as for `check_finite`, which notes rows that are broken already.
+      by_token: each row belongs to one token; rows that `_may_be_broken` are not looked at.
 
     Raises:
       UserError: names the value.
@@ -61,7 +60,10 @@ def check_fits(array: Any, dtype: Any, place: str, by_token: bool = False) -> No
     if not isinstance(array, jax.Array):
         array = np.asarray(array, np.float32)  # of which numpy finds the extremes fast
     if by_token:
-        array = array[np.isfinite(np.asarray(array, np.float32)).all(axis=1)]
+        library = jnp if isinstance(array, jax.Array) else np
+        whole = library.isfinite(array).all(axis=1)
+        if _may_be_broken(whole):
+            array = library.where(whole[:, None], array, 0)
     # Rounding keeps the order of numbers, and the largest of numbers and a NaN is NaN.
     for extreme in (array.max(), array.min()):
         value = np.float32(extreme)
@@ -75,6 +77,18 @@ def check_fits(array: Any, dtype: Any, place: str, by_token: bool = False) -> No
                 f"{place} has the value {value:g}, which is infinite in {dtype.name} (largest: "
                 f"{most:g}); choose another dtype, such as float32"
             )
+
+
+def _may_be_broken(whole: Any) -> bool:
+    """True if so few rows of a table of tokens have NaN or infinite values that it can be used.
+
+    Only texts with the token of a row read it, and people do publish tables with rows that were never
+    trained. Up to half of them may be broken.
+
+    Args:
+      whole: bool [rows], True for the rows whose values are all finite.
+    """
+    return 2 * int(whole.sum()) >= len(whole)
 
 
 def _all_finite(stored: np.ndarray) -> bool:

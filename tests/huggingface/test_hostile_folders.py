@@ -65,6 +65,10 @@ def test_embeddings_of_some_tokens_may_be_broken(tmp_path, capfd):
     )
     huggingface.export(params, config, tmp_path / "out", dtype="bfloat16")
 
+    broken = {**params, "embed": {"embedding": params["embed"]["embedding"] * np.nan}}
+    with pytest.raises(UserError, match="tensor model.embed_tokens.weight has the value nan"):
+        huggingface.export(broken, config, tmp_path / "broken")
+
     stored["model.embed_tokens.weight"][:] = np.inf
     with pytest.raises(UserError, match="embed_tokens.weight has 0 NaN and"):
         load(write_folder(tmp_path / "all", LLAMA, stored))
