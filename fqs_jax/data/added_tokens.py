@@ -40,8 +40,8 @@ def settings_of(folder: Path) -> dict[str, Any]:
 
     As in transformers, the second file counts if the first has no added_tokens_decoder.
     """
-    settings = _optional_json(folder / "tokenizer_config.json")
-    special = _optional_json(folder / "special_tokens_map.json")
+    settings = inputs.read_optional_json(folder / "tokenizer_config.json")
+    special = inputs.read_optional_json(folder / "special_tokens_map.json")
     if "added_tokens_decoder" in settings:
         return {**special, **settings}
     return {**settings, **special}
@@ -63,7 +63,7 @@ def read(folder: Path, settings: Mapping[str, Any]) -> list[Listed]:
         found: dict[str, Listed] = {}
         for index, entry in (settings.get("added_tokens_decoder") or {}).items():
             found[entry["content"]] = Listed(_token(entry), _id(index))
-        for content, index in _optional_json(folder / "added_tokens.json").items():
+        for content, index in inputs.read_optional_json(folder / "added_tokens.json").items():
             token = found[content].token if content in found else None
             known = content in special
             token = token or AddedToken(content, normalized=not known, special=known)
@@ -137,7 +137,3 @@ def _id(value: Any) -> int:
     if not 0 <= int(value) < 1 << 31:
         raise ValueError(f"{int(value)} is no id")
     return int(value)
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return inputs.read_json(path) if path.exists() else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from fqs_jax.data import added_tokens, tokenizer_files
 from fqs_jax.data.tokenizer_backends import Backend
@@ -139,7 +138,7 @@ def load(folder: str | Path) -> Tokenizer:
     """
     folder = Path(folder)
     settings = added_tokens.settings_of(folder)
-    model_config = _optional_json(folder / "config.json")
+    model_config = inputs.read_optional_json(folder / "config.json")
     backend = tokenizer_files.read_backend(folder, settings, model_config)
 
     ids = {
@@ -149,7 +148,7 @@ def load(folder: str | Path) -> Tokenizer:
     bos_id, eos_id, pad_id = ids["bos"], ids["eos"], ids["pad"]
     ends = set(_ids(model_config, "eos", folder / "config.json"))
     generation = folder / "generation_config.json"
-    ends.update(_ids(_optional_json(generation), "eos", generation))
+    ends.update(_ids(inputs.read_optional_json(generation), "eos", generation))
     add_bos = settings.get("add_bos_token")
     return Tokenizer(
         backend=backend,
@@ -159,10 +158,6 @@ def load(folder: str | Path) -> Tokenizer:
         add_bos=bos_id is not None and (backend.adds_bos() if add_bos is None else bool(add_bos)),
         other_ends=frozenset(ends - {eos_id}),
     )
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return inputs.read_json(path) if path.exists() else {}
 
 
 def _special_id(

@@ -138,7 +138,7 @@ def _looks(content: bytes) -> str:
     start = content[:256].lstrip().lower()
     if not start:
         return "an empty file; fetch it again"
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(inputs.LFS_POINTER):
         return "a Git LFS pointer; fetch the file itself (git lfs pull)"
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "a web page; download the file itself"

@@ -14,6 +14,7 @@ from typing import Any
 from fqs_jax.huggingface.config import ARCHITECTURES
 from fqs_jax.huggingface.fields import Json, text
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime import files
 
 
 def stored_dtype(raw: Json) -> str | None:
@@ -93,7 +94,7 @@ def rewritten(source: bytes, raw: Json, config: ModelConfig, dtype: str) -> byte
 
 def to_json(value: Any) -> bytes:
     """A JSON file's bytes. NaN and infinities, which JSON lacks, become null."""
-    text = json.dumps(_without_constants(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(files.nan_as_none(value), indent=2, ensure_ascii=False, allow_nan=False)
     return (text + "\n").encode("utf-8", "backslashreplace")
 
 
@@ -123,12 +124,3 @@ def _rope_keys(config: ModelConfig) -> dict[str, Any]:
         "rope_scaling": scaling or None,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
     }
-
-
-def _without_constants(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_constants(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_constants(inner) for inner in value]
-    # Infinities and NaN are the floats that differ from themselves after subtraction.
-    return None if isinstance(value, float) and value - value != 0 else value

@@ -22,8 +22,7 @@ _FOREIGN = (
     (
         ("*.bin", "*.pt", "*.pth", "*.ckpt"),
         "pickled weights",
-        "convert it with transformers: AutoModelForCausalLM.from_pretrained(folder)"
-        ".save_pretrained(new_folder)",
+        f"convert it with transformers: AutoModelForCausalLM.from_pretrained(folder).{_SAVED}",
     ),
     (
         ("*.gguf", "*.ggml"),
@@ -83,7 +82,7 @@ def check_no_adapter(folder: Path) -> None:
             raise UserError(
                 f"{inputs.name(folder)} holds a LoRA or other adapter ({file}), which is no model by "
                 "itself: merge it into its base first, with peft: PeftModel.from_pretrained(base, "
-                "folder).merge_and_unload().save_pretrained(new_folder)"
+                f"folder).merge_and_unload().{_SAVED}"
             )
 
 

@@ -12,8 +12,6 @@ from safetensors import SafetensorError, safe_open
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
 
-_POINTER = b"version https://git-lfs"
-
 
 @contextlib.contextmanager
 def opened(file: Path) -> Iterator[Any]:
@@ -28,7 +26,7 @@ def opened(file: Path) -> Iterator[Any]:
             yield handle
     except (SafetensorError, OSError) as error:
         with inputs.open_file(file) as start:
-            if start.read(len(_POINTER)) == _POINTER:
+            if start.read(len(inputs.LFS_POINTER)) == inputs.LFS_POINTER:
                 raise UserError(
                     f"{inputs.name(file)} is damaged or incomplete: it is a pointer of Git LFS; fetch "
                     "the file itself with git lfs pull"

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from fqs_jax.runs.folders import free_name
 from fqs_jax.runtime import files, inputs, processes
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.notes import note
 
 _SHOWN = 3  # numbers of lines in a message
 
@@ -157,11 +157,9 @@ def _kept(path: Path, first_step: int) -> list[bytes]:
             shutil.copyfile(path, copy)
             kept_as = f"; the file as it was is now {copy.name}"
         some = ", ".join(map(str, lost[:_SHOWN])) + ", ..." * (len(lost) > _SHOWN)
-        print(
-            f"note: {len(lost)} of {len(lines)} lines of {path} cannot be read and are left out "
-            f"({some}){kept_as}",
-            file=sys.stderr,
-            flush=True,
+        note(
+            f"{len(lost)} of {len(lines)} lines of {path} cannot be read and are left out "
+            f"({some}){kept_as}"
         )
     return [line.text for line in lines if line.row is not None and line.row["step"] <= first_step]
 

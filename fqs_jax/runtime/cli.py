@@ -9,7 +9,6 @@ import functools
 import os
 import re
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from absl import app, flags, logging
 
 from fqs_jax.runtime import config_flag, doors, files, inputs, orbax_errors, paths, processes
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -163,5 +163,4 @@ def keep_programs() -> None:
     if usable:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     else:
-        note = f"note: {inputs.name(folder)} cannot be used, so compiled programs are not kept"
-        print(note, file=sys.stderr, flush=True)
+        note(f"{inputs.name(folder)} cannot be used, so compiled programs are not kept")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import unicodedata
 
-MOST_SHOWN = 400  # characters of a name or message from outside that an error shows
-
 
 class UserError(ValueError):
     """A mistake in what the user gave: one line saying what is wrong, where, and what to do.

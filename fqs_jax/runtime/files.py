@@ -7,6 +7,7 @@ nor a power cut leaves a part of it under that name.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import math
@@ -20,11 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fqs_jax.runtime import outputs
-from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime import inputs, outputs
+from fqs_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np  # takes long to import, and every program imports this file
+
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 def cache_folder() -> Path:
@@ -110,7 +114,6 @@ def replace_array(path: Path, values: np.ndarray) -> None:
     Raises:
       UserError: the disk refuses.
     """
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, lambda file: save_array(file, values), many_writers=True)
@@ -127,11 +130,11 @@ def check_free(out: str | Path) -> Path:
       UserError: there is a file, a device, a link or a folder that is not empty.
     """
     path = Path(out)
-    shown = printable(str(out), 300)
+    shown = inputs.name(out)
     try:
         if path.is_symlink():
             raise UserError(
-                f"{shown} exists already, as a link to {printable(os.readlink(path), 300)}: choose "
+                f"{shown} exists already, as a link to {inputs.name(os.readlink(path))}: choose "
                 "another name or remove it first"
             )
         path = path.resolve()
@@ -162,9 +165,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         sync_tree(temporary)
         temporary.replace(out)
     except OSError as error:
-        raise UserError(
-            f"cannot write {printable(str(out), 300)}: {error.strerror or error}"
-        ) from error
+        raise UserError(f"cannot write {inputs.name(out)}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -182,7 +183,7 @@ def _owned_sibling(out: Path) -> tuple[Path, int]:
             owner = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # removed as abandoned before it could be locked
-        if _lock(owner) is not False and temporary.exists():
+        if try_lock(owner) is not False and temporary.exists():
             return temporary, owner
         os.close(owner)
 
@@ -197,20 +198,29 @@ def _remove_abandoned(out: Path) -> None:
         with contextlib.suppress(OSError):  # removed by another process, or not ours to remove
             owner = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                if _lock(owner):
+                if try_lock(owner):
                     shutil.rmtree(path)
             finally:
                 os.close(owner)
 
 
-def _lock(descriptor: int) -> bool | None:
-    """True if the file is now locked, False if another process has it, None if locks do not work here."""
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder, until it is closed or this process ends.
+
+    Returns:
+      True if it is locked now, False if another process has it, None on a disk without locks.
+
+    Raises:
+      OSError: anything else.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _HELD:
+            return False
+        if error.errno in _WITHOUT_LOCKS:
+            return None
+        raise
     return True
 
 

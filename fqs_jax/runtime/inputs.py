@@ -16,6 +16,9 @@ from typing import Any, BinaryIO
 
 from fqs_jax.runtime.errors import UserError, printable
 
+LFS_POINTER = (
+    b"version https://git-lfs"  # the start of what Git LFS leaves in place of a large file
+)
 MOST_BYTES = 1 << 26  # of a file that is read whole, unless its reader says otherwise: 64 MiB
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -117,6 +120,11 @@ def read_json(path: Path, most: int = MOST_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{name(path)} should hold a JSON object, found a {type(value).__name__}")
     return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a regular file; empty if the file does not exist. Errors as for `read_json`."""
+    return read_json(path) if path.exists() else {}
 
 
 def name(path: Path | str) -> str:

@@ -7,20 +7,17 @@ killed run has left behind is harmless, and nothing is ever cleaned up.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import agreement
+from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
 
 NAME = ".lock"  # in the folder that is locked
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 _PAUSE = 0.2  # seconds between two tries
 _PATIENCE = 2.0  # seconds until a waiting process says for what it waits
 _LONGEST = 300  # bytes of a lock file that are read
@@ -104,21 +101,20 @@ def _lock(file: int, folder: Path, seconds: float) -> None:
     started, told = time.monotonic(), False
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            locked = files.try_lock(file)
         except OSError as error:
-            if error.errno in _UNSUPPORTED:
-                _tell(f"the disk of {folder} has no locks, so start no second run there")
-                return
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError(f"cannot lock {folder / NAME}: {error.strerror}") from error
+            raise UserError(f"cannot lock {folder / NAME}: {error.strerror}") from error
+        if locked is None:
+            note(f"the disk of {folder} has no locks, so start no second run there")
+        if locked is not False:
+            return
         waited = time.monotonic() - started
         if waited >= max(seconds, _PAUSE):  # the holder may not have written its name yet
             raise UserError(
                 f"{folder} is in use by {_holder(file)}; wait until it ends, or use another --workdir"
             )
         if waited > _PATIENCE and not told:
-            _tell(f"waiting for {_holder(file)}, which uses {folder}")
+            note(f"waiting for {_holder(file)}, which uses {folder}")
             told = True
         time.sleep(_PAUSE / 4)
 
@@ -135,7 +131,3 @@ def _is_at(file: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(file), path.stat())
     except OSError:
         return False
-
-
-def _tell(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr, flush=True)

@@ -116,8 +116,7 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
 
 def read(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell; None if it has none, or the result of another command (`is_stale`)."""
-    path = cell.folder / RESULT
-    result = inputs.read_json(path) if path.exists() else {}
+    result = inputs.read_optional_json(cell.folder / RESULT)
     return result if result.get("flags") == cell.flags else None
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow
 
-from fqs_jax.data.sources import table_child, text_files
-from fqs_jax.data.sources.table_check import Checked
+from fqs_jax.data.sources import table_child
+from fqs_jax.data.sources.table_check import Checked, stamp_of
 from fqs_jax.runtime.errors import UserError
 
 KEPT = 1 << 29  # bytes of groups in memory; a group with more is read in batches
@@ -94,6 +94,5 @@ def _batches(path: Path, checked: Checked, group: int, key: str) -> Iterator[pya
 
 
 def _check_stamp(path: Path, checked: Checked) -> None:
-    state = text_files.check_file(path)
-    if (state.st_size, state.st_mtime_ns, state.st_ino) != checked.stamp:
+    if stamp_of(path) != checked.stamp:
         raise UserError(f"{path} has changed since it was checked; start again")

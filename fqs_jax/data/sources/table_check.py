@@ -67,9 +67,14 @@ def check(kind: str, paths: Sequence[Path], key: str | None, cache: Path) -> lis
     return found
 
 
-def _check(child: Child, kind: str, path: Path, key: str | None, cache: Path) -> Checked:
+def stamp_of(path: Path) -> Stamp:
+    """The state of a file, which changes with its content."""
     state = text_files.check_file(path)
-    stamp = (state.st_size, state.st_mtime_ns, state.st_ino)
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
+def _check(child: Child, kind: str, path: Path, key: str | None, cache: Path) -> Checked:
+    stamp = stamp_of(path)
     known = (kind, path, key, stamp)
     if known in _passed:
         return _passed[known]
@@ -78,7 +83,7 @@ def _check(child: Child, kind: str, path: Path, key: str | None, cache: Path) ->
     checked = _kept(kept, stamp)
     if checked is None:
         checked = _passed_check(path, key, stamp, child.ask(kind, path, key, stamp[0]))
-        if state.st_size > LARGE:
+        if stamp[0] > LARGE:
             _keep(kept, checked)
     _passed[known] = checked
     return checked
@@ -172,8 +177,7 @@ def _kept(path: Path, stamp: Stamp) -> Checked | None:
 
 def _keep(path: Path, checked: Checked) -> None:
     content = json.dumps(dataclasses.asdict(checked)).encode()
-    with contextlib.suppress(
-        OSError, UserError
-    ):  # the file is then checked again at the next start
+    # If it cannot be kept, the file is checked again at the next start.
+    with contextlib.suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace(path, lambda file: file.write(content), many_writers=True)

@@ -141,6 +141,24 @@ def is_blank(text: str) -> bool:
     return not text or text.isspace()
 
 
+def json_of(line: str, location: str) -> Any:
+    """The JSON value in a line.
+
+    Args:
+      location: file and line, for error messages.
+
+    Raises:
+      UserError: the line is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = printable(getattr(error, "msg", str(error)), 200)
+        raise UserError(
+            f"{location}: not JSON ({reason}); each line must hold one object"
+        ) from error
+
+
 def text_of(line: str, key: str, location: str) -> str:
     """The string under a key of the JSON object in a line; null is a blank document.
 
@@ -150,13 +168,7 @@ def text_of(line: str, key: str, location: str) -> str:
     Raises:
       UserError: the line is not a JSON object, or has no string of valid Unicode under the key.
     """
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", str(error))
-        raise UserError(
-            f"{location}: not JSON ({reason}); each line must hold one object"
-        ) from error
+    record = json_of(line, location)
     if not isinstance(record, dict):
         raise UserError(f"{location}: {kind_of(record)}, but each line must hold an object")
     if key not in record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,13 +72,7 @@ def text(where: str, fields: dict[str, Any], name: str) -> str:
 def _json_lines(path: Path) -> Iterator[Record]:
     for number, line in numbered_lines(path):
         where = f"{inputs.name(path)}:{number}"
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = printable(getattr(error, "msg", str(error)), 200)
-            raise UserError(
-                f"{where}: not JSON ({reason}); each line must hold one object"
-            ) from error
+        fields = text_files.json_of(line, where)
         if not isinstance(fields, dict):
             raise UserError(
                 f"{where}: each line must hold an object, found a {type(fields).__name__}"
