@@ -49,8 +49,9 @@ def read(root: Path) -> Kept | None:
     except UserError:
         return None  # damaged: the comparison is made again
     rows, about, flags = content.get("rows"), content.get("about", ""), content.get("flags", {})
-    whole = isinstance(rows, list) and rows and all(map(_is_row, rows))
-    if content.get("steps") != _steps(root) or not whole or not _is_text(about):
+    if content.get("steps") != _steps(root) or not _is_text(about):
+        return None
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         return None
     if not isinstance(flags, dict) or not flags.keys() <= set(FLAGS):
         return None

@@ -79,11 +79,11 @@ def _table(root: Path, rows: Sequence[Row]) -> Table:
             f"{row.steps:,}",
             "-" if math.isnan(accuracy) else f"{accuracy:.3f} \u00b1 {row.accuracy_error:.3f}",
             *map(_number, (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
-            f"{row.ms_per_token:.2f}",
+            _number(row.ms_per_token, 2),
             f"{row.flops_per_token:.2e}",
         )
     return table
 
 
-def _number(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "-"
+def _number(value: float, places: int = 3) -> str:
+    return f"{value:.{places}f}" if math.isfinite(value) else "-"

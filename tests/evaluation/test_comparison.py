@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
-from fqs_jax.evaluation import comparison, problems, statistics
+from fqs_jax.evaluation import comparison, problems, stages_command, statistics
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference import readings
 from fqs_jax.runs import loading
@@ -40,6 +41,13 @@ def test_a_broken_model_answers_nothing_right():
     assert answers.correct_RxN().tolist() == [[True, True, False, False]]
     accuracy, _, nll = problems.accuracy([answers])
     assert accuracy == 0.5 and math.isnan(nll)
+
+
+def test_what_is_unknown_is_no_number_in_the_table():
+    nan_row = comparison.Row("0", "base", nll=math.inf)
+    table = stages_command._table(Path("W"), [nan_row])
+    cells = [list(column.cells)[0] for column in table.columns]
+    assert cells == ["0", "base", "0", *["-"] * 6, "0.00e+00"]
 
 
 @pytest.fixture(scope="module")

@@ -104,11 +104,17 @@ def test_a_field_of_a_wrong_type_makes_the_file_none(run, name, value):
     assert comparison_file.read(run) is None
 
 
+BAD_TEXTS: tuple[object, ...] = (None, 1.5, [], True)
+BAD_STEPS: tuple[object, ...] = (None, [], {}, {"0": "6"})
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"about": 3}, {"about": "\ud800"}, {"flags": []}, {"flags": {"other": 1}}, {"rows": []}]
-    + [{"flags": {"text": value}} for value in (None, 1.5, [], True)]
-    + [{"steps": value} for value in (None, [], {}, {"0": "6"})],
+    [
+        *({"about": 3}, {"about": "\ud800"}, {"flags": []}, {"flags": {"other": 1}}, {"rows": []}),
+        *({"flags": {"text": value}} for value in BAD_TEXTS),
+        *({"steps": value} for value in BAD_STEPS),
+    ],
 )
 def test_other_fields_of_a_wrong_type_make_the_file_none(run, change):
     comparison_file.write(run, ROWS)
