@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from fqs_jax.runtime.errors import UserError
 
 NAME = "evaluation.json"
 PROBLEMS = "held-out problems"  # the `about` of runs on a built-in task
+KINDS = ("base", "thinking", "student", "control")
+FLAGS = ("text", "thought_seeds", "seed", "seq_len")  # those that are kept
 
 
 class Kept(NamedTuple):
@@ -44,19 +48,50 @@ def read(root: Path) -> Kept | None:
         content = inputs.read_json(root / NAME)
     except UserError:
         return None  # damaged: the comparison is made again
-    rows = content.get("rows")
-    if content.get("steps") != _steps(root) or not isinstance(rows, list):
+    rows, about, flags = content.get("rows"), content.get("about", ""), content.get("flags", {})
+    if content.get("steps") != _steps(root) or not _is_text(about):
         return None
-    needed = flat_fields(Row("", "")).keys()
-    if not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
+    if not isinstance(rows, list) or not rows or not all(map(_is_row, rows)):
         return None
-    flags = content.get("flags")
-    return Kept(rows, str(content.get("about", "")), flags if isinstance(flags, dict) else {})
+    if not isinstance(flags, dict) or not flags.keys() <= set(FLAGS):
+        return None
+    if not all(_is_text(value) or _is_count(value) for value in flags.values()):
+        return None
+    return Kept(rows, about, flags)
 
 
 def as_json(row: Row) -> dict[str, Any]:
     """The fields of a row by name, see `statistics.flat_fields`; NaN, which JSON lacks, as None."""
     return files.nan_as_none(flat_fields(row))
+
+
+def _is_row(value: Any) -> bool:
+    """True if a value has all fields of a row, each of its type; other fields may be anything."""
+    sample = as_json(Row("", ""))
+    if not isinstance(value, dict) or not sample.keys() <= value.keys():
+        return False
+    types = {str: _is_text, int: _is_count}
+    if not all(
+        types.get(type(default), _is_number)(value[name]) for name, default in sample.items()
+    ):
+        return False
+    accuracy = [value["accuracy"], value["accuracy_low"], value["accuracy_high"]]
+    is_share = all(end is not None and 0 <= end <= 1 for end in accuracy)
+    return value["kind"] in KINDS and (is_share or accuracy == [None] * 3)
+
+
+def _is_text(value: Any) -> bool:
+    """True for text that can be written again: half a surrogate pair cannot."""
+    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    """True for a finite number, and for None, which stands for NaN."""
+    return value is None or _is_count(value) or (type(value) is float and math.isfinite(value))
 
 
 def _steps(root: Path) -> dict[str, int | None]:

@@ -30,8 +30,9 @@ class Answers(NamedTuple):
     right_NxA: np.ndarray
 
     def correct_RxN(self) -> np.ndarray:
-        """True where each symbol of the answer is the likeliest."""
-        return (self.log_probs_RxNxAxC.argmax(-1) == self.right_NxA).all(axis=-1)
+        """True where each symbol of the answer is the likeliest; nothing is if any is NaN."""
+        likeliest = self.log_probs_RxNxAxC.argmax(-1) == self.right_NxA
+        return (likeliest & ~np.isnan(self.log_probs_RxNxAxC).any(axis=-1)).all(axis=-1)
 
     def nll_RxN(self, temperature: float = 1.0) -> np.ndarray:
         """-log p(right answer), with all logits divided by a temperature."""

@@ -38,6 +38,10 @@ def main() -> int:
         f.batch_size,
     )
     _keep(root, rows)
+    for row in rows:
+        if not math.isfinite(row.nll):
+            name = printable(row.name)
+            print(f"note: the loss of {name} is not finite: the model is broken", file=sys.stderr)
     if f.json:
         for row in rows:
             screen.print_json(comparison_file.as_json(row))
@@ -52,7 +56,7 @@ def _keep(root: Path, rows: Sequence[Row]) -> None:
 
     f = flags.FLAGS
     about = f.text or comparison_file.PROBLEMS
-    given = {name: f[name] for name in ("text", "thought_seeds", "seed", "seq_len")}
+    given = {name: f[name] for name in comparison_file.FLAGS}
     changed = {name: flag.value for name, flag in given.items() if flag.value != flag.default}
     try:
         comparison_file.write(root, rows, about, changed)
@@ -74,8 +78,12 @@ def _table(root: Path, rows: Sequence[Row]) -> Table:
             row.name,
             f"{row.steps:,}",
             "-" if math.isnan(accuracy) else f"{accuracy:.3f} \u00b1 {row.accuracy_error:.3f}",
-            *(f"{nll:.3f}" for nll in (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
-            f"{row.ms_per_token:.2f}",
+            *map(_number, (row.nll, row.nll_easy, row.nll_middle, row.nll_hard)),
+            _number(row.ms_per_token, 2),
             f"{row.flops_per_token:.2e}",
         )
     return table
+
+
+def _number(value: float, places: int = 3) -> str:
+    return f"{value:.{places}f}" if math.isfinite(value) else "-"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
-from fqs_jax.evaluation import command_flags, statistics
+from fqs_jax.evaluation import chains_file, command_flags, statistics
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
@@ -32,7 +31,7 @@ from fqs_jax.evaluation.tasks.decisions import Decisions
 from fqs_jax.evaluation.tasks.items import Item, Task
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli, outputs, screen
+from fqs_jax.runtime import cli, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -75,9 +74,7 @@ def _refuse_mistakes() -> None:
     if f.chains_file:
         if not f.votes:
             raise UserError("--chains_file is for --votes; add --votes=8 or leave it out")
-        chains_file = Path(f.chains_file)
-        outputs.check_ours(chains_file, _is_chains, "file of chains", "--chains_file")
-        chains_file.open("a", encoding="utf-8").close()  # fails now rather than after hours
+        chains_file.prepare(Path(f.chains_file))  # fails now rather than after hours
     if f.votes and f.fit_file:
         raise UserError("--fit_file is not for --votes, which fit no temperature; leave it out")
     if f.fit_labels_file and not f.fit_file:
@@ -93,11 +90,6 @@ def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
             f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
             "items, or leave it out"
         )
-
-
-def _is_chains(start: bytes, _: bytes) -> bool:
-    """True if a file that starts like this holds chains of thought."""
-    return start.startswith(b'{"model": ')
 
 
 def _task(name: str) -> Task:
@@ -170,11 +162,12 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
     with Progress(f"{name}: questions", 0, 0) as bar:
         chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to)
     if f.chains_file:
-        with Path(f.chains_file).open("a", encoding="utf-8") as file:
-            for n in sorted(chains):
-                for chain in chains[n]:
-                    line = {"model": name, "stage": stage, "item": n, **chain._asdict()}
-                    file.write(json.dumps(line) + "\n")
+        lines = (
+            {"model": name, "stage": stage, "item": n, **chain._asdict()}
+            for n in sorted(chains)
+            for chain in chains[n]
+        )
+        chains_file.append(Path(f.chains_file), lines)
     return chain_of_thought.count(asked, chains, stage=stage, model=name, task=f.task)
 
 

@@ -84,7 +84,7 @@ def score(
       progress: called with the number of windows done and of all windows.
 
     Raises:
-      UserError: there is nothing to predict.
+      UserError: there is nothing to predict, or a loss is not finite.
     """
     seq_len = seq_len or window(loaded)
     rows, document_W, place_W, left_out = _windows(loaded, documents, seq_len)
@@ -114,6 +114,8 @@ def score(
     )
     window_N = np.concatenate(order)
     in_text = np.argsort(window_N, kind="stable")
+    for table in (plain, thinking):
+        _check_finite(loaded, table[:, in_text], document_W[window_N[in_text]])
     return TokenScores(
         window_N[in_text],
         document_W[window_N[in_text]],
@@ -123,6 +125,15 @@ def score(
         left_out,
         seq_len,
     )
+
+
+def _check_finite(loaded: Loaded, log_probs_RxN: np.ndarray, document_N: np.ndarray) -> None:
+    broken_N = ~np.isfinite(log_probs_RxN).all(axis=0)
+    if broken_N.any():
+        raise UserError(
+            f"the loss of {loaded.label} is not finite, first in document "
+            f"{document_N[broken_N][0] + 1} of the text: the model is broken; use another checkpoint"
+        )
 
 
 def window(loaded: Loaded) -> int:

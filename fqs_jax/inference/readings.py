@@ -106,6 +106,16 @@ def read(
     return [readings[i] for i in range(len(rows))]
 
 
+def check_finite(loaded: Loaded, found: Sequence[Reading], numbers: Sequence[int]) -> None:
+    """Raises UserError if a log-probability is not finite; `numbers` are those of the items, from 0."""
+    for reading, number in zip(found, numbers, strict=True):
+        if not np.isfinite(reading.plain_PxA).all() or not np.isfinite(reading.best_RxPxA).all():
+            raise UserError(
+                f"the loss of {loaded.label} is not finite, first in item {number + 1}: the model is "
+                "broken; use another checkpoint"
+            )
+
+
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int], int]]:
     """Numbers of the rows that share a batch, longest first, and the length they are padded to."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
@@ -265,7 +275,7 @@ def score(
       A Score a request, in order, and how many requests lost tokens.
 
     Raises:
-      UserError: a continuation alone is too long.
+      UserError: a continuation alone is too long, or a score is not finite.
     """
     longest = loaded.model.max_seq_len
     rows: dict[int, Row] = {}  # by number of the request; an empty continuation has none
@@ -284,6 +294,7 @@ def score(
     cropped = sum(len(r.context) + len(r.continuation) > longest + 1 for r in requests)
     scores = [Score(0.0, True)] * len(requests)
     found = read(loaded, list(rows.values()), batch_size, seed, progress) if rows else []
+    check_finite(loaded, found, list(rows))
     for number, reading in zip(rows, found, strict=True):
         log_prob_P = _mean_log_probs(reading.best_RxPxA)[:, 0]
         right = np.array(requests[number].continuation)

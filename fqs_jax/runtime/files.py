@@ -42,8 +42,13 @@ def cache_folder() -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file; see `replace`."""
-    write_text(path, json.dumps(value, indent=1))
+    """Write a JSON file, with null for numbers that JSON lacks; see `replace`."""
+    write_text(path, json_text(value, indent=1))
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """The value as JSON, with null for numbers that JSON lacks: NaN and the infinities."""
+    return json.dumps(nan_as_none(value), indent=indent, allow_nan=False)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -16,7 +15,7 @@ from fqs_jax.runtime.errors import printable
 
 def print_json(value: Any) -> None:
     """Print one line of JSON, with null for numbers that JSON lacks: NaN and the infinities."""
-    print(json.dumps(files.nan_as_none(value), allow_nan=False), flush=True)
+    print(files.json_text(value), flush=True)
 
 
 def show(table: Table, width: int | None = None) -> None:

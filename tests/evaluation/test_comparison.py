@@ -3,13 +3,14 @@
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
-from fqs_jax.evaluation import comparison, problems, statistics
+from fqs_jax.evaluation import comparison, problems, stages_command, statistics
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference import readings
 from fqs_jax.runs import loading
@@ -29,6 +30,24 @@ def test_fitted_temperature(odds, share):
         expected = math.exp(3)
     fitted = statistics.fit_temperature(log_probs, right)
     assert fitted == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_broken_model_answers_nothing_right():
+    """The place of the first NaN is no answer, although `argmax` says so."""
+    log_probs = np.log(np.full((1, 4, 1, 3), 1 / 3))
+    log_probs[0, 2:] = np.nan
+    answers = problems.Answers(log_probs, np.zeros((4, 1), int))
+    assert answers.correct_RxN().tolist() == [[True, True, False, False]]
+    accuracy, _, nll = problems.accuracy([answers])
+    assert accuracy == 0.5 and math.isnan(nll)
+
+
+def test_what_is_unknown_is_no_number_in_the_table():
+    nan_row = comparison.Row("0", "base", nll=math.inf)
+    table = stages_command._table(Path("W"), [nan_row])
+    cells = [list(column.cells)[0] for column in table.columns]
+    assert cells == ["0", "base", "0", *["-"] * 6, "0.00e+00"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The file of the last comparison: read again unchanged, and ignored when it is out of date."""
 
 import json
+import math
 
 import pytest
 
@@ -21,6 +22,14 @@ ROWS = [
 def root(tmp_path):
     save_stage(tmp_path, clock_config(), 0)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A working directory for tests that change no stage."""
+    root = tmp_path_factory.mktemp("run")
+    save_stage(root, clock_config(), 0)
+    return root
 
 
 def test_rows_come_back(root):
@@ -65,3 +74,64 @@ def test_a_damaged_file_is_none(root, change):
         change = json.dumps(content | {"rows": json.loads(change.removeprefix("rows: "))})
     path.write_text(change)
     assert comparison_file.read(root) is None
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(
+            (name, value)
+            for name in ("stage", "name", "kind")
+            for value in (None, 3, ["a"], "\ud800")
+        ),
+        *((name, value) for name in ("steps", "flops_per_token") for value in (None, 1.5, "1", -1)),
+        *(("nll", value) for value in ("1", [1.0], True, math.nan, math.inf, 10**400)),
+        *(("accuracy", value) for value in (None, 1.5, -0.1, "1")),
+        ("accuracy_low", None),
+        ("ms_per_token", {}),
+        ("kind", "other"),
+    ],
+)
+def test_a_field_of_a_wrong_type_makes_the_file_none(run, name, value):
+    comparison_file.write(run, ROWS)
+    path = run / comparison_file.NAME
+    content = json.loads(path.read_text())
+    content["rows"][0][name] = value
+    path.write_text(json.dumps(content))
+    assert comparison_file.read(run) is None
+    del content["rows"][0][name]
+    path.write_text(json.dumps(content))
+    assert comparison_file.read(run) is None
+
+
+BAD_TEXTS: tuple[object, ...] = (None, 1.5, [], True)
+BAD_STEPS: tuple[object, ...] = (None, [], {}, {"0": "6"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"about": 3}, {"about": "\ud800"}, {"flags": []}, {"flags": {"other": 1}}, {"rows": []}),
+        *({"flags": {"text": value}} for value in BAD_TEXTS),
+        *({"steps": value} for value in BAD_STEPS),
+    ],
+)
+def test_other_fields_of_a_wrong_type_make_the_file_none(run, change):
+    comparison_file.write(run, ROWS)
+    path = run / comparison_file.NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert comparison_file.read(run) is None
+
+
+def test_a_file_cut_off_or_with_zeros_behind_it_is_none(run):
+    comparison_file.write(run, ROWS)
+    path = run / comparison_file.NAME
+    content = path.read_bytes()
+    for end in range(len(content)):
+        path.write_bytes(content[:end])
+        assert comparison_file.read(run) is None
+    for tail in (b"\0", bytes(4096), b"{"):
+        path.write_bytes(content + tail)
+        assert comparison_file.read(run) is None
+    path.write_bytes(content)
+    assert comparison_file.read(run) is not None

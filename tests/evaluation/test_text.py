@@ -40,6 +40,23 @@ def summary(loaded, documents, seq_len, batch_size, **options):
     return text_lib.score(loaded, documents, seq_len, batch_size, **options).summary()
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("table", [0, 1])
+def test_a_loss_that_is_not_finite_is_refused_with_its_document(
+    thinking, monkeypatch, table, value
+):
+    real = text_lib._log_probs
+
+    def broken(params, batch, *arguments):
+        tables = [np.array(part) for part in real(params, batch, *arguments)]
+        tables[table][:, np.asarray(batch["document"]) == 1, 2] = value
+        return tables
+
+    monkeypatch.setattr(text_lib, "_log_probs", broken)
+    with pytest.raises(UserError, match="loss of thinking is not finite, first in document 2 of"):
+        text_lib.score(thinking, ["the cat saw the cat", "a big tree saw the cat"], 16, 2)
+
+
 def rows_of(loaded, documents, seq_len):
     """The windows of some documents, each begun with BOS, worked out by hand."""
     rows = []

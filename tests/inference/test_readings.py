@@ -112,6 +112,16 @@ def test_the_likeliest_continuation_is_greedy(tokenizer, tmp_path, thinks):
     assert not scores[0].greedy
 
 
+def test_scores_that_are_not_finite_are_refused(tokenizer, tmp_path):
+    model = loaded(tokenizer, tmp_path, None)
+    broken = dataclasses.replace(
+        model, params=jax.tree.map(lambda leaf: leaf * np.nan, model.params)
+    )
+    asked = [Request([3], []), Request([3, 1], [4])]  # an empty continuation is not read
+    with pytest.raises(UserError, match="loss of tiny is not finite, first in item 2: the model"):
+        readings.score(broken, asked, batch_size=2)
+
+
 def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
     model = loaded(tokenizer, tmp_path, THOUGHT)
     asked = requests([(3, 1), (8, 1), (5, 1)])

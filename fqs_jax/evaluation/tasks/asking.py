@@ -78,7 +78,7 @@ def evaluate(
       progress: called with the number of rows done and of all rows.
 
     Raises:
-      UserError: no item fits, or the tokenizer cannot write the answers.
+      UserError: no item fits, the tokenizer cannot write the answers, or a score is not finite.
     """
     seq_len = settings.seq_len or loaded.model.max_seq_len
     every = prepare(items, loaded.tokenizer)
@@ -94,6 +94,7 @@ def evaluate(
         loaded = loaded.with_thought(rationales=settings.thought_seeds)
     rows = [row for question in questions for row in question.rows]
     found = readings.read(loaded, rows, settings.batch_size, settings.seed, progress)
+    readings.check_finite(loaded, found, [row.number for row in rows])
     plain = [reading.plain_PxA[None] for reading in found]
     thinking = [reading.thinking_RxPxA for reading in found]
     return Evaluation(

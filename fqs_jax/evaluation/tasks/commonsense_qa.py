@@ -6,7 +6,7 @@ from typing import Any
 
 from fqs_jax.evaluation.tasks import records
 from fqs_jax.evaluation.tasks.items import LETTERS, Item, Task, lettered
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 
 def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
@@ -21,17 +21,30 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
             choices = [{"label": a, "text": b} for a, b in zip(marks, texts, strict=True)]
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise UserError(f"{where}: no list of 'choices'; is this a file of CommonsenseQA?")
-    labels = [choice.get("label") for choice in choices]
-    if len(labels) < 2 or labels != list(LETTERS[: len(labels)]):
-        raise UserError(f"{where}: the choices are labelled {labels}; they must be A, B, C, ...")
-    answer = fields.get("answerKey")
+    labels = [_label(choice.get("label")) for choice in choices]
+    if len(labels) < 2 or not _in_order(labels):
+        shown = printable(str([choice.get("label") for choice in choices]), 200)
+        raise UserError(f"{where}: the choices are labelled {shown}; they must be A, B, C, ...")
+    answer = _label(fields.get("answerKey"))
     if not answer:
         raise UserError(f"{where}: no 'answerKey'; the test split has none, use the dev split")
     if answer not in labels:
-        raise UserError(f"{where}: the answerKey {answer!r} is none of {', '.join(labels)}")
+        shown = printable(repr(fields["answerKey"]), 40)
+        raise UserError(f"{where}: the answerKey {shown} is none of {', '.join(labels)}")
     return lettered(
         stem, [records.text(where, choice, "text") for choice in choices], labels.index(answer)
     )
+
+
+def _label(value: Any) -> str:
+    """A label as an upper-case letter or a digit, whichever way it is written; "" if there is none."""
+    return "" if value is None else str(value).strip().upper()
+
+
+def _in_order(labels: list[str]) -> bool:
+    """True for A, B, C, ... and for 1, 2, 3, ..."""
+    count = len(labels)
+    return labels in (list(LETTERS[:count]), [str(n) for n in range(1, count + 1)])
 
 
 TASK = Task("csqa", "CommonsenseQA", _parse, key="question")

@@ -26,7 +26,8 @@ def _parse(where: str, fields: dict[str, Any], label: int | None) -> Item:
     del label  # the answer is a field
     asked = records.text(where, fields, "question")
     _, mark, answer = records.text(where, fields, "answer").rpartition(_MARK)
-    item = Item(f"Q: {asked}\nA:", answer, (), "number")
+    # Blanks around the number, such as a newline at the end, are no part of the answer.
+    item = Item(f"Q: {asked}\nA:", f" {answer.strip()}", (), "number")
     try:
         if not mark or not number(item).is_finite():
             raise InvalidOperation

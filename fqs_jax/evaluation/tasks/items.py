@@ -9,7 +9,7 @@ from typing import Any
 from fqs_jax.data.sources.options import Options
 from fqs_jax.evaluation.tasks import records
 from fqs_jax.runtime import paths
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -108,12 +108,18 @@ def _labels(
                 "give the two files of one split"
             )
     else:
-        lines = [(where, str(fields.get("label", ""))) for where, fields in rows]
+        lines = [(where, _written(fields.get("label", ""))) for where, fields in rows]
     spelled = {str(value): place for place, value in enumerate(known)}
     for where, line in lines:
         if line.strip() not in spelled:
             meant = ", ".join(spelled)
             raise UserError(
-                f"{where}: the label is {line.strip()[:40]!r}; it must be one of {meant}"
+                f"{where}: the label is {printable(line.strip(), 40)!r}; it must be one of {meant}"
             )
     return [spelled[line.strip()] for _, line in lines]
+
+
+def _written(label: Any) -> str:
+    """A record's label as text; 1.0 is 1, since tables write numbers so where some are missing."""
+    whole = isinstance(label, float) and label.is_integer()
+    return str(int(label) if whole else label)

@@ -203,6 +203,63 @@ def test_special_files_and_addresses(tmp_path, suffix):
     assert "is an address" in error_of(gsm8k.TASK, f"gs://bucket/a{suffix}")
 
 
+@pytest.mark.parametrize("after", ["", "\n", " \r\n", "\t", "\u00a0", "\n\n"])
+@pytest.mark.parametrize("before", ["", " ", "\n "])
+def test_blanks_around_answers_do_not_matter(tmp_path, before, after):
+    def read_one(task, record):
+        return read(task, write_lines(tmp_path / "a.jsonl", [record]))
+
+    record = {"question": "q", "answer": f"2 + 3 = 5\n####{before}5{after}"}
+    assert read_one(gsm8k.TASK, record) == [Item("Q: q\nA:", " 5", (), "number")]
+    record = benchmark_files.csqa("q", ["x", "y"], f"{before}B{after}")
+    assert read_one(commonsense_qa.TASK, record)[0].answer == " B"
+    record = {"prompt": "p", "choices": [" x", " y"], "answer": f"{before}y{after}"}
+    assert read_one(choices.TASK, record)[0].answer == " y"
+    for task, example in ((piqa.TASK, benchmark_files.PIQA[0]), (SIQA, benchmark_files.SIQA[0])):
+        assert read_one(task, example | {"label": f"{before}1{after}"}) == read_one(
+            task, example | {"label": 1}
+        )
+        assert read_one(task, example | {"label": 1.0}) == read_one(task, example | {"label": 1})
+
+
+def test_an_answer_that_fits_two_choices_is_refused(tmp_path):
+    record = {"prompt": "p", "choices": ["a", " a"], "answer": "a "}
+    path = write_lines(tmp_path / "a.jsonl", [record])
+    assert "neither one of the choices" in error_of(choices.TASK, path)
+    write_lines(path, [record | {"answer": " a"}])
+    assert read(choices.TASK, path)[0].answer == " a"
+
+
+@pytest.mark.parametrize("labels", ["AB", "ab", "12", (1, 2), ("A ", "B\n")])
+def test_labels_of_choices_are_read_however_they_are_written(tmp_path, labels):
+    record = {
+        "question": "q",
+        "choices": {"label": list(labels), "text": ["x", "y"]},
+        "answerKey": labels[1],
+    }
+    path = write_lines(tmp_path / "a.jsonl", [record])
+    assert read(commonsense_qa.TASK, path) == [
+        Item("Q: q\n(A) x\n(B) y\nA:", " B", (" A", " B"), "letter")
+    ]
+
+
+@pytest.mark.parametrize("answer", [True, 0, 1.5, 2, ["A"], {"A": 1}, "A\x1b[31m"])
+def test_what_cannot_be_an_answer_is_one_line(tmp_path, answer):
+    path = tmp_path / "a.jsonl"
+    for task, record, said in [
+        (gsm8k.TASK, {"question": "q", "answer": answer}, "'answer' holds"),
+        (commonsense_qa.TASK, benchmark_files.csqa("q", ["x", "y"], answer), "is none of A, B"),
+        (piqa.TASK, benchmark_files.PIQA[0] | {"label": answer}, "must be one of 0, 1"),
+        (choices.TASK, {"prompt": "p", "choices": ["x", "y"], "answer": answer}, "neither one"),
+    ]:
+        if task in (piqa.TASK, choices.TASK) and type(answer) is int and not answer:
+            continue  # number 0 is the first choice
+        if task == gsm8k.TASK and isinstance(answer, str):
+            said = "does not end in '#### NUMBER'"
+        message = error_of(task, write_lines(path, [record]))
+        assert message.startswith(f"{path}:1: ") and said in message and "\x1b" not in message
+
+
 def test_files_that_are_no_records(tmp_path):
     path = tmp_path / "bad.jsonl"
     for content, said in [

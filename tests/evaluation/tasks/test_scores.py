@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 
 from fqs_jax.evaluation import statistics
 from fqs_jax.evaluation.tasks import scores
@@ -129,3 +130,31 @@ def test_wilson():
         half = z / (1 + z * z / count)
         half *= math.sqrt(share * (1 - share) / count + z * z / (4 * count**2))
         assert statistics.wilson(share, count)[1:] == pytest.approx((centre - half, centre + half))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(
+    "probs, accuracy",
+    [
+        ([1 - 1e-12, 1e-12], 1.0),  # all right
+        ([1e-300, 1 - 1e-12], 0.0),  # all wrong
+        ([0.5, 0.5], 1.0),  # ties: the first option is taken
+    ],
+)
+def test_scores_without_any_spread(count, probs, accuracy):
+    """No warning and no NaN, except the gain of the base and temperatures of a single item."""
+    answers = decisions(*([[(probs, 0)]] * count))
+    base = row(answers)
+    assert all(map(math.isnan, base.gain))
+    about = {"stage": "0", "model": "m", "task": "t", "thoughts": "none", "too_long": 0}
+    found = scores.row(Answers(answers, answers), None, Answers(answers, answers), **about)
+    assert found.gain == (0, 0, 0)
+    for score in (base, found):
+        theirs = binomtest(round(accuracy * count), count).proportion_ci(method="wilson")
+        assert score.accuracy == pytest.approx((accuracy, theirs.low, theirs.high), abs=1e-6)
+        assert score.expected_prob == pytest.approx(probs[0] / sum(probs))
+        assert score.nll == pytest.approx(-math.log(probs[0] / sum(probs)), abs=1e-9)
+        assert score.expected_prob_error == pytest.approx(0, abs=1e-12)
+        assert score.expected_prob_spread == score.accuracy_spread == 0
+        assert math.isnan(score.calibrated) == math.isnan(score.sharpened) == (count == 1)
