@@ -6,6 +6,8 @@ The template is run by transformers, in its sandbox, and its files are the ones 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,12 @@ def render(
             f"{inputs.name(folder)}: the chat template cannot be applied ({reason}); correct it, or "
             "leave --apply_chat_template out"
         ) from error
+
+
+def fingerprint(template: str, folder: Path) -> str:
+    """A short text that differs for another template, or for other special tokens of the folder."""
+    content = json.dumps([template, _special_tokens(folder)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _special_tokens(folder: Path) -> dict[str, Any]:

@@ -87,6 +87,7 @@ class FqsJax(LM):
             loaded = loaded.with_thought(temperature=temperature)
         self.loaded: Loaded = loaded
         self._template: str | None = None  # of chats, once it is asked for
+        self._unused: set[str] = set()  # generation settings that a warning has named
 
     @classmethod
     def create_from_arg_string(
@@ -110,8 +111,10 @@ class FqsJax(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The name under which the harness keeps texts that were made with this chat template."""
-        return str(self.loaded.source.resolve()).replace("/", "__")
+        """The name under which the harness keeps texts; it differs for other templates and tokens."""
+        template = self._template or self.chat_template(True)
+        assert template is not None
+        return chat_templates.fingerprint(template, self.loaded.source)
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The template that chats are written with from now on; None if they are not.
@@ -201,6 +204,10 @@ class FqsJax(LM):
 
     def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
         wanted = harness_options.sampling(settings, self._max_gen_toks)
+        if unused := set(harness_options.unused(settings)) - self._unused:
+            self._unused |= unused
+            names = printable(", ".join(sorted(unused)), 200)
+            _log.warning("generation settings that this model does not have: %s", names)
         prompts = [self._fitted(context, wanted.max_new_tokens) for context in contexts]
         texts = StopTexts(self.loaded.tokenizer, wanted.until, len(prompts))
         with contextlib.suppress(AllStopped):

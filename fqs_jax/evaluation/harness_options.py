@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 from fqs_jax.runtime.errors import UserError, printable
 
 # Names of other models' arguments, and ours for the same thing.
-_OURS = {"pretrained": "checkpoint", "model": "checkpoint", "path": "checkpoint", "peft": "stage"}
+_OURS = {"pretrained": "checkpoint", "model": "checkpoint", "path": "checkpoint"}
+_GENERATION = {
+    "until",
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "do_sample",
+    "top_p",
+}
 _FROM_THE_HARNESS = ("max_batch_size", "device", "trust_remote_code")
 
 
@@ -114,6 +124,11 @@ def sampling(settings: Mapping[str, Any], max_gen_toks: int) -> Sampling:
     most = whole_number("max_gen_toks", normal["max_gen_toks"], 1, 2**31)
     temperature = float(normal.get("temperature", 0.0)) if normal.get("do_sample") else 0.0
     return Sampling(list(until), most, temperature, float(kept.get("top_p", 1.0)))
+
+
+def unused(settings: Mapping[str, Any]) -> list[str]:
+    """Names of a task's generation settings that have no effect here, such as num_beams."""
+    return sorted(map(str, set(settings) - _GENERATION))
 
 
 def _number(value: Any) -> float | None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.evaluation import harness_options
+from fqs_jax.evaluation import chat_templates, harness_options
 from fqs_jax.inference import continuations, generation
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
@@ -302,3 +302,27 @@ def test_settings_of_generated_texts():
     assert greedy == ([], 5, 0.0, 1.0)
     drawn = harness_options.sampling({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 3}, 16)
     assert drawn == ([], 3, 0.7, 0.9)
+
+
+def test_generation_settings_without_effect_are_named():
+    settings = {"until": ["a"], "max_gen_toks": 3, "num_beams": 4, "top_k": 5}
+    assert harness_options.unused(settings) == ["num_beams", "top_k"]
+
+
+def test_texts_are_kept_under_another_name_for_another_template(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    names = {chat_templates.fingerprint(template, tmp_path) for template in ("a", "a", "b")}
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<t>"}')
+    assert len(names | {chat_templates.fingerprint("a", tmp_path)}) == 3
+
+
+def test_errors_of_the_harness_itself_are_told_from_ours():
+    from fqs_jax import lm_eval_adapter
+
+    def error_of(work):
+        with pytest.raises(Exception) as raised:
+            work()
+        return raised.value
+
+    assert lm_eval_adapter._is_of_harness(error_of(lambda: json.loads("{")))
+    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat_templates.choose(None)))
