@@ -4,8 +4,11 @@
 is the harness's own command line with this model known to it.
 """
 
+import traceback
+from pathlib import Path
+
 from fqs_jax.runtime import doors
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 
 __all__ = ["FqsJax"]
 
@@ -18,7 +21,20 @@ def _serve_harness() -> None:
         import fqs_jax.evaluation.harness  # noqa: F401  registers the model
     except ImportError as error:
         raise UserError(str(error)) from error
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except Exception as error:
+        if doors.explain(error) is not None or not _is_of_harness(error):
+            raise
+        reason = printable(" ".join(str(error).split()), 1000)
+        raise UserError(f"the harness stops: {type(error).__name__}: {reason}") from error
+
+
+def _is_of_harness(error: Exception) -> bool:
+    """True if no code of this package took part, so that a task or an option is at fault."""
+    package = Path(__file__).resolve().parent
+    files = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+    return not any(file.is_relative_to(package) for file in files - {Path(__file__)})
 
 
 if __name__ == "__main__":

@@ -76,6 +76,18 @@ class Tokenizer:
         """The id of a vocabulary entry by its spelling in the vocabulary; None if it does not exist."""
         return self.backend.id_of(piece)
 
+    def piece_of(self, token_id: int) -> str:
+        """The spelling of an id in the vocabulary; "" if there is no such id."""
+        return self.backend.piece_of(token_id) if 0 <= token_id < self.vocab_size else ""
+
+    def with_opening(self, text: str) -> list[int]:
+        """Token ids of a whole text: the opening and the text, which may begin with the BOS token itself.
+
+        Chat templates write that token. No model was trained on texts that begin with two of them.
+        """
+        ids = self.encode(text)
+        return ids if ids[: len(self.opening)] == self.opening else self.opening + ids
+
     def for_table(self, rows: int, folder: str | Path) -> Tokenizer:
         """This tokenizer for a model whose embedding table has so many rows.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from fqs_jax.inference import generation, readings
-from fqs_jax.inference.generation import Emitted
+from fqs_jax.evaluation import chat_templates, harness_options
+from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
+from fqs_jax.inference import continuations, generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli, sharding
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime import cli, paths, sharding
+from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.progress import Progress
 
 try:
@@ -28,7 +32,7 @@ except ImportError as error:
     raise ImportError(missing, name=error.name) from error
 
 _log = logging.getLogger(__name__)
-_LENGTH_NAMES = ("max_gen_toks", "max_new_tokens", "max_tokens")
+_BATCH_SIZE, _MOST_TEXTS = 8, 2**16
 
 
 @register_model("fqs_jax")
@@ -61,44 +65,104 @@ class FqsJax(LM):
         device: str | None = None,
     ):
         super().__init__()
-        if not 0 <= seed <= cli.MAX_SEED:
-            raise UserError(f"seed must be 0 to {cli.MAX_SEED}, not {seed}")
-        name = None if stage is None else str(stage)
-        loaded = loading.load(str(checkpoint), name, mesh=sharding.local_mesh(fsdp, tensor))
-        if not think:
-            loaded = dataclasses.replace(loaded, thought=None)
-        elif loaded.thought is not None and thought_temperature is not None:
-            temperature = float(thought_temperature)
+        self._seed = harness_options.whole_number("seed", seed, 0, cli.MAX_SEED)
+        self._max_gen_toks = harness_options.whole_number("max_gen_toks", max_gen_toks, 1, 2**31)
+        self._batch_size = _texts_at_once(batch_size)
+        mesh = sharding.local_mesh(
+            harness_options.whole_number("fsdp", fsdp, 1, 2**16),
+            harness_options.whole_number("tensor", tensor, 1, 2**16),
+        )
+        thinks = harness_options.switch("think", think)
+        temperature = None
+        if thought_temperature is not None:
+            temperature = harness_options.number(
+                "thought_temperature", thought_temperature, 0, math.inf
+            )
             generation.check_sampling(1, temperature, top_p=1.0)
+        name = None if stage is None else str(stage)
+        loaded = loading.load(str(paths.expand(str(checkpoint))), name, mesh=mesh)
+        if not thinks:
+            loaded = dataclasses.replace(loaded, thought=None)
+        elif temperature is not None:
             loaded = loaded.with_thought(temperature=temperature)
         self.loaded: Loaded = loaded
-        self._seed, self._max_gen_toks = seed, max_gen_toks
-        # `auto` asks for the largest batch that fits, which is not searched for here.
-        requested = "auto" if batch_size is None else str(batch_size)
-        self._batch_size = 8 if requested.startswith("auto") else _count(requested)
+        self._template: str | None = None  # of chats, once it is asked for
+        self._unused: set[str] = set()  # generation settings that a warning has named
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> FqsJax:
+        """The model of `--model_args`, written as name=value,name=value.
+
+        Raises:
+          UserError: a name or a value is not known.
+        """
+        given = harness.simple_parse_args_string(arg_string)
+        return cls.create_from_arg_obj(given, additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> FqsJax:
+        """The same from arguments by name."""
+        known = list(inspect.signature(cls).parameters)
+        return cls(**harness_options.arguments(arg_dict, additional_config or {}, known))
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name under which the harness keeps texts; it differs for other templates and tokens."""
+        template = self._template or self.chat_template(True)
+        assert template is not None
+        return chat_templates.fingerprint(template, self.loaded.source)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that chats are written with from now on; None if they are not.
+
+        Args:
+          chat_template: True = the main one of the model's folder; or the name of one.
+
+        Raises:
+          UserError: the folder has none.
+        """
+        if not chat_template:
+            return None
+        name = chat_template if isinstance(chat_template, str) else None
+        self._template = chat_templates.choose(self.loaded.source, name)
+        return self._template
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a chat; see `chat_templates.render`."""
+        template = self._template or self.chat_template(True)
+        assert template is not None
+        return chat_templates.render(
+            template, self.loaded.source, chat_history, add_generation_prompt
+        )
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation after its context, and True for the greedy one."""
         tokenizer = self.loaded.tokenizer
-        return self._score([readings.encode(tokenizer, *r.args) for r in requests])
+        return self._score([continuations.encode(tokenizer, *r.args) for r in requests])
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         """Log-probability of each text, every token once, in windows that the model was made for."""
         tokenizer = self.loaded.tokenizer
-        windows: list[readings.Request] = []
+        windows: list[continuations.Request] = []
         owners = []
         for i, request in enumerate(requests):
             cut = harness.get_rolling_token_windows(
                 tokenizer.encode(request.args[0]),
-                readings.first_id(tokenizer),
+                continuations.first_id(tokenizer),
                 self.loaded.model.max_seq_len,
                 1,
             )
-            pairs = [readings.Request(*harness.make_disjoint_window(pair)) for pair in cut]
+            pairs = [continuations.Request(*harness.make_disjoint_window(pair)) for pair in cut]
             windows += pairs
             owners += [i] * len(pairs)
         log_probs = [log_prob for log_prob, _ in self._score(windows)]
@@ -120,9 +184,9 @@ class FqsJax(LM):
                     results[i] = text
         return results
 
-    def _score(self, requests: Sequence[readings.Request]) -> list[tuple[float, bool]]:
+    def _score(self, requests: Sequence[continuations.Request]) -> list[tuple[float, bool]]:
         with Progress(f"{self.loaded.label}: continuations", 0, 0) as bar:
-            scores, cropped = readings.score(
+            scores, cropped = continuations.score(
                 self.loaded,
                 requests,
                 self._batch_size,
@@ -139,82 +203,51 @@ class FqsJax(LM):
         return [(score.log_prob, score.greedy) for score in scores]
 
     def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
-        until = settings.get("until") or []
-        until = [until] if isinstance(until, str) else until
-        longest = next(
-            (int(settings[name]) for name in _LENGTH_NAMES if name in settings), self._max_gen_toks
-        )
-        temperature = float(settings.get("temperature", 0.0))
-        if not settings.get("do_sample", temperature > 0):
-            temperature = 0.0
-        prompts = [self._fitted(context, longest) for context in contexts]
-        texts = _Until(self.loaded, until, len(prompts))
-        try:
+        wanted = harness_options.sampling(settings, self._max_gen_toks)
+        if unused := set(harness_options.unused(settings)) - self._unused:
+            self._unused |= unused
+            names = printable(", ".join(sorted(unused)), 200)
+            _log.warning("generation settings that this model does not have: %s", names)
+        prompts = [self._fitted(context, wanted.max_new_tokens) for context in contexts]
+        texts = StopTexts(self.loaded.tokenizer, wanted.until, len(prompts))
+        with contextlib.suppress(AllStopped):
             generation.generate(
                 self.loaded,
                 prompts,
-                longest,
-                temperature=temperature,
-                top_p=float(settings.get("top_p", 1.0)),
+                wanted.max_new_tokens,
+                temperature=wanted.temperature,
+                top_p=wanted.top_p,
                 seed=self._seed,
                 on_step=texts.step,
             )
-        except _AllStopped:
-            pass
         return texts.texts
 
-    def _fitted(self, context: str, new_tokens: int) -> str:
-        """The end of a context, short enough for the new tokens to fit behind it."""
+    def _fitted(self, context: str, new_tokens: int) -> list[int]:
+        """The last token ids of a context, few enough for the new tokens to fit behind them.
+
+        As in the harness's own models, the beginning is cut off, the BOS token too.
+        """
         tokenizer, longest = self.loaded.tokenizer, self.loaded.model.max_seq_len
-        ids = generation.prompt_ids(self.loaded, context)
+        ids = tokenizer.with_opening(context) or [continuations.first_id(tokenizer)]
         room = longest - new_tokens
         if room < 1:
             raise UserError(
                 f"{new_tokens} new tokens leave no room for a context in {longest}; give "
                 "--gen_kwargs max_gen_toks=N"
             )
-        if len(ids) <= room:
-            return context
-        _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
-        keep = room - len(tokenizer.opening)
-        while True:  # cut off from its beginning, a text may take more tokens than before
-            text = tokenizer.decode(ids[len(ids) - keep :])
-            excess = len(generation.prompt_ids(self.loaded, text)) - room
-            if excess <= 0:
-                return text
-            keep = max(0, keep - excess)
+        if len(ids) > room:
+            _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
+        return ids[-room:]
 
 
-def _count(batch_size: str) -> int:
-    if not batch_size.isdigit() or int(batch_size) < 1:
-        raise UserError(f"--batch_size is a number of texts, 1 or more, or auto, not {batch_size}")
-    return int(batch_size)
-
-
-class _AllStopped(Exception):
-    """Raised to end a generation in which every text has stopped."""
-
-
-class _Until:
-    """Growing texts, each cut before the first of the stop texts."""
-
-    def __init__(self, loaded: Loaded, until: Sequence[str], rows: int):
-        self._tokenizer, self._until = loaded.tokenizer, until
-        self._ids: list[list[int]] = [[] for _ in range(rows)]
-        self._stopped = [False] * rows
-        self.texts = [""] * rows
-
-    def step(self, emitted: Emitted) -> None:
-        for i, token in enumerate(emitted.token_B.tolist()):
-            if self._stopped[i]:
-                continue
-            if token < 0:
-                self._stopped[i] = True
-                continue
-            self._ids[i].append(token)
-            text = self._tokenizer.decode(self._ids[i])
-            ends = [text.index(stop) for stop in self._until if stop and stop in text]
-            self._stopped[i] = bool(ends)
-            self.texts[i] = text[: min(ends)] if ends else text
-        if all(self._stopped):
-            raise _AllStopped
+def _texts_at_once(batch_size: str | int | None) -> int:
+    """The number of texts in a batch; `auto` asks for the largest that fits, which is not searched for."""
+    requested = "auto" if batch_size is None else str(batch_size)
+    if requested.startswith("auto"):
+        return _BATCH_SIZE
+    if not requested.isdecimal() or not 1 <= int(requested[:9]) <= _MOST_TEXTS:
+        raise UserError(
+            f"--batch_size is a number of texts, 1 to {_MOST_TEXTS}, or auto, not "
+            f"{printable(requested, 60)}"
+        )
+    return int(requested)

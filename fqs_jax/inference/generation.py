@@ -75,7 +75,7 @@ _LEAST_SAMPLING = 1e-6  # far above what float32 rounds to zero
 
 def generate(
     loaded: Loaded,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     *,
     temperature: float = 0.0,
@@ -88,7 +88,8 @@ def generate(
 
     Args:
       loaded: the model, from `loading.load`.
-      prompts: B texts of any lengths; without sampling each is continued as it would be alone.
+      prompts: B texts of any lengths, or their token ids with the opening; without sampling each is
+        continued as it would be alone.
       max_new_tokens: N, the most tokens generated for a prompt.
       temperature: of the text; 0 takes the likeliest token. Thoughts have their own, from the config.
       top_p: probability of the smallest set of tokens that is sampled from.
@@ -223,14 +224,14 @@ def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> Non
         raise UserError(f"top_p must be at least {_LEAST_SAMPLING:g}, not {top_p}")
 
 
-def prompt_ids(loaded: Loaded, prompt: str) -> list[int]:
-    """Token ids of a prompt, with the tokenizer's opening.
+def prompt_ids(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:
+    """Token ids of a prompt, with the tokenizer's opening; a prompt of token ids is left as it is.
 
     Raises:
       UserError: there is no token.
     """
     tokenizer = loaded.tokenizer
-    ids = tokenizer.opening + tokenizer.encode(prompt)
+    ids = tokenizer.opening + tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise UserError("the prompt is empty and this tokenizer has no beginning-of-text token")
     return ids

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.inference import generation, readings
+from fqs_jax.evaluation import chat_templates, harness_options
+from fqs_jax.inference import continuations, generation
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import Thinker
@@ -154,7 +155,7 @@ def test_thoughts_are_thought_one_position_after_another(place, manager):
     number = 0
     for document, answers in zip(documents, scored, strict=True):
         for choice, (log_prob, greedy) in zip(["0", "1", "2", "3 +1 = 4"], answers, strict=True):
-            asked = readings.encode(model.tokenizer, document["question"], f" {choice}")
+            asked = continuations.encode(model.tokenizer, document["question"], f" {choice}")
             row = asked.context + asked.continuation
             if len(row) <= room:
                 padded = jnp.array([row + [0] * (room - len(row))])
@@ -209,18 +210,16 @@ def test_options(place):
     assert FqsJax(root, THINKS, thought_temperature=0).loaded.thought.temperature == 0
 
 
-def test_a_cropped_context_fits(place, tmp_path):
-    """Pieces that stood inside a word are written in more tokens at a text's beginning."""
+def test_a_cropped_context_is_its_last_tokens(tmp_path):
     from fqs_jax.lm_eval_adapter import FqsJax
 
     words = FqsJax(str(hf_folder(tmp_path / "model")))
     longest = words.loaded.model.max_seq_len
     context = "afraidofseventreesnobody" * 9
+    ids = generation.prompt_ids(words.loaded, context)
     for room in range(1, 30):
-        fitted = words._fitted(context, longest - room)
-        assert context.endswith(fitted)
-        assert len(generation.prompt_ids(words.loaded, fitted)) <= room
-    assert fitted
+        assert words._fitted(context, longest - room) == ids[-room:]
+    assert words._fitted("the cat", 3) == generation.prompt_ids(words.loaded, "the cat")
 
 
 def test_what_cannot_be_is_refused(place):
@@ -229,12 +228,101 @@ def test_what_cannot_be_is_refused(place):
     root = str(place / "W")
     with pytest.raises(UserError, match="500 new tokens leave no room"):
         FqsJax(root, NTP)._fitted("0 +1", 500)
-    with pytest.raises(UserError, match="seed must be 0 to 4294967295"):
+    with pytest.raises(UserError, match="seed must be a whole number, 0 to 4294967295"):
         FqsJax(root, NTP, seed=10**20)
-    with pytest.raises(UserError, match="not nan"):
+    with pytest.raises(UserError, match="thought_temperature must .* not nan"):
         FqsJax(root, THINKS, thought_temperature="nan")
-    for batch_size in (0, "-1", "many"):
+    for batch_size in (0, "-1", "many", "1.5", 10**6, "9" * 5000):
         with pytest.raises(UserError, match="batch_size is a number"):
             FqsJax(root, NTP, batch_size=batch_size)
     with pytest.raises(UserError, match="no stage '9'"):
         FqsJax(root, "9")
+
+
+@pytest.mark.parametrize(
+    "arguments, reason",
+    [
+        (
+            "pretrained=W",
+            "no 'pretrained'; write checkpoint= for it; there are checkpoint, stage, ",
+        ),
+        ("checkpoint=W,dtype=float32", "no 'dtype'; there are checkpoint, stage, think, "),
+        ("", "no checkpoint=FOLDER; there are checkpoint, "),
+        ("checkpoint=", "no checkpoint=FOLDER; there are checkpoint, "),
+        ("checkpoint=W,think=maybe", "think must be True or False, not maybe"),
+        ("checkpoint=W,think=2", "think must be True or False, not 2"),
+        ("checkpoint=W,seed=x", "seed must be a whole number, 0 to 4294967295, not x"),
+        ("checkpoint=W,seed=1.5", "not 1.5"),
+        ("checkpoint=W,seed=true", "not True"),
+        ("checkpoint=W,seed=inf", "not inf"),
+        ("checkpoint=W,max_gen_toks=0", "max_gen_toks must be a whole number, 1 to "),
+        ("checkpoint=W,fsdp=0", "fsdp must be a whole number, 1 to "),
+        ("checkpoint=W,thought_temperature=-1", "thought_temperature must be a number, 0 to "),
+        ("checkpoint=s3://bucket/W", "is an address"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(arguments, reason):
+    from fqs_jax.lm_eval_adapter import FqsJax
+
+    with pytest.raises(UserError) as refused:
+        FqsJax.create_from_arg_string(arguments, {"batch_size": 1, "device": None})
+    assert reason in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_arguments_of_both_kinds(place):
+    from fqs_jax.lm_eval_adapter import FqsJax
+
+    given = {"checkpoint": str(place / "W"), "stage": 3, "think": "false", "seed": "7"}
+    flags = {"batch_size": 4, "max_batch_size": None, "device": "cpu"}
+    model = FqsJax.create_from_arg_obj(given | {"trust_remote_code": True}, flags)
+    assert model._batch_size == 4 and model._seed == 7
+    assert FqsJax.create_from_arg_obj(given | {"batch_size": 2}, flags)._batch_size == 2
+
+
+@pytest.mark.parametrize(
+    "settings, reason",
+    [
+        ({"until": 5}, "until must be a text or a list of texts, not 5"),
+        ({"until": ["a", None]}, "until must be a text or a list of texts"),
+        ({"temperature": "hot"}, "temperature must be a number, 0 to inf, not hot"),
+        ({"temperature": float("nan"), "do_sample": True}, "temperature must be a number"),
+        ({"max_gen_toks": "many"}, "cannot be used"),
+        ({"max_gen_toks": 0}, "max_gen_toks must be a whole number, 1 to "),
+    ],
+)
+def test_settings_of_generated_texts_that_cannot_be(settings, reason):
+    with pytest.raises(UserError, match=reason):
+        harness_options.sampling(settings, 16)
+
+
+def test_settings_of_generated_texts():
+    plain = harness_options.sampling({"until": "\n", "temperature": None}, 16)
+    assert plain == (["\n"], 16, 0.0, 1.0)
+    greedy = harness_options.sampling({"do_sample": False, "temperature": 0.7, "max_tokens": 5}, 16)
+    assert greedy == ([], 5, 0.0, 1.0)
+    drawn = harness_options.sampling({"temperature": 0.7, "top_p": 0.9, "max_gen_toks": 3}, 16)
+    assert drawn == ([], 3, 0.7, 0.9)
+
+
+def test_generation_settings_without_effect_are_named():
+    settings = {"until": ["a"], "max_gen_toks": 3, "num_beams": 4, "top_k": 5}
+    assert harness_options.unused(settings) == ["num_beams", "top_k"]
+
+
+def test_texts_are_kept_under_another_name_for_another_template(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    names = {chat_templates.fingerprint(template, tmp_path) for template in ("a", "a", "b")}
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<t>"}')
+    assert len(names | {chat_templates.fingerprint("a", tmp_path)}) == 3
+
+
+def test_errors_of_the_harness_itself_are_told_from_ours():
+    from fqs_jax import lm_eval_adapter
+
+    def error_of(work):
+        with pytest.raises(Exception) as raised:
+            work()
+        return raised.value
+
+    assert lm_eval_adapter._is_of_harness(error_of(lambda: json.loads("{")))
+    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat_templates.choose(None)))

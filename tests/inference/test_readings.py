@@ -1,4 +1,4 @@
-"""Scores of continuations against thinking at one position at a time."""
+"""Readings, and scores of continuations, against thinking at one position at a time."""
 
 import dataclasses
 import functools
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer_training
+from fqs_jax.inference import continuations, readings
 from fqs_jax.inference import loaded as loaded_lib
-from fqs_jax.inference import readings
-from fqs_jax.inference.readings import Request, Row
+from fqs_jax.inference.continuations import Request
+from fqs_jax.inference.readings import Row
 from fqs_jax.model import decoder
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
@@ -89,7 +90,7 @@ def _at(params, tokens, mask, index, number, model, thought):
 def test_scores_are_those_of_each_text_alone(tokenizer, tmp_path, thinks, window):
     model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None, sliding_window=window)
     asked = requests(LENGTHS)
-    scores, cropped = readings.score(model, asked, batch_size=2, seed=SEED)
+    scores, cropped = continuations.score(model, asked, batch_size=2, seed=SEED)
     assert cropped == 0 and len(scores) == len(asked)
     for number, (request, score) in enumerate(zip(asked, scores, strict=True)):
         if not request.continuation:
@@ -106,9 +107,9 @@ def test_the_likeliest_continuation_is_greedy(tokenizer, tmp_path, thinks):
     model = loaded(tokenizer, tmp_path, THOUGHT if thinks else None)
     context = [3, 1, 4]
     best = int(directly(model, 0, Request(context, [0]))[0].argmax())
-    scores, _ = readings.score(model, [Request(context, [best])], seed=SEED)
+    scores, _ = continuations.score(model, [Request(context, [best])], seed=SEED)
     assert scores[0].greedy
-    scores, _ = readings.score(model, [Request(context, [(best + 1) % VOCAB])], seed=SEED)
+    scores, _ = continuations.score(model, [Request(context, [(best + 1) % VOCAB])], seed=SEED)
     assert not scores[0].greedy
 
 
@@ -119,7 +120,7 @@ def test_scores_that_are_not_finite_are_refused(tokenizer, tmp_path):
     )
     asked = [Request([3], []), Request([3, 1], [4])]  # an empty continuation is not read
     with pytest.raises(UserError, match="loss of tiny is not finite, first in item 2: the model"):
-        readings.score(broken, asked, batch_size=2)
+        continuations.score(broken, asked, batch_size=2)
 
 
 def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
@@ -127,7 +128,7 @@ def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
     asked = requests([(3, 1), (8, 1), (5, 1)])
 
     def log_probs(batch_size, seed):
-        scores, _ = readings.score(model, asked, batch_size, seed)
+        scores, _ = continuations.score(model, asked, batch_size, seed)
         return np.array([score.log_prob for score in scores])
 
     np.testing.assert_allclose(log_probs(1, 0), log_probs(2, 0), atol=1e-4)
@@ -137,7 +138,7 @@ def test_batches_do_not_matter_and_seeds_do(tokenizer, tmp_path):
 def test_several_thoughts_are_averaged_as_probabilities(tokenizer, tmp_path):
     model = loaded(tokenizer, tmp_path, dataclasses.replace(THOUGHT, rationales=3))
     [request] = requests([(10, 7)])
-    scores, _ = readings.score(model, [request], batch_size=1, seed=SEED)
+    scores, _ = continuations.score(model, [request], batch_size=1, seed=SEED)
     right = directly(model, 0, request)[np.arange(7), request.continuation]
     assert scores[0].log_prob == pytest.approx(right.sum(), abs=1e-4)
 
@@ -202,28 +203,28 @@ def test_what_is_too_long_loses_its_beginning(tokenizer, tmp_path):
     rng = np.random.default_rng(0)
     long = rng.integers(0, VOCAB, 120).tolist()
     long_request, short_request = Request(long, [1]), Request(long[-100:], [1])
-    (score, same), cropped = readings.score(model, [long_request, short_request])
+    (score, same), cropped = continuations.score(model, [long_request, short_request])
     assert cropped == 1 and score == same
     with pytest.raises(UserError, match="101 tokens is longer than the 100"):
-        readings.score(model, [Request([1], long[:101])])
+        continuations.score(model, [Request([1], long[:101])])
 
 
 def test_encoding_cuts_the_tokens_of_the_whole_text(tokenizer):
     plain = dataclasses.replace(tokenizer, add_bos=False)
     for context, continuation in [("the cat", " sat on"), ("the cat ", "sat on")]:
-        request = readings.encode(plain, context, continuation)
+        request = continuations.encode(plain, context, continuation)
         assert request.context == plain.encode("the cat")
         assert request.context + request.continuation == plain.encode("the cat sat on")
     with_bos = dataclasses.replace(tokenizer, bos_id=1, add_bos=True)
-    assert readings.encode(with_bos, "the", " cat").context == [1, *plain.encode("the")]
+    assert continuations.encode(with_bos, "the", " cat").context == [1, *plain.encode("the")]
 
 
 def test_an_empty_context_is_the_begin_or_the_end_of_text(tokenizer):
     ids = tokenizer.encode("the cat")
     for add_bos in (True, False):
         begins = dataclasses.replace(tokenizer, bos_id=1, add_bos=add_bos)
-        assert readings.encode(begins, "", "the cat") == ([1], ids)
+        assert continuations.encode(begins, "", "the cat") == ([1], ids)
     ends = dataclasses.replace(tokenizer, bos_id=None, eos_id=2, add_bos=False)
-    assert readings.encode(ends, "", "the cat") == ([2], ids)
+    assert continuations.encode(ends, "", "the cat") == ([2], ids)
     with pytest.raises(UserError, match="needs a tokenizer with a BOS"):
-        readings.encode(dataclasses.replace(ends, eos_id=None), "", "the cat")
+        continuations.encode(dataclasses.replace(ends, eos_id=None), "", "the cat")

@@ -1,0 +1,340 @@
+"""Our model in the lm-evaluation-harness against the harness's own, request by request, on byte-level BPE."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+
+from fqs_jax import huggingface
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.evaluation import chat_templates
+from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
+from fqs_jax.inference import continuations
+from fqs_jax.inference.generation import Emitted
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.runtime.errors import UserError
+from tests.tiny_runs import sentences
+
+pytest.importorskip(
+    "lm_eval", reason="lm_eval is in no extra but `eval`; pip install 'fqs_jax[eval]'"
+)
+pytest.importorskip("accelerate", reason="the harness's own model needs it")
+
+LONGEST = 48
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}{% if not loop.last or add_generation_prompt %}<|im_end|>\n{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+CHAT = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "the cat saw"},
+    {"role": "assistant", "content": "the mat."},
+    {"role": "user", "content": "a small dog"},
+]
+
+
+def write_tokenizer(folder):
+    """Byte-level BPE that knows the sentences; texts start with <|endoftext|>."""
+    folder.mkdir()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=SPECIALS,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([*sentences(200), "11 12 112 1212 22"], trainer)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return tokenizer.get_vocab_size()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("bpe")
+    size = write_tokenizer(place / "tokenizer")
+    config = ModelConfig(
+        vocab_size=size,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=24,
+        max_seq_len=LONGEST,
+    )
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32),
+        decoder.abstract_params(config),
+    )
+    params["head"]["kernel"][:, 1:3] *= 3  # so that generated texts have special tokens
+    huggingface.export(params, config, place / "model", place / "tokenizer")
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def both(folder):
+    """The harness's own model and ours."""
+    from lm_eval.models.huggingface import HFLM
+
+    from fqs_jax.lm_eval_adapter import FqsJax
+
+    # The cache would give a text the scores of another one that has equal tokens but is cut elsewhere.
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 1, "logits_cache": False}
+    theirs = HFLM(pretrained=str(folder), **options)
+    return theirs, FqsJax(str(folder), batch_size=4)
+
+
+def instances(kind, arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, args, i) for i, args in enumerate(arguments)]
+
+
+PAIRS = [
+    ("the cat", " saw the mat."),
+    ("the cat ", "saw the mat."),  # the space goes with the word
+    ("the cat\n\n", "saw"),
+    ("the", "cat"),
+    ("one old ki", "ng sat on a big tree"),  # joined at the border, and longer
+    ("11 ", "12 1212"),
+    ("", "the cat saw"),
+    ("", "<|endoftext|>the cat"),
+    ("<|endoftext|>the cat", " saw"),  # not twice
+    ("<|im_start|>user\nthe cat<|im_end|>\n", "the mat<|im_end|>"),
+    ("   ", "cat"),
+    ("the red bird " * 30, "ran after seven stars"),  # loses its beginning
+    ("caf\u00e9 \u4f60", "\u597d \U0001f600"),
+]
+
+
+def test_log_probabilities_are_those_of_the_harness(both):
+    theirs, ours = both
+    asked = instances("loglikelihood", PAIRS)
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    for pair, found, right in zip(PAIRS, ours.loglikelihood(asked), expected, strict=True):
+        assert found[0] == pytest.approx(right[0], abs=1e-4), pair
+        assert found[1] == right[1], pair
+
+
+def test_tokens_are_cut_as_by_the_harness(both):
+    theirs, ours = both
+    for context, continuation in PAIRS:
+        if context:
+            expected = theirs._encode_pair(context, continuation)
+            found = continuations.encode(ours.loaded.tokenizer, context, continuation)
+            assert list(found) == list(expected)
+
+
+def test_a_choice_that_joins_its_context_has_a_score(both):
+    """The harness's own model ends with an assertion there."""
+    _, ours = both
+    tokenizer = ours.loaded.tokenizer
+    joined = [("the ca", "t"), ("one o", "ld"), ("seve", "n"), ("the small do", "g")]
+    for context, continuation in joined:
+        before, after = continuations.encode(tokenizer, context, continuation)
+        whole = tokenizer.with_opening(context + continuation)
+        assert len(whole) <= len(tokenizer.with_opening(context))
+        assert after and before + after == whole
+    scores = ours.loglikelihood(instances("loglikelihood", joined))
+    wholes = [("", context + continuation) for context, continuation in joined]
+    total = ours.loglikelihood(instances("loglikelihood", wholes))
+    for (log_prob, _), (whole, _) in zip(scores, total, strict=True):
+        assert whole - 1e-4 <= log_prob < 0  # the last of the factors of the whole
+    assert ours.loglikelihood(instances("loglikelihood", [("the cat", "")])) == [(0.0, True)]
+
+
+def test_a_continuation_without_a_token_is_refused(both):
+    _, ours = both
+
+    class Dropping(type(ours.loaded.tokenizer)):
+        def encode(self, text):
+            return super().encode(text.rstrip("\u200b"))
+
+    fields = {
+        name: getattr(ours.loaded.tokenizer, name) for name in ("backend", "bos_id", "eos_id")
+    }
+    tokenizer = Dropping(**fields, pad_id=0, add_bos=True)
+    with pytest.raises(UserError, match="u200b' has no token of its own"):
+        continuations.encode(tokenizer, "the cat", "\u200b")
+
+
+def test_perplexities_are_those_of_the_harness(both):
+    theirs, ours = both
+    texts = [
+        ("the cat saw nobody.",),
+        ("the red bird ran after seven stars. " * 12,),
+        ("caf\u00e9",),
+    ]
+    asked = instances("loglikelihood_rolling", texts)
+    before, theirs.add_bos_token = theirs.add_bos_token, False  # see docs/harness.md
+    expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
+    theirs.add_bos_token = before
+    assert ours.loglikelihood_rolling(asked) == pytest.approx(expected, abs=1e-3)
+
+
+CONTEXTS = [f"{line[:20]}" for line in sentences(6, seed=4)] + [
+    "the red bird " * 30,
+    "<|im_start|>user\nthe cat<|im_end|>\n<|im_start|>assistant\n",
+    "<|endoftext|>the cat",
+]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"until": [], "max_gen_toks": 12},
+        {"until": ["<|im_end|>"], "max_gen_toks": 12},
+        {"until": ["<|im_start|>", "<|im_end|>"], "max_gen_toks": 30},
+        {"until": ["e", "\n\n"], "max_gen_toks": 12},
+        {"until": ["e\x0bt", "!!!"], "max_gen_toks": 30, "do_sample": False, "temperature": 1.0},
+        {"until": "o", "max_new_tokens": 7},
+    ],
+)
+def test_generated_texts_are_those_of_the_harness(both, settings):
+    theirs, ours = both
+    asked = instances("generate_until", [(context, dict(settings)) for context in CONTEXTS])
+    expected = theirs.generate_until(asked, disable_tqdm=True)
+    found = ours.generate_until(asked)
+    assert found == expected
+    free = {"until": [], "max_gen_toks": settings.get("max_gen_toks", 7)}
+    asked = instances("generate_until", [(context, free) for context in CONTEXTS])
+    if settings["until"]:
+        assert found != ours.generate_until(asked)  # some texts did stop
+
+
+def emitted(*tokens):
+    return Emitted(np.array(tokens), np.zeros((len(tokens), 0)), np.zeros(len(tokens)), 0.0)
+
+
+@pytest.mark.parametrize(
+    "stop, text",
+    [
+        ("<|im_end|>", "the cat\n"),
+        ("\n<|im_end|>", "the cat"),
+        ("<|im_end|>\na", "the cat\n"),
+        ("<|im_end|>b", "the cat\n\na dog"),  # never comes
+        ("cat\n", "the "),
+        ("a", "the c"),
+        ("\n\n", "the cat"),  # a special token stands between
+        ("<|im_start|>", "the cat\n\na dog"),
+    ],
+)
+def test_stop_texts_with_special_tokens(both, stop, text):
+    tokenizer = both[1].loaded.tokenizer
+    ids = tokenizer.encode("the cat\n<|im_end|>\na dog")
+    growing = StopTexts(tokenizer, [stop, ""], 2)
+    for token in ids:
+        try:
+            growing.step(emitted(token, -1))
+        except AllStopped:
+            break
+    assert growing.texts == [text, ""]
+
+
+def test_a_stop_text_ends_a_text_in_the_middle_of_a_character(both):
+    tokenizer = both[1].loaded.tokenizer
+    ids = tokenizer.encode("\u4f60\u597d!")
+    assert len(ids) > 3
+    growing = StopTexts(tokenizer, ["\u597d"], 1)
+    with pytest.raises(AllStopped):
+        for token in ids:
+            growing.step(emitted(token))
+    assert growing.texts == ["\u4f60"]
+
+
+@pytest.mark.parametrize("chat", [CHAT, CHAT[1:], CHAT[1:2], CHAT[:2]])
+@pytest.mark.parametrize("ends", [True, False])
+def test_chats_are_written_as_by_the_harness(both, chat, ends):
+    theirs, ours = both
+    assert ours.chat_template(True) == theirs.chat_template(True) == TEMPLATE
+    found = ours.apply_chat_template(chat, add_generation_prompt=ends)
+    assert found == theirs.apply_chat_template(chat, add_generation_prompt=ends)
+    assert found.startswith("<|endoftext|><|im_start|>")
+    assert ours.loaded.tokenizer.with_opening(found) == theirs.tok_encode(found)
+
+
+def test_a_template_without_system_messages_gets_none(folder):
+    found = chat_templates.render(STRICT + TEMPLATE, folder, CHAT, True)
+    assert found == chat_templates.render(TEMPLATE, folder, CHAT[1:], True)
+
+
+@pytest.mark.parametrize(
+    "template, reason",
+    [
+        ("{{ raise_exception('never\\nagain') }}", r"\(never\); correct it"),
+        ("{% for %}", r"Expected an expression"),
+        ("{{ messages.x.y }}", "has no attribute"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% for i in range(10**9) %}{% endfor %}", "too big"),
+        ("nothing", "does not appear|not an accepted field"),
+    ],
+)
+def test_broken_templates_are_one_line(folder, template, reason):
+    with pytest.raises(UserError, match=reason) as refused:
+        chat_templates.render(template, folder, CHAT, template != "nothing" and True)
+    assert "\n" not in str(refused.value) and "leave --apply_chat_template out" in str(
+        refused.value
+    )
+
+
+def test_where_templates_stand(tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "model"
+    write_tokenizer(folder)
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    with pytest.raises(UserError, match="has no chat template .* leave --apply_chat_template out"):
+        chat_templates.choose(folder)
+
+    def keep(template):
+        (folder / "tokenizer_config.json").write_text(
+            json.dumps(settings | {"chat_template": template})
+        )
+
+    keep("one")
+    assert chat_templates.choose(folder) == "one"
+    keep([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}])
+    assert chat_templates.choose(folder) == "a" and chat_templates.choose(folder, "tool_use") == "b"
+    with pytest.raises(UserError, match="no chat template 'c'.*: default, tool_use"):
+        chat_templates.choose(folder, "c")
+    keep([{"name": "x", "template": "a"}, {"name": "y", "template": "b"}])
+    with pytest.raises(UserError, match="several chat templates.*: x, y"):
+        chat_templates.choose(folder)
+    for wrong in (5, [5], [{"name": "a"}], {"a": 5}):
+        keep(wrong)
+        with pytest.raises(UserError, match="chat_template in .* is no text"):
+            chat_templates.choose(folder)
+    keep("one")
+    (folder / "chat_template.jinja").write_text("file")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
+    loaded = PreTrainedTokenizerFast.from_pretrained(folder)
+    assert chat_templates.read(folder) == loaded.chat_template == {"default": "file", "rag": "rag"}
+
+
+def test_the_spelling_of_a_token(folder):
+    tokenizer = tokenizer_lib.load(folder)
+    assert [tokenizer.piece_of(i) for i in range(3)] == SPECIALS
+    assert tokenizer.piece_of(-1) == tokenizer.piece_of(10**6) == ""
