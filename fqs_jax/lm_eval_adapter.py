@@ -4,6 +4,7 @@
 is the harness's own command line with this model known to it.
 """
 
+import importlib
 import traceback
 from pathlib import Path
 
@@ -14,13 +15,13 @@ __all__ = ["FqsJax"]
 
 
 def _serve_harness() -> None:
-    """Run the harness's own command line."""
+    """Run the harness's own command line, with the model registered."""
     try:
-        from lm_eval.__main__ import cli_evaluate
-
-        import fqs_jax.evaluation.harness  # noqa: F401  registers the model
+        importlib.import_module("fqs_jax.evaluation.harness")
     except ImportError as error:
-        raise UserError(str(error)) from error
+        raise UserError(str(error)) from error  # the harness is an extra
+    from lm_eval.__main__ import cli_evaluate
+
     try:
         cli_evaluate()
     except Exception as error:

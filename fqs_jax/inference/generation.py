@@ -68,8 +68,9 @@ def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allo
 prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
 # Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
 _PROMPT, _CACHE = 32, 128
-# Bytes of caches and logits of a batch, and the prompts that share one however large they are.
-_BATCH_BYTES, _LEAST_BATCH = 2**30, 32
+# Bytes of caches and logits of a batch (a step needs up to four times as many), and the prompts that
+# share one however large they are.
+_BATCH_BYTES, _LEAST_BATCH = 2**28, 32
 _LEAST_SAMPLING = 1e-6  # far above what float32 rounds to zero
 
 

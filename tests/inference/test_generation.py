@@ -103,7 +103,7 @@ def test_the_size_of_a_batch_is_bounded(models):
     model = models[BASE].model
     caches = 4 * (2 * model.num_layers * model.num_kv_heads * model.head_dim * 128)
     size = generation._batch_size(model, [[1, 2]], 5)
-    assert 0.5 * 2**30 < size * caches <= 2**30
+    assert 0.5 * generation._BATCH_BYTES < size * caches <= generation._BATCH_BYTES
     assert generation._batch_size(model, [[1, 2]], 10**9) == 32
 
 
