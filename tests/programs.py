@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import REPO
-from tests.tiny_runs import FAST_COMPILE
+from tests.tiny_runs import ONE_DEVICE
 
 _DRIVER = "from tests.programs import main; main()"
 _TIMEOUT = 300.0  # seconds in which every program here is at its end
@@ -71,7 +71,7 @@ def start(
     return subprocess.Popen(
         command,
         cwd=REPO,
-        env=os.environ | FAST_COMPILE | (environment or {}),
+        env=os.environ | ONE_DEVICE | (environment or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -51,14 +51,6 @@ NUM_DOCUMENTS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_in_a_hurry():
-    optimized = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", optimized)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def offline(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         import datasets

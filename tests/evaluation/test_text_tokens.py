@@ -21,14 +21,6 @@ WINDOW = 9
 DOCUMENTS = ["the cat", " ".join(sentences(4)), "", "one old king saw nobody.", "a big tree"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Programs run for a moment only: compiling them well is not worth the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     return loading.load(str(hf_folder(tmp_path_factory.mktemp("hf") / "model")))

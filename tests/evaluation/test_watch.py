@@ -22,14 +22,6 @@ from tests import tiny_models
 from tests.tiny_runs import clock_config, hf_folder, sentences
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Compile fast: programs run for a moment only, so optimising them is not worth the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def losses(rng, documents, gap, spread=0.1):
     """Losses of documents of all lengths, each with its own gap around the given one."""
     tokens_D = rng.integers(20, 400, documents)

@@ -30,15 +30,12 @@ LENGTHS = [(7, 2), (5, 0), (10, 7), (5, 2), (5, 5)]
 
 @pytest.fixture(scope="module", autouse=True)
 def small_buckets():
-    """Short texts, and programs compiled in a hurry."""
+    """Buckets for short texts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readings, "_LENGTH", 8)
         patch.setattr(readings, "_POSITIONS", 1)
         patch.setattr(readings, "_AT_ONCE", 8)  # 4 positions in batches of 2
-        optimized = jax.config.read("jax_disable_most_optimizations")
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", optimized)
 
 
 @pytest.fixture(scope="module")

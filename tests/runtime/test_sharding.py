@@ -39,14 +39,6 @@ STAGES = {"quiet_star": 1, "ntp": 4, "next_token": 5, "distill": 6}
 Sizes = tuple[int, int, int]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Programs run once: compiling them well is not worth the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make_mesh(sizes: Sizes) -> jax.sharding.Mesh:
     devices = jax.devices()[: int(np.prod(sizes))]
     return sharding.make_mesh(dict(zip(sharding.MESH_AXES, sizes, strict=True)), devices)

@@ -27,14 +27,6 @@ from tests.tiny_runs import clock_config, rows_without_time, save_stage
 KEY = jax.random.key(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_compile():
-    """Programs run for a moment only: compiling them well is not worth the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def command(number):
     return f"launch --stage={number}"
 
@@ -114,7 +106,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config, fast_compile):
+def whole(tmp_path_factory, config):
     """All stages trained without an interruption."""
     root = tmp_path_factory.mktemp("whole") / "W"
     for number in range(4):
