@@ -18,6 +18,8 @@ there was any fault.
 from __future__ import annotations
 
 import collections
+import contextlib
+import functools
 import json
 import os
 import resource
@@ -32,7 +34,7 @@ from typing import NamedTuple
 
 from absl import app, flags
 
-from benchmarks import fuzz_inputs
+from benchmarks import fuzz_changes, fuzz_inputs
 
 FLAGS = flags.FLAGS
 SECONDS, GIB = 20.0, 2.0  # more than any of these small inputs may take
@@ -79,7 +81,7 @@ def watch(target: str, seed: int, seconds: float, out: Path) -> Found:
     """Run one worker until it dies, hangs, or has read inputs for so long."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        (place / f"{fuzz_inputs.PAYLOAD}.py").write_text("Payload = str\n")
+        (place / f"{fuzz_changes.PAYLOAD}.py").write_text("Payload = str\n")
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join([os.getcwd(), folder]),
@@ -118,6 +120,11 @@ def work() -> None:
     import hypothesis
     from hypothesis import strategies as st
 
+    from fqs_jax.data.sources import table_check
+
+    # One process checks the tables of all inputs: starting it takes longer than most inputs.
+    child = table_check.Child()
+    table_check.Child = functools.partial(contextlib.nullcontext, child)  # type: ignore[assignment, misc]
     target, first, folder, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
     targets = fuzz_inputs.TARGETS[target]
     whole = [folder / f"whole-{i}" / "it" for i in range(len(targets))]
@@ -135,14 +142,14 @@ def work() -> None:
         state.write_text(json.dumps({"seed": seed, "counts": counts}))
         state.replace(folder / "state.json")
 
-    def attempt(choice: tuple[int, str], changes: list[fuzz_inputs.Change]) -> None:
+    def attempt(choice: tuple[int, str], changes: list[fuzz_changes.Change]) -> None:
         which, name = choice
         shutil.rmtree(folder / "input", ignore_errors=True)
         path = folder / "input" / "it"
         shutil.copytree(whole[which], path)
         data = (path / name).read_bytes()
         for change in changes:
-            data = fuzz_inputs.apply(data, change)
+            data = fuzz_changes.apply(data, change)
         (path / name).write_bytes(data)
         note()
         ended, reason = outcome(targets[which], path)
@@ -159,7 +166,7 @@ def work() -> None:
             phases=[hypothesis.Phase.generate],
             suppress_health_check=list(hypothesis.HealthCheck),
         )
-        drawn = hypothesis.given(st.sampled_from(choices), fuzz_inputs.changes())(attempt)
+        drawn = hypothesis.given(st.sampled_from(choices), fuzz_changes.changes())(attempt)
         hypothesis.seed(seed)(settings(drawn))()
         seed += 1
 
@@ -179,8 +186,8 @@ def outcome(target: fuzz_inputs.Target, path: Path) -> tuple[str, str]:
         ended, reason = "wrong", traceback.format_exc()
     except BaseException:  # panics of libraries are no Exception
         ended, reason = "exception", traceback.format_exc()
-    if fuzz_inputs.PAYLOAD in sys.modules:
-        del sys.modules[fuzz_inputs.PAYLOAD]
+    if fuzz_changes.PAYLOAD in sys.modules:
+        del sys.modules[fuzz_changes.PAYLOAD]
         ended, reason = "code", "the payload was imported"
     if _peak_gib() - before > GIB:
         ended = "memory"
