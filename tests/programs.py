@@ -56,17 +56,19 @@ class Orders:
       moment: the moment at which it sends itself a signal; None = never.
       signum: that signal.
       reads: file that gets a line for every batch that it reads, for `read_batches`.
+      program: its name, as in `python -m fqs_jax.launch`.
     """
 
     moment: Moment | None = None
     signum: int = signal.SIGKILL
     reads: str = ""
+    program: str = "launch"
 
 
 def start(
     orders: Orders, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """fqs_jax.launch under orders; its standard output and error are pipes."""
+    """A program under orders; its standard output and error are pipes."""
     command = [sys.executable, "-c", _DRIVER, json.dumps(dataclasses.asdict(orders)), *arguments]
     return subprocess.Popen(
         command,
@@ -120,7 +122,7 @@ def main() -> None:
         _wrap(Moment(**orders["moment"]), lambda: os.kill(os.getpid(), orders["signum"]))
     if orders["reads"]:
         _watch_reads(Path(orders["reads"]))
-    runpy.run_module("fqs_jax.launch", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"fqs_jax.{orders['program']}", run_name="__main__", alter_sys=True)
 
 
 def _wrap(moment: Moment, act: Callable[[], object]) -> None:
