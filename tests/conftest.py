@@ -51,6 +51,26 @@ def forget_compiled_programs():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def steps_made_once():
+    """Stages of equal recipes share one jitted step, so that each is traced and compiled once."""
+    from fqs_jax.curriculum import objective
+    from fqs_jax.training import step
+
+    made = {}
+    make = step.program
+
+    def program(recipe, mesh, extra_keys=()):
+        key = repr(recipe), mesh, extra_keys, objective.loss_function  # which tests replace
+        if key not in made:
+            made[key] = make(recipe, mesh, extra_keys)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "program", program)
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def silence_orbax():
     """The log filters that every program sets at its start."""

@@ -28,6 +28,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, record, source
 from fqs_jax.runs.checkpoints import Checkpoints
+from tests import preloaded
 from tests.conftest import REPO
 
 SUBJECTS = ("the cat", "a small dog", "one old king", "her friend Tom", "the red bird")
@@ -157,10 +158,11 @@ def start(module: str, *arguments: Any) -> subprocess.Popen[str]:
 
 def run(module: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a program of the package, which must end with the given exit code."""
-    process = start(module, *arguments)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
-    return subprocess.CompletedProcess(process.args, code, out, err)
+    command = list(map(str, arguments))
+    environment = os.environ | ONE_DEVICE
+    found, out, err = preloaded.run(f"fqs_jax.{module}", command, REPO, environment)
+    assert found == code, f"exit {found}\n{out}\n{err}"
+    return subprocess.CompletedProcess(command, code, out, err)
 
 
 def refusal(module: str, *arguments: Any) -> str:

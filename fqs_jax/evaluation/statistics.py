@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
@@ -51,6 +50,8 @@ def bootstrap(statistic: Callable[..., np.ndarray], *samples: np.ndarray) -> Int
       statistic: maps samples [..., N] to values [...]; takes `axis`, which is -1.
       samples: drawn from independently of each other, each [N] with an N of its own.
     """
+    import scipy.stats  # takes a second, for which other programs should not wait
+
     value = float(statistic(*samples, axis=-1))
     if all(len(sample) == 1 for sample in samples):
         return Interval(value, value, value)  # scipy refuses a sample with a single resampling

@@ -302,6 +302,7 @@ def stage_config(**changes: Any) -> Any:
     return c
 
 
+@pytest.mark.usefixtures("steps_made_once")
 def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) -> None:
     """Stopped between pieces of the teacher's, and between steps; it starts from its teacher."""
     monkeypatch.setattr(teacher_scores, "PIECE", 2)
@@ -329,6 +330,7 @@ def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) ->
     assert folders.latest_step(folders.stage_folder(root, 4) / "checkpoints") == 4
 
 
+@pytest.mark.usefixtures("steps_made_once")
 def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
     config = stage_config()
     taught = {"teacher": 2, "learning_rate": 1e-2, "rows_of": 4}

@@ -337,8 +337,6 @@ def test_only_reports_are_replaced(root, tmp_path):
         (tmp_path / "theirs.html", "exists already and is no report"),
         (tmp_path / "link.html", "is a link"),
         ("/dev/null", "is a device"),
-        (tmp_path, "is a folder"),
-        ("gs://bucket/report.html", "is an address"),
     ):
         assert expected in refusal("report", root, f"--out={out}")
     assert metrics.read_bytes() == before and (tmp_path / "link.html").is_symlink()

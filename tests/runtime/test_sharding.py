@@ -133,9 +133,17 @@ def alone() -> dict[str, Any]:
     return {name: take_step((1, 1, 1), name, make_config()) for name in STAGES}
 
 
+ALL_AXES = (2, 2, 2)
+MESHES = [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 4, 1), ALL_AXES]
+
+
+# The step that thinks, which has all there is in the others, on every mesh.
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", STAGES)
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 2, 1), (2, 4, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("sizes", "objective"),
+    [(sizes, "quiet_star") for sizes in MESHES]
+    + [(sizes, name) for sizes in ((1, 8, 1), ALL_AXES) for name in STAGES if name != "quiet_star"],
+)
 def test_any_mesh_gives_the_loss_and_gradients_of_one_device(
     alone: dict[str, Any], objective: str, sizes: Sizes
 ) -> None:
@@ -179,8 +187,10 @@ def assert_placed_as_the_table_says(state: step.State, sizes: Sizes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", STAGES)
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 1)])
+@pytest.mark.parametrize(
+    ("sizes", "objective"),
+    [((1, 1, 1), "distill"), ((2, 1, 1), "quiet_star"), ((2, 1, 1), "ntp")],
+)
 def test_microbatches_give_the_gradients_of_the_whole_batch(
     alone: dict[str, Any], objective: str, sizes: Sizes
 ) -> None:
@@ -192,8 +202,8 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fraction", [1.0, 0.5])
-@pytest.mark.parametrize("batch_size", [8, 4])  # 4: rationales are rows of their own
+# 4 rows: rationales are rows of their own.
+@pytest.mark.parametrize(("batch_size", "fraction"), [(8, 1.0), (4, 0.5)])
 def test_positions_in_chunks_on_a_mesh(batch_size: int, fraction: float) -> None:
     """Chunks of 5 of 12 or 6 positions; all at once on one device is what they must equal."""
     changes = {

@@ -24,6 +24,7 @@ from fqs_jax.training import loop, optimizer, start, teacher_scores
 from fqs_jax.training import step as step_lib
 from tests.tiny_runs import clock_config, rows_without_time, save_stage
 
+pytestmark = pytest.mark.usefixtures("steps_made_once")
 KEY = jax.random.key(0)
 
 
@@ -106,7 +107,7 @@ def config():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config):
+def whole(tmp_path_factory, config, steps_made_once):
     """All stages trained without an interruption."""
     root = tmp_path_factory.mktemp("whole") / "W"
     for number in range(4):
