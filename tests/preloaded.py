@@ -37,17 +37,17 @@ def run(
             patch.setenv(name, value)
         forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as place:
-        outputs = Path(place, "out"), Path(place, "err")
+        out, err = Path(place, "out"), Path(place, "err")
         process = _server.Process(
             target=_main,
-            args=(module, list(arguments), folder, dict(environment), *outputs),
+            args=(module, list(arguments), folder, dict(environment), out, err),
         )
         process.start()
         process.join(TIMEOUT)
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(f"{module} {arguments}")
-        return process.exitcode, *(path.read_text() for path in outputs)
+        return process.exitcode, out.read_text(), err.read_text()
 
 
 def _main(
