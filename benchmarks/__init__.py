@@ -1,1 +1,1 @@
-"""Programs that measure time, memory and resuming, run by hand: `python -m benchmarks.NAME`."""
+"""Programs that measure, kill runs and break inputs; run one with `python -m benchmarks.NAME`."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from fqs_jax.runtime import cli, typed_flags
-from fqs_jax.runtime.errors import printable
+from fqs_jax.runtime import cli, seeds, typed_flags
+from fqs_jax.runtime.errors import printable, visible
 
 
 def define_flags() -> None:
@@ -23,7 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 64, "Longest continuation.", 1)
     typed_flags.define_number("temperature", 0.0, "0 = the likeliest token.")
     typed_flags.define_number("top_p", 1.0, "Sample from this much of the probability.")
-    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.", 0, cli.MAX_SEED)
+    flags.DEFINE_integer("seed", 0, "Of sampling, thoughts included.", 0, seeds.MAX_SEED)
     flags.DEFINE_bool("think", True, "--nothink: leave the thoughts out.")
     flags.DEFINE_bool("show_thoughts", False, "Print each thought, dimmed, before its token.")
     cli.define_device_flags()
@@ -35,7 +35,7 @@ def main(_: Sequence[str]) -> None:
 
     from fqs_jax.inference import prompts as prompts_lib
     from fqs_jax.inference.generation import check_sampling, generate
-    from fqs_jax.inference.stream import Stream, plain_console, thought_text, visible
+    from fqs_jax.inference.stream import Stream, plain_console, thought_text
     from fqs_jax.runs import loading
 
     cli.require(

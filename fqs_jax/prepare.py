@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, typed_flags
+from fqs_jax.runtime import cli, files, typed_flags
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -47,9 +46,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError(
             f"--validation_share is {_VALIDATION_SHARE.value}; set 0 or more, and below 1"
         )
-    out = Path(_OUT.value)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):  # check before reading the text
-        raise UserError(f"{out} exists already: choose another name or remove it first")
+    out = files.check_free(_OUT.value)  # before the text is read
     options = options_lib.of(_TEXT_KEY.value, _CACHE_DIR.value, _TFDS_DIR.value, _DOWNLOAD.value)
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, files, inputs, outputs, paths, typed_flags
+from fqs_jax.runtime import cli, files, inputs, outputs, paths, seeds, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = typed_flags.define_path(
@@ -30,7 +30,7 @@ _MAX_TOKENS = flags.DEFINE_integer(
     "max_tokens", 512, "Tokens of one document at most; the rest is cut.", 2
 )
 _SAMPLES = flags.DEFINE_integer("samples", 4, "Thoughts sampled before every token.", 1, 1024)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, cli.MAX_SEED)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, seeds.MAX_SEED)
 cli.define_device_flags()
 
 

@@ -1,4 +1,4 @@
-"""The range of every number in a config, in one table.
+"""The range of every number in a config, in one table; limits that depend on other fields are elsewhere.
 
 NaN and infinities are in no range. Numbers that a device would round to 0 or to infinity are refused
 too, because float32 has less room than Python.

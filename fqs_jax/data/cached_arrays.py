@@ -1,4 +1,4 @@
-"""Arrays in the cache, which anything may have happened to: what is broken counts as absent."""
+"""Arrays in the cache; a damaged file counts as missing."""
 
 from __future__ import annotations
 

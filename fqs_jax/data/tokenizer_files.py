@@ -45,7 +45,7 @@ def read_backend(
 ) -> Backend:
     """The tokenizer of a folder: of tokenizer.json, else tokenizer.model, else Qwen2's two text files.
 
-    A file that is no tokenizer gives way to the next one, and a note on stderr says so.
+    A file that is not a tokenizer is skipped with a note on stderr, and the next one is read.
 
     Args:
       settings: of tokenizer_config.json and special_tokens_map.json.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from fqs_jax.runtime import cli, typed_flags
+from fqs_jax.runtime import cli, seeds, typed_flags
 
 flags.disclaim_key_flags()  # they belong to the program, for --help
 
@@ -60,7 +60,7 @@ def _define_common_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", None, "Rows in a batch; default 8 windows, 32 rows of a task.", 1, 2**16
     )
-    flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, cli.MAX_SEED)
+    flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, seeds.MAX_SEED)
     flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
     cli.define_device_flags()
     typed_flags.define_path("workdir", "", "Working directory, with --all_stages.")

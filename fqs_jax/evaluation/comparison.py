@@ -186,7 +186,7 @@ def _on_text(
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
     if not temperatures or scores.window_N[-1] == 0:
-        return row, None, nll_N  # one window is no two halves
+        return row, None, nll_N  # one window cannot be divided
     odd_N = scores.window_N % 2 == 1
     scaled_N, chosen = nll_N.copy(), []
     for half_N in (odd_N, ~odd_N):

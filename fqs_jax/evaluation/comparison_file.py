@@ -97,8 +97,6 @@ def _is_number(value: Any) -> bool:
 def _steps(root: Path) -> dict[str, int | None]:
     """The step of the newest checkpoint of each stage, by number."""
     return {
-        str(stage.number): folders.latest_step(
-            folders.stage_folder(root, stage.number) / "checkpoints"
-        )
+        str(stage.number): folders.latest_step(folders.checkpoint_folder(root, stage.number))
         for stage in folders.existing_stages(root)
     }

@@ -17,7 +17,7 @@ from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
 from fqs_jax.inference import continuations, generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli, paths, sharding
+from fqs_jax.runtime import paths, seeds, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.progress import Progress
 
@@ -65,7 +65,7 @@ class FqsJax(LM):
         device: str | None = None,
     ):
         super().__init__()
-        self._seed = harness_options.whole_number("seed", seed, 0, cli.MAX_SEED)
+        self._seed = harness_options.whole_number("seed", seed, 0, seeds.MAX_SEED)
         self._max_gen_toks = harness_options.whole_number("max_gen_toks", max_gen_toks, 1, 2**31)
         self._batch_size = _texts_at_once(batch_size)
         mesh = sharding.local_mesh(

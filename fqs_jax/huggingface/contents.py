@@ -1,4 +1,4 @@
-"""What a folder holds that is no plain causal language model in safetensors, each kind by its name.
+"""Errors about folders that cannot be read: adapters, other formats, other kinds of models.
 
 The errors are the first thing that many users see: they name the kind of model or file, and the way to a
 folder that can be read.

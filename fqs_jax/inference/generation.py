@@ -17,8 +17,8 @@ from fqs_jax.inference.decoding import Cursor
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime.cli import MAX_SEED
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.seeds import MAX_SEED
 
 
 class Generation(NamedTuple):

@@ -125,7 +125,7 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[list[int]
 
 
 def place(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Arrays on the mesh, their rows dealt out to its devices."""
+    """Arrays on the mesh, sharded by rows."""
     return {
         name: jax.device_put(array, sharding.rows(array.shape, mesh))
         for name, array in arrays.items()

@@ -15,7 +15,7 @@ from rich.text import Text
 from fqs_jax.inference.generation import Emitted, prompt_ids
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import screen
-from fqs_jax.runtime.errors import printable
+from fqs_jax.runtime.errors import visible
 
 
 class Stream:
@@ -44,11 +44,6 @@ class Stream:
         if not text.endswith("\ufffd"):
             self._console.print(Text(visible(text[len(self._shown) :])), end="")
             self._shown = text
-
-
-def visible(text: str) -> str:
-    """Text for a terminal: line breaks and tabs stay, other control characters are escaped."""
-    return printable(text, keep="\n\t")
 
 
 def plain_console() -> Console:

@@ -26,6 +26,7 @@ from fqs_jax.planning import traced as traced_lib
 from fqs_jax.planning.collectives import Collective
 from fqs_jax.planning.topologies import Chip
 from fqs_jax.planning.traced import Memory
+from fqs_jax.runs import source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.training import step as step_lib
 
@@ -126,16 +127,12 @@ def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelCo
     if folder := folder or config.init_from:
         model = huggingface.read_config(Path(folder))
         return dataclasses.replace(model, **config.compute.to_dict())
-    fields = config.model.to_dict()
-    if "vocab_size" not in fields:
+    if "vocab_size" not in config.model:
         raise UserError(
             "config.model has no vocab_size, which a tokenizer would set; give --model=HF_DIR or the "
             "source folder of a working directory, --model=W/source"
         )
-    try:
-        return ModelConfig(**fields, **config.compute.to_dict())
-    except TypeError as error:
-        raise UserError(f"config.model describes no model ({error})") from error
+    return source.described_model(config, **config.compute.to_dict())
 
 
 def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None = None) -> Plan:

@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 
 from fqs_jax.evaluation.labels import Box, place_name
-from fqs_jax.reporting.markup import escape, visible
+from fqs_jax.reporting.markup import escape
+from fqs_jax.runtime.errors import visible
 
 MAX_POINTS = 240  # points of a line; more are averaged
 CHARACTER = 6.6  # mean width of a character in a label, in units of the drawing
@@ -228,12 +229,13 @@ def _name(name: str, x: float, y: float, area: Box, taken: list[Box]) -> str:
 
 
 def _symbol(kind: str, x: float, y: float) -> str:
-    """The marker of a kind; kinds differ in shape as well as in colour."""
+    """The marker of a kind, as in evaluation/tradeoff.py; kinds differ in shape as well as in colour."""
+    star = "l1.7 5.2h5.4l-4.4 3.2l1.7 5.2l-4.4 -3.2l-4.4 3.2l1.7 -5.2l-4.4 -3.2h5.4z"
     shapes = {
         "base": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5"',
         "thinking": f'<path d="M{x:.1f} {y - 6.5:.1f}l6 11h-12z"',
-        "student": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
-        "control": f'<path d="M{x:.1f} {y - 6.5:.1f}l6.5 6.5l-6.5 6.5l-6.5 -6.5z"',
+        "student": f'<path d="M{x:.1f} {y - 7.5:.1f}{star}"',
+        "control": f'<rect x="{x - 5:.1f}" y="{y - 5:.1f}" width="10" height="10"',
     }
     return f'{shapes[kind]} class="mark {kind}"/>'
 

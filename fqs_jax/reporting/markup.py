@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import html
 
-from fqs_jax.runtime.errors import printable
-
-
-def visible(text: str) -> str:
-    """Text with its control characters escaped, such as U+202E, which would reverse the page."""
-    return printable(text, keep="\n\t")
+from fqs_jax.runtime.errors import visible
 
 
 def escape(text: str) -> str:

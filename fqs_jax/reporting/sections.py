@@ -12,8 +12,8 @@ from fqs_jax.reporting import charts
 from fqs_jax.reporting.collect import Reading
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
 from fqs_jax.reporting.markup import escape as _e
-from fqs_jax.reporting.markup import visible
 from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import visible
 
 LEVELS = 4  # steps of colour for helped tokens, and as many for hurt ones
 QUANTILE = 0.98  # quantile of |gain| that gets the full colour

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,10 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
-from fqs_jax.runtime.agreement import T
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.processes import settled
+
+T = TypeVar("T")
 
 
 class Damaged(Exception):

@@ -110,7 +110,7 @@ def latest_step(folder: Path) -> int | None:
 def saved_steps(folder: Path) -> list[int]:
     """The whole steps in a folder of checkpoints, newest first; empty if there is no such folder.
 
-    A folder with nothing of a checkpoint in it is none, whatever its name.
+    A folder without any item of a checkpoint is ignored.
     """
     if not folder.is_dir():
         return []

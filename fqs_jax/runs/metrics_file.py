@@ -34,7 +34,7 @@ class MetricsFile:
 
     Args:
       first_step: the step that the stage resumes from. Rows after it are dropped, and so are lines that
-        cannot be read, of which a note on stderr tells; 0 drops all.
+        cannot be read, with a note on stderr; 0 drops all.
       tokens_per_step: for tokens per second.
 
     Raises:

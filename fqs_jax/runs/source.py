@@ -176,7 +176,7 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
         config.model lacks a field or has an unknown one.
     """
     if not config.init_from:
-        _model(config, vocab_size=1)
+        described_model(config, vocab_size=1)
         return
     folder = Path(config.init_from)
     model = huggingface.read_config(folder)
@@ -186,14 +186,14 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
     tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
 
 
-def _model(config: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
-    """The architecture of a model that is trained from scratch.
+def described_model(config: ml_collections.ConfigDict, **fields: Any) -> ModelConfig:
+    """The architecture in config.model, with further fields, such as a vocab_size.
 
     Raises:
       UserError: config.model lacks a field, or has an unknown one.
     """
     try:
-        return ModelConfig(vocab_size=vocab_size, **config.model.to_dict())
+        return ModelConfig(**fields, **config.model.to_dict())
     except TypeError as error:
         raise UserError(
             f"config.model describes no model ({error}); fill it in, or give --init_from=HF_DIR"
@@ -203,7 +203,7 @@ def _model(config: ml_collections.ConfigDict, vocab_size: int) -> ModelConfig:
 def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
     """Write the tokenizer and config.json of a model that is trained from scratch."""
     tokenizer = corpus.train_tokenizer(config.data, config.seed, folder)
-    model = _model(config, tokenizer.vocab_size)
+    model = described_model(config, vocab_size=tokenizer.vocab_size)
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
     known = {key: value for key, value in ids.items() if value is not None}
     raw = huggingface.write_config(model, model.param_dtype, known)

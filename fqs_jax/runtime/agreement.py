@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from fqs_jax.runtime.errors import UserError
-
-T = TypeVar("T")
 
 
 def on_main(work: Callable[[], None]) -> None:

@@ -1,4 +1,4 @@
-"""The frame of every program: whatever ends it is one line on standard error and an exit code.
+"""Error handling of all programs: one line on standard error and an exit code.
 
 Code 0 is success, 128 + signal an interruption, and 2 any fault. A fault of the input, the machine or the
 user is explained. Any other exception is an error of this program: its line asks for a report and

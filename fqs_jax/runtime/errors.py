@@ -47,5 +47,10 @@ def _acts(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
+def visible(text: str) -> str:
+    """Text of several lines: line breaks and tabs stay, and other control characters are escaped."""
+    return printable(text, keep="\n\t")
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import jax
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    import jax
+
+MAX_SEED = 2**32 - 1  # of flags; a config takes larger ones
 _WORD = 2**32  # what a key of JAX takes of a whole number; it drops the rest in silence
 
 
@@ -15,6 +19,8 @@ def key(seed: int) -> jax.Array:
     Args:
       seed: a whole number from 0 on.
     """
+    import jax  # here, because flags need only the number above
+
     made = jax.random.key(seed % _WORD)
     seed //= _WORD
     while seed:

@@ -18,8 +18,8 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
-from fqs_jax.model.config import ModelConfig
-from fqs_jax.runtime import cli, config_flag
+from fqs_jax.runs import source
+from fqs_jax.runtime import cli, config_flag, seeds
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps.variants import Variant
 
@@ -160,9 +160,9 @@ def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if not sweep[key]:
             raise UserError(f"the sweep's {key} are empty; give at least one")
     for seed in sweep["seeds"]:
-        if not isinstance(seed, int) or not 0 <= seed <= cli.MAX_SEED:
+        if not isinstance(seed, int) or not 0 <= seed <= seeds.MAX_SEED:
             raise UserError(
-                f"the sweep's seed {seed!r} is no whole number from 0 to {cli.MAX_SEED}"
+                f"the sweep's seed {seed!r} is no whole number from 0 to {seeds.MAX_SEED}"
             )
     if twice := _twice(sweep["seeds"]):
         raise UserError(f"the sweep's seed {twice[0]} is listed twice")
@@ -194,10 +194,7 @@ def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
         raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
     if experiment.get("init_from") or experiment.get("requires_init_from"):
         raise UserError("the experiment starts from a checkpoint; a sweep trains from scratch")
-    try:
-        model = ModelConfig(vocab_size=corpus.vocab_size(task), **experiment.model.to_dict())
-    except TypeError as error:
-        raise UserError(f"config.model describes no model ({error})") from error
+    model = source.described_model(experiment, vocab_size=corpus.vocab_size(task))
     return [recipe.stage for recipe in resolve.recipes(experiment, model)]
 
 

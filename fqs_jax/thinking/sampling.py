@@ -1,4 +1,4 @@
-"""Thoughts, sampled step by step behind cached text.
+"""Thoughts, sampled step by step after cached text.
 
 The text's keys and values are shared by all thoughts. A step is one query for each position and
 rationale, and nothing is differentiated.

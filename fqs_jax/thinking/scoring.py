@@ -1,4 +1,4 @@
-"""Thought blocks behind a text, in one differentiable pass: the second phase of a training step.
+"""Thought blocks after a text, in one differentiable pass: the second phase of a training step.
 
 A block is the M slots of a thought (thinking/thoughts.py). All blocks go through the network at once;
 each slot sees the text's keys and values up to its position, and the block's slots up to itself.

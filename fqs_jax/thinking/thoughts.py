@@ -1,6 +1,6 @@
 """Thoughts: sample them without gradient, score them in one differentiable pass.
 
-A thought at text position t is a block of M slots behind it: the start mark, K sampled tokens, the
+A thought at text position t is a block of M slots after it: the start mark, K sampled tokens, the
 end mark, and A - 1 teacher-forced true tokens x_{t+1}, x_{t+2}, ... Slot m (from 1) has rotary
 position t + m; it sees text up to t and its own block up to itself. `n_ahead` counts as in the
 published scripts: K = n_ahead - 3 (Quiet-STaR, arXiv 2403.09629; Fast Quiet-STaR, arXiv 2505.17746).

@@ -99,10 +99,11 @@ def _is_done(run: Run, stage: Stage) -> bool:
 
 def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
     """Train a stage that is not done, in its locked folder; see `run_stage`."""
-    config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
+    config, stage = run.config, recipe.stage
+    checkpoint_folder = folders.checkpoint_folder(run.root, stage.number)
     with (
         jax.set_mesh(run.mesh),
-        checkpoints.Checkpoints(folder / "checkpoints", config.keep_checkpoints) as saved,
+        checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
@@ -134,7 +135,7 @@ def _loop(
     tokens_per_step = recipe.batch_size * recipe.seq_len
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
-        """Log the metrics of a step if they are due, and tell of a step that was skipped."""
+        """Log the metrics of a step if they are due, and report skipped steps."""
         numbers = jax.device_get(values)
         in_a_row, skipped = int(numbers["skipped_in_a_row"]), int(numbers["skipped_steps"])
         given_up = in_a_row >= config.max_bad_steps
@@ -216,7 +217,7 @@ def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:
 
 def _diverged(run: Run, recipe: Recipe, step: int, in_a_row: int) -> UserError:
     """The error that ends a stage after too many skipped steps."""
-    kept = folders.latest_step(run.folder(recipe.stage) / "checkpoints")
+    kept = folders.latest_step(folders.checkpoint_folder(run.root, recipe.stage.number))
     checkpoint = (
         "nothing was saved yet" if kept is None else f"the last checkpoint is of step {kept}"
     )

@@ -43,7 +43,7 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
     for recipe in todo:
         stage, thought = recipe.stage, recipe.thought
         _, groups = step.split_rows(recipe, mesh)
-        done = folders.latest_step(folders.stage_folder(root, stage.number) / "checkpoints") or 0
+        done = folders.latest_step(folders.checkpoint_folder(root, stage.number)) or 0
         start = "initial model" if stage.start is None else names[stage.start]
         teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
         table.add_row(

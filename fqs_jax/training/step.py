@@ -1,6 +1,6 @@
 """The training step: a pure function of (state, batch, step number), compiled for a mesh.
 
-training/loop.py runs the program that plan.py compiles ahead of time.
+training/loop.py runs the program that planning/step_plan.py compiles ahead of time.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ def split_rows(recipe: Recipe, mesh: Mesh) -> tuple[bool, int]:
     if groups == 1 and devices > 1:
         rationales = f" of {R} rationales" if R else ""
         most = math.gcd(rows, devices)
-        way = f"--config.mesh.data={devices // most} deals them out to {most}" if most > 1 else ""
+        way = f"--config.mesh.data={devices // most} divides them among {most}" if most > 1 else ""
         raise UserError(
-            f"{recipe.stage}: {rows} row(s){rationales} a step cannot be dealt out to "
+            f"{recipe.stage}: {rows} row(s){rationales} a step cannot be divided among "
             f"mesh.data={mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']} devices; "
             f"{way or 'choose a batch_size that they divide'}"
         )

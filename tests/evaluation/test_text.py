@@ -164,7 +164,7 @@ def test_padding_and_batches_change_nothing(plain):
 
 
 def test_a_mesh_changes_nothing(folder, plain):
-    """Parameters cut over 4 devices, windows dealt out to 2 groups of them."""
+    """Parameters cut over 4 devices, windows divided among 2 groups of them."""
     spread = loading.load(str(folder), mesh=sharding.local_mesh(fsdp=2, tensor=2))
     kernel = spread.params["lm"]["layers"]["gate"]["kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 4

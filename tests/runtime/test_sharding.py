@@ -235,7 +235,7 @@ def test_rationales_share_the_devices_that_rows_leave_idle() -> None:
     assert_close(moments(state), moments(one), 3e-5)
 
 
-# How rows are dealt out --------------------
+# How rows are divided --------------------
 
 
 def split(config: ml_collections.ConfigDict, objective: str, sizes: Sizes) -> tuple[bool, int]:
@@ -255,9 +255,9 @@ def test_how_rows_are_dealt_out() -> None:
 
 
 def test_rows_that_cannot_be_dealt_out_are_refused() -> None:
-    with pytest.raises(UserError, match=r"3 row\(s\) of 2 rationales a step cannot be dealt out"):
+    with pytest.raises(UserError, match=r"3 row\(s\) of 2 rationales a step cannot be divided"):
         split(make_config(3), "quiet_star", (1, 8, 1))
-    with pytest.raises(UserError, match="--config.mesh.data=2 deals them out to 4"):
+    with pytest.raises(UserError, match="--config.mesh.data=2 divides them among 4"):
         split(make_config(4), "ntp", (1, 8, 1))
     with pytest.raises(UserError, match="batch_size 8 is no multiple of microbatches 3"):
         split(make_config(8, microbatches=3), "quiet_star", (1, 8, 1))
