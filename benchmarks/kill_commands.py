@@ -104,7 +104,7 @@ def undisturbed(program: Program, place: Path) -> tuple[dict[str, Any], float]:
     for _ in range(2):  # the first compiles
         root = copy(place)
         began = time.monotonic()
-        done = subprocess.run(program.command(root), capture_output=True, text=True, check=False)
+        done = run(program, root)
         seconds = time.monotonic() - began
         if done.returncode:
             sys.exit(f"FAILED: {program.name}: {done.stderr[-2000:]}")
@@ -135,10 +135,16 @@ def problem_of_kill(
     if missing := before.keys() - after.keys():
         return f"{min(missing)} is gone"
     written = expected.keys() <= after.keys() and all(after[n] == expected[n] for n in expected)
-    done = subprocess.run(program.command(root), capture_output=True, text=True, check=False)
+    done = run(program, root)
     if done.returncode and not (written and "exists" in done.stderr):
         return f"exit code {done.returncode} of the next run: {done.stderr[-500:]}"
     return _difference(contents(root), expected)
+
+
+def run(program: Program, root: Path) -> subprocess.CompletedProcess[str]:
+    """A run that is left alone."""
+    command = program.command(root)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
 
 
 def copy(place: Path) -> Path:
@@ -161,7 +167,7 @@ def contents(root: Path) -> dict[str, Any]:
 def _without_times(path: Path) -> Any:
     data = path.read_bytes()
     if path.name == "evaluation.json":
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             content = json.loads(data)
             for row in content["rows"]:
                 del row["ms_per_token"]

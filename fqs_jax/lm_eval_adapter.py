@@ -28,14 +28,17 @@ def _serve_harness() -> None:
         if doors.explain(error) is not None or not _is_of_harness(error):
             raise
         reason = printable(" ".join(str(error).split()), 1000)
-        raise UserError(f"the harness stops: {type(error).__name__}: {reason}") from error
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"the harness stops in {last.filename}:{last.lineno}: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def _is_of_harness(error: Exception) -> bool:
     """True if no code of this package took part, so that a task or an option is at fault."""
     package = Path(__file__).resolve().parent
-    files = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
-    return not any(file.is_relative_to(package) for file in files - {Path(__file__)})
+    files = {Path(frame.filename).resolve() for frame in traceback.extract_tb(error.__traceback__)}
+    return not any(file.is_relative_to(package) for file in files - {Path(__file__).resolve()})
 
 
 if __name__ == "__main__":

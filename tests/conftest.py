@@ -36,10 +36,23 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+# Programs that tests start have one device.
+ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
+
 # The default is the same run everywhere; HYPOTHESIS_PROFILE=explore looks for new counterexamples.
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=300)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+# They begin first, so that no process works alone for minutes at the end.
+SLOWEST = ("test_kill_resume", "test_doors", "test_two_processes", "test_science", "test_sharding")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first; within a file the order stays."""
+    places = {f"{name}.py": place for place, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(SLOWEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -23,8 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import REPO
-from tests.tiny_runs import ONE_DEVICE
+from tests.conftest import ONE_DEVICE, REPO
 
 _DRIVER = "from tests.programs import main; main()"
 _TIMEOUT = 300.0  # seconds in which every program here is at its end

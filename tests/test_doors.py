@@ -12,7 +12,7 @@ import pytest
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading
 from fqs_jax.runs.metrics_file import read_rows
-from tests.tiny_runs import TINY, hf_folder, refusal, run, start, write_text
+from tests.tiny_runs import TINY, hf_folder, refusal, run, run_alone, start, write_text
 
 SMALL = "--config=configs/small_hf.py"
 # Interrupted and plain runs share a stage that compiles in no time.
@@ -38,7 +38,7 @@ def given(place):
 @pytest.fixture(scope="module")
 def trained(place, given):
     """The working directory of a whole curriculum, two steps a stage."""
-    done = run("launch", *given, f"--workdir={place / 'W'}", "--stage=all", "--max_steps=2")
+    done = run_alone("launch", *given, f"--workdir={place / 'W'}", "--stage=all", "--max_steps=2")
     stages = "stage 1 (think-16-8), stage 2 (think-12-4), stage 3 (think-8-4), stage 4 (ntp)"
     assert done.stdout == f"Done: {stages} in {place / 'W'}\n"
     assert "stage 4 teacher scores: 2/2" in done.stderr

@@ -29,7 +29,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, record, source
 from fqs_jax.runs.checkpoints import Checkpoints
 from tests import preloaded
-from tests.conftest import REPO
+from tests.conftest import ONE_DEVICE, REPO
 
 SUBJECTS = ("the cat", "a small dog", "one old king", "her friend Tom", "the red bird")
 VERBS = ("saw", "liked", "sat on", "ran after", "was afraid of")
@@ -46,7 +46,6 @@ TINY = (
     "--config.stage_3.n_ahead=4",
     "--config.stage_3.n_ahead_talk=1",
 )
-ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
@@ -147,22 +146,39 @@ def save_stage(
     return params
 
 
-def start(module: str, *arguments: Any) -> subprocess.Popen[str]:
+def start(
+    module: str, *arguments: Any, environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start a program of the package as a user does in the repository."""
-    command = [sys.executable, "-m", f"fqs_jax.{module}", *map(str, arguments)]
-    pipe = subprocess.PIPE
     return subprocess.Popen(
-        command, cwd=REPO, env=os.environ | ONE_DEVICE, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-m", f"fqs_jax.{module}", *map(str, arguments)],
+        cwd=REPO,
+        env=os.environ | ONE_DEVICE | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def run(module: str, *arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a program of the package, which must end with the given exit code."""
-    command = list(map(str, arguments))
     environment = os.environ | ONE_DEVICE
+    if not preloaded.serves(environment):
+        return run_alone(module, *arguments, code=code)
+    command = list(map(str, arguments))
     found, out, err = preloaded.run(f"fqs_jax.{module}", command, REPO, environment)
     assert found == code, f"exit {found}\n{out}\n{err}"
     return subprocess.CompletedProcess(command, code, out, err)
+
+
+def run_alone(
+    module: str, *arguments: Any, code: int = 0, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The same in a process that imports everything itself and ends as programs end."""
+    process = start(module, *arguments, environment=environment)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == code, f"exit {process.returncode}\n{out}\n{err}"
+    return subprocess.CompletedProcess(process.args, code, out, err)
 
 
 def refusal(module: str, *arguments: Any) -> str:

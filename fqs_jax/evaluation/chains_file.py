@@ -54,8 +54,10 @@ def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _is_chains(start: bytes, _: bytes) -> bool:
-    """True if a file that starts like this holds chains of thought, or the beginning of one."""
-    return start.startswith(_BEGINNING) or _BEGINNING.startswith(start.rstrip(b"\0"))
+    """True if a file that starts like this is empty, or holds chains of thought, or a part of one."""
+    # A power cut leaves a page of NUL bytes at most; a longer file of them is something else.
+    is_part = len(start) <= 4096 and _BEGINNING.startswith(start.rstrip(b"\0"))
+    return start.startswith(_BEGINNING) or is_part
 
 
 def _is_object(line: bytes) -> bool:

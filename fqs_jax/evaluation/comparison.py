@@ -161,7 +161,7 @@ def _on_answers(
         nll=nll,
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
-    fits = first_N is None and loaded.thought is None
+    fits = first_N is None and loaded.thought is None and math.isfinite(nll)
     scaled = _scaled(loaded, row, task, answers, nll_N) if fits else None
     return row, scaled, nll_N
 
@@ -185,8 +185,8 @@ def _on_text(
     nll_N = -scores.best_RxN.mean(axis=0, dtype=np.float64)
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
-    if not temperatures or scores.window_N[-1] == 0:
-        return row, None, nll_N  # one window cannot be divided
+    if not temperatures or scores.window_N[-1] == 0 or not math.isfinite(row.nll):
+        return row, None, nll_N  # one window cannot be divided, and a broken model not be fitted
     odd_N = scores.window_N % 2 == 1
     scaled_N, chosen = nll_N.copy(), []
     for half_N in (odd_N, ~odd_N):
@@ -201,7 +201,12 @@ def _on_text(
 
 
 def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row:
-    """The row with the losses of the easy, the middle and the hard third of the items."""
+    """The row with the losses of the easy, the middle and the hard third of the items.
+
+    A broken first model gives no difficulties, and no row has these losses.
+    """
+    if not np.isfinite(difficulty_N).all():
+        return row
     parts = np.array_split(nll_N[np.argsort(difficulty_N, kind="stable")], 3)
     easy, middle, hard = (float(part.mean()) if len(part) else math.nan for part in parts)
     return dataclasses.replace(row, nll_easy=easy, nll_middle=middle, nll_hard=hard)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fqs_jax.evaluation import chat_templates, harness_options
+from fqs_jax.evaluation.chat_templates import ChatTemplate
 from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
 from fqs_jax.inference import continuations, generation
 from fqs_jax.inference.loaded import Loaded
@@ -32,7 +33,6 @@ except ImportError as error:
     raise ImportError(missing, name=error.name) from error
 
 _log = logging.getLogger(__name__)
-_BATCH_SIZE, _MOST_TEXTS = 8, 2**16
 
 
 @register_model("fqs_jax")
@@ -67,7 +67,7 @@ class FqsJax(LM):
         super().__init__()
         self._seed = harness_options.whole_number("seed", seed, 0, seeds.MAX_SEED)
         self._max_gen_toks = harness_options.whole_number("max_gen_toks", max_gen_toks, 1, 2**31)
-        self._batch_size = _texts_at_once(batch_size)
+        self._batch_size = harness_options.texts_at_once(batch_size)
         mesh = sharding.local_mesh(
             harness_options.whole_number("fsdp", fsdp, 1, 2**16),
             harness_options.whole_number("tensor", tensor, 1, 2**16),
@@ -86,7 +86,7 @@ class FqsJax(LM):
         elif temperature is not None:
             loaded = loaded.with_thought(temperature=temperature)
         self.loaded: Loaded = loaded
-        self._template: str | None = None  # of chats, once it is asked for
+        self._template: ChatTemplate | None = None  # of chats, once it is asked for
         self._unused: set[str] = set()  # generation settings that a warning has named
 
     @classmethod
@@ -112,12 +112,10 @@ class FqsJax(LM):
     @property
     def tokenizer_name(self) -> str:
         """The name under which the harness keeps texts; it differs for other templates and tokens."""
-        template = self._template or self.chat_template(True)
-        assert template is not None
-        return chat_templates.fingerprint(template, self.loaded.source)
+        return self._chosen_template().fingerprint()
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template that chats are written with from now on; None if they are not.
+        """The template that chats are written with from now on; None, and no change, for False.
 
         Args:
           chat_template: True = the main one of the model's folder; or the name of one.
@@ -128,18 +126,20 @@ class FqsJax(LM):
         if not chat_template:
             return None
         name = chat_template if isinstance(chat_template, str) else None
-        self._template = chat_templates.choose(self.loaded.source, name)
-        return self._template
+        self._template = chat_templates.choose(self.loaded.source, self.loaded.tokenizer, name)
+        return self._template.text
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a chat; see `chat_templates.render`."""
-        template = self._template or self.chat_template(True)
-        assert template is not None
-        return chat_templates.render(
-            template, self.loaded.source, chat_history, add_generation_prompt
-        )
+        """The text of a chat; see `ChatTemplate.render`."""
+        return self._chosen_template().render(chat_history, add_generation_prompt)
+
+    def _chosen_template(self) -> ChatTemplate:
+        if self._template is None:
+            self.chat_template(True)
+        assert self._template is not None
+        return self._template
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -179,7 +179,7 @@ class FqsJax(LM):
             settings = requests[members[0]].args[1]
             for start in range(0, len(members), self._batch_size):
                 chosen = members[start : start + self._batch_size]
-                texts = self._generate([requests[i].args[0] for i in chosen], settings)
+                texts = self._generate([requests[i].args[0] for i in chosen], settings, start)
                 for i, text in zip(chosen, texts, strict=True):
                     results[i] = text
         return results
@@ -202,7 +202,8 @@ class FqsJax(LM):
             )
         return [(score.log_prob, score.greedy) for score in scores]
 
-    def _generate(self, contexts: list[str], settings: dict[str, Any]) -> list[str]:
+    def _generate(self, contexts: list[str], settings: dict[str, Any], first: int) -> list[str]:
+        """Continue contexts, the first of which has this number among those with equal settings."""
         wanted = harness_options.sampling(settings, self._max_gen_toks)
         if unused := set(harness_options.unused(settings)) - self._unused:
             self._unused |= unused
@@ -218,6 +219,7 @@ class FqsJax(LM):
                 temperature=wanted.temperature,
                 top_p=wanted.top_p,
                 seed=self._seed,
+                first_row=first,
                 on_step=texts.step,
             )
         return texts.texts
@@ -238,16 +240,3 @@ class FqsJax(LM):
         if len(ids) > room:
             _log.warning("a context of %d tokens lost its beginning to fit in %d", len(ids), room)
         return ids[-room:]
-
-
-def _texts_at_once(batch_size: str | int | None) -> int:
-    """The number of texts in a batch; `auto` asks for the largest that fits, which is not searched for."""
-    requested = "auto" if batch_size is None else str(batch_size)
-    if requested.startswith("auto"):
-        return _BATCH_SIZE
-    if not requested.isdecimal() or not 1 <= int(requested[:9]) <= _MOST_TEXTS:
-        raise UserError(
-            f"--batch_size is a number of texts, 1 to {_MOST_TEXTS}, or auto, not "
-            f"{printable(requested, 60)}"
-        )
-    return int(requested)

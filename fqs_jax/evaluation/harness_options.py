@@ -20,6 +20,7 @@ _GENERATION = {
     "do_sample",
     "top_p",
 }
+BATCH_SIZE, _MOST_TEXTS = 8, 2**16  # texts at once: the default and the most
 _FROM_THE_HARNESS = ("max_batch_size", "device", "trust_remote_code")
 
 
@@ -94,6 +95,23 @@ def switch(name: str, value: Any) -> bool:
     if str(value).lower() in ("false", "0"):
         return False
     raise UserError(f"{name} must be True or False, not {_shown(value)}")
+
+
+def texts_at_once(batch_size: str | int | None) -> int:
+    """The number of texts in a batch; `auto` asks for the largest that fits, which is not searched for.
+
+    Raises:
+      UserError: it is neither a number in range nor `auto`.
+    """
+    requested = "auto" if batch_size is None else str(batch_size)
+    if requested.startswith("auto"):
+        return BATCH_SIZE
+    if not requested.isdecimal() or not 1 <= int(requested[:9]) <= _MOST_TEXTS:
+        raise UserError(
+            f"--batch_size is a number of texts, 1 to {_MOST_TEXTS}, or auto, not "
+            f"{printable(requested, 60)}"
+        )
+    return int(requested)
 
 
 def sampling(settings: Mapping[str, Any], max_gen_toks: int) -> Sampling:

@@ -47,6 +47,20 @@ class TokenScores(NamedTuple):
         """The model's own prediction: after thoughts if it thinks, else plain with R = 1."""
         return self.thinking_RxN if len(self.thinking_RxN) else self.plain_N[None]
 
+    def check_finite(self, label: str) -> None:
+        """Check that the model, which is named in the message, is not broken.
+
+        Raises:
+          UserError: a loss is NaN or infinite.
+        """
+        finite_N = np.isfinite(self.plain_N) & np.isfinite(self.thinking_RxN).all(axis=0)
+        if not finite_N.all():
+            raise UserError(
+                f"the loss of {label} is not finite, first in document "
+                f"{self.document_N[~finite_N][0] + 1} of the text: the model is broken; use another "
+                "checkpoint"
+            )
+
     def summary(self) -> dict[str, float]:
         """Mean losses in nats a token, over all thoughts where the model thinks, and counts."""
         losses = {"nll_base": -float(self.plain_N.mean(dtype=np.float64))}
@@ -84,7 +98,7 @@ def score(
       progress: called with the number of windows done and of all windows.
 
     Raises:
-      UserError: there is nothing to predict, or a loss is not finite.
+      UserError: there is nothing to predict.
     """
     seq_len = seq_len or window(loaded)
     rows, document_W, place_W, left_out = _windows(loaded, documents, seq_len)
@@ -114,8 +128,6 @@ def score(
     )
     window_N = np.concatenate(order)
     in_text = np.argsort(window_N, kind="stable")
-    for table in (plain, thinking):
-        _check_finite(loaded, table[:, in_text], document_W[window_N[in_text]])
     return TokenScores(
         window_N[in_text],
         document_W[window_N[in_text]],
@@ -125,15 +137,6 @@ def score(
         left_out,
         seq_len,
     )
-
-
-def _check_finite(loaded: Loaded, log_probs_RxN: np.ndarray, document_N: np.ndarray) -> None:
-    broken_N = ~np.isfinite(log_probs_RxN).all(axis=0)
-    if broken_N.any():
-        raise UserError(
-            f"the loss of {loaded.label} is not finite, first in document "
-            f"{document_N[broken_N][0] + 1} of the text: the model is broken; use another checkpoint"
-        )
 
 
 def window(loaded: Loaded) -> int:

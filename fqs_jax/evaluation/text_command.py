@@ -25,7 +25,7 @@ def main() -> int:
     documents = documents_lib.read_documents(f.text)
     loaded = loading.load(f.checkpoint, f.stage, mesh=cli.mesh_from_flags())
     with Progress("windows", 0, 0) as bar:
-        scores = text.score(
+        found = text.score(
             loaded,
             documents,
             f.seq_len,
@@ -33,7 +33,9 @@ def main() -> int:
             f.seed,
             thoughts=f.thought_seeds or 1,
             progress=bar.advance_to,
-        ).summary()
+        )
+    found.check_finite(loaded.label)
+    scores = found.summary()
     if scores["seq_len"] > loaded.model.max_seq_len:
         print(
             f"note: windows of {scores['seq_len']} tokens, the model was made for "

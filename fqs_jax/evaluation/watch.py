@@ -192,6 +192,7 @@ def measure(
             progress(before * total + done, 2 * total)
 
         scores.append(text_lib.score(loaded, documents, seq_len, batch_size, seed, progress=report))
+        scores[-1].check_finite(loaded.label)
     number_N = scores[0].document_N
     tokens_D = np.bincount(number_N, minlength=len(documents))
     teacher_D, student_D = (

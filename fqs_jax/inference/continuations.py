@@ -58,9 +58,16 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
         whole = before + whole
     cut = len(before)
     if len(whole) <= cut and continuation:
-        cut = sum(1 for _ in itertools.takewhile(_are_equal, zip(before, whole, strict=False)))
+        pairs = zip(before, whole, strict=False)
+        cut = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         if not cut:
-            cut, whole = 1, [first_id(tokenizer), *whole]
+            starts = _starts(tokenizer)
+            if starts is None:
+                raise UserError(
+                    f"the continuation {printable(continuation, 60)!r} joins all of its context in one "
+                    "token, and the tokenizer has no BOS or end-of-text token to begin with"
+                )
+            cut, whole = 1, [starts, *whole]
         before = whole[:cut]
     if continuation and len(whole) <= cut:
         raise UserError(
@@ -70,20 +77,20 @@ def encode(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
     return Request(before, whole[cut:])
 
 
-def _are_equal(pair: tuple[int, int]) -> bool:
-    return pair[0] == pair[1]
-
-
 def first_id(tokenizer: Tokenizer) -> int:
     """The id that stands before a text without a context.
 
     Raises:
       UserError: the tokenizer has neither BOS nor end-of-text token.
     """
-    for token in (tokenizer.bos_id, tokenizer.eos_id):
-        if token is not None:
-            return token
-    raise UserError("an empty context needs a tokenizer with a BOS or end-of-text token")
+    token = _starts(tokenizer)
+    if token is None:
+        raise UserError("an empty context needs a tokenizer with a BOS or end-of-text token")
+    return token
+
+
+def _starts(tokenizer: Tokenizer) -> int | None:
+    return tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
 
 
 def score(

@@ -83,6 +83,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     think: bool = True,
+    first_row: int = 0,
     on_step: Callable[[Emitted], None] | None = None,
 ) -> list[Generation]:
     """Continue each of B prompts, in batches of bounded memory; the longest of a batch sets its size.
@@ -96,6 +97,7 @@ def generate(
       top_p: probability of the smallest set of tokens that is sampled from.
       seed: of all sampling. Draws depend on the seed, the row and the step.
       think: False turns off the thoughts of a thinking model.
+      first_row: number of the first prompt, where these are a part of more prompts with the same seed.
       on_step: called with the output of each of at most N steps. An exception that it raises ends the
         generation and reaches the caller. With it, all prompts are in one batch.
 
@@ -124,7 +126,7 @@ def generate(
     with jax.set_mesh(loaded.mesh):
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
-            given = settings | {"first": np.int32(first)}
+            given = settings | {"first": np.int32(first_row + first)}
             results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
     return results
 

@@ -193,6 +193,20 @@ def test_generation_ends_before_the_first_stop_text(place, manager, stage, monke
     assert ended
 
 
+def test_repeated_requests_are_sampled_anew(place):
+    """The harness asks for k samples by k equal requests, which fill several batches."""
+    from lm_eval.api.instance import Instance
+
+    from fqs_jax.lm_eval_adapter import FqsJax
+
+    settings = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 1.0}
+    asked = [Instance("generate_until", {}, ("the cat", settings), 0)] * 6
+    texts = [
+        FqsJax(str(place / "W"), NTP, batch_size=size).generate_until(asked) for size in (1, 4)
+    ]
+    assert texts[0] == texts[1] and len(set(texts[0])) > 4
+
+
 def test_options(place):
     from fqs_jax.lm_eval_adapter import FqsJax
 
@@ -302,10 +316,11 @@ def test_generation_settings_without_effect_are_named():
 
 
 def test_texts_are_kept_under_another_name_for_another_template(tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
-    names = {chat_templates.fingerprint(template, tmp_path) for template in ("a", "a", "b")}
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<t>"}')
-    assert len(names | {chat_templates.fingerprint("a", tmp_path)}) == 3
+    def template_of(text, bos):
+        return chat_templates.ChatTemplate(text, {"bos_token": bos}, tmp_path)
+
+    names = {template_of(text, "<s>").fingerprint() for text in ("a", "a", "b")}
+    assert len(names | {template_of("a", "<t>").fingerprint()}) == 3
 
 
 def test_errors_of_the_harness_itself_are_told_from_ours():
@@ -317,4 +332,4 @@ def test_errors_of_the_harness_itself_are_told_from_ours():
         return raised.value
 
     assert lm_eval_adapter._is_of_harness(error_of(lambda: json.loads("{")))
-    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat_templates.choose(None)))
+    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat_templates.choose(None, None)))

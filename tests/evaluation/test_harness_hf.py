@@ -1,5 +1,6 @@
 """Our model in the lm-evaluation-harness against the harness's own, request by request, on byte-level BPE."""
 
+import dataclasses
 import json
 
 import jax
@@ -274,9 +275,16 @@ def test_chats_are_written_as_by_the_harness(both, chat, ends):
     assert ours.loaded.tokenizer.with_opening(found) == theirs.tok_encode(found)
 
 
-def test_a_template_without_system_messages_gets_none(folder):
-    found = chat_templates.render(STRICT + TEMPLATE, folder, CHAT, True)
-    assert found == chat_templates.render(TEMPLATE, folder, CHAT[1:], True)
+def template_of(folder, text):
+    """A template beside the tokens of a folder."""
+    chosen = chat_templates.choose(folder, tokenizer_lib.load(folder))
+    return dataclasses.replace(chosen, text=text)
+
+
+def test_a_template_without_system_messages_gets_none(folder, caplog):
+    found = template_of(folder, STRICT + TEMPLATE).render(CHAT, True)
+    assert found == template_of(folder, TEMPLATE).render(CHAT[1:], True)
+    assert "the chat is written without them (no system)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -292,7 +300,7 @@ def test_a_template_without_system_messages_gets_none(folder):
 )
 def test_broken_templates_are_one_line(folder, template, reason):
     with pytest.raises(UserError, match=reason) as refused:
-        chat_templates.render(template, folder, CHAT, template != "nothing" and True)
+        template_of(folder, template).render(CHAT, template != "nothing")
     assert "\n" not in str(refused.value) and "leave --apply_chat_template out" in str(
         refused.value
     )
@@ -303,10 +311,15 @@ def test_where_templates_stand(tmp_path):
 
     folder = tmp_path / "model"
     write_tokenizer(folder)
+    tokenizer = tokenizer_lib.load(folder)
+
+    def chosen(name=None):
+        return chat_templates.choose(folder, tokenizer, name).text
+
     (folder / "chat_template.jinja").unlink()
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     with pytest.raises(UserError, match="has no chat template .* leave --apply_chat_template out"):
-        chat_templates.choose(folder)
+        chosen()
 
     def keep(template):
         (folder / "tokenizer_config.json").write_text(
@@ -314,24 +327,40 @@ def test_where_templates_stand(tmp_path):
         )
 
     keep("one")
-    assert chat_templates.choose(folder) == "one"
+    assert chosen() == "one"
     keep([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}])
-    assert chat_templates.choose(folder) == "a" and chat_templates.choose(folder, "tool_use") == "b"
+    assert chosen() == "a" and chosen("tool_use") == "b"
     with pytest.raises(UserError, match="no chat template 'c'.*: default, tool_use"):
-        chat_templates.choose(folder, "c")
+        chosen("c")
     keep([{"name": "x", "template": "a"}, {"name": "y", "template": "b"}])
     with pytest.raises(UserError, match="several chat templates.*: x, y"):
-        chat_templates.choose(folder)
+        chosen()
     for wrong in (5, [5], [{"name": "a"}], {"a": 5}):
         keep(wrong)
         with pytest.raises(UserError, match="chat_template in .* is no text"):
-            chat_templates.choose(folder)
+            chosen()
     keep("one")
     (folder / "chat_template.jinja").write_text("file")
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
     loaded = PreTrainedTokenizerFast.from_pretrained(folder)
     assert chat_templates.read(folder) == loaded.chat_template == {"default": "file", "rag": "rag"}
+
+
+def test_tokens_that_only_the_tokenizer_names(folder, tmp_path):
+    """A folder whose settings have no eos_token: templates get the one that ends its texts."""
+    tokenizer = dataclasses.replace(tokenizer_lib.load(folder), bos_id=1, eos_id=2)
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}")
+    template = chat_templates.choose(tmp_path, tokenizer)
+    assert template.render(CHAT, True) == "<|im_start|><|im_end|>"
+
+
+def test_a_template_that_links_out_of_its_folder_is_refused(folder, tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="chat_template.jinja"):
+        chat_templates.choose(tmp_path / "model", tokenizer_lib.load(folder))
 
 
 def test_the_spelling_of_a_token(folder):

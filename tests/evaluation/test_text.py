@@ -53,8 +53,9 @@ def test_a_loss_that_is_not_finite_is_refused_with_its_document(
         return tables
 
     monkeypatch.setattr(text_lib, "_log_probs", broken)
+    scores = text_lib.score(thinking, ["the cat saw the cat", "a big tree saw the cat"], 16, 2)
     with pytest.raises(UserError, match="loss of thinking is not finite, first in document 2 of"):
-        text_lib.score(thinking, ["the cat saw the cat", "a big tree saw the cat"], 16, 2)
+        scores.check_finite(thinking.label)
 
 
 def rows_of(loaded, documents, seq_len):

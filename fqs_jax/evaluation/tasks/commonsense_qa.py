@@ -44,7 +44,10 @@ def _label(value: Any) -> str:
 def _in_order(labels: list[str]) -> bool:
     """True for A, B, C, ... and for 1, 2, 3, ..."""
     count = len(labels)
-    return labels in (list(LETTERS[:count]), [str(n) for n in range(1, count + 1)])
+    return count <= len(LETTERS) and labels in (
+        list(LETTERS[:count]),
+        [str(n) for n in range(1, count + 1)],
+    )
 
 
 TASK = Task("csqa", "CommonsenseQA", _parse, key="question")
