@@ -90,9 +90,7 @@ def watch(target: str, seed: int, seconds: float, out: Path) -> Found:
         command = [sys.executable, "-c", "from benchmarks import fuzz; fuzz.work()"]
         with (place / "stderr").open("w") as log:
             worker = subprocess.Popen(
-                [*command, target, str(seed), folder, str(out)],
-                env=environment,
-                stderr=log,
+                [*command, target, str(seed), folder, str(out)], env=environment, stderr=log
             )
         state, began, ended = place / "state.json", 0.0, ""
         while not ended and not (began and time.monotonic() - began > seconds):

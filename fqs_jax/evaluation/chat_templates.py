@@ -156,8 +156,6 @@ def _special_tokens(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
     found = {name: tokenizer.piece_of(i) for name, i in ids.items() if i is not None}
     settings = added_tokens.settings_of(folder)
     for name in added_tokens.NAMED:
-        value = settings.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            found[name] = value
+        if (spelling := added_tokens.spelling(settings.get(name))) is not None:
+            found[name] = spelling
     return found

@@ -15,6 +15,7 @@ from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.runtime import cli, doors, screen
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
 
 
 def main() -> int:
@@ -40,8 +41,7 @@ def main() -> int:
     _keep(root, rows)
     for row in rows:
         if not math.isfinite(row.nll):
-            name = printable(row.name)
-            print(f"note: the loss of {name} is not finite: the model is broken", file=sys.stderr)
+            note(f"the loss of {printable(row.name)} is not finite: the model is broken")
     if f.json:
         for row in rows:
             screen.print_json(comparison_file.as_json(row))
@@ -63,7 +63,7 @@ def _keep(root: Path, rows: Sequence[Row]) -> None:
         tradeoff.write(rows, root / tradeoff.NAME, Path(about).name)
     except (OSError, UserError) as error:
         reason = printable(doors.explain(error) or "")
-        print(f"note: {reason}; not kept for the report", file=sys.stderr)
+        note(f"{reason}; not kept for the report")
 
 
 def _table(root: Path, rows: Sequence[Row]) -> Table:

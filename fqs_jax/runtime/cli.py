@@ -21,7 +21,6 @@ from fqs_jax.runtime.notes import note
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-
 flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
 
 

@@ -83,10 +83,9 @@ def read(
 
 def lettered(question: str, options: Sequence[str], right: int) -> Item:
     """The published form of a question with lettered options; the answer is the letter."""
-    listed = "\n".join(
-        f"({letter}) {text}" for letter, text in zip(LETTERS[: len(options)], options, strict=True)
-    )
-    choices = tuple(f" {letter}" for letter in LETTERS[: len(options)])
+    letters = LETTERS[: len(options)]
+    listed = "\n".join(f"({a}) {text}" for a, text in zip(letters, options, strict=True))
+    choices = tuple(f" {letter}" for letter in letters)
     return Item(f"Q: {question}\n{listed}\nA:", choices[right], choices, "letter")
 
 
