@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.inference.generation import Emitted
-
-_BYTE = re.compile("<0x[0-9A-F]{2}>")  # a token of one byte in SentencePiece vocabularies
+from fqs_jax.inference.growing_text import GrowingText
 
 
 class AllStopped(Exception):
@@ -28,7 +26,7 @@ class StopTexts:
     def __init__(self, tokenizer: Tokenizer, until: Sequence[str], rows: int):
         self._tokenizer = tokenizer
         self._until = [stop for stop in until if stop]
-        self._growing = [_Growing(tokenizer) for _ in range(rows)]
+        self._growing = [GrowingText(tokenizer) for _ in range(rows)]
         # The special tokens of each row: their places in the text and their spellings.
         self._specials: list[list[tuple[int, str]]] = [[] for _ in range(rows)]
         self._stopped = [False] * rows
@@ -73,34 +71,6 @@ class StopTexts:
             is_special = not self._tokenizer.decode([token, token])
             self._spellings[token] = self._tokenizer.piece_of(token) if is_special else ""
         return self._spellings[token]
-
-
-class _Growing:
-    """The text of growing token ids. Only the last ones are decoded again, so long texts stay cheap."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._text = ""  # of all ids but the last ones
-        # Ids whose text is known, which a decoder may need before the next ones, and new ones.
-        self._known: list[int] = []
-        self._new: list[int] = []
-        self._added = 0  # characters of the new ids
-
-    def append(self, token: int) -> str:
-        """The text with one more token; it ends in U+FFFD where a character is not complete."""
-        self._new.append(token)
-        before = self._tokenizer.decode(self._known)
-        added = self._tokenizer.decode(self._known + self._new)[len(before) :]
-        text = self._text + added
-        # Each of a run of bytes may still become U+FFFD, and special tokens do not end the run.
-        is_settled = len(added) > self._added and not _BYTE.fullmatch(
-            self._tokenizer.piece_of(token)
-        )
-        self._added = len(added)
-        if is_settled and not added.endswith("\ufffd"):
-            self._added = 0
-            self._text, self._known, self._new = text, self._new, []
-        return text
 
 
 def _with_specials(text: str, specials: Sequence[tuple[int, str]]) -> str:

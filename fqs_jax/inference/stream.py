@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fqs_jax.inference.generation import Emitted, prompt_ids
+from fqs_jax.inference.growing_text import GrowingText
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runtime import screen
 from fqs_jax.runtime.errors import visible
@@ -23,9 +24,9 @@ class Stream:
 
     def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
         self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
-        self._prompt_ids = prompt_ids(loaded, prompt)
-        self._ids: list[int] = []
-        self._shown = loaded.tokenizer.decode(self._prompt_ids)
+        ids = prompt_ids(loaded, prompt)
+        self._text = GrowingText(loaded.tokenizer, ids)
+        self._shown = loaded.tokenizer.decode(ids)
         console.print(Text(visible(prompt), style="bold"), end="")
 
     def step(self, emitted: Emitted) -> None:
@@ -39,8 +40,7 @@ class Stream:
             return
         # A token alone may not be a text (a space, a byte of a character): print what it adds to the
         # decoded text.
-        self._ids.append(int(emitted.token_B[0]))
-        text = self._loaded.tokenizer.decode(self._prompt_ids + self._ids)
+        text = self._text.append(int(emitted.token_B[0]))
         if not text.endswith("\ufffd"):
             self._console.print(Text(visible(text[len(self._shown) :])), end="")
             self._shown = text

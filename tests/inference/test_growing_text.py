@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data import tokenizer_training
-from fqs_jax.evaluation.stop_texts import _Growing
+from fqs_jax.inference.growing_text import GrowingText
 from tests.tiny_runs import sentences
 
 TEXT = "naïve 日本語 \U0001f642\U0001f642 é\n\n x  two  spaces\t123,456"
@@ -37,9 +37,10 @@ def tokenizer(request, tmp_path_factory):
 
 
 def check(tokenizer, ids):
-    growing = _Growing(tokenizer)
-    for count, token in enumerate(ids, start=1):
-        assert growing.append(token) == tokenizer.decode(ids[:count])
+    for begun in (0, len(ids) // 2):
+        growing = GrowingText(tokenizer, ids[:begun])
+        for count, token in enumerate(ids[begun:], start=begun + 1):
+            assert growing.append(token) == tokenizer.decode(ids[:count])
 
 
 def test_a_growing_text_is_the_text_of_all_tokens(tokenizer):
