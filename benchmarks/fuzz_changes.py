@@ -116,9 +116,10 @@ def _change_json(data: bytes, change: Change) -> bytes:
 
 
 def _slots(value: Any) -> Any:
-    """Every (list or dict, index or key) below a JSON value."""
+    """Every (list or dict, index or key) below a JSON value; a number or a text has none."""
+    if not isinstance(value, dict | list):
+        return
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in list(items):
         yield value, key
-        if isinstance(inner, dict | list):
-            yield from _slots(inner)
+        yield from _slots(inner)

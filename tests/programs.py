@@ -19,10 +19,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import preloaded
 from tests.conftest import ONE_DEVICE, REPO
 
 _DRIVER = "from tests.programs import main; main()"
@@ -68,9 +69,8 @@ def start(
     orders: Orders, *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
     """A program under orders; its standard output and error are pipes."""
-    command = [sys.executable, "-c", _DRIVER, json.dumps(dataclasses.asdict(orders)), *arguments]
     return subprocess.Popen(
-        command,
+        [sys.executable, "-c", _DRIVER, *_command(orders, arguments)],
         cwd=REPO,
         env=os.environ | ONE_DEVICE | (environment or {}),
         stdout=subprocess.PIPE,
@@ -85,6 +85,20 @@ def finish(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
         errors = [process.communicate(timeout=_TIMEOUT)[1] for process in processes]
     codes = [process.returncode for process in processes]
     return [(c if c >= 0 else 128 - c, e) for c, e in zip(codes, errors, strict=True)]
+
+
+def run(orders: Orders, *arguments: str) -> tuple[int, str]:
+    """Run a program under orders in a forked process, without imports: see `finish`."""
+    environment = os.environ | ONE_DEVICE
+    if not preloaded.serves(environment):
+        return finish(start(orders, *arguments))[0]
+    command = _command(orders, arguments)
+    code, _, said = preloaded.run("tests.programs", command, REPO, environment)
+    return code if code >= 0 else 128 - code, said
+
+
+def _command(orders: Orders, arguments: Sequence[str]) -> list[str]:
+    return [json.dumps(dataclasses.asdict(orders)), *arguments]
 
 
 @contextlib.contextmanager
@@ -177,3 +191,7 @@ def _find(function: str) -> tuple[Any, str]:
     for part in classes:
         owner = getattr(owner, part)
     return owner, name
+
+
+if __name__ == "__main__":
+    main()

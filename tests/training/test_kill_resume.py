@@ -60,8 +60,11 @@ MOMENTS = {
     "a piece is written, not renamed": Moment("os:replace", argument=r"batches_\d+_\d+.npy$"),
     "a step with teacher scores is made": Moment(STEP, call=5, after=True),
 }
-# These are passed over where a process is asked to stop: it would do what it does after others.
+# These are passed over where a process is asked to stop: it would do what it does at others.
 KILLED_ONLY = {
+    "the step is compiled",
+    "the metrics are trimmed",
+    "a stage is over",
     "the next one is made ready",
     "an old checkpoint is deleted",
     "a save is whole",
@@ -99,8 +102,11 @@ def saved(root):
 
 def stop(moment, signum, arguments, environment=None):
     """A process stopped at its moment: what it said."""
-    process = programs.start(Orders(moment, signum), *arguments, environment=environment)
-    [(code, said)] = programs.finish(process)
+    orders = Orders(moment, signum)
+    if environment is None:
+        code, said = programs.run(orders, *arguments)
+    else:
+        [(code, said)] = programs.finish(programs.start(orders, *arguments, environment=environment))
     assert code == 128 + signum, f"exit {code} and not {128 + signum}, {moment}\n{said}"
     for noise in ("Traceback", "Warning", "damaged"):
         assert noise not in said
