@@ -80,7 +80,7 @@ def _qwen_kinds(raw: Json) -> Kinds:
     listed = _listed_types(raw)
     if window is None or not switch(raw, "use_sliding_window"):
         return Kinds(None)
-    return _kinds(window, listed or _repeated(("full",) * min(first, layers), layers, "sliding"))
+    return _kinds(window, listed or _windowed_from(first, layers))
 
 
 def _write_qwen_kinds(config: ModelConfig) -> dict[str, Any]:
@@ -116,11 +116,11 @@ def _gemma3_kinds(raw: Json) -> Kinds:
 def _write_gemma3_kinds(config: ModelConfig) -> dict[str, Any]:
     # Versions before 4.53 know the pattern alone, so only regular ones are written.
     size = [*_all_types(config), "full"].index("full") + 1
-    types = (("sliding_attention",) * (size - 1) + ("full_attention",)) * config.num_layers
+    period = ("sliding_attention",) * (size - 1) + ("full_attention",)
     return {
         "sliding_window": config.sliding_window,
         "sliding_window_pattern": size,
-        "layer_types": list(types[: config.num_layers]),
+        "layer_types": _listed(period, config.num_layers),
     }
 
 
@@ -180,22 +180,26 @@ def _cut(period: tuple[str, ...], raw: Json) -> tuple[str, ...]:
     return period[: integer(raw, "num_hidden_layers")]
 
 
-def _repeated(first: tuple[str, ...], layers: int, then: str) -> tuple[str, ...]:
-    """The layers' kinds: some first ones, then one kind up to the last layer."""
-    if len(first) in (0, layers):  # all alike
-        return first[:1] or (then,)
+def _windowed_from(first: int, layers: int) -> tuple[str, ...]:
+    """The layers' kinds: full ones, then sliding ones from a layer on."""
+    if first == 0 or first >= layers:  # all alike
+        return ("sliding",) if first == 0 else ("full",)
     if layers > _MOST_LAYERS:
         raise UserError(
             f"num_hidden_layers {layers} is too many for layers of several kinds; at most "
             f"{_MOST_LAYERS} are supported"
         )
-    return first + (then,) * (layers - len(first))
+    return ("full",) * first + ("sliding",) * (layers - first)
 
 
 def _all_types(config: ModelConfig) -> list[str]:
     """The kind of every layer."""
     period = config.layer_types or ("full" if config.sliding_window is None else "sliding",)
-    return list(itertools.islice(itertools.cycle(period), config.num_layers))
+    return _listed(period, config.num_layers)
+
+
+def _listed(period: tuple[str, ...], layers: int) -> list[str]:
+    return list(itertools.islice(itertools.cycle(period), layers))
 
 
 _OLMO2 = {"norms": "after", "qk_norm": "projection"}

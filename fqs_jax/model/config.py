@@ -171,6 +171,8 @@ class ModelConfig:
         self._check_layers()
 
     def _check_layers(self) -> None:
+        if not isinstance(self.layer_types, tuple):
+            raise UserError(f"layer_types {self.layer_types!r} should be a tuple of names")
         for kind in self.layer_types:
             if kind not in LAYER_TYPES:
                 raise UserError(f"layer_types {kind!r} is none of {', '.join(LAYER_TYPES)}")

@@ -1,8 +1,9 @@
 """Architectures whose layers differ, or with norms elsewhere: text, thoughts, generation and export.
 
-transformers computes the same. Llama with biases and OLMo 2, of which all parts occur here or in
-tests/thinking, have only their logits and exports compared, in test_transformers_parity.py. One small random model for each, with a window that is shorter than the text. The slow rollout of thoughts
-(tests/reference.py) runs with transformers' own model as its decoder.
+transformers computes the same. There is one small random model for each, with a window that is shorter
+than the text, and the slow rollout of thoughts (tests/reference.py) has transformers' own model as its
+decoder. The parts of OLMo 2 and of Llama with biases occur here and in tests/thinking too, so only their
+logits and exports are compared, in test_transformers_parity.py.
 """
 
 from __future__ import annotations

@@ -213,8 +213,19 @@ def test_the_program_does_not_grow_with_depth() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_kv_heads", 3), ("remat", "sometimes"), ("dtype", "int8"), ("param_dtype", "half")],
+    [
+        *(("num_kv_heads", 3), ("remat", "sometimes"), ("dtype", "int8"), ("param_dtype", "half")),
+        *(
+            ("qk_norm", "layer"),
+            ("norms", "around"),
+            ("activation", "relu"),
+            ("query_scalar", -1.0),
+        ),
+        *(("layer_types", ("full", "some")), ("layer_types", ("full",) * 3)),
+        *(("layer_types", ("sliding",)), ("layer_types", ["full"]), ("local_rope_theta", 1e4)),
+    ],
 )
 def test_impossible_models(field: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"{field}.*{value}"):
+    shown = value if isinstance(value, str | int) else ""
+    with pytest.raises(UserError, match=f"{field}.*{shown}"):
         dataclasses.replace(model_config(), **{field: value})
