@@ -27,6 +27,17 @@ FOLDERS = {
     "qwen2_5_7b": "Qwen2.5-7B-Instruct",
     "qwen2_5_0_5b": "Qwen2.5-0.5B-Instruct",
 }
+# Of further families: sizes as published, planned without compiling them.
+MORE_PARAMETERS = {
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "smollm3_3b": 3_075_098_624,
+    "olmo2_1b": 1_484_916_736,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+}
 names = pytest.mark.parametrize("name", PARAMETERS)
 
 
@@ -34,10 +45,18 @@ def config(name: str) -> ml_collections.ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-@names
+@pytest.mark.parametrize("name", PARAMETERS | MORE_PARAMETERS)
 def test_parameters(name: str) -> None:
     model = step_plan.architecture(config(name))
-    assert decoder.num_params(decoder.abstract_params(model)) == PARAMETERS[name]
+    expected = (PARAMETERS | MORE_PARAMETERS)[name]
+    assert decoder.num_params(decoder.abstract_params(model)) == expected
+
+
+@pytest.mark.parametrize("name", MORE_PARAMETERS)
+def test_a_config_file_can_be_written_for_it(name: str) -> None:
+    """An architecture that transformers has, so an export of the trained model has a config.json."""
+    raw = huggingface.write_config(step_plan.architecture(config(name)), "bfloat16", {})
+    assert raw["model_type"].startswith(name.split("_")[0])
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -48,7 +67,7 @@ def test_the_architecture_is_that_of_the_checkpoint(name: str, shared: Path) -> 
     assert ours == dataclasses.replace(theirs, **c.compute.to_dict())
 
 
-@names
+@pytest.mark.parametrize("name", PARAMETERS | MORE_PARAMETERS)
 def test_a_thinking_step_is_traced_at_full_size(name: str) -> None:
     """Shapes and settings fit together, and the program does no more than the count from shapes."""
     c = config(name)

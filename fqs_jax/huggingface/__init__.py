@@ -1,8 +1,8 @@
-"""Hugging Face folders to ModelConfig and `lm` parameter tree, and back: Llama, Mistral, Qwen2.
+"""Hugging Face folders to ModelConfig and `lm` parameter tree, and back.
 
-config.py has the architectures, tensors.py the names and layouts of tensors, reading.py and writing.py
-the two directions, thoughts.py the thought parameters beside the weights. Weights are read only from
-safetensors: pickled checkpoints can run code.
+architectures.py has the table of architectures, tensors.py the names and layouts of tensors, reading.py
+and writing.py the two directions, thoughts.py the thought parameters beside the weights. Weights are read
+only from safetensors: pickled checkpoints can run code.
 """
 
 from fqs_jax.huggingface.carrying import carry, check_carried, read_own

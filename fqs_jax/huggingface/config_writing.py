@@ -11,10 +11,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fqs_jax.huggingface.config import ARCHITECTURES
+from fqs_jax.huggingface import kinds, rope
+from fqs_jax.huggingface.architectures import ARCHITECTURES
+from fqs_jax.huggingface.config import ACTIVATIONS, parse
 from fqs_jax.huggingface.fields import Json, text
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime import files
+from fqs_jax.runtime.errors import UserError
+
+# All fields that change what a checkpoint computes; max_seq_len and compute settings do not.
+ARCHITECTURE_FIELDS = (
+    *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
+    *("rope_theta", "rope_scaling", "norm_eps", "qkv_bias", "o_bias", "qk_norm", "norms"),
+    *("activation", "query_scalar", "scaled_embeddings", "stored_norm_offset", "tied_embeddings"),
+    *("sliding_window", "layer_types", "local_rope_theta"),
+)
 
 
 def stored_dtype(raw: Json) -> str | None:
@@ -30,16 +41,36 @@ def stored_dtype(raw: Json) -> str | None:
 def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) -> dict[str, Any]:
     """A complete config.json for an architecture that was not read from a folder.
 
-    The model type is qwen2 if q, k and v have biases, else mistral if it has a sliding window, else
-    llama.
+    The model type is the first of the table with which it reads back as this architecture.
 
     Args:
       dtype: the type of the weights.
       token_ids: those of bos_token_id, eos_token_id and pad_token_id that exist.
+
+    Raises:
+      UserError: there is no such model type.
     """
-    model_type = "qwen2" if config.qkv_bias else "mistral" if config.sliding_window else "llama"
+    for model_type in ARCHITECTURES:
+        raw = _written(config, model_type, dtype, token_ids)
+        try:
+            read = parse(raw)
+        except UserError:
+            continue
+        if all(getattr(read, field) == getattr(config, field) for field in ARCHITECTURE_FIELDS):
+            return raw
+    raise UserError(
+        "no architecture of transformers computes this model, so it has no config.json; its fields "
+        f"should be those of one of {', '.join(ARCHITECTURES)}"
+    )
+
+
+def _written(
+    config: ModelConfig, model_type: str, dtype: str, token_ids: Mapping[str, int]
+) -> dict[str, Any]:
+    """The config.json of a model type with the sizes of an architecture."""
+    row = ARCHITECTURES[model_type]
     raw: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model_type].class_name],
+        "architectures": [row.class_name],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
@@ -48,30 +79,30 @@ def write_config(config: ModelConfig, dtype: str, token_ids: Mapping[str, int]) 
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
-        "hidden_act": "silu",
+        row.activation_key: ACTIVATIONS[config.activation][0],
         "max_position_embeddings": config.max_seq_len,
         "rms_norm_eps": config.norm_eps,
-        **_rope_keys(config),
+        **rope.keys(config, row),
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": dtype,
         "dtype": dtype,
         # Missing tokens are written as null: transformers would otherwise use its own defaults.
         **{key: token_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **row.write_kinds(config),
     }
-    if model_type == "mistral":
-        raw["sliding_window"] = config.sliding_window
-    if model_type == "qwen2":
-        raw["sliding_window"] = config.sliding_window
-        raw["use_sliding_window"] = config.sliding_window is not None
-        # Layers from this one on have the window.
-        raw["max_window_layers"] = 0 if config.sliding_window else config.num_layers
+    if config.o_bias:
+        raw["attention_bias"] = True
+    if "query_pre_attn_scalar" in row.defaults:
+        scalar = config.head_dim if config.query_scalar is None else config.query_scalar
+        raw["query_pre_attn_scalar"] = int(scalar) if scalar == int(scalar) else scalar
     return raw
 
 
 def rewritten(source: bytes, raw: Json, config: ModelConfig, dtype: str) -> bytes:
     """The source's config.json, unchanged if every version reads it right, else with both spellings.
 
-    The old spelling alone is read by all versions, so a file that has only that one is left as it is.
+    The old spelling alone is read by all versions, so a file that has only that one is left as it is. Of
+    a larger model, which reads images or sound too, the part of its language model is written.
 
     Args:
       source: the file's bytes.
@@ -79,14 +110,17 @@ def rewritten(source: bytes, raw: Json, config: ModelConfig, dtype: str) -> byte
       config: the architecture that was read from it.
       dtype: the type of the weights that are written.
     """
-    result = dict(raw)
-    if stored_dtype(raw) is not None:
+    result = dict(kinds.text_part(raw, ARCHITECTURES))
+    row = ARCHITECTURES[result["model_type"]]
+    if "text_config" in raw:
+        result["architectures"] = [row.class_name]
+    if stored_dtype(result) is not None:
         result["torch_dtype"] = dtype
-        if raw.get("dtype") is not None:
+        if result.get("dtype") is not None:
             result["dtype"] = dtype
-    inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    if raw.get("rope_parameters") or "rope_theta" in inner:
-        result |= _rope_keys(config)
+    inner = result.get("rope_scaling") or result.get("rope_parameters") or {}
+    if result.get("rope_parameters") or "rope_theta" in inner:
+        result = row.write_kinds(config) | result | rope.keys(config, row)
     if result == raw and is_json(source):
         return source
     return to_json(result)
@@ -106,21 +140,3 @@ def is_json(data: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _rope_keys(config: ModelConfig) -> dict[str, Any]:
-    """The rotary embedding in both spellings."""
-    scaling: dict[str, Any] = {}
-    if (llama3 := config.rope_scaling) is not None:
-        scaling = {
-            "rope_type": "llama3",
-            "factor": llama3.factor,
-            "low_freq_factor": llama3.low_freq_factor,
-            "high_freq_factor": llama3.high_freq_factor,
-            "original_max_position_embeddings": llama3.original_max_seq_len,
-        }
-    return {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling or None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta, **scaling},
-    }

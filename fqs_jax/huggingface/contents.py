@@ -1,4 +1,4 @@
-"""Errors about folders that cannot be read: adapters, other formats, other kinds of models.
+"""Errors about folders that cannot be read: adapters, other formats, quantised weights.
 
 The errors are the first thing that many users see: they name the kind of model or file, and the way to a
 folder that can be read.
@@ -46,13 +46,6 @@ _FOREIGN = (
         "fetch the original checkpoint",
     ),
 )
-_OTHER_INPUTS = {
-    "vision_config": "images",
-    "audio_config": "sound",
-    "speech_config": "sound",
-    "image_token_id": "images",
-    "image_token_index": "images",
-}
 
 
 def check_config(folder: Path) -> None:
@@ -100,23 +93,6 @@ def no_weights(folder: Path) -> UserError:
     return UserError(
         f"{inputs.name(folder)} has neither {WEIGHTS} nor {INDEX}; fetch its weights too"
     )
-
-
-def check_text_decoder(raw: Json) -> None:
-    """Refuse a config.json of an encoder-decoder, or of a model that reads images or sound.
-
-    Raises:
-      UserError: names the kind of model.
-    """
-    kind = f"model_type {shown(raw.get('model_type'))}"
-    if raw.get("is_encoder_decoder"):
-        raise UserError(f"{kind} is an encoder-decoder; only decoders of text are supported")
-    for key, what in _OTHER_INPUTS.items():
-        if raw.get(key) is not None:
-            raise UserError(
-                f"{kind} reads {what} ({key}); only decoders of text are supported: save its "
-                "language model alone"
-            )
 
 
 def check_not_quantised(raw: Json) -> None:

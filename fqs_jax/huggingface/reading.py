@@ -14,7 +14,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fqs_jax.huggingface import contents, finite, headers
+from fqs_jax.huggingface import contents, finite, headers, kinds
 from fqs_jax.huggingface.tensors import (
     EMBEDDING,
     HEAD,
@@ -114,7 +114,7 @@ def iterate_tensors(
     """Yield each tensor of a folder once: (path in the tree, layer or None, array in our layout).
 
     This call checks all names, shapes and types before the first tensor is read. Arrays have their
-    stored type (bfloat16, float16 or float32) and may be transposed views.
+    stored type (bfloat16, float16 or float32; float32 for norms with an offset) and may be transposed views.
 
     Raises:
       UserError: the same errors as `load_params`.
@@ -152,11 +152,15 @@ def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
     The work grows with the headers, not with the sizes in config.json, which may be nonsense.
     """
     found: dict[str, Source] = {}
-    for file in _weight_files(folder):
+    files = _weight_files(folder)
+    within = kinds.is_within(name for file in files for name in _names(file))
+    for file in files:
         with headers.opened(file) as handle:
             for stored_name in list(handle.keys()):
                 if stored_name.endswith("rotary_emb.inv_freq"):
                     continue  # a buffer that old versions saved; the config determines it
+                if within and not kinds.is_text(stored_name):
+                    continue  # of the parts that read images or sound
                 name, shape = _expected(stored_name, config, file)
                 if name in found:
                     raise UserError(
@@ -176,13 +180,19 @@ def _find_tensors(folder: Path, config: ModelConfig) -> dict[str, Source]:
     return found
 
 
+def _names(file: Path) -> list[str]:
+    with headers.opened(file) as handle:
+        return list(handle.keys())
+
+
 def _expected(stored_name: str, config: ModelConfig, file: Path) -> tuple[str, tuple[int, ...]]:
     """The full name and the shape of a stored tensor, which may lack the prefix `model.`.
 
     Raises:
       UserError: the architecture has no such tensor.
     """
-    for name in (stored_name, f"model.{stored_name}"):
+    text_name = kinds.text_name(stored_name)
+    for name in (text_name, f"model.{text_name}"):
         # A tied checkpoint may store its matrix as embedding, as head, or as both.
         alias = EMBEDDING if config.tied_embeddings and name == HEAD else name
         if (slot := find_slot(alias, config)) is not None:

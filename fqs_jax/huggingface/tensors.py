@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,11 +25,13 @@ class Tensor(NamedTuple):
     name: name of the stored tensor; {} is the number of the layer.
     path: path in the parameter tree, where leaves of layers have an additional leading axis L.
     stored: axes of the stored tensor; a group of joined letters is one dimension.
+    exists: whether a model has it.
     """
 
     name: str
     path: str
     stored: str
+    exists: Callable[[ModelConfig], bool] = lambda config: True
 
     @property
     def ours(self) -> list[str]:
@@ -37,22 +39,72 @@ class Tensor(NamedTuple):
         return PARAMETERS[f"lm/{self.path}"].removeprefix("L ").split()
 
 
+def _qkv_bias(config: ModelConfig) -> bool:
+    return config.qkv_bias
+
+
+def _norm_before(config: ModelConfig) -> bool:
+    return config.norms != "after"
+
+
+def _norm_after(config: ModelConfig) -> bool:
+    return config.norms != "before"
+
+
+def _head_norm(config: ModelConfig) -> bool:
+    return config.qk_norm == "head"
+
+
+def _projection_norm(config: ModelConfig) -> bool:
+    return config.qk_norm == "projection"
+
+
+_LAYER_NAME = "model.layers.{}."
+_ATTENTION, _MLP = f"{_LAYER_NAME}self_attn.", f"{_LAYER_NAME}mlp."
 TENSORS = (
     Tensor("model.embed_tokens.weight", "embed/embedding", "V D"),
-    Tensor("model.layers.{}.input_layernorm.weight", "layers/attn_norm/scale", "D"),
-    Tensor("model.layers.{}.self_attn.q_proj.weight", "layers/q/kernel", "NH D"),
-    Tensor("model.layers.{}.self_attn.q_proj.bias", "layers/q/bias", "NH"),
-    Tensor("model.layers.{}.self_attn.k_proj.weight", "layers/k/kernel", "GH D"),
-    Tensor("model.layers.{}.self_attn.k_proj.bias", "layers/k/bias", "GH"),
-    Tensor("model.layers.{}.self_attn.v_proj.weight", "layers/v/kernel", "GH D"),
-    Tensor("model.layers.{}.self_attn.v_proj.bias", "layers/v/bias", "GH"),
-    Tensor("model.layers.{}.self_attn.o_proj.weight", "layers/o/kernel", "D NH"),
-    Tensor("model.layers.{}.post_attention_layernorm.weight", "layers/mlp_norm/scale", "D"),
-    Tensor("model.layers.{}.mlp.gate_proj.weight", "layers/gate/kernel", "F D"),
-    Tensor("model.layers.{}.mlp.up_proj.weight", "layers/up/kernel", "F D"),
-    Tensor("model.layers.{}.mlp.down_proj.weight", "layers/down/kernel", "D F"),
+    Tensor(f"{_LAYER_NAME}input_layernorm.weight", "layers/attn_norm/scale", "D", _norm_before),
+    Tensor(f"{_ATTENTION}q_proj.weight", "layers/q/kernel", "NH D"),
+    Tensor(f"{_ATTENTION}q_proj.bias", "layers/q/bias", "NH", _qkv_bias),
+    Tensor(f"{_ATTENTION}k_proj.weight", "layers/k/kernel", "GH D"),
+    Tensor(f"{_ATTENTION}k_proj.bias", "layers/k/bias", "GH", _qkv_bias),
+    Tensor(f"{_ATTENTION}v_proj.weight", "layers/v/kernel", "GH D"),
+    Tensor(f"{_ATTENTION}v_proj.bias", "layers/v/bias", "GH", _qkv_bias),
+    Tensor(f"{_ATTENTION}q_norm.weight", "layers/q_head_norm/scale", "H", _head_norm),
+    Tensor(f"{_ATTENTION}k_norm.weight", "layers/k_head_norm/scale", "H", _head_norm),
+    Tensor(f"{_ATTENTION}q_norm.weight", "layers/q_norm/scale", "NH", _projection_norm),
+    Tensor(f"{_ATTENTION}k_norm.weight", "layers/k_norm/scale", "GH", _projection_norm),
+    Tensor(f"{_ATTENTION}o_proj.weight", "layers/o/kernel", "D NH"),
+    Tensor(f"{_ATTENTION}o_proj.bias", "layers/o/bias", "D", lambda config: config.o_bias),
+    Tensor(
+        f"{_LAYER_NAME}post_attention_layernorm.weight",
+        "layers/attn_out_norm/scale",
+        "D",
+        _norm_after,
+    ),
+    Tensor(
+        f"{_LAYER_NAME}post_attention_layernorm.weight",  # a norm after the MLP changes the name
+        "layers/mlp_norm/scale",
+        "D",
+        lambda config: config.norms == "before",
+    ),
+    Tensor(
+        f"{_LAYER_NAME}pre_feedforward_layernorm.weight",
+        "layers/mlp_norm/scale",
+        "D",
+        lambda config: config.norms == "both",
+    ),
+    Tensor(f"{_MLP}gate_proj.weight", "layers/gate/kernel", "F D"),
+    Tensor(f"{_MLP}up_proj.weight", "layers/up/kernel", "F D"),
+    Tensor(f"{_MLP}down_proj.weight", "layers/down/kernel", "D F"),
+    Tensor(
+        f"{_LAYER_NAME}post_feedforward_layernorm.weight",
+        "layers/mlp_out_norm/scale",
+        "D",
+        _norm_after,
+    ),
     Tensor("model.norm.weight", "final_norm/scale", "D"),
-    Tensor("lm_head.weight", "head/kernel", "V D"),
+    Tensor("lm_head.weight", "head/kernel", "V D", lambda config: not config.tied_embeddings),
 )
 EMBEDDING, HEAD = TENSORS[0].name, TENSORS[-1].name
 
@@ -72,6 +124,7 @@ class Slot:
       shape: shape of the stored tensor.
       split_shape: the same shape with joined dimensions split.
       order: permutation of axes: axis i of the leaf is axis order[i] of split_shape.
+      offset: the leaf is the stored tensor plus this.
     """
 
     path: LeafPath
@@ -79,14 +132,17 @@ class Slot:
     shape: tuple[int, ...]
     split_shape: tuple[int, ...]
     order: tuple[int, ...]
+    offset: float = 0.0
 
     def from_stored(self, stored: np.ndarray) -> np.ndarray:
-        """A view of the stored tensor in the layout of the leaf."""
-        return stored.reshape(self.split_shape).transpose(self.order)
+        """The stored tensor in the layout of the leaf: a view, or float32 if there is an offset."""
+        ours = stored.reshape(self.split_shape).transpose(self.order)
+        return ours.astype(np.float32) + np.float32(self.offset) if self.offset else ours
 
     def to_stored(self, ours: np.ndarray) -> np.ndarray:
         """The inverse of `from_stored`; a view if possible, so in general not contiguous."""
-        return ours.transpose(np.argsort(self.order)).reshape(self.shape)
+        stored = ours.transpose(np.argsort(self.order)).reshape(self.shape)
+        return stored.astype(np.float32) - np.float32(self.offset) if self.offset else stored
 
 
 def slots(config: ModelConfig) -> dict[str, Slot]:
@@ -124,12 +180,7 @@ def num_tensors(config: ModelConfig) -> int:
 
 
 def _rows(config: ModelConfig) -> list[Tensor]:
-    return [
-        row
-        for row in TENSORS
-        if (config.qkv_bias or not row.path.endswith("/bias"))
-        and not (config.tied_embeddings and row.name == HEAD)
-    ]
+    return [row for row in TENSORS if row.exists(config)]
 
 
 def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
@@ -148,6 +199,7 @@ def _slot(row: Tensor, layer: int | None, config: ModelConfig) -> Slot:
         shape=tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split()),
         split_shape=tuple(sizes[axis] for axis in axes),
         order=tuple(axes.index(axis) for axis in row.ours),
+        offset=config.stored_norm_offset if row.path.endswith("/scale") else 0.0,
     )
 
 

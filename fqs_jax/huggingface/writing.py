@@ -31,12 +31,6 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import files, inputs
 from fqs_jax.runtime.errors import UserError
 
-# All fields that change what a checkpoint computes; max_seq_len and compute settings do not.
-ARCHITECTURE_FIELDS = (
-    *("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"),
-    *("rope_theta", "rope_scaling", "norm_eps", "qkv_bias", "tied_embeddings", "sliding_window"),
-)
-
 Leaves = Mapping[tuple[str, ...], Any]
 
 
@@ -146,7 +140,7 @@ def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
     path = source / "config.json"
     read = read_config(source)
     theirs, ours = dataclasses.asdict(read), dataclasses.asdict(config)
-    for field in ARCHITECTURE_FIELDS:
+    for field in config_writing.ARCHITECTURE_FIELDS:
         if ours[field] != theirs[field]:
             raise UserError(
                 f"{inputs.name(path)} implies {field} {theirs[field]}, but the model has "

@@ -54,9 +54,11 @@ def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfi
     index_Bx1 = cursor.length_B[:, None]
     one = jnp.ones(1, jnp.int32)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
+    ) -> tuple[jax.Array, Any]:
         before = attention_xla.indexed_text(
-            q[:, :, None], layer[0], layer[1], index_Bx1 - 1, one, None, model.sliding_window
+            q[:, :, None], layer[0], layer[1], index_Bx1 - 1, one, None, window
         )
         output, lse = attention_xla.own_slots(q, k, v, jnp.ones((1, 1), bool))
         merged = attention_xla.merge(before, (output[:, :, None], lse[:, :, None]))

@@ -1,4 +1,4 @@
-"""The decoder: Llama, Mistral and Qwen2 in one block, scanned over layers.
+"""The decoder: all architectures in one block, scanned over layers or over periods of them.
 
 Parameters are one plain nested dict whose layer leaves are stacked on a leading L axis, so that
 sharding rules, checkpoints and Hugging Face names do not depend on Flax. Every forward variant of the
@@ -19,15 +19,23 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from fqs_jax.model import attention as attention_lib
-from fqs_jax.model import vocab
-from fqs_jax.model.config import REMAT_POLICIES, ModelConfig
+from fqs_jax.model import rotary, vocab
+from fqs_jax.model.config import REMAT_POLICIES, Layer, ModelConfig
+from fqs_jax.model.rotary import Rope
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.axes import check_axes
 
 Params = dict[str, Any]
 KeysValues = tuple[jax.Array, jax.Array]  # of every layer, [L, B, T, G, H]; keys are rotated
 # (query [..., N, H], key and value [..., G, H], per-layer input) -> (output [..., N, H], per-layer output)
-Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+LayerAttend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# The same with the sliding window of the layer as its last argument.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any, int | None], tuple[jax.Array, Any]]
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 
 class Block(nn.Module):
@@ -37,7 +45,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, hidden: jax.Array, rope: tuple[jax.Array, jax.Array], attend: Attend, layer_input: Any
+        self, hidden: jax.Array, rope: Rope | None, attend: LayerAttend, layer_input: Any
     ) -> tuple[jax.Array, Any]:
         c = self.config
         dense = functools.partial(
@@ -56,28 +64,46 @@ class Block(nn.Module):
             # needs no transposed copy of its operands.
             return x.reshape(-1, x.shape[-1])
 
+        def before(x: jax.Array, name: str) -> jax.Array:
+            return x if c.norms == "after" else norm(name=name)(x)
+
+        def after(x: jax.Array, name: str) -> jax.Array:
+            return x if c.norms == "before" else norm(name=name)(x)
+
+        def qk_norm(x: jax.Array, name: str) -> jax.Array:
+            if c.qk_norm == "head":
+                return norm(name=f"{name}_head_norm")(x)
+            heads = (-2, -1)
+            whole = norm(reduction_axes=heads, feature_axes=heads, name=f"{name}_norm")
+            return x if c.qk_norm == "none" else whole(x)
+
         leading = hidden.shape[:-1]
-        normed = flat(norm(name="attn_norm")(hidden))
+        normed = flat(before(hidden, "attn_norm"))
         query, key, value = (
             dense((heads, c.head_dim), use_bias=c.qkv_bias, name=name)(normed).reshape(
                 *leading, heads, c.head_dim
             )
             for name, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
         )
+        query, key = qk_norm(query, "q"), qk_norm(key, "k")
+        if rope is not None:
+            query, key = rotary.rotate(query, rope), rotary.rotate(key, rope)
+        if c.query_scalar is not None:  # attention divides by sqrt(head_dim)
+            query = query * math.sqrt(c.head_dim / c.query_scalar)
         # Named for the rematerialisation policies (model/config.py).
-        query, key = (checkpoint_name(rotate(x, rope), "attended") for x in (query, key))
+        query, key = (checkpoint_name(x, "attended") for x in (query, key))
         attended, layer_output = attend(query, key, value, layer_input)
         attended = checkpoint_name(attended, "attended")
         output = dense(
-            c.width, axis=(-2, -1), use_bias=False, kernel_init=residual_scale, name="o"
+            c.width, axis=(-2, -1), use_bias=c.o_bias, kernel_init=residual_scale, name="o"
         )(attended.reshape(-1, c.num_heads, c.head_dim))
-        hidden = hidden + output.reshape(hidden.shape)
+        hidden = hidden + after(output, "attn_out_norm").reshape(hidden.shape)
 
-        normed = flat(norm(name="mlp_norm")(hidden))
-        gate = nn.silu(dense(c.mlp_dim, use_bias=False, name="gate")(normed))
+        normed = flat(before(hidden, "mlp_norm"))
+        gate = _ACTIVATIONS[c.activation](dense(c.mlp_dim, use_bias=False, name="gate")(normed))
         up = dense(c.mlp_dim, use_bias=False, name="up")(normed)
         output = dense(c.width, use_bias=False, kernel_init=residual_scale, name="down")(gate * up)
-        hidden = hidden + output.reshape(hidden.shape)
+        hidden = hidden + after(output, "mlp_out_norm").reshape(hidden.shape)
         return hidden, layer_output
 
 
@@ -89,10 +115,9 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """
     key_embed, key_layers, key_head = jax.random.split(key, 3)
     hidden = jnp.zeros((1, 1, config.width), config.dtype)
-    rope = rope_tables(jnp.zeros((1, 1), jnp.int32), config)
 
     def init_layer(key: jax.Array) -> Params:
-        return Block(config).init(key, hidden, rope, lambda q, k, v, _: (q, None), None)["params"]
+        return Block(config).init(key, hidden, None, lambda q, k, v, _: (q, None), None)["params"]
 
     normal = nn.initializers.normal(0.02)
     params: Params = {
@@ -114,32 +139,9 @@ def abstract_params(config: ModelConfig) -> Params:
     return jax.eval_shape(lambda: init(config, jax.random.key(0)))
 
 
-def rope_tables(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines for rotary embeddings, float32, positions' shape + (1, head_dim / 2)."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if (scaling := config.rope_scaling) is not None:
-        # Llama 3.1: wavelengths beyond the original context are stretched by `factor`, short ones
-        # unchanged, and the band between is interpolated linearly in (context / wavelength).
-        turns = scaling.original_max_seq_len * frequency / (2 * jnp.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-        frequency = frequency * (keep + (1 - keep) / scaling.factor)
-    angle = positions.astype(jnp.float32)[..., None, None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Apply rotary embeddings to [..., heads, H], Hugging Face's half-split layout."""
-    cos, sin = rope
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
 def embed(params: Params, tokens: jax.Array, config: ModelConfig) -> jax.Array:
     """Token embeddings [..., D] in the compute dtype."""
-    return look_up(embedding_table(params, config), tokens)
+    return look_up(embedding_table(params, config), tokens, config)
 
 
 def embedding_table(params: Params, config: ModelConfig) -> jax.Array:
@@ -148,9 +150,17 @@ def embedding_table(params: Params, config: ModelConfig) -> jax.Array:
     return sharding.constrain(params["embed"]["embedding"].astype(config.dtype), "V .")
 
 
-def look_up(table_VxD: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows of the embedding table, [..., D]."""
-    return sharding.constrain(table_VxD[tokens], "B" + " ." * tokens.ndim)
+def look_up(table_VxD: jax.Array, tokens: jax.Array, config: ModelConfig) -> jax.Array:
+    """Embeddings [..., D] of tokens, from `embedding_table`."""
+    rows = sharding.constrain(table_VxD[tokens], "B" + " ." * tokens.ndim)
+    scale = embedding_scale(config)
+    return rows if scale == 1 else rows * jnp.asarray(scale, rows.dtype)
+
+
+def embedding_scale(config: ModelConfig) -> float:
+    """The factor on embeddings of tokens, rounded to the compute dtype, as in transformers."""
+    scale = math.sqrt(config.width) if config.scaled_embeddings else 1.0
+    return float(jnp.dtype(config.dtype).type(scale))
 
 
 def head_kernel(params: Params) -> jax.Array:
@@ -172,24 +182,77 @@ def run_layers(
       params: an `lm` tree.
       hidden: [..., D] embeddings.
       positions: [...] rotary position ids, same leading axes as `hidden`.
-      attend: attention of the queries of `hidden`, called once per layer with rotated query and key.
+      attend: attention of the queries of `hidden`, called for each layer with rotated query and key.
       layer_inputs: pytree with a leading L axis (caches), passed to `attend` layer by layer.
 
     Returns:
       Final-norm hidden states [..., D] and `attend`'s second outputs stacked on a leading L axis.
     """
-    rope = rope_tables(positions, config)
+    period = config.period
+    ropes = {
+        kind: rotary.tables(positions, kind, config.head_dim) for kind in dict.fromkeys(period)
+    }
 
-    def layer(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
-        layer_params, layer_input = xs
-        hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
-        return Block(config).apply({"params": layer_params}, hidden, rope, attend, layer_input)
+    def layer(place: int, kind: Layer) -> Step:
+        def attend_layer(q: jax.Array, k: jax.Array, v: jax.Array, x: Any) -> tuple[jax.Array, Any]:
+            return attend(q, k, v, x, kind.window)
 
-    if config.remat != "none":
-        layer = jax.checkpoint(layer, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
-    hidden, outputs = jax.lax.scan(layer, hidden, (params["layers"], layer_inputs))
+        def step(hidden: jax.Array, xs: tuple[Params, Any]) -> tuple[jax.Array, Any]:
+            # Inside of the rematerialised function: the layers of a period are not stored again.
+            xs = xs if len(period) == 1 else jax.tree.map(lambda x: x[place], xs)
+            layer_params, layer_input = xs
+            hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
+            rope = ropes[kind]
+            return Block(config).apply(
+                {"params": layer_params}, hidden, rope, attend_layer, layer_input
+            )
+
+        if config.remat == "none":
+            return step
+        return jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
+
+    layers = [layer(place, kind) for place, kind in enumerate(period)]
+    stacked = params["layers"], layer_inputs
+    if len(layers) == 1:
+        hidden, outputs = jax.lax.scan(layers[0], hidden, stacked)
+    else:
+        hidden, outputs = _scan_periods(layers, hidden, stacked, config.num_layers)
     norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype)
     return cast(jax.Array, norm.apply({"params": params["final_norm"]}, hidden)), outputs
+
+
+Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def _scan_periods(
+    layers: list[Step], hidden: jax.Array, stacked: Any, num_layers: int
+) -> tuple[jax.Array, Any]:
+    """Scan over whole periods, then run the layers of the last, incomplete one.
+
+    The latter splits the stacked arrays in two, which copies them; without a remainder nothing is
+    copied.
+
+    Args:
+      layers: the layers of a period; each takes its own entry of the stacked arrays of that period.
+      stacked: pytree with a leading L axis.
+    """
+    size = len(layers)
+    whole = num_layers - num_layers % size
+
+    def period(hidden: jax.Array, xs: Any, count: int = size) -> tuple[jax.Array, Any]:
+        outputs = []
+        for layer in layers[:count]:
+            hidden, output = layer(hidden, xs)
+            outputs.append(output)
+        return hidden, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+    periods = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), stacked)
+    hidden, outputs = jax.lax.scan(period, hidden, periods)
+    outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
+    if rest := num_layers - whole:
+        hidden, more = period(hidden, jax.tree.map(lambda x: x[whole:], stacked), rest)
+        outputs = jax.tree.map(lambda *x: jnp.concatenate(x), outputs, more)
+    return hidden, outputs
 
 
 def text_forward(
@@ -212,9 +275,11 @@ def text_forward(
     """
     check_axes(tokens_BxT=tokens_BxT, segment_BxT=segment_BxT)
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, _: None) -> tuple[Any, Any]:
+    def attend(
+        query: jax.Array, key: jax.Array, value: jax.Array, _: None, window: int | None
+    ) -> tuple[Any, Any]:
         attended = attention_lib.causal(
-            query, key, value, segment_BxT, config.sliding_window, config.attention, packed
+            query, key, value, segment_BxT, window, config.attention, packed
         )
         return attended, (key, value)
 

@@ -181,7 +181,7 @@ def _load_from_run(
     temperature = config.thought.eval_temperature
     thought = _thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
-        params["thought"].update(source.fresh_marks(config, params["lm"], tokenizer))
+        params["thought"].update(source.fresh_marks(config, model, params["lm"], tokenizer))
     return Loaded(params, model, tokenizer, thought, folder, str(row), mesh)
 
 

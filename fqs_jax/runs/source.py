@@ -116,7 +116,9 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
     return ids[0], ids[1]
 
 
-def fresh_marks(config: ml_collections.ConfigDict, lm: Params, tokenizer: Tokenizer) -> Params:
+def fresh_marks(
+    config: ml_collections.ConfigDict, model: ModelConfig, lm: Params, tokenizer: Tokenizer
+) -> Params:
     """The start and end marks [D] before any training, in the type of the embedding table.
 
     Raises:
@@ -129,7 +131,7 @@ def fresh_marks(config: ml_collections.ConfigDict, lm: Params, tokenizer: Tokeni
             f"a mark has token {max(ids)}, and the model has {table.shape[0]} embeddings; give "
             "thought.start_text and thought.end_text other texts, or the model its own tokenizer"
         )
-    return parameters.marks(table, *ids, config.thought.embedding_scale)
+    return parameters.marks(lm, model, *ids, config.thought.embedding_scale)
 
 
 def _fill(root: Path, config: ml_collections.ConfigDict) -> None:

@@ -2,10 +2,12 @@
 
 A multiply-add is 2 FLOPs; only matrix products count. The backward pass costs twice the forward one;
 recomputation by rematerialisation is not counted (the convention of model FLOPs utilisation).
-Causal attention counts the visible half only; sliding windows are counted as if they were full.
+Attention counts the visible keys only: the causal half, within the window of each layer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.thinking.config import ThoughtConfig
@@ -21,8 +23,27 @@ def dense(model: ModelConfig) -> int:
 
 
 def attend(model: ModelConfig, keys: float) -> int:
-    """Scores and weighted values of all layers, one query over `keys` keys."""
-    return round(4 * model.num_layers * model.num_heads * model.head_dim * keys)
+    """Scores and weighted values of all layers, one query over `keys` keys in each."""
+    return _attend(model, lambda window: keys)
+
+
+def _attend(model: ModelConfig, keys: Callable[[int | None], float]) -> int:
+    """Scores and weighted values of all layers, over `keys(window of the layer)` keys."""
+    period = [keys(layer.window) for layer in model.period]
+    whole, rest = divmod(model.num_layers, len(period))
+    return round(4 * model.num_heads * model.head_dim * (whole * sum(period) + sum(period[:rest])))
+
+
+def _text_keys(length: int, slot: int, window: int | None) -> float:
+    """The text keys that queries see, `slot` behind each position of a text; the mean."""
+    most = length if window is None else min(length, max(window - slot, 0))
+    return (most * (most + 1) / 2 + (length - most) * most) / length
+
+
+def _block_keys(length: int, slots: int, window: int | None) -> float:
+    """The keys that the slots of a block see, text and own ones; the sum over slots, the mean over text."""
+    own = sum(slot if window is None else min(slot, window) for slot in range(1, slots + 1))
+    return own + sum(_text_keys(length, slot, window) for slot in range(1, slots + 1))
 
 
 def vocabulary(model: ModelConfig) -> int:
@@ -32,7 +53,8 @@ def vocabulary(model: ModelConfig) -> int:
 
 def text_forward(model: ModelConfig, length: int) -> int:
     """A causal pass over a text, one row, without the head."""
-    return length * (dense(model) + attend(model, (length + 1) / 2))
+    attention = _attend(model, lambda window: length * _text_keys(length, 0, window))
+    return length * dense(model) + attention
 
 
 def sampling(
@@ -44,8 +66,8 @@ def sampling(
     reads: int,
 ) -> int:
     """Text pass, and `steps` cached thought steps with `reads` of the head at `positions` of one row."""
-    keys = (length + 1) / 2 + (steps + 1) / 2
-    block = steps * (dense(model) + attend(model, keys)) + reads * vocabulary(model)
+    attention = _attend(model, lambda window: _block_keys(length, steps, window))
+    block = steps * dense(model) + attention + reads * vocabulary(model)
     return text_forward(model, length) + thought.rationales * positions * block
 
 
@@ -64,7 +86,8 @@ def scoring(
     """
     positions = length if positions is None else positions
     R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
-    block = R * M * (dense(model) + attend(model, (length + 1) / 2 + (M + 1) / 2))
+    attention = _attend(model, lambda window: _block_keys(length, M, window))
+    block = R * (M * dense(model) + attention)
     talk_reads = 2 * A if thought_only and thought.mixing != "probability" else A
     reads = R * (K + talk_reads) * vocabulary(model)
     # Base half of the first layer once a talk step, the rest for every rationale.
@@ -127,7 +150,9 @@ def decode(model: ModelConfig, context: int, thought: ThoughtConfig | None = Non
     mark. The head is read for each sampled token, and once or (`probability`) twice at the end, where
     the talk head is too.
     """
-    step = dense(model) + attend(model, context)
+    step = dense(model) + _attend(
+        model, lambda window: context if window is None else min(context, window)
+    )
     if thought is None:
         return step + vocabulary(model)
     reads = thought.head_reads + (2 if thought.mixing == "probability" else 1)

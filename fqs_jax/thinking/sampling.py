@@ -153,9 +153,10 @@ class _Blocks:
     ) -> tuple[jax.Array, KeysValues]:
         """Compute slot `slot` (from 0) of every block: final-norm hidden states and the longer `own`."""
         model, (B, P, R) = self.thinker.model, self.shape
-        window = model.sliding_window
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
+        def attend(
+            q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
+        ) -> tuple[jax.Array, Any]:
             text_k, text_v, own_k, own_v = layer
             own_k = jax.lax.dynamic_update_index_in_dim(own_k, k, slot, axis=4)
             own_v = jax.lax.dynamic_update_index_in_dim(own_v, v, slot, axis=4)
@@ -218,7 +219,10 @@ class _Blocks:
                 temperature=thought.temperature,
                 masked_ids=thought.masked_ids,
             )
-            return (decoder.look_up(table_VxD, tokens_BxPxR), own), (tokens_BxPxR, entropy_BxPxR)
+            return (decoder.look_up(table_VxD, tokens_BxPxR, model), own), (
+                tokens_BxPxR,
+                entropy_BxPxR,
+            )
 
         first = self.broadcast(mark(params, "start", self.thinker)), self.empty(slots)
         (last_BxPxRxD, own), drawn = jax.lax.scan(draw, first, jnp.arange(thought.num_tokens))

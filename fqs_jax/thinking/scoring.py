@@ -113,9 +113,11 @@ def score_blocks(
     position_BxP = everywhere_BxT if index_BxP is None else index_BxP
     slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
+    ) -> tuple[jax.Array, None]:
         text_k, text_v = layer
-        segment_BxT, window = text.segment_BxT, model.sliding_window
+        segment_BxT = text.segment_BxT
         if index_BxP is None:
             return attention.blocks(
                 q, k, v, text_k, text_v, M, segment_BxT, window, model.attention

@@ -162,7 +162,8 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
     )
     renewed = config.thought.reset_marks_at_eval
     if renewed:
-        params["thought"].update(source.fresh_marks(config, params["lm"], run.tokenizer))
+        fresh = source.fresh_marks(config, recipe.model, params["lm"], run.tokenizer)
+        params["thought"].update(fresh)
     _, teacher_config = folders.read_run(run.root, stage.teacher)
     trained_thought = settings.thought_config(teacher_config, row)
     thought = objective.teacher_thought(recipe, trained_thought)

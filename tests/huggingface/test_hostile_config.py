@@ -78,6 +78,10 @@ def test_constants_that_json_lacks_are_no_numbers(tmp_path, field, text):
         ({"layer_types": 5}, "layer_types should be a list of 3 names, found 5"),
         ({"layer_types": ["full_attention"]}, "layer_types should be a list of 3 names"),
         ({"layer_types": [5, None, {}]}, "other names than full_attention"),
+        (
+            {"num_hidden_layers": 2**30, "max_window_layers": 2**29, "layer_types": None},
+            "num_hidden_layers 1073741824 is too many for layers of several kinds",
+        ),
         ({"sliding_window": True}, "sliding_window should be a number, found True"),
         ({"sliding_window": 0}, "sliding_window should be at least 1"),
         ({"rope_theta": 0}, "rope_theta should be at least"),
@@ -111,7 +115,8 @@ JSON = st.recursive(
     | st.sampled_from([LONG, -LONG, 10**9, 2**31, 2**63, 10**20])
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["llama", "mistral", "qwen2", "silu", "llama3", "default", "false"]),
+    | st.sampled_from(["llama", "mistral", "qwen2", "silu", "llama3", "default", "false"])
+    | st.sampled_from(["qwen3", "smollm3", "olmo2", "olmo3", "gemma3_text", "yarn", "linear"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner),
     max_leaves=8,
 )
@@ -124,7 +129,9 @@ def mutated(draw: st.DrawFn) -> dict[str, Any]:
     for _ in range(draw(st.integers(1, 4))):
         inner = raw.get("rope_scaling")
         place = inner if isinstance(inner, dict) and inner and draw(st.booleans()) else raw
-        key = draw(st.sampled_from(sorted({*place, "rope_parameters", "layer_types"})))
+        key = draw(
+            st.sampled_from(sorted({*place, "rope_parameters", "layer_types", "no_rope_layers"}))
+        )
         if draw(st.booleans()):
             place.pop(key, None)
         else:

@@ -49,6 +49,8 @@ CASES = {
         "Qwen2",
         {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0},
     ),
+    "llama-biases": ("Llama", {"attention_bias": True}),
+    "olmo2": ("Olmo2", {"num_key_value_heads": 2, "attention_bias": True}),
     "qwen2-llama3-rope": ("Qwen2", {"rope_parameters": LLAMA3}),
 }
 TOKENS_BxT = np.random.default_rng(0).integers(0, 61, (2, 40))
@@ -56,7 +58,8 @@ TOKENS_BxT = np.random.default_rng(0).integers(0, 61, (2, 40))
 
 def random_model(family: str, settings: dict[str, Any]) -> Any:
     """A model of transformers in which no parameter is at its (often trivial) starting value."""
-    config = getattr(transformers, f"{family}Config")(**{**TINY, **settings})
+    part = "Text" if family == "Gemma3" else ""  # its other config is that of a larger model
+    config = getattr(transformers, f"{family}{part}Config")(**{**TINY, **settings})
     torch.manual_seed(0)
     theirs = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():

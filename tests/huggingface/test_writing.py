@@ -199,7 +199,17 @@ def test_new_config_describes_the_model(tmp_path, change, model_type):
 
 
 # What transformers 5 calls otherwise, or keeps in one entry; it, vLLM and older ones read these.
-OLDER_KEYS = {"torch_dtype", "rope_theta", "rope_scaling"}
+OLDER_KEYS = {"torch_dtype", "rope_theta", "rope_scaling", "rope_local_base_freq"}
+OLDER_KEYS |= {"sliding_window_pattern"}
+LAYERED = {"sliding_window": 6, "layer_types": ("sliding", "full")}
+OLMO = {"norms": "after", "qk_norm": "projection"}
+GEMMA = {
+    "qk_norm": "head",
+    "norms": "both",
+    "activation": "gelu_tanh",
+    "scaled_embeddings": True,
+    "stored_norm_offset": 1.0,
+}
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -211,6 +221,15 @@ OLDER_KEYS = {"torch_dtype", "rope_theta", "rope_scaling"}
         ({"sliding_window": 6}, "Mistral"),
         ({"qkv_bias": True}, "Qwen2"),
         ({"qkv_bias": True, "sliding_window": 6}, "Qwen2"),
+        ({"qkv_bias": True, "o_bias": True}, "Llama"),
+        (
+            {"qk_norm": "head", "sliding_window": 6, "layer_types": ("full", "sliding", "sliding")},
+            "Qwen3",
+        ),
+        ({"layer_types": ("full", "no_rope")}, "SmolLM3"),
+        (OLMO, "Olmo2"),
+        (OLMO | LAYERED | {"local_rope_theta": 10000.0}, "Olmo3"),
+        (GEMMA | LAYERED | {"local_rope_theta": 3.0}, "Gemma3"),
     ],
 )
 def test_folders_are_what_the_stock_architecture_expects(tmp_path, change, name, dtype, tied):
@@ -222,7 +241,8 @@ def test_folders_are_what_the_stock_architecture_expects(tmp_path, change, name,
     huggingface.export(random_params(config), config, out, dtype=dtype, max_shard_bytes=1000)
     raw = json.loads((out / "config.json").read_text())
     stock = transformers.AutoConfig.from_pretrained(out)
-    assert type(stock) is getattr(transformers, f"{name}Config")
+    part = "Text" if name == "Gemma3" else ""
+    assert type(stock) is getattr(transformers, f"{name}{part}Config")
     assert raw["architectures"] == [f"{name}ForCausalLM"]
     # Qwen2's has no head_dim of its own, but its model asks for one.
     known = {*type(stock)().to_dict(), *OLDER_KEYS, "head_dim"}
@@ -242,6 +262,14 @@ def test_folders_are_what_the_stock_architecture_expects(tmp_path, change, name,
         for key, array in load_file(out / file).items()
     }
     assert written == expected and index["weight_map"].keys() == expected.keys()
+
+
+def test_a_model_that_no_architecture_computes(tmp_path):
+    for change in ({"activation": "gelu_tanh"}, {"o_bias": True}, LAYERED):
+        config = ModelConfig(11, 8, 3, 4, 2, 2, 12, **change)
+        with pytest.raises(UserError, match="no architecture of transformers computes this model"):
+            huggingface.export(random_params(config), config, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def random_thought(width: int) -> decoder.Params:

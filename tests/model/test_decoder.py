@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fqs_jax.model import config as config_lib
-from fqs_jax.model import decoder
+from fqs_jax.model import decoder, rotary
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 from tests import jaxprs, reference
@@ -59,6 +59,12 @@ def test_a_window_reaches_one_token_less_than_its_size() -> None:
     np.testing.assert_array_equal(moved, (distance >= 0) & (distance < 3))
 
 
+def tables(positions: jax.Array, config: config_lib.ModelConfig) -> rotary.Rope:
+    found = rotary.tables(positions, config.period[0], config.head_dim)
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("scaling", [None, LLAMA3_ROPE], ids=["plain", "llama3"])
 def test_rope_tables(scaling: config_lib.RopeScaling | None) -> None:
     config = model_config(rope_scaling=scaling, head_dim=16)
@@ -66,7 +72,7 @@ def test_rope_tables(scaling: config_lib.RopeScaling | None) -> None:
     frequency = np.array([reference.rope_frequency(pair, config) for pair in range(8)])
     angle = np.asarray(positions)[..., None, None] * frequency
     for table, expected in zip(
-        decoder.rope_tables(positions, config), (np.cos(angle), np.sin(angle)), strict=True
+        tables(positions, config), (np.cos(angle), np.sin(angle)), strict=True
     ):
         assert table.shape == (2, 3, 1, 8) and table.dtype == jnp.float32
         np.testing.assert_allclose(table, expected, atol=1e-5)
@@ -78,8 +84,8 @@ def test_rotation_keeps_lengths_and_depends_on_distance() -> None:
     query, key = (jnp.asarray(rng.normal(size=(1, 8)), jnp.float32) for _ in range(2))
 
     def rotated(x: jax.Array, position: int) -> np.ndarray:
-        rope = decoder.rope_tables(jnp.array([position]), config)
-        return np.asarray(decoder.rotate(x[None], rope))[0, 0]
+        rope = tables(jnp.array([position]), config)
+        return np.asarray(rotary.rotate(x[None], rope))[0, 0]
 
     np.testing.assert_allclose(np.linalg.norm(rotated(query, 9)), np.linalg.norm(query), rtol=1e-5)
     near, shifted, far = (
@@ -207,8 +213,19 @@ def test_the_program_does_not_grow_with_depth() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("num_kv_heads", 3), ("remat", "sometimes"), ("dtype", "int8"), ("param_dtype", "half")],
+    [
+        *(("num_kv_heads", 3), ("remat", "sometimes"), ("dtype", "int8"), ("param_dtype", "half")),
+        *(
+            ("qk_norm", "layer"),
+            ("norms", "around"),
+            ("activation", "relu"),
+            ("query_scalar", -1.0),
+        ),
+        *(("layer_types", ("full", "some")), ("layer_types", ("full",) * 3)),
+        *(("layer_types", ("sliding",)), ("layer_types", ["full"]), ("local_rope_theta", 1e4)),
+    ],
 )
 def test_impossible_models(field: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"{field}.*{value}"):
+    shown = value if isinstance(value, str | int) else ""
+    with pytest.raises(UserError, match=f"{field}.*{shown}"):
         dataclasses.replace(model_config(), **{field: value})

@@ -329,7 +329,8 @@ def test_marks_begin_as_vocabulary_entries(run, capsys):
     tokenizer = tokenizer_lib.load(root / "source")
     start, end = source.mark_ids(config, tokenizer)
     assert (tokenizer.decode([start]), tokenizer.decode([end])) == (":", "=")
-    marks = source.fresh_marks(config, saved[0]["lm"], tokenizer)
+    model = source.read_model(root / "source", config)
+    marks = source.fresh_marks(config, model, saved[0]["lm"], tokenizer)
     table = saved[0]["lm"]["embed"]["embedding"]
     np.testing.assert_allclose(marks["start"] * 100, table[start], rtol=1e-6)
     np.testing.assert_allclose(marks["end"] * 100, table[end], rtol=1e-6)
@@ -347,7 +348,12 @@ def test_a_mark_beyond_the_table_is_refused(run):
     tokenizer = tokenizer_lib.load(root / "source")
     table = saved[0]["lm"]["embed"]["embedding"]
     with pytest.raises(UserError, match="a mark has token .*, and the model has 2 embeddings"):
-        source.fresh_marks(config, {"embed": {"embedding": table[:2]}}, tokenizer)
+        source.fresh_marks(
+            config,
+            source.read_model(root / "source", config),
+            {"embed": {"embedding": table[:2]}},
+            tokenizer,
+        )
 
 
 def test_the_published_evaluation_renews_the_marks(run, tmp_path):
@@ -355,7 +361,7 @@ def test_the_published_evaluation_renews_the_marks(run, tmp_path):
     config = clock_config({"thought.reset_marks_at_eval": True})
     saved = save_stage(root, config, 0), save_stage(root, config, 1, seed=1)
     loaded = loading.load(str(root), "1")
-    fresh = source.fresh_marks(config, saved[1]["lm"], loaded.tokenizer)
+    fresh = source.fresh_marks(config, loaded.model, saved[1]["lm"], loaded.tokenizer)
     assert_same({k: loaded.params["thought"][k] for k in ("start", "end")}, fresh)
     assert_same(loaded.params["thought"]["talk_head"], saved[1]["thought"]["talk_head"])
 

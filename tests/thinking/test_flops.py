@@ -93,6 +93,26 @@ def test_a_chunk_of_queries_computes_what_it_masks(monkeypatch: pytest.MonkeyPat
     assert traced == B * (flops.text_forward(model, T) + flops.attend(model, in_vain))
 
 
+def test_windows_are_counted_layer_by_layer() -> None:
+    """Three layers in a period of two; the program computes no key outside of a window of the text."""
+    model = model_config(
+        num_layers=3, sliding_window=2, layer_types=("sliding", "full"), local_rope_theta=10.0
+    )
+    params = random_params(model)["lm"]
+    counted = B * flops.text_forward(model, T)
+    assert matmul_flops(lambda p: decoder.text_forward(p, TOKENS, model, MASK), params) == counted
+
+    per_key = 4 * 4 * 8  # scores and values, 4 heads of 8
+    text = 2 * (1 + 2 * (T - 1)) + T * (T + 1) // 2
+    assert flops.text_forward(model, T) == T * flops.dense(model) + per_key * text
+    # Slots 1 and 2 see 1 and 0 text keys through the window, and 1 and 2 of their own.
+    step = flops.sampling(model, THOUGHTS[0], T, 1, 2, 0) - flops.text_forward(model, T)
+    keys = 2 * ((1 + 1) + (0 + 2)) + 2 * (T + 1) / 2 + (1 + 2)
+    assert step == THOUGHTS[0].rationales * (2 * flops.dense(model) + per_key * keys)
+    plain = flops.decode(model, 100) - flops.dense(model) - flops.vocabulary(model)
+    assert plain == per_key * (2 + 100 + 2)
+
+
 @kinds
 @pytest.mark.parametrize("positions", [None, 2])
 def test_sampling(thought: ThoughtConfig, positions: int | None) -> None:

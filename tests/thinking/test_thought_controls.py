@@ -89,7 +89,9 @@ def plain_pass(lm: Any, embeddings_TxD: jax.Array) -> jax.Array:
     """Final-norm hidden states of a row given as embeddings, by dense causal attention."""
     length = len(embeddings_TxD)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
+    ) -> tuple[jax.Array, None]:
         q, k, v = q[0], k[0], v[0]  # [T, N, H], [T, G, H] twice
         k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
         scores = jnp.einsum("tnh,snh->nts", q, k) / np.sqrt(q.shape[-1])

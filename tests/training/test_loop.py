@@ -321,8 +321,9 @@ def test_reset_switches(random_stages, marks, head):
         assert_same(now["talk_head"][layer], before["talk_head"][layer])
     out = now["talk_head"]["out"]
     assert_same(out, jax.tree.map(jnp.zeros_like, out) if head else before["talk_head"]["out"])
-    config, tokenizer = clock_config(), source.prepare(root, clock_config())[1]
-    fresh = source.fresh_marks(config, params["lm"], tokenizer)
+    config = clock_config()
+    model, tokenizer = source.prepare(root, config)
+    fresh = source.fresh_marks(config, model, params["lm"], tokenizer)
     expected = fresh if marks else {name: before[name] for name in ("start", "end")}
     assert_same({name: now[name] for name in ("start", "end")}, expected)
 
