@@ -1,0 +1,333 @@
+"""The memory of a training step, estimated from shapes, and the settings that lower it.
+
+The estimate needs no compiler. It adds up the large arrays that are alive together in each phase of the
+step, and the largest phase counts. docs/scale.md compares it with what the compiler reports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from fqs_jax.curriculum import objective
+from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.model import placement
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.objectives.thought_losses import QuietStarConfig
+from fqs_jax.runtime import device_memory
+from fqs_jax.runtime.device_memory import GIB
+from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.training import step as step_lib
+
+_FLOAT32 = 4  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Memory of one device in a training step, in bytes.
+
+    Attributes:
+      parameters, optimizer: the state, exactly.
+      gradients: with the float32 sums over microbatches and over chunks of positions.
+      text: what the text pass keeps for its backward pass, with its keys and values.
+      thoughts: keys and values of the sampled thoughts.
+      sampling, scoring, update: everything else that is alive in these phases.
+    """
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    text: int
+    thoughts: int
+    sampling: int
+    scoring: int
+    update: int
+
+    @property
+    def state(self) -> int:
+        return self.parameters + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """The state, the gradients, and the largest phase."""
+        phases = self.text + self.thoughts + self.sampling, self.text + self.scoring, self.update
+        return self.state + self.gradients + max(phases)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """One device's share of a step: rows of a microbatch, and the cuts of mesh.tensor.
+
+    Attributes:
+      text: tokens of text. thoughts: thoughts. chunk: thoughts that are scored at once.
+      queries, kv, heads, mlp, vocabulary: the cut axes, N * H, G * H, N, F and V.
+      item: bytes of a number in an activation.
+    """
+
+    text: int
+    thoughts: int
+    chunk: int
+    queries: int
+    heads: int
+    kv: int
+    mlp: int
+    vocabulary: int
+    item: int
+
+
+def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
+    """The memory that a training step needs of each device.
+
+    Raises:
+      UserError: the mesh divides neither the model nor the rows.
+    """
+    model, thought = recipe.model, recipe.thought
+    params = placement.placed(objective.abstract_params(model, thought), mesh)
+    parameters = device_memory.of_arrays(params)
+    numbers = parameters // jnp.dtype(model.param_dtype).itemsize
+    float32 = _FLOAT32 * numbers
+    share = _share(recipe, mesh)
+    head = model.width * share.vocabulary * share.item
+    keys_values = 2 * model.num_layers * share.kv * share.item  # of a token
+    kept = model.num_layers * _kept(model, share, model.remat)  # of a token
+    text = share.text * (kept + keys_values)
+    # The head's part of the backward pass is over before the layers' begins.
+    scoring = max(
+        _layer(model, share, share.text, recipe.seq_len), _logits(model, share, share.text)
+    )
+    own = _item(model.param_dtype, mesh) * numbers
+    gradients = own + (float32 if recipe.microbatches > 1 else 0)
+    thoughts = sampling = 0
+    if thought is not None:
+        K, A, M = thought.num_tokens, thought.n_ahead_talk, thought.num_slots
+        slots = share.chunk * M
+        text += _logits(model, share, share.text) * (not model.vocab_chunk)
+        thoughts = 2 * share.thoughts * K * keys_values  # the scan has the old and the new ones
+        sampling = 2 * _logits(model, share, share.thoughts)  # with the noise
+        scoring = slots * kept + max(
+            _layer(model, share, slots, recipe.seq_len),
+            _logits(model, share, share.chunk * (K + A)),
+        )
+        if share.chunk < share.thoughts:  # the sum over chunks, and the gradient of one
+            gradients += float32 + own
+    return Estimate(
+        parameters=parameters,
+        optimizer=2 * parameters,
+        gradients=gradients,
+        text=text,
+        thoughts=thoughts,
+        sampling=head + sampling,
+        scoring=head + scoring,
+        update=own,
+    )
+
+
+def _share(recipe: Recipe, mesh: Mesh) -> _Share:
+    model, thought = recipe.model, recipe.thought
+    split, groups = step_lib.split_rows(recipe, mesh)
+    rows = recipe.batch_size // recipe.microbatches
+    R = thought.rationales if thought else 0
+    text = rows * recipe.seq_len * (R if split else 1)
+    positions = chunk = recipe.seq_len
+    if isinstance(recipe.objective, QuietStarConfig):
+        positions = recipe.objective.num_positions(recipe.seq_len)
+        chunk = min(model.position_chunk or positions, positions)
+    cuts = mesh.shape["tensor"]
+
+    def cut(size: int) -> int:
+        return size if size % cuts else size // cuts
+
+    return _Share(
+        text=-(-text // groups),
+        thoughts=-(-rows * positions * R // groups),
+        chunk=-(-rows * chunk * R // groups),
+        queries=cut(model.num_heads) * model.head_dim,
+        kv=cut(model.num_kv_heads) * model.head_dim,
+        heads=cut(model.num_heads),
+        mlp=cut(model.mlp_dim),
+        vocabulary=cut(model.vocab_size),
+        item=_item(model.dtype, mesh),
+    )
+
+
+def _item(dtype: str, mesh: Mesh) -> int:
+    """Bytes of a number that a step computes; CPUs compute half precision in float32."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return _FLOAT32 if on_cpu else jnp.dtype(dtype).itemsize
+
+
+def _kept(model: ModelConfig, share: _Share, remat: str) -> int:
+    """Bytes of one token that the backward pass of a layer keeps: see REMAT_POLICIES."""
+    D, N, G, F = model.width, share.queries, share.kv, share.mlp
+    products = N + 2 * G + D + 2 * F + D  # q, k, v, o, gate, up, down
+    attended = 2 * N + G  # rotated queries and keys, and what they see
+    values = {
+        "full": D,
+        "dots": D + products,
+        "elementwise": D + products + attended,
+        "none": D + products + attended + 4 * D + 4 * F + 2 * N,
+    }[remat]
+    return values * share.item
+
+
+def _layer(model: ModelConfig, share: _Share, tokens: int, length: int) -> int:
+    """Bytes of one layer's backward pass over some tokens: what it recomputes, and its gradients."""
+    D, N, G, F = model.width, share.queries, share.kv, share.mlp
+    gradients = (4 * D + 4 * F + 4 * N + 2 * G) * share.item
+    recomputed = _kept(model, share, "elementwise") - _kept(model, share, model.remat)
+    scores = 2 * share.heads * length * _FLOAT32
+    return tokens * (gradients + max(0, recomputed) + scores)
+
+
+def _logits(model: ModelConfig, share: _Share, tokens: int) -> int:
+    """Bytes of the logits that exist at once."""
+    at_once = min(model.vocab_chunk or tokens, tokens)
+    return at_once * share.vocabulary * _FLOAT32
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting that lowers the memory of a step.
+
+    Attributes:
+      flag: its name on the command line.
+      values: values to try, the mildest first.
+      apply: the recipe with a value; None where it has no effect.
+    """
+
+    flag: str
+    values: tuple[Any, ...]
+    apply: Callable[[Recipe, Any], Recipe | None]
+
+
+def _compute(name: str) -> Callable[[Recipe, Any], Recipe]:
+    """Sets a field of `recipe.model`."""
+    return lambda recipe, value: dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, **{name: value})
+    )
+
+
+def _microbatches(recipe: Recipe, parts: int) -> Recipe | None:
+    divides = recipe.batch_size % parts == 0 and parts > recipe.microbatches
+    return dataclasses.replace(recipe, microbatches=parts) if divides else None
+
+
+def _fraction(recipe: Recipe, share: float) -> Recipe | None:
+    own = recipe.objective
+    if not isinstance(own, QuietStarConfig) or share >= own.position_fraction:
+        return None
+    return dataclasses.replace(recipe, objective=dataclasses.replace(own, position_fraction=share))
+
+
+# Those that change only the time of a step come first; the last two change the training.
+SETTINGS = (
+    Setting("compute.position_chunk", (64, 16, 4), _compute("position_chunk")),
+    Setting("compute.vocab_chunk", (2048, 256), _compute("vocab_chunk")),
+    Setting("microbatches", (2, 4, 8, 16, 32, 64), _microbatches),
+    Setting("compute.remat", ("full",), _compute("remat")),
+    Setting("thought.position_fraction", (0.5, 0.25, 0.125), _fraction),
+    Setting("compute.param_dtype", ("bfloat16",), _compute("param_dtype")),
+)
+
+
+def changes(recipe: Recipe, mesh: Mesh, room: int, needed: int | None = None) -> list[str]:
+    """Settings that lower the memory of a step, each with the estimated peak that it leads to.
+
+    Of each setting the mildest value that fits is named, or else the one that needs least. The last
+    entry has all of them together if none is enough alone.
+
+    Args:
+      room: bytes of a device.
+      needed: the compiler's peak of the recipe; None = unknown. What the estimates give beside
+        the state is scaled by what the compiler found for this recipe.
+    """
+    now = estimate(recipe, mesh)
+    scale = 1.0 if needed is None else max(0, needed - now.state) / max(1, now.peak - now.state)
+
+    def peak(variant: Recipe) -> int:
+        found = estimate(variant, mesh)
+        return round(found.state + scale * (found.peak - found.state))
+
+    lines, together, least = [], recipe, peak(recipe)
+    fits_alone = False
+    for setting in SETTINGS:
+        best: tuple[int, Any, Recipe] | None = None
+        for value in setting.values:
+            variant = _allowed(setting.apply(recipe, value), mesh)
+            if variant is None or (size := peak(variant)) >= (best[0] if best else least):
+                continue
+            best = size, value, variant
+            if size <= room:
+                break
+        if best is None:
+            continue
+        size, value, _ = best
+        fits_alone |= size <= room
+        lines.append(f"--config.{setting.flag}={value} ({size / GIB:.3g} GiB)")
+        together = _allowed(setting.apply(together, value), mesh) or together
+    if len(lines) > 1 and not fits_alone:
+        lines.append(f"all together ({peak(together) / GIB:.3g} GiB)")
+    return lines
+
+
+def _allowed(recipe: Recipe | None, mesh: Mesh) -> Recipe | None:
+    """The recipe if its rows can be divided among the devices."""
+    if recipe is not None:
+        with contextlib.suppress(UserError):
+            step_lib.split_rows(recipe, mesh)
+            return recipe
+    return None
+
+
+def shortage(recipe: Recipe, mesh: Mesh, room: int, needed: int) -> str:
+    """One sentence for a step that needs more than a device has, with what would make it fit."""
+    sizes = f"needs {needed / GIB:.3g} GiB of a device that has {room / GIB:.3g} GiB left"
+    found = changes(recipe, mesh, room, needed)
+    way = f"by estimate it needs, with {'; '.join(found)}" if found else "use more devices"
+    return f"{recipe.stage} {sizes}; {way}"
+
+
+def check_program(recipe: Recipe, mesh: Mesh, program: Any) -> None:
+    """`check` of a compiled step whose arguments exist."""
+    platform = mesh.devices.flat[0].platform
+    needed = device_memory.of_program(program, platform)
+    check(recipe, mesh, needed.peak, existing=needed.arguments)
+
+
+def check(recipe: Recipe, mesh: Mesh, peak: int, existing: int = 0) -> None:
+    """Refuse a step that the devices of this process have no memory for.
+
+    Args:
+      peak: bytes that it needs of a device. existing: of these, bytes that are allocated already.
+
+    Raises:
+      UserError: names settings that would make it fit.
+    """
+    free = device_memory.free(mesh.local_devices[0])
+    if free is not None and peak - existing > free:
+        raise UserError(shortage(recipe, mesh, free + existing, peak))
+
+
+@contextlib.contextmanager
+def explained(recipe: Recipe, mesh: Mesh) -> Iterator[None]:
+    """Turn an error about memory into one sentence that says what would need less.
+
+    Raises:
+      UserError: memory ran out.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not device_memory.is_exhausted(error):
+            raise
+        reason = printable(str(error).strip().partition("\n")[0], 200)
+        found = "; ".join(changes(recipe, mesh, room=0)) or "more devices"
+        raise UserError(
+            f"{recipe.stage} ran out of memory{f' ({reason})' if reason else ''}; by estimate it needs "
+            f"{estimate(recipe, mesh).peak / GIB:.3g} GiB of a device, and with {found}"
+        ) from error
