@@ -105,7 +105,9 @@ def _count(step: str) -> tuple[Figures, int]:
         "instructions": len(lines),
         "fusions": sum(" fusion(" in line for line in lines),
     }
-    return figures, device_memory.of_program(program, "cpu").temporaries
+    used = device_memory.of_program(program, "cpu")
+    assert used is not None
+    return figures, used.temporaries
 
 
 def step_kind(step: str) -> Any:

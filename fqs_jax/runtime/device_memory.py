@@ -23,8 +23,9 @@ class Memory:
       outputs: results, including the aliased ones.
       aliased: results that reuse the memory of donated arguments.
       code: the program itself.
-      peak: largest amount in use at any moment, from the compiler. The CPU compiler leaves
-        temporaries out of its peak; there it is the sum of the parts.
+      peak: largest amount in use at any moment. The TPU compiler reports it. CPUs and GPUs allocate all
+        temporaries as one block, which the CPU compiler leaves out of its peak; there it is the sum of
+        the parts.
     """
 
     arguments: int
@@ -35,14 +36,16 @@ class Memory:
     peak: int
 
 
-def of_program(program: Any, platform: str) -> Memory:
-    """Memory of a compiled program on one device.
+def of_program(program: Any, platform: str) -> Memory | None:
+    """Memory of a compiled program on one device; None if the device's compiler does not say.
 
     Args:
       program: `jax.stages.Compiled`.
       platform: platform of the device, such as "tpu" or "cpu".
     """
     stats = program.memory_analysis()
+    if stats is None:
+        return None
     parts = {
         "arguments": stats.argument_size_in_bytes,
         "temporaries": stats.temp_size_in_bytes,
@@ -51,7 +54,7 @@ def of_program(program: Any, platform: str) -> Memory:
         "code": stats.generated_code_size_in_bytes,
     }
     total = sum(parts.values()) - 2 * parts["aliased"]
-    return Memory(**parts, peak=total if platform == "cpu" else stats.peak_memory_in_bytes)
+    return Memory(**parts, peak=stats.peak_memory_in_bytes if platform == "tpu" else total)
 
 
 def of_arrays(tree: Any) -> int:

@@ -92,14 +92,12 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
     numbers = parameters // jnp.dtype(model.param_dtype).itemsize
     float32 = _FLOAT32 * numbers
     share = _share(recipe, mesh)
-    head = model.width * share.vocabulary * share.item
+    head = _head(model, share)
     keys_values = 2 * model.num_layers * share.kv * share.item  # of a token
     kept = model.num_layers * _kept(model, share, model.remat)  # of a token
     text = share.text * (kept + keys_values)
     # The head's part of the backward pass is over before the layers' begins.
-    scoring = max(
-        _layer(model, share, share.text, recipe.seq_len), _logits(model, share, share.text)
-    )
+    scoring = max(_layer(model, share, share.text, recipe.seq_len), _read(model, share, share.text))
     own = _item(model.param_dtype, mesh) * numbers
     gradients = own + (float32 if recipe.microbatches > 1 else 0)
     thoughts = sampling = 0
@@ -111,7 +109,7 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
         sampling = 2 * _logits(model, share, share.thoughts)  # with the noise
         scoring = slots * kept + max(
             _layer(model, share, slots, recipe.seq_len),
-            _logits(model, share, share.chunk * (K + A)),
+            _read(model, share, share.chunk * (K + A)),
         )
         if share.chunk < share.thoughts:  # the sum over chunks, and the gradient of one
             gradients += float32 + own
@@ -182,6 +180,17 @@ def _layer(model: ModelConfig, share: _Share, tokens: int, length: int) -> int:
     recomputed = _kept(model, share, "elementwise") - _kept(model, share, model.remat)
     scores = 2 * share.heads * length * _FLOAT32
     return tokens * (gradients + max(0, recomputed) + scores)
+
+
+def _head(model: ModelConfig, share: _Share) -> int:
+    """Bytes of the output head, which is gathered and cast."""
+    return model.width * share.vocabulary * share.item
+
+
+def _read(model: ModelConfig, share: _Share, tokens: int) -> int:
+    """Bytes of the head's backward pass; with chunks it has logits again, and a sum of gradients."""
+    logits = _logits(model, share, tokens)
+    return 2 * logits + _head(model, share) if model.vocab_chunk else logits
 
 
 def _logits(model: ModelConfig, share: _Share, tokens: int) -> int:
@@ -295,8 +304,8 @@ def shortage(recipe: Recipe, mesh: Mesh, room: int, needed: int) -> str:
 def check_program(recipe: Recipe, mesh: Mesh, program: Any) -> None:
     """`check` of a compiled step whose arguments exist."""
     platform = mesh.devices.flat[0].platform
-    needed = device_memory.of_program(program, platform)
-    check(recipe, mesh, needed.peak, existing=needed.arguments)
+    if (needed := device_memory.of_program(program, platform)) is not None:
+        check(recipe, mesh, needed.peak, existing=needed.arguments)
 
 
 def check(recipe: Recipe, mesh: Mesh, peak: int, existing: int = 0) -> None:

@@ -87,12 +87,13 @@ def print_memory(todo: list[Recipe], mesh: Mesh) -> None:
             program = step.program(recipe, mesh, corpus.extra_keys(recipe.data))
             with memory.explained(recipe, mesh), jax.set_mesh(mesh):
                 compiled = program.step.lower(program.state, program.batch, np.int32(0)).compile()
-            needed = device_memory.of_program(compiled, mesh.devices.flat[0].platform).peak
+            used = device_memory.of_program(compiled, mesh.devices.flat[0].platform)
+            needed = used.peak if used else None
             parts = found.parameters, found.optimizer, found.gradients, found.thoughts
             sizes = (*parts, found.peak, needed)
             table.add_row(str(recipe.stage.number), *map(_size, sizes))
-            if room is not None and needed > room:
-                lines.append(memory.shortage(recipe, mesh, room, needed))
+            if room is not None and (needed or found.peak) > room:
+                lines.append(memory.shortage(recipe, mesh, room, needed or found.peak))
             bar.advance()
     screen.show(table, 160)
     for line in lines:

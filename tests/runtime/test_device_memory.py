@@ -87,6 +87,7 @@ def test_memory_of_a_compiled_program() -> None:
 
     program = jax.jit(square).lower(jnp.zeros((16, 16))).compile()
     found = device_memory.of_program(program, "cpu")
+    assert found is not None
     assert (found.arguments, found.outputs, found.aliased) == (1024, 1024, 0)
     assert found.peak == 2048 + found.temporaries + found.code
 

@@ -57,7 +57,9 @@ def compiled_peak(recipe: Recipe, mesh: Mesh) -> int:
     program = step_lib.program(recipe, mesh)
     with jax.set_mesh(mesh):
         compiled = program.step.lower(program.state, program.batch, np.int32(0)).compile()
-    return device_memory.of_program(compiled, "cpu").peak
+    used = device_memory.of_program(compiled, "cpu")
+    assert used is not None
+    return used.peak
 
 
 # The estimate --------------------
@@ -113,7 +115,7 @@ def test_the_state_is_exact_and_cut_by_the_mesh() -> None:
     "name, values",
     [
         ("compute.position_chunk", [32, 16, 8, 4]),
-        ("compute.vocab_chunk", [2048, 64, 16]),
+        ("compute.vocab_chunk", [0, 64]),
         ("microbatches", [1, 2, 4]),
         ("thought.position_fraction", [1.0, 0.5, 0.25]),
         ("compute.remat", ["none", "elementwise", "dots", "full"]),
@@ -175,7 +177,7 @@ def test_only_what_applies_is_named() -> None:
     plain = " ".join(memory.changes(recipe_of("0"), mesh_of(), room=1))
     assert "position" not in plain and "microbatches=4" in plain
     spread = " ".join(memory.changes(recipe_of("0"), mesh_of(fsdp=4), room=1))
-    assert "microbatches" not in spread or "microbatches=2" in spread
+    assert "microbatches" not in spread
     tight = {"compute.remat": "full", "compute.vocab_chunk": 16, "microbatches": 4,
              "compute.param_dtype": "bfloat16"}  # fmt: skip
     assert memory.changes(recipe_of("0", tight), mesh_of(), room=1) == []
