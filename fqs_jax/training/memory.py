@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import device_memory
 from fqs_jax.runtime.device_memory import GIB
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.thinking.config import ThoughtConfig
 from fqs_jax.training import step as step_lib
 
 _FLOAT32 = 4  # bytes
@@ -87,8 +89,11 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
       UserError: the mesh divides neither the model nor the rows.
     """
     model, thought = recipe.model, recipe.thought
-    params = placement.placed(objective.abstract_params(model, thought), mesh)
-    parameters = device_memory.of_arrays(params)
+    # Without the settings that do not change them, so that variants share the count.
+    plain = dataclasses.replace(
+        model, dtype="float32", remat="none", vocab_chunk=0, position_chunk=0
+    )
+    parameters = _parameters(plain, thought, mesh)
     numbers = parameters // jnp.dtype(model.param_dtype).itemsize
     float32 = _FLOAT32 * numbers
     share = _share(recipe, mesh)
@@ -123,6 +128,13 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
         scoring=head + scoring,
         update=own,
     )
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(model: ModelConfig, thought: ThoughtConfig | None, mesh: Mesh) -> int:
+    """Bytes of the parameters of one device."""
+    shapes = objective.abstract_params(model, thought)
+    return device_memory.of_arrays(placement.placed(shapes, mesh))
 
 
 def _share(recipe: Recipe, mesh: Mesh) -> _Share:
