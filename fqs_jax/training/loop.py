@@ -29,7 +29,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.training import memory, optimizer
+from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.start import RESUME, Batches, Run, starting_state
 from fqs_jax.training.step import Program, State
@@ -89,7 +89,7 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     with locks.FolderLock(folder) as lock:
         record.write(run.root, config, stage, digest)
         if not _is_done(run, stage):  # another run may have ended meanwhile
-            with memory.explained(recipe, run.mesh):
+            with shortage.explained(recipe, run.mesh):
                 _train(run, recipe, data, lock)
             lock.check()
 
@@ -107,7 +107,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
         checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
-        memory.check(recipe, run.mesh, device_memory.of_arrays(program.state))
+        shortage.check(recipe, run.mesh, device_memory.of_arrays(program.state))
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         restored = saved.newest(*program.state)
         if restored is None:
@@ -168,7 +168,7 @@ def _loop(
         run.interrupts.check(begun)
         started = time.perf_counter()
         compiled = program.step.lower(state, program.batch, np.int32(first)).compile()
-        memory.check_program(recipe, run.mesh, compiled)
+        shortage.check_program(recipe, run.mesh, compiled)
         metrics.event(
             "start",
             stage=stage.name,

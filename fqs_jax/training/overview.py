@@ -18,7 +18,7 @@ from fqs_jax.runtime import device_memory, screen
 from fqs_jax.runtime.device_memory import GIB
 from fqs_jax.runtime.errors import printable
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.training import memory, step
+from fqs_jax.training import memory, shortage, step
 
 
 def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: Mesh) -> None:
@@ -85,7 +85,7 @@ def print_memory(todo: list[Recipe], mesh: Mesh) -> None:
         for recipe in todo:
             found = memory.estimate(recipe, mesh)
             program = step.program(recipe, mesh, corpus.extra_keys(recipe.data))
-            with memory.explained(recipe, mesh), jax.set_mesh(mesh):
+            with shortage.explained(recipe, mesh), jax.set_mesh(mesh):
                 compiled = program.step.lower(program.state, program.batch, np.int32(0)).compile()
             used = device_memory.of_program(compiled, mesh.devices.flat[0].platform)
             needed = used.peak if used else None
@@ -93,7 +93,7 @@ def print_memory(todo: list[Recipe], mesh: Mesh) -> None:
             sizes = (*parts, found.peak, needed)
             table.add_row(str(recipe.stage.number), *map(_size, sizes))
             if room is not None and (needed or found.peak) > room:
-                lines.append(memory.shortage(recipe, mesh, room, needed or found.peak))
+                lines.append(shortage.sentence(recipe, mesh, room, needed or found.peak))
             bar.advance()
     screen.show(table, 160)
     for line in lines:
