@@ -91,6 +91,7 @@ def _count(step: str) -> tuple[Figures, int]:
     import jax
 
     from fqs_jax.planning import traced as traced_lib
+    from fqs_jax.runtime import device_memory
 
     kind = step_kind(step)
     arguments = jax.eval_shape(kind.arguments, jax.random.key(0))
@@ -104,7 +105,9 @@ def _count(step: str) -> tuple[Figures, int]:
         "instructions": len(lines),
         "fusions": sum(" fusion(" in line for line in lines),
     }
-    return figures, traced_lib.memory(program, "cpu").temporaries
+    used = device_memory.of_program(program, "cpu")
+    assert used is not None
+    return figures, used.temporaries
 
 
 def step_kind(step: str) -> Any:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import common
+from fqs_jax import huggingface
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import plain, quiet_star
@@ -26,6 +27,23 @@ from fqs_jax.training import optimizer
 from fqs_jax.training import step as step_lib
 
 Shape = tuple[tuple[int, ...], int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Other:
+    """Another program's training step on the same rows.
+
+    Attributes:
+      name: what it is.
+      step: makes one step, to its end.
+      step_peak_mb: peak of resident memory in its first step, above that before the step, 10^6 bytes.
+      gemm_gflops: rate of its matrix products by a clock, as `gemm_gflops`.
+    """
+
+    name: str
+    step: Callable[[], None]
+    step_peak_mb: float
+    gemm_gflops: Callable[[Callable[[], float]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +150,36 @@ def kind(
     return Kind(config, thought, ntp, rows, length or usual, settings or QuietStarConfig())
 
 
-def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any]) -> dict[str, Any]:
-    """Time one kind of step; print its JSON line and return it."""
+def kind_of_checkpoint(
+    folder: Path,
+    n_ahead: tuple[int, int] | None,
+    rationales: int,
+    rows: int,
+    length: int,
+    compute: dict[str, Any],
+    settings: QuietStarConfig,
+) -> Kind:
+    """The step for the architecture of a Hugging Face folder, plain or thinking, on `rows` sequences.
+
+    Weights are random: times do not depend on them, and only config.json is read.
+    """
+    model = dataclasses.replace(huggingface.read_config(folder), **compute)
+    thought = None if n_ahead is None else ThoughtConfig(*n_ahead, rationales=rationales)
+    return Kind(model, thought, ntp=False, rows=rows, length=length, settings=settings)
+
+
+def print_step(
+    measured: Kind,
+    steps: int,
+    threads: int,
+    labels: dict[str, Any],
+    other: Callable[[], Other] | None = None,
+) -> dict[str, Any]:
+    """Time one kind of step; print its JSON line and return it.
+
+    Args:
+      other: makes another program's step, which then alternates with this one.
+    """
     state, batch, number = measured.arguments(jax.random.key(0))
     started = time.perf_counter()
     compiled = measured.step().lower(state, batch, number).compile()
@@ -142,14 +188,22 @@ def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any])
     gemm_before = gemm_gflops(clock)
 
     before = reset_peak_rss_mb()
-    seconds = []
+    seconds, others = [], []
+    beside = None
     for i in range(steps + 1):
         start = clock()
         state, metrics = compiled(state, batch, np.int32(i))
         jax.block_until_ready((state, metrics))
         seconds.append(clock() - start)
-    peak = peak_rss_mb()
+        if i == 0:
+            peak = peak_rss_mb()
+            beside = other() if other is not None else None
+        if beside is not None:
+            start = clock()
+            beside.step()
+            others.append(clock() - start)
     seconds = seconds[1:]  # the first one allocates its memory
+    peak = peak if beside is not None else peak_rss_mb()
     gemm = (gemm_before + gemm_gflops(clock)) / 2
     median = statistics.median(seconds)
     floor = measured.flops / gemm / 1e9
@@ -168,6 +222,16 @@ def print_step(measured: Kind, steps: int, threads: int, labels: dict[str, Any])
         "vocab_chunk": measured.model.vocab_chunk,
         "position_chunk": measured.model.position_chunk,
     }
+    if beside is not None:
+        theirs, rate = statistics.median(others[1:]), beside.gemm_gflops(clock)
+        result |= {
+            "other": beside.name,
+            "other_seconds_median": round(theirs, 4),
+            "other_seconds_all": [round(s, 4) for s in others[1:]],
+            "other_gemm_gflops": round(rate, 1),
+            "other_step_peak_mb": round(beside.step_peak_mb, 1),
+            "faster": round(theirs * rate / (median * gemm), 3),
+        }
     print(json.dumps(result), flush=True)
     return result
 

@@ -12,11 +12,28 @@ forward and backward pass, clipping and AdamW, as the training loop compiles it.
     flops                       model FLOPs of the step (fqs_jax/thinking/flops.py)
     gemm_gflops                 rate of a 1024^3 float32 product, mean of before and after the steps
     seconds_all, compile_seconds, achieved_gflops
+
+--checkpoint=HF_DIR takes the architecture of a checkpoint (its weights are not read), with --rows sequences
+of --seq_len tokens. --torch alternates the plain step with the same step of transformers' model in torch:
+
+    other_seconds_median, other_gemm_gflops, other_seconds_all
+    other_step_peak_mb          peak of resident memory in its first step, less that before it
+    faster                      their seconds over ours, each times the GEMM rate of its side
+
+The published size of docs/performance.md, each command on a quiet machine:
+
+    python -m benchmarks.train_step --checkpoint=HF_DIR --rows=2 --seq_len=128 --stage=0 --torch
+    python -m benchmarks.train_step --checkpoint=HF_DIR --rows=2 --seq_len=128 --stage=3 --steps=3
+    python -m benchmarks.train_step --checkpoint=HF_DIR --rows=2 --seq_len=128 --stage=3 --steps=3 \\
+        --position_fraction=0.25
 """
 
 from __future__ import annotations
 
+import functools
 import os
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
@@ -36,6 +53,12 @@ _POSITIONS = flags.DEFINE_integer(
     "position_chunk", COMPUTE["position_chunk"], "Positions scored at once; 0 = all.", 0
 )
 _SEQ_LEN = flags.DEFINE_integer("seq_len", None, "Another text length.", 16)
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Hugging Face folder instead of a shape.")
+_ROWS = flags.DEFINE_integer("rows", 2, "Sequences, with --checkpoint.", 1)
+_FRACTION = flags.DEFINE_float(
+    "position_fraction", 1.0, "Share of the positions with thoughts, with --checkpoint.", 0.0, 1.0
+)
+_TORCH = flags.DEFINE_bool("torch", False, "Alternate with torch, with --checkpoint --stage=0.")
 
 
 def main(_: list[str]) -> None:
@@ -44,20 +67,50 @@ def main(_: list[str]) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import measure
 
+    compute = {
+        "remat": _REMAT.value,
+        "vocab_chunk": _VOCAB_CHUNK.value,
+        "position_chunk": _POSITIONS.value,
+    }
+    if _CHECKPOINT.value:
+        _measure_checkpoint(Path(_CHECKPOINT.value), compute)
+        return
     measured = measure.kind(
         SHAPES[_SHAPE.value],
         THOUGHTS.get(_STAGE.value),
         RATIONALES,
         ntp=_STAGE.value == "4",
         length=_SEQ_LEN.value,
-        compute={
-            "remat": _REMAT.value,
-            "vocab_chunk": _VOCAB_CHUNK.value,
-            "position_chunk": _POSITIONS.value,
-        },
+        compute=compute,
     )
     labels = {"shape": _SHAPE.value, "stage": int(_STAGE.value), "threads": _THREADS.value}
     measure.print_step(measured, _STEPS.value, _THREADS.value, labels)
+
+
+def _measure_checkpoint(folder: Path, compute: dict[str, Any]) -> None:
+    from benchmarks import measure
+    from fqs_jax.objectives.thought_losses import QuietStarConfig
+
+    length = _SEQ_LEN.value or 128
+    measured = measure.kind_of_checkpoint(
+        folder,
+        THOUGHTS.get(_STAGE.value),
+        RATIONALES,
+        _ROWS.value,
+        length,
+        compute,
+        QuietStarConfig(position_fraction=_FRACTION.value),
+    )
+    other = None
+    if _TORCH.value:
+        if _STAGE.value != "0":
+            raise app.UsageError("--torch makes plain steps: give --stage=0")
+        from benchmarks import torch_step
+
+        other = functools.partial(torch_step.make, folder, _ROWS.value, length, _THREADS.value)
+    labels = {"checkpoint": folder.name, "stage": int(_STAGE.value), "threads": _THREADS.value}
+    labels |= {"rows": _ROWS.value, "position_fraction": _FRACTION.value}
+    measure.print_step(measured, _STEPS.value, _THREADS.value, labels, other)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ _TEXT = flags.DEFINE_string(
     "text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md)."
 )
 _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.", lower_bound=1)
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what would run, and stop.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what would run and the memory that it needs, and stop."
+)
 
 
 def define_flags() -> None:
@@ -40,10 +42,10 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
     from fqs_jax.runs import history, source
-    from fqs_jax.runtime import agreement, sharding
+    from fqs_jax.runtime import accelerators, agreement, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, step
-    from fqs_jax.training.overview import print_overview
+    from fqs_jax.training.overview import print_memory, print_overview
     from fqs_jax.training.start import RESUME, Run
 
     config = flags.FLAGS.config
@@ -67,12 +69,14 @@ def main(_: Sequence[str]) -> None:
     stages = [recipe.stage for recipe in recipes]
     chosen = stage_lib.select(stages, _STAGE.value)
     todo = [recipe for recipe in recipes if recipe.stage in chosen]
+    accelerators.note_unused()
     mesh = sharding.make_mesh(config.mesh)
     placement.check_model(model, mesh)
     for recipe in todo:  # now, and not when its turn comes
         step.split_rows(recipe, mesh)
     if _DRY_RUN.value:
         print_overview(root, todo, recipes, mesh)
+        print_memory(todo, mesh)
         return
     with Interrupts() as interrupts:
         run = Run(root, config, tokenizer, mesh, interrupts, lambda number: _command(str(number)))

@@ -4,7 +4,8 @@
 #   launch/gpu_box.sh [--gpus=N] [--dry_run] -- --config=configs/mistral_7b.py --workdir=W ...
 #
 # With --gpus=N the run does not start with more or fewer GPUs (only those in CUDA_VISIBLE_DEVICES
-# count). Ctrl-C or SIGTERM saves and stops; the same command resumes.
+# count). EXTRA=cuda12 installs CUDA 12, for drivers before 580. Ctrl-C or SIGTERM saves and stops; the
+# same command resumes.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -19,5 +20,6 @@ if [[ -n $gpus && $dry_run == no ]]; then
 fi
 
 cd "$root"
-run make EXTRAS=cuda .venv/.installed-cuda
+extra=${EXTRA:-cuda}
+run make "EXTRAS=$extra" ".venv/.installed-$extra"
 become .venv/bin/python -m fqs_jax.launch --expect_processes=1 "${flags[@]}"

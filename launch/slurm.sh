@@ -14,7 +14,8 @@ need_number nodes gpus_per_node
 need time
 need_tool sbatch "the cluster's login node"
 
-run make -C "$root" EXTRAS=cuda .venv/.installed-cuda # here, because compute nodes may lack a network
+extra=${EXTRA:-cuda} # cuda12 for drivers before 580
+run make -C "$root" "EXTRAS=$extra" ".venv/.installed-$extra" # here, because compute nodes may lack a network
 read -ra more <<<"$sbatch"
 run sbatch "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node" \
   "--time=$time" "--chdir=$root" "${more[@]}" "$root/launch/slurm.sbatch" \

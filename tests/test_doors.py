@@ -71,6 +71,7 @@ def test_a_dry_run_leaves_no_trace(place, given, trained):
     assert sorted(place.rglob("*")) == before
     for part in ("think-16-8", "5/2", "initial model, taught by stage 2", "7,200", "13,520"):
         assert part in fresh
+    assert "Memory of a device" in fresh
     partly = run("launch", *options, f"--workdir={trained}", "--max_steps=5").stdout
     assert sorted(place.rglob("*")) == before
     assert re.search(r"think-8-4.* 5 .* 2 .*\n", partly)  # of 5 steps 2 are done

@@ -18,7 +18,7 @@ from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
 from fqs_jax.inference import continuations, generation
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import paths, seeds, sharding
+from fqs_jax.runtime import accelerators, paths, seeds, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.progress import Progress
 
@@ -72,6 +72,7 @@ class FqsJax(LM):
             harness_options.whole_number("fsdp", fsdp, 1, 2**16),
             harness_options.whole_number("tensor", tensor, 1, 2**16),
         )
+        accelerators.note_unused()
         thinks = harness_options.switch("think", think)
         temperature = None
         if thought_temperature is not None:

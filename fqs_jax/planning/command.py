@@ -14,8 +14,9 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.planning import printed, step_plan, topologies
 from fqs_jax.planning.step_plan import Plan, Utilisation
-from fqs_jax.planning.topologies import GIB, Chip
+from fqs_jax.planning.topologies import Chip
 from fqs_jax.runtime import cli, config_flag, screen, sharding
+from fqs_jax.runtime.device_memory import GIB
 
 
 def main() -> int:

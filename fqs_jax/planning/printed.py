@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from fqs_jax.planning.step_plan import Plan, Utilisation
-from fqs_jax.planning.topologies import GIB
+from fqs_jax.runtime.device_memory import GIB
 
 
 def seconds(result: Plan) -> float:

@@ -25,8 +25,9 @@ from fqs_jax.planning import collectives as collectives_lib
 from fqs_jax.planning import traced as traced_lib
 from fqs_jax.planning.collectives import Collective
 from fqs_jax.planning.topologies import Chip
-from fqs_jax.planning.traced import Memory
 from fqs_jax.runs import source
+from fqs_jax.runtime import device_memory
+from fqs_jax.runtime.device_memory import Memory
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.training import step as step_lib
 
@@ -152,7 +153,8 @@ def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None
         program, needed = None, _out_of_memory(str(error))
         if not needed:
             raise
-    memory = None if program is None else traced_lib.memory(program, mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    memory = None if program is None else device_memory.of_program(program, platform)
     text = "" if program is None else program.as_text()
     costs: Any = {} if program is None else program.cost_analysis() or {}
     found = collectives_lib.collectives(text) if text else {}

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from fqs_jax.runtime.device_memory import GIB
 from fqs_jax.runtime.errors import UserError
-
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

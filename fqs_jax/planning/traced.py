@@ -1,4 +1,4 @@
-"""FLOPs of a traced program and memory of a compiled one, without running it.
+"""FLOPs of a traced program, without running it.
 
 Matrix products are counted in the jaxpr, which has the length of every scan and is not yet split over
 devices.
@@ -6,35 +6,12 @@ devices.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Memory of a compiled program on one device, in bytes.
-
-    Attributes:
-      arguments: inputs of the program.
-      temporaries: all intermediate arrays, though they do not all exist at once.
-      outputs: results, including the aliased ones.
-      aliased: results that reuse the memory of donated arguments.
-      code: the program itself.
-      peak: largest amount in use at any moment, from the compiler. The CPU compiler leaves
-        temporaries out of its peak; there it is the sum of the parts.
-    """
-
-    arguments: int
-    temporaries: int
-    outputs: int
-    aliased: int
-    code: int
-    peak: int
 
 
 def matmul_flops(jaxpr: Jaxpr, branches: Callable[[list[int]], float] = max) -> int:
@@ -80,22 +57,3 @@ def inner_programs(values: Any) -> Iterator[Jaxpr]:
             yield value
         elif isinstance(value, list | tuple):
             yield from inner_programs(value)
-
-
-def memory(program: Any, platform: str) -> Memory:
-    """Memory of a compiled program on one device.
-
-    Args:
-      program: `jax.stages.Compiled`.
-      platform: platform of the device, such as "tpu" or "cpu".
-    """
-    stats = program.memory_analysis()
-    parts = {
-        "arguments": stats.argument_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "outputs": stats.output_size_in_bytes,
-        "aliased": stats.alias_size_in_bytes,
-        "code": stats.generated_code_size_in_bytes,
-    }
-    total = sum(parts.values()) - 2 * parts["aliased"]
-    return Memory(**parts, peak=total if platform == "cpu" else stats.peak_memory_in_bytes)

@@ -70,8 +70,9 @@ def define_device_flags() -> None:
 
 def mesh_from_flags() -> Mesh:
     """The devices of this process that --fsdp and --tensor request for a loaded model."""
-    from fqs_jax.runtime import sharding
+    from fqs_jax.runtime import accelerators, sharding
 
+    accelerators.note_unused()
     return sharding.local_mesh(flags.FLAGS.fsdp, flags.FLAGS.tensor)
 
 

@@ -68,8 +68,8 @@ def explain(error: BaseException) -> str | None:
         )
     if "RESOURCE_EXHAUSTED" in text:
         return (
-            "a device ran out of memory; try --config.microbatches=2, or see what fits with "
-            f"python -m fqs_jax.plan ({_first_line(text)})"
+            "a device ran out of memory; give it less at once, with a smaller --batch_size or shorter "
+            f"texts, or divide the model among devices with --fsdp=N ({_first_line(text)})"
         )
     if (
         "Unable to initialize backend" in text

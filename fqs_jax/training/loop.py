@@ -24,12 +24,12 @@ from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, loading, record
 from fqs_jax.runs.metrics_file import MetricsFile
-from fqs_jax.runtime import locks, processes, sharding
+from fqs_jax.runtime import device_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
 from fqs_jax.runtime.progress import Progress
-from fqs_jax.training import optimizer
+from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.start import RESUME, Batches, Run, starting_state
 from fqs_jax.training.step import Program, State
@@ -71,8 +71,8 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     """Train a stage to its last step, from its newest checkpoint if it has one.
 
     Raises:
-      UserError: a stage it needs is missing, training diverged, another run trains the stage, or its
-        folder was moved.
+      UserError: a stage it needs is missing, memory is short, training diverged, another run trains the
+        stage, or its folder was moved.
       Interrupted: on request; the state is saved first.
     """
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
@@ -89,7 +89,8 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     with locks.FolderLock(folder) as lock:
         record.write(run.root, config, stage, digest)
         if not _is_done(run, stage):  # another run may have ended meanwhile
-            _train(run, recipe, data, lock)
+            with shortage.explained(recipe, run.mesh):
+                _train(run, recipe, data, lock)
             lock.check()
 
 
@@ -106,6 +107,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
         checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
+        shortage.check(recipe, run.mesh, device_memory.of_arrays(program.state))
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         restored = saved.newest(*program.state)
         if restored is None:
@@ -166,6 +168,7 @@ def _loop(
         run.interrupts.check(begun)
         started = time.perf_counter()
         compiled = program.step.lower(state, program.batch, np.int32(first)).compile()
+        shortage.check_program(recipe, run.mesh, compiled)
         metrics.event(
             "start",
             stage=stage.name,

@@ -67,7 +67,7 @@ def raising(error: BaseException) -> Callable[[], object]:
             UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"),
             r"error: a\udcff has characters that utf-8 does not have; rename",
         ),
-        (JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "error: a device ran out of memory; try --c"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), "error: a device ran out of memory; give it"),
         (JaxRuntimeError("INTERNAL: it broke\nframes"), "error: a device failed, or what compiles"),
         (
             RuntimeError("Unable to initialize backend 'cuda': none"),
