@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ DEFINITIONS = {
 TOLERANCE = 1e-3  # nats
 
 _TASK = flags.DEFINE_enum("task", "csqa", list(TASKS), "Benchmark.")
-_TASK_FILE = flags.DEFINE_string("task_file", None, "Its file in the original format.")
+_TASK_FILE = flags.DEFINE_string("task_file", "", "Its file in the original format.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
 _BATCH = flags.DEFINE_integer("batch_size", 16, "Texts in a batch.", 1)
 
@@ -57,8 +57,14 @@ class Item(NamedTuple):
     acc_norm: float
 
 
-def harness(folder: str, task: str, file: str, limit: int | None, batch_size: int) -> list[Item]:
-    """The items as the harness's own model scores them."""
+def harness(
+    folder: str, files: Mapping[str, str], limit: int | None, batch_size: int
+) -> dict[str, list[Item]]:
+    """The items of each task as the harness's own model scores them.
+
+    Args:
+      files: the file of each task.
+    """
     os.environ |= {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
     import lm_eval
     from lm_eval.api.task import ConfigurableTask
@@ -66,16 +72,22 @@ def harness(folder: str, task: str, file: str, limit: int | None, batch_size: in
 
     options = {"dtype": "float32", "device": "cpu", "batch_size": batch_size}
     with tempfile.TemporaryDirectory() as place:
-        data = Path(place, "test.jsonl")
-        documents = _documents(task, file)[:limit]
-        data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+        tasks = []
+        for task, file in files.items():
+            data = Path(place, f"{task}.jsonl")
+            documents = _documents(task, file)[:limit]
+            data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+            tasks.append(ConfigurableTask(config=_definition(task, data)))
         done = lm_eval.simple_evaluate(
             model=HFLM(pretrained=folder, **options),
-            tasks=[ConfigurableTask(config=_definition(task, data))],
+            tasks=tasks,
             bootstrap_iters=0,
             log_samples=True,
         )
-    [samples] = done["samples"].values()
+    return {task: _items(done["samples"][task]) for task in files}
+
+
+def _items(samples: list[dict[str, Any]]) -> list[Item]:
     return [
         Item(np.array([r[0] for r in s["filtered_resps"]], float), s["acc"], s["acc_norm"])
         for s in sorted(samples, key=lambda sample: sample["doc_id"])
@@ -106,7 +118,8 @@ def _definition(task: str, data: Path) -> dict[str, Any]:
         "dataset_kwargs": {"data_files": {"test": str(data)}, "cache_dir": str(data.parent)},
     }
     metrics = [{"metric": name} for name in ("acc", "acc_norm")]
-    return yaml.safe_load(text) | source | splits | {"metric_list": metrics}
+    definition: dict[str, Any] = yaml.safe_load(text)
+    return definition | source | splits | {"task": task, "metric_list": metrics}
 
 
 def _documents(task: str, file: str) -> list[dict[str, Any]]:
@@ -117,9 +130,7 @@ def _documents(task: str, file: str) -> list[dict[str, Any]]:
         return [_hub_csqa(record) for record in found]
     labels = path.with_name(f"{path.stem}-labels.lst").read_text().split()
     numbers = [int(label) if task == "piqa" else label for label in labels]
-    return [
-        record | {"label": label} for record, label in zip(found, numbers, strict=True)
-    ]
+    return [record | {"label": label} for record, label in zip(found, numbers, strict=True)]
 
 
 def _hub_csqa(record: dict[str, Any]) -> dict[str, Any]:
@@ -139,15 +150,15 @@ def compare(theirs: Sequence[Item], found: Sequence[Item]) -> tuple[float, int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = (_TASK.value, _TASK_FILE.value, _LIMIT.value, _BATCH.value)
-    found = ours(loading.load(argv[1]), *arguments)
-    theirs = harness(argv[1], *arguments)
+    task, file, size = _TASK.value, _TASK_FILE.value, (_LIMIT.value, _BATCH.value)
+    found = ours(loading.load(argv[1]), task, file, *size)
+    theirs = harness(argv[1], {task: file}, *size)[task]
     worst, other = compare(theirs, found)
     for name, part in (("harness", theirs), ("fqs_jax", found)):
         acc, norm = np.mean([[item.acc, item.acc_norm] for item in part], axis=0)
         print(f"{name}: acc {acc:.4f}, acc_norm {norm:.4f}")
     print(
-        f"{_TASK.value}: {len(found)} items, {other} with another prediction, "
+        f"{task}: {len(found)} items, {other} with another prediction, "
         f"log-likelihoods differ by {worst:.1e} at most"
     )
     sys.exit(1 if other or worst > TOLERANCE else 0)

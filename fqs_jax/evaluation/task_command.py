@@ -99,7 +99,9 @@ def _refuse_mistakes_with_texts() -> None:
             f"--scoring=text is for --task={'|'.join(_CLOZE)}; {f.task} has no options, leave it out"
         )
     if f.fit_file:
-        raise UserError("--fit_file is not for --scoring=text, which fits no temperature; leave it out")
+        raise UserError(
+            "--fit_file is not for --scoring=text, which fits no temperature; leave it out"
+        )
     if f.siqa_space:
         raise UserError("--siqa_space is for --scoring=letters; texts have the space, leave it out")
 
@@ -121,8 +123,7 @@ def _task(name: str) -> Task[Item]:
 
 
 _CLOZE: dict[str, Task[Cloze]] = {
-    task.name: task
-    for task in (commonsense_qa.CLOZE, piqa.CLOZE, social_iqa.CLOZE, choices.CLOZE)
+    task.name: task for task in (commonsense_qa.CLOZE, piqa.CLOZE, social_iqa.CLOZE, choices.CLOZE)
 }
 
 

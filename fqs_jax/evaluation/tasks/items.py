@@ -12,7 +12,9 @@ from fqs_jax.runtime import paths
 from fqs_jax.runtime.errors import UserError, printable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-Asked = TypeVar("Asked")  # the items of a task: Item, or Cloze where options are scored by their texts
+Asked = TypeVar(
+    "Asked"
+)  # the items of a task: Item, or Cloze where options are scored by their texts
 
 
 @dataclasses.dataclass(frozen=True)
