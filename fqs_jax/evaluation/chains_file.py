@@ -1,14 +1,20 @@
-"""The file of chains of thought: a line of JSON for each, appended model by model."""
+"""The file of chains of thought: a line of JSON for each, appended model by model.
+
+Several processes may append to one file: each locks it while it reads its end and writes behind it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import mmap
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.runtime import files, inputs, outputs
+from fqs_jax.runtime import files, inputs, locks, outputs
 from fqs_jax.runtime.errors import UserError
 
 _BEGINNING = b'{"model": '
@@ -24,33 +30,59 @@ def prepare(path: Path) -> None:
       OSError: it cannot be written.
     """
     outputs.check_ours(path, _is_chains, "file of chains", "--chains_file")
-    path.open("ab").close()
-    with path.open("r+b") as file:
-        whole = 0  # bytes of the lines so far
-        for number, line in enumerate(file, start=1):
-            ended = line.endswith(b"\n")
-            if not _is_object(line):
-                if ended:
+    with _locked(path) as file:
+        with open(file, "rb", closefd=False) as lines:
+            lines.seek(0)
+            for number, line in enumerate(lines, start=1):
+                if line.endswith(b"\n") and not _is_object(line):
                     raise UserError(
                         f"{inputs.name(path)}:{number}: damaged, it is no line of a chain; remove this "
                         "line, or name another file with --chains_file"
                     )
-                file.truncate(whole)
-                print(
-                    f"note: {inputs.name(path)}: its last line was not whole, and is removed",
-                    file=sys.stderr,
-                )
-                break
-            whole += len(line)
-            if not ended:
-                file.write(b"\n")
+        _end_last_line(file, path)
 
 
 def append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Append objects to a file that `prepare` has seen."""
-    text = "".join(files.json_text(dict(line)) + "\n" for line in lines)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
+    content = "".join(files.json_text(dict(line)) + "\n" for line in lines).encode()
+    with _locked(path) as file:
+        _end_last_line(file, path)
+        _write(file, content)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """The descriptor of the file, which no other process has locked; what is written goes to its end."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        locks.wait_for(file, path)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _end_last_line(file: int, path: Path) -> None:
+    """Give the last line its newline if that alone is missing, and remove a line that is not whole."""
+    if not os.fstat(file).st_size:
+        return
+    with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as content:
+        start = content.rfind(b"\n") + 1
+        last = content[start:]
+    if not last:
+        return
+    if _is_object(last):
+        _write(file, b"\n")
+        return
+    os.ftruncate(file, start)
+    shown = inputs.name(path)
+    print(f"note: {shown}: its last line was not whole, and is removed", file=sys.stderr)
+
+
+def _write(file: int, content: bytes) -> None:
+    """Write everything, at once if the system takes it."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(file, rest) :]
 
 
 def _is_chains(start: bytes, _: bytes) -> bool:

@@ -92,6 +92,12 @@ def _define_task_flags() -> None:
     flags.DEFINE_string(
         "task_file", "", "Items of the benchmark: a file, tfds:NAME:SPLIT, hub:OWNER/NAME:SPLIT."
     )
+    flags.DEFINE_enum(
+        "scoring",
+        "letters",
+        ("letters", "text"),
+        "Score options by their letters, as published, or by their texts, as lm-evaluation-harness.",
+    )
     typed_flags.define_path("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
     flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
     flags.DEFINE_bool("greedy", False, "Use the likeliest thought instead of sampled ones.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +81,15 @@ def _is_row(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """True for text that can be written again: half a surrogate pair cannot."""
-    return isinstance(value, str) and not re.search("[\ud800-\udfff]", value)
+    """True for text that can be written again, perhaps as a file's name that is not UTF-8.
+
+    Python stands half a surrogate pair for each other byte of such a name; the rest of them mean nothing.
+    """
+    try:
+        os.fsencode(value)
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return isinstance(value, str)
 
 
 def _is_count(value: Any) -> bool:

@@ -22,13 +22,16 @@ from fqs_jax.evaluation.tasks import (
     commonsense_qa,
     gsm8k,
     items,
+    option_scores,
+    option_texts,
     piqa,
     scores,
     social_iqa,
 )
 from fqs_jax.evaluation.tasks.asking import Answers
 from fqs_jax.evaluation.tasks.decisions import Decisions
-from fqs_jax.evaluation.tasks.items import Item, Task
+from fqs_jax.evaluation.tasks.items import Cloze, Item, Task
+from fqs_jax.evaluation.tasks.option_texts import Likelihoods
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, screen
@@ -46,6 +49,10 @@ def main() -> int:
     cli.require(task_file=f.task_file)
     _refuse_mistakes()
     options = Options(download=f.download, download_flag="--download")
+    if f.scoring == "text":
+        cloze = items.read(_CLOZE[f.task], f.task_file, f.labels_file, f.limit, options)
+        _print(_score_texts(cloze), _TEXT_SCORES)
+        return 0
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
@@ -69,6 +76,8 @@ def main() -> int:
 def _refuse_mistakes() -> None:
     """Refuse flags of this command that do not go together, before anything is read."""
     f = flags.FLAGS
+    if f.scoring == "text":
+        _refuse_mistakes_with_texts()
     if f.votes and f.task != "gsm8k":
         raise UserError("--votes is for --task=gsm8k; leave it out")
     if f.chains_file:
@@ -83,6 +92,20 @@ def _refuse_mistakes() -> None:
         raise UserError("--greedy is not for --votes, whose thoughts are sampled; leave it out")
 
 
+def _refuse_mistakes_with_texts() -> None:
+    f = flags.FLAGS
+    if f.task not in _CLOZE:
+        raise UserError(
+            f"--scoring=text is for --task={'|'.join(_CLOZE)}; {f.task} has no options, leave it out"
+        )
+    if f.fit_file:
+        raise UserError(
+            "--fit_file is not for --scoring=text, which fits no temperature; leave it out"
+        )
+    if f.siqa_space:
+        raise UserError("--siqa_space is for --scoring=letters; texts have the space, leave it out")
+
+
 def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
     """Refuse to fit temperatures on items that are scored too, under any file name."""
     if both := len(set(asked) & set(fit)):
@@ -92,11 +115,16 @@ def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
         )
 
 
-def _task(name: str) -> Task:
+def _task(name: str) -> Task[Item]:
     if name == "siqa":
         return social_iqa.task(" " if flags.FLAGS.siqa_space else social_iqa.PUBLISHED_JOIN)
     known = (commonsense_qa.TASK, piqa.TASK, gsm8k.TASK, choices.TASK)
     return next(task for task in known if task.name == name)
+
+
+_CLOZE: dict[str, Task[Cloze]] = {
+    task.name: task for task in (commonsense_qa.CLOZE, piqa.CLOZE, social_iqa.CLOZE, choices.CLOZE)
+}
 
 
 def _models(mesh: Mesh) -> Iterator[tuple[str, str, Loaded]]:
@@ -121,14 +149,7 @@ def _rows(
     base: Answers | None,
 ) -> tuple[list[scores.Row], Answers]:
     """A row without thoughts, one with thoughts if the model thinks, and the answers of the base."""
-    f = flags.FLAGS
-    settings = asking.Settings(
-        thought_seeds=f.thought_seeds or asking.Settings.thought_seeds,
-        greedy=f.greedy,
-        seed=f.seed,
-        batch_size=f.batch_size or asking.Settings.batch_size,
-        seq_len=f.seq_len,
-    )
+    settings = _settings()
     with Progress(f"{name}: rows", 0, 0) as bar:
         result = asking.evaluate(loaded, asked, settings, bar.advance_to)
     elsewhere: list[Decisions | None] = [None, None]
@@ -136,15 +157,50 @@ def _rows(
         with Progress(f"{name}: rows for temperatures", 0, 0) as bar:
             other = asking.evaluate(loaded, fit, settings, bar.advance_to)
         elsewhere = [part.published if part else None for part in (other.plain, other.thinking)]
-    about: dict[str, Any] = {"stage": stage, "task": f.task, "too_long": result.too_long}
-    rows = [scores.row(result.plain, elsewhere[0], base, model=name, thoughts="none", **about)]
+    about = _about(stage, name, result.too_long)
+    rows = [scores.row(result.plain, elsewhere[0], base, thoughts="none", **about)]
     base = base or result.plain
     if result.thinking is not None:
-        thoughts = "greedy" if settings.greedy else str(settings.thought_seeds)
-        rows.append(
-            scores.row(result.thinking, elsewhere[1], base, model=name, thoughts=thoughts, **about)
-        )
+        thoughts = _thoughts(settings)
+        rows.append(scores.row(result.thinking, elsewhere[1], base, thoughts=thoughts, **about))
     return rows, base
+
+
+def _score_texts(asked: Sequence[Cloze]) -> list[option_scores.Row]:
+    """The rows of all models by the texts of the options: as by `_rows`, without temperatures."""
+    settings = _settings()
+    rows: list[option_scores.Row] = []
+    base: Likelihoods | None = None
+    for stage, name, loaded in _models(cli.mesh_from_flags()):
+        with Progress(f"{name}: rows", 0, 0) as bar:
+            result = option_texts.evaluate(loaded, asked, settings, bar.advance_to)
+        about = _about(stage, name, result.too_long)
+        rows.append(option_scores.row(result.plain, base, thoughts="none", **about))
+        base = base or result.plain
+        if result.thinking is not None:
+            thoughts = _thoughts(settings)
+            rows.append(option_scores.row(result.thinking, base, thoughts=thoughts, **about))
+    return rows
+
+
+def _settings() -> asking.Settings:
+    f = flags.FLAGS
+    return asking.Settings(
+        thought_seeds=f.thought_seeds or asking.Settings.thought_seeds,
+        greedy=f.greedy,
+        seed=f.seed,
+        batch_size=f.batch_size or asking.Settings.batch_size,
+        seq_len=f.seq_len,
+    )
+
+
+def _about(stage: str, name: str, too_long: int) -> dict[str, Any]:
+    """What is copied into a row."""
+    return {"stage": stage, "model": name, "task": flags.FLAGS.task, "too_long": too_long}
+
+
+def _thoughts(settings: asking.Settings) -> str:
+    return "greedy" if settings.greedy else str(settings.thought_seeds)
 
 
 def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> chain_of_thought.Row:
@@ -203,6 +259,11 @@ def _change(change: Interval) -> str:
     return "-" if math.isnan(change.value) else "{:+.3f} ({:+.3f} {:+.3f})".format(*change)
 
 
+def _share_and_gain(share: Interval, gain: Interval) -> str:
+    """A share, and on a second line its gain over the first row."""
+    return _share(share) if math.isnan(gain.value) else f"{_share(share)}\n{_change(gain)}"
+
+
 Columns = dict[str, Callable[[Any], str]]  # each column's title, and its cell in a row
 _SCORES: Columns = {
     "thoughts": lambda row: row.thoughts,
@@ -211,6 +272,16 @@ _SCORES: Columns = {
     "sharpened": lambda row: _with_temperature(row.sharpened, row.sharpened_at),
     "accuracy (95%)": lambda row: _share(row.accuracy),
     "gain (95%)": lambda row: _change(row.gain),
+    "NLL": lambda row: f"{row.nll:.3f}",
+}
+
+_TEXT_SCORES: Columns = {
+    "thoughts": lambda row: row.thoughts,
+    "accuracy (95%)": lambda row: _share_and_gain(row.accuracy, row.gain),
+    "by characters": lambda row: _share_and_gain(
+        row.accuracy_by_characters, row.gain_by_characters
+    ),
+    "by tokens": lambda row: _share_and_gain(row.accuracy_by_tokens, row.gain_by_tokens),
     "NLL": lambda row: f"{row.nll:.3f}",
 }
 

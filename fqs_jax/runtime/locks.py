@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import agreement, files
+from fqs_jax.runtime import agreement, files, inputs
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -62,6 +62,25 @@ class FolderLock:
                 )
 
         agreement.on_main(look)
+
+
+def wait_for(file: int, path: Path) -> None:
+    """Lock an open file until it is closed, however long another process has it.
+
+    A note on stderr says what is waited for, or that the disk has no locks.
+
+    Raises:
+      OSError: it cannot be locked.
+    """
+    started, told = time.monotonic(), False
+    while (locked := files.try_lock(file)) is False:
+        if not told and time.monotonic() - started > _PATIENCE:
+            note(f"waiting for another process, which writes {inputs.name(path)}")
+            told = True
+        time.sleep(_PAUSE / 4)
+    if locked is None:
+        where = inputs.name(path)
+        note(f"the disk of {where} has no locks, so let no second process write it", once=where)
 
 
 @contextlib.contextmanager

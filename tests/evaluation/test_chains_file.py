@@ -1,7 +1,10 @@
 """The file of chains of thought: what a kill has left of a last line goes, and damage is named."""
 
+import concurrent.futures
 import json
 import math
+import os
+import time
 
 import pytest
 
@@ -72,3 +75,39 @@ def test_other_files_are_refused(tmp_path):
 def test_numbers_that_json_lacks_are_null(path):
     chains_file.append(path, [{"model": "m", "score": math.inf}])
     assert lines_of(path)[-1] == {"model": "m", "score": None}
+
+
+def test_a_line_that_another_process_left_torn_is_dropped_when_lines_follow(path, capsys):
+    content = path.read_bytes()
+    path.write_bytes(content + b'{"model": "killed')
+    chains_file.append(path, LINES[:1])
+    assert lines_of(path) == LINES + LINES[:1]
+    assert "its last line was not whole" in capsys.readouterr().err
+    path.write_bytes(content[:-1])  # whole, but for its newline
+    chains_file.append(path, LINES[:1])
+    assert lines_of(path) == LINES + LINES[:1]
+
+
+def test_evaluations_that_append_at_once_lose_nothing(path, monkeypatch, capsys):
+    """The system takes a line in many pieces, so that without a lock others would meet a part of one."""
+    write = os.write
+
+    def write_a_piece(file, content):
+        written = write(file, content[:500])
+        time.sleep(0.0005)
+        return written
+
+    def evaluate(name):
+        chains_file.prepare(path)
+        for item in range(3):  # a model each
+            chains_file.append(path, [{"model": name, "item": item, "text": name * 3000}] * 2)
+
+    path.write_bytes(b"")
+    monkeypatch.setattr(os, "write", write_a_piece)
+    names = ["one", "two", "three", "four"]
+    with concurrent.futures.ThreadPoolExecutor(len(names)) as threads:
+        list(threads.map(evaluate, names))
+    found = [(line["model"], line["item"]) for line in lines_of(path)]
+    assert sorted(found) == sorted((name, item) for name in names for item in (0, 0, 1, 1, 2, 2))
+    assert found[::2] == found[1::2]  # the lines of a model stay together
+    assert not capsys.readouterr().err

@@ -1,7 +1,9 @@
 """The file of the last comparison: read again unchanged, and ignored when it is out of date."""
 
+import dataclasses
 import json
 import math
+import os
 
 import pytest
 
@@ -57,6 +59,17 @@ def test_rows_come_back(root):
     }
     assert rows[1]["accuracy"] is None and rows[1]["nll_hard"] is None
     assert "NaN" not in (root / comparison_file.NAME).read_text()  # which is no JSON
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.txt", b"\xff\xfe", "caf\u00e9 \U0001f600".encode()])
+def test_names_of_any_bytes_come_back(run, name):
+    """A path of text, or a name of a stage on the command line, need not be UTF-8."""
+    text = os.fsdecode(name)
+    rows = [dataclasses.replace(ROWS[0], name=text)]
+    comparison_file.write(run, rows, text, {"text": text})
+    kept = comparison_file.read(run)
+    assert kept is not None
+    assert (kept.about, kept.flags, kept.rows[0]["name"]) == (text, {"text": text}, text)
 
 
 def test_a_stage_trained_since_makes_it_out_of_date(root):

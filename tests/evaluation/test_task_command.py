@@ -55,6 +55,32 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
         assert part in done.stdout
 
 
+def test_options_by_their_texts(place):
+    """A line of JSON for each model, with and without thoughts; the table of the same numbers."""
+    options = ("--task=choices", f"--task_file={place / 'own.jsonl'}", "--scoring=text")
+    models = (f"--workdir={place / 'W'}", "--all_stages", "--thought_seeds=2")
+    done = run("evaluate", *models, *options, "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["stage"], row["thoughts"]) for row in rows] == [
+        ("0", "none"),
+        ("1", "none"),
+        ("1", "2"),
+    ]
+    for row in rows:
+        assert (row["scoring"], row["items"], row["too_long"]) == ("text", 15, 0)
+        for name in ("accuracy", "accuracy_by_characters", "accuracy_by_tokens"):
+            assert row[f"{name}_low"] < row[name] < row[f"{name}_high"]
+        # Every option has one character and one token, so nothing changes.
+        assert row["accuracy"] == row["accuracy_by_characters"] == row["accuracy_by_tokens"]
+        assert row["nll"] > 0 and (row["gain"] is None) == (row is rows[0])
+    done = run("evaluate", *models, *options)
+    for part in ("choices: 15 items", "by characters", "by tokens", "none", "think-5-2"):
+        assert part in done.stdout
+    for row in rows:
+        assert f"{row['accuracy']:.3f} ({row['accuracy_low']:.3f}" in done.stdout
+        assert row is rows[0] or f"{row['gain']:+.3f} ({row['gain_low']:+.3f}" in done.stdout
+
+
 def test_what_is_unknown_is_a_dash():
     with_temperature = task_command._with_temperature
     assert with_temperature(math.nan, ()) == "-"
@@ -82,6 +108,23 @@ def test_what_is_unknown_is_a_dash():
             "none/x: No such file or directory",
         ),
         ("--task=csqa", "--task_file is missing"),
+        (
+            "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --scoring=text",
+            "--scoring=text is for --task=csqa|piqa|siqa|choices; gsm8k has no options",
+        ),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --scoring=foo",
+            "--scoring=foo: value should be one of <letters|text>",
+        ),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --scoring=text --fit_file=PLACE/csqa.jsonl",
+            "--fit_file is not for --scoring=text",
+        ),
+        (
+            "--task=siqa --task_file=PLACE/siqa.jsonl --scoring=text --siqa_space",
+            "--siqa_space is for --scoring=letters",
+        ),
+        ("--text=x --scoring=text", "--scoring is for --task, not for the loss of one model"),
         ("--task=csqa --task_file=PLACE/csqa.jsonl --votes=2", "--votes is for --task=gsm8k"),
         (
             "--task=csqa --task_file=PLACE/csqa.jsonl --checkpoint=PLACE/W --stage=0",

@@ -93,6 +93,23 @@ def test_a_waiting_process_gets_it_in_the_end(tmp_path, monkeypatch, capfd):
     assert line.startswith(f"note: waiting for process {os.getpid()} on ") and line.count("\n") == 1
 
 
+def test_a_file_is_waited_for(tmp_path, monkeypatch, capfd):
+    """Not only by other processes: each opening of a file has a lock of its own."""
+    monkeypatch.setattr(locks, "_PATIENCE", 0.0)
+    path = tmp_path / "lines"
+    held, wanted = (os.open(path, os.O_RDWR | os.O_CREAT) for _ in range(2))
+    locks.wait_for(held, path)
+    waiting = threading.Thread(target=locks.wait_for, args=(wanted, path))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    os.close(held)
+    waiting.join(60)
+    assert not waiting.is_alive()
+    os.close(wanted)
+    assert f"waiting for another process, which writes {path}" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch, capfd, number):
     def refuse(*_):

@@ -54,12 +54,13 @@ class Answers(NamedTuple):
 class Evaluation(NamedTuple):
     """Answers without thoughts (`plain`) and after thoughts (`thinking`, None if the model has none).
 
-    items, too_long: numbers of items that were answered, and that were left out because they do not fit.
+    answered: numbers of the items that were answered, from 0. too_long: how many were left out because
+    they do not fit.
     """
 
     plain: Answers
     thinking: Answers | None
-    items: int
+    answered: list[int]
     too_long: int
 
 
@@ -80,9 +81,19 @@ def evaluate(
     Raises:
       UserError: no item fits, the tokenizer cannot write the answers, or a score is not finite.
     """
+    return answer(loaded, prepare(items, loaded.tokenizer), settings, progress)
+
+
+def answer(
+    loaded: Loaded,
+    every: Sequence[Question],
+    settings: Settings,
+    progress: Advance = lambda done, total: None,
+) -> Evaluation:
+    """Put questions to a model, which has its tokens already; see `evaluate`."""
     seq_len = settings.seq_len or loaded.model.max_seq_len
-    every = prepare(items, loaded.tokenizer)
-    questions = [question for question in every if question.length <= seq_len]
+    answered = [n for n, question in enumerate(every) if question.length <= seq_len]
+    questions = [every[n] for n in answered]
     if not questions:
         shortest = min(question.length for question in every)
         raise UserError(
@@ -100,8 +111,8 @@ def evaluate(
     return Evaluation(
         _answers(questions, plain),
         _answers(questions, thinking) if loaded.thought is not None else None,
-        len(questions),
-        len(every) - len(questions),
+        answered,
+        len(every) - len(answered),
     )
 
 

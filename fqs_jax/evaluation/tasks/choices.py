@@ -10,7 +10,7 @@ from typing import Any
 
 from fqs_jax.data.sources import text_files
 from fqs_jax.evaluation.tasks import records
-from fqs_jax.evaluation.tasks.items import Item, Task
+from fqs_jax.evaluation.tasks.items import Cloze, Item, Task
 from fqs_jax.runtime.errors import UserError, printable
 
 
@@ -35,4 +35,10 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
     return Item(prompt, answer, tuple(choices), "text")
 
 
+def _parse_cloze(where: str, fields: dict[str, Any], label: int | None) -> Cloze:
+    item = _parse(where, fields, label)
+    return Cloze(item.prompt, item.choices, item.choices.index(item.answer), delimiter="")
+
+
 TASK = Task("choices", "choices", _parse, key="prompt")
+CLOZE = Task("choices", "choices", _parse_cloze, key="prompt")

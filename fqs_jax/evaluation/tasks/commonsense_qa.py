@@ -1,15 +1,36 @@
-"""CommonsenseQA (arXiv 1811.00937), five choices: `dev_rand_split.jsonl` or the hub's layout."""
+"""CommonsenseQA (arXiv 1811.00937), five choices: `dev_rand_split.jsonl` or the hub's layout.
+
+The lm-evaluation-harness asks for letters alone. The prompt for texts is the one of its ARC tasks, and of
+OLMES (arXiv 2406.08446) for this benchmark in cloze form.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from fqs_jax.evaluation.tasks import records
-from fqs_jax.evaluation.tasks.items import LETTERS, Item, Task, lettered
+from fqs_jax.evaluation.tasks.items import LETTERS, Cloze, Item, Task, cloze, lettered
 from fqs_jax.runtime.errors import UserError, printable
 
 
+class _Asked(NamedTuple):
+    """A question, the texts of its choices, and the number of the right one."""
+
+    stem: str
+    texts: list[str]
+    right: int
+
+
 def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
+    return lettered(*_read(where, fields))
+
+
+def _parse_cloze(where: str, fields: dict[str, Any], _: int | None) -> Cloze:
+    asked = _read(where, fields)
+    return cloze(where, f"Question: {asked.stem.strip()}\nAnswer:", asked.texts, asked.right)
+
+
+def _read(where: str, fields: dict[str, Any]) -> _Asked:
     question = fields.get("question")
     if isinstance(question, dict):  # the original files
         stem, choices = records.text(where, question, "stem"), question.get("choices")
@@ -31,9 +52,8 @@ def _parse(where: str, fields: dict[str, Any], _: int | None) -> Item:
     if answer not in labels:
         shown = printable(repr(fields["answerKey"]), 40)
         raise UserError(f"{where}: the answerKey {shown} is none of {', '.join(labels)}")
-    return lettered(
-        stem, [records.text(where, choice, "text") for choice in choices], labels.index(answer)
-    )
+    texts = [records.text(where, choice, "text") for choice in choices]
+    return _Asked(stem, texts, labels.index(answer))
 
 
 def _label(value: Any) -> str:
@@ -51,3 +71,4 @@ def _in_order(labels: list[str]) -> bool:
 
 
 TASK = Task("csqa", "CommonsenseQA", _parse, key="question")
+CLOZE = Task("csqa", "CommonsenseQA", _parse_cloze, key="question")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.evaluation.tasks import records
@@ -12,6 +12,9 @@ from fqs_jax.runtime import paths
 from fqs_jax.runtime.errors import UserError, printable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+Asked = TypeVar(
+    "Asked"
+)  # the items of a task: Item, or Cloze where options are scored by their texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +35,30 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Cloze:
+    """One question whose options are scored by their texts, each of them a continuation of the prompt.
+
+    Attributes:
+      prompt: the text before an option.
+      options: their texts; two may be alike, as a few of CommonsenseQA are.
+      right: number of the right one.
+      delimiter: stands between the prompt and an option.
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    right: int
+    delimiter: str = " "
+
+
+@dataclasses.dataclass(frozen=True)
+class Task(Generic[Asked]):
     """A benchmark.
 
     Attributes:
       name: the value of --task.
       title: the name in messages.
-      parse: (where, fields, label) -> Item; `where` names the record for errors, `label` counts from
+      parse: (where, fields, label) -> an item; `where` names the record for errors, `label` counts from
         0 and is None where the record itself holds the answer.
       key: a text field that all records have.
       labels: values in a file of labels for the first choice, the second, ...; empty = the records
@@ -47,18 +67,18 @@ class Task:
 
     name: str
     title: str
-    parse: Callable[[str, dict[str, Any], int | None], Item]
+    parse: Callable[[str, dict[str, Any], int | None], Asked]
     key: str
     labels: tuple[int, ...] = ()
 
 
 def read(
-    task: Task,
+    task: Task[Asked],
     source: str,
     labels_file: str = "",
     limit: int | None = None,
     options: Options | None = None,
-) -> list[Item]:
+) -> list[Asked]:
     """The items of a benchmark, in the order of the source.
 
     Args:
@@ -87,6 +107,23 @@ def lettered(question: str, options: Sequence[str], right: int) -> Item:
     listed = "\n".join(f"({a}) {text}" for a, text in zip(letters, options, strict=True))
     choices = tuple(f" {letter}" for letter in letters)
     return Item(f"Q: {question}\n{listed}\nA:", choices[right], choices, "letter")
+
+
+def cloze(where: str, prompt: str, options: Sequence[str], right: int) -> Cloze:
+    """A question whose options are scored by their texts, a blank before each.
+
+    Args:
+      where: the record's place, for error messages.
+
+    Raises:
+      UserError: an option has no text.
+    """
+    for number, option in enumerate(options, start=1):
+        if not option.strip():
+            raise UserError(
+                f"{where}: option {number} has no text, which --scoring=text would score; remove this item"
+            )
+    return Cloze(prompt, tuple(options), right)
 
 
 def _labels(

@@ -117,8 +117,8 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
         if item.choices:
             ends = [tokenizer.opening + prompt + list(pieces) for pieces in spelling.pieces]
             sequences += ends
-            paths += [_path(tokens, _common(ends)) for tokens in ends]
-        rows, paths = _share_rows(sequences, paths, number)
+            paths += [path(tokens, _common(ends)) for tokens in ends]
+        rows, paths = share_rows(sequences, paths, number)
         right = item.choices.index(item.answer) if item.choices else 0
         questions.append(Question(rows, paths[0], paths[1:], right))
     return questions
@@ -141,8 +141,8 @@ def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
             f"this tokenizer drops blanks, and without them the choices "
             f"{', '.join(map(repr, item.choices))[:60]} are alike or empty; word them anew"
         )
-    paths = [_path(tokens, start) for tokens in sequences]
-    rows, paths = _share_rows(sequences, paths, number)
+    paths = [path(tokens, start) for tokens in sequences]
+    rows, paths = share_rows(sequences, paths, number)
     return Question(rows, [], paths, item.choices.index(item.answer))
 
 
@@ -155,15 +155,20 @@ def _walk(tokens: Sequence[int], start: int, allowed: _Ids) -> list[Step]:
     ]
 
 
-def _path(tokens: Sequence[int], start: int) -> list[Step]:
-    """Steps along each token from `start` on, against the whole vocabulary."""
+def path(tokens: Sequence[int], start: int) -> list[Step]:
+    """Steps along each token of a row of its own, from `start` on, against the whole vocabulary."""
     return [Step(0, t - 1, (tokens[t],), 0) for t in range(start, len(tokens))]
 
 
-def _share_rows(
+def share_rows(
     sequences: Sequence[list[int]], paths: Sequence[list[Step]], number: int
 ) -> tuple[list[Row], list[list[Step]]]:
-    """Rows that begin with each sequence less its last token, and the steps with their rows."""
+    """Rows that begin with each sequence less its last token, and the steps with their rows.
+
+    Args:
+      paths: the steps along each sequence.
+      number: of the item, which selects its thoughts.
+    """
     rows: list[Row] = []
     places = {}
     for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):

@@ -91,13 +91,13 @@ def row(
         too_long=too_long,
         expected_prob=float(prob_NxR.mean()),
         expected_prob_error=float(prob_NxR.mean(axis=1).std() / math.sqrt(len(prob_NxR))),
-        expected_prob_spread=_spread(prob_NxR),
+        expected_prob_spread=spread(prob_NxR),
         calibrated=calibrated,
         calibrated_at=calibrated_at,
         sharpened=sharpened,
         sharpened_at=sharpened_at,
         accuracy=statistics.wilson(float(correct_NxR.mean()), len(correct_NxR)),
-        accuracy_spread=_spread(correct_NxR),
+        accuracy_spread=spread(correct_NxR),
         gain=gain,
         nll=float(-answers.choices.right_log_prob().mean()),
     )
@@ -152,6 +152,7 @@ def highest_temperature(decisions: Decisions) -> float:
     return float(max(_TEMPERATURES, key=lambda t: expected_prob(decisions, t)))
 
 
-def _spread(values_NxR: np.ndarray) -> float:
+def spread(values_NxR: np.ndarray) -> float:
+    """The standard deviation of the thought seeds' own means, 0 with one seed."""
     means_R = values_NxR.mean(axis=0)
     return float(means_R.std(ddof=1)) if len(means_R) > 1 else 0.0

@@ -187,7 +187,7 @@ def test_seeds_and_greedy(thinking, asked):
 def test_too_long_items_are_left_out_and_counted(thinking, asked):
     lengths = sorted(q.length for q in asking.prepare(asked["gsm8k"], thinking.tokenizer))
     result = evaluate(thinking, asked["gsm8k"], Settings(seq_len=lengths[1], greedy=True))
-    assert (result.items, result.too_long) == (2, 1)
+    assert (len(result.answered), result.too_long) == (2, 1)
     assert len(result.plain.published.target_NxD) == 2
     with pytest.raises(UserError, match=f"no item fits in 5 tokens, the shortest has {lengths[0]}"):
         evaluate(thinking, asked["gsm8k"], Settings(seq_len=5))

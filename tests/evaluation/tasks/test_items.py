@@ -10,12 +10,13 @@ import tensorflow_datasets as tfds
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.evaluation.tasks import choices, commonsense_qa, gsm8k, items, piqa, social_iqa
-from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.evaluation.tasks.items import Cloze, Item
 from fqs_jax.runtime.errors import UserError
 from tests import benchmark_files
 from tests.benchmark_files import write_lines
 
 SIQA = social_iqa.task()
+CLOZE = {"csqa": commonsense_qa.CLOZE, "piqa": piqa.CLOZE, "siqa": social_iqa.CLOZE}
 TASKS = {"csqa": commonsense_qa.TASK, "piqa": piqa.TASK, "siqa": SIQA, "gsm8k": gsm8k.TASK}
 
 
@@ -56,6 +57,34 @@ def test_social_iqa_joins_without_a_space_unless_asked(files):
     assert item == Item(prompt, " C", (" A", " B", " C"), "letter")
     [spaced] = read(social_iqa.task(" "), files["siqa"])
     assert spaced.prompt == prompt.replace("dog.What", "dog. What")
+
+
+def test_prompts_for_texts_of_options(files):
+    found = {name: read(task, files[name]) for name, task in CLOZE.items()}
+    texts = ("mat", "tree", "hat", "sea", "sky")
+    assert found["csqa"][0] == Cloze("Question: Where is the cat?\nAnswer:", texts, 0)
+    solutions = ("look at the mat ", "ask nobody")  # texts as they are
+    assert found["piqa"][0] == Cloze("Question: find a hat\nAnswer:", solutions, 1)
+    prompt = "Q: Tom saw a dog. What did Tom do?\nA:"
+    assert found["siqa"] == [Cloze(prompt, ("ran", "sat", "saw"), 2)]
+
+
+def test_the_right_one_of_two_options_that_are_alike(tmp_path):
+    """As in 24 items of CommonsenseQA's dev split."""
+    path = write_lines(tmp_path / "a.jsonl", [benchmark_files.csqa("q", ["x", "y", "x"], "C")])
+    assert read(commonsense_qa.CLOZE, path)[0].right == 2
+
+
+def test_an_option_without_text_has_no_likelihood(tmp_path):
+    (tmp_path / "bad-labels.lst").write_text("1\n1\n")
+    for name, records in [
+        ("csqa", [benchmark_files.CSQA[0], benchmark_files.csqa("q", ["x", " "], "A")]),
+        ("piqa", [benchmark_files.PIQA[0], benchmark_files.PIQA[0] | {"sol2": ""}]),
+        ("siqa", [benchmark_files.SIQA[0], benchmark_files.SIQA[0] | {"answerB": "\n"}]),
+    ]:
+        path = write_lines(tmp_path / "bad.jsonl", records)
+        assert "bad.jsonl:2: option 2 has no text" in error_of(CLOZE[name], path)
+        assert read(TASKS[name], path)  # its letter has one
 
 
 def test_gsm8k(files):
@@ -184,6 +213,11 @@ def test_malformed_files(tmp_path):
     assert "neither one of the choices" in with_line(choices.TASK, own | {"answer": True})
     assert "not empty" in with_line(choices.TASK, own | {"choices": ["a", ""]})
     assert "all different" in with_line(choices.TASK, own | {"choices": ["a", "a"]})
+    for wrong in (None, "ab", {"a": 1}, ["a", 1], ["a", None]):
+        line = own | {"choices": wrong, "answer": 0}
+        assert "bad.jsonl:1: 'choices' must be a list of texts" in with_line(choices.CLOZE, line)
+    for wrong in ([], ["a"]):
+        assert "must be two or more" in with_line(choices.CLOZE, own | {"choices": wrong})
     half = {**benchmark_files.GSM8K[0], "question": "a \ud83d"}
     assert "bad.jsonl:1: half a surrogate pair at character 2 of 'question'" in with_line(
         gsm8k.TASK, half
