@@ -28,22 +28,23 @@ def read_model(path: Path) -> Header:
         file; or it is not the first part, or another part is missing or belongs to another model.
     """
     first = header.read(path)
+    number, count = _place(first)
+    others = _other_parts(path, number, count) if count > 1 else []
     try:
         _check_kind(first.metadata)
-        number, count = _place(first.metadata)
     except UserError as error:
         raise UserError(f"{inputs.name(path)}: {error}") from error
-    if count == 1:
-        return first
     tensors = dict(first.tensors)
-    for part in _other_parts(path, number, count):
+    for i, part in enumerate(others, start=1):
         other = header.read(part)
-        if _place(other.metadata) != (int(part.name[-17:-12]) - 1, count):
+        if _place(other) != (i, count):
             raise UserError(f"{inputs.name(part)} is no part of the model of {path.name}")
         for name, tensor in other.tensors.items():
             if name in tensors:
                 raise UserError(f"{tensor.place} is also in {tensors[name].file.name}")
             tensors[name] = tensor
+    if not others:
+        return first
     if len(tensors) != (all_of_them := first.metadata.get("split.tensors.count", len(tensors))):
         raise UserError(
             f"{inputs.name(path)}: split.tensors.count is {shown(all_of_them)}, but its {count} parts "
@@ -69,10 +70,13 @@ def _check_kind(metadata: Mapping[str, Any]) -> None:
         raise UserError(f"its general.type is {shown(kind)}, and only a model can be converted")
 
 
-def _place(metadata: Mapping[str, Any]) -> tuple[int, int]:
+def _place(part: Header) -> tuple[int, int]:
     """The number of a part, from 0, and how many there are."""
-    count = integer(metadata, "split.count", 1, most=_MOST_PARTS)
-    return integer(metadata, "split.no", 0, least=0, most=_MOST_PARTS), count
+    try:
+        count = integer(part.metadata, "split.count", 1, most=_MOST_PARTS)
+        return integer(part.metadata, "split.no", 0, least=0, most=_MOST_PARTS), count
+    except UserError as error:
+        raise UserError(f"{inputs.name(part.path)}: {error}") from error
 
 
 def _other_parts(path: Path, number: int, count: int) -> list[Path]:
