@@ -27,7 +27,7 @@ _FOREIGN = (
     (
         ("*.gguf", "*.ggml"),
         "GGUF weights of llama.cpp",
-        f"convert it with transformers: from_pretrained(folder, gguf_file={{name}}).{_SAVED}",
+        "convert it with python -m fqs_jax.convert --gguf={name} --export=NEW_FOLDER",
     ),
     (
         ("*.msgpack",),
@@ -63,7 +63,12 @@ def check_config(folder: Path) -> None:
     """
     name = inputs.name(folder)
     if not folder.is_dir():
-        raise UserError(f"{name} is not a folder; expected one with config.json and safetensors")
+        hint = ""
+        if folder.suffix == ".gguf":
+            hint = f": python -m fqs_jax.convert --gguf={name} --export=NEW_FOLDER makes one"
+        raise UserError(
+            f"{name} is not a folder; expected one with config.json and safetensors{hint}"
+        )
     check_no_adapter(folder)
     if not (folder / "config.json").exists() and (kind := _foreign(folder)):
         raise UserError(f"{name} has no config.json, and only {kind}")
