@@ -18,6 +18,7 @@ from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.gguf_files import architectures, header, weights
 from fqs_jax.huggingface.config import ARCHITECTURES
 from fqs_jax.model import decoder
+from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
 from tests import gguf_models
 from tests.conftest import ONE_DEVICE, REPO
@@ -197,6 +198,14 @@ def test_the_files_around_the_weights(tmp_path):
     assert loaded.encode("he<|end|>") == [256, 257] and loaded.decode([256]) == "he"
     card = (out / "README.md").read_text()
     assert "`model.gguf`" in card and "`apache-2.0`" in card and str(tmp_path) not in card
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
+    """The programs that take a folder say how to make one."""
+    file = make(tmp_path / "in", "llama")
+    for reader in (huggingface.read_config, loading.load):
+        with pytest.raises(UserError, match=f"--gguf={file} --export=NEW_FOLDER makes one"):
+            reader(str(file))
 
 
 def test_the_program(tmp_path):
