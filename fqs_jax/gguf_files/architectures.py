@@ -98,10 +98,8 @@ def make_config(model: Header, factors: Any, dtype: str, token_ids: Mapping[str,
     metadata, row = model.metadata, find(model.metadata)
     name = text(metadata, "general.architecture")
     _check_keys(model, name)
-    width, heads = (
-        integer(metadata, f"{name}.embedding_length"),
-        integer(metadata, f"{name}.attention.head_count"),
-    )
+    width = integer(metadata, f"{name}.embedding_length")
+    heads = integer(metadata, f"{name}.attention.head_count")
     head_dim = integer(metadata, f"{name}.attention.key_length", max(1, width // heads))
     for key in ("attention.value_length", "rope.dimension_count"):
         if (other := integer(metadata, f"{name}.{key}", head_dim)) != head_dim:

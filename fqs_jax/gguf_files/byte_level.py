@@ -61,9 +61,6 @@ PRE_TOKENIZERS = {
     "tekken": _OF_TEKKEN,
     **dict.fromkeys(("smollm", "starcoder", "refact", "codeshell", "minerva-7b"), _OF_DIGITS),
     "gpt-2": PreTokenizer((_GPT2,)),
-    "deepseek-coder": PreTokenizer(
-        (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-    ),
     "default": _DEFAULT,
 }
 

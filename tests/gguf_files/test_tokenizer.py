@@ -14,7 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data import tokenizer_training
 from fqs_jax.data.tokenizer_files import QWEN2_PATTERN
-from fqs_jax.gguf_files import tokenizer, vocabulary
+from fqs_jax.gguf_files import byte_level, tokenizer, vocabulary
 from fqs_jax.runtime.errors import UserError
 from tests import gguf_models
 
@@ -95,6 +95,23 @@ def test_byte_level_ids_are_those_of_the_published_rule(tmp_path, name):
         assert ours.encode(text) == expected, text
         assert ours.decode(expected) == theirs.decode(expected), text
     assert ours.vocab_size == len(tokens)  # without the filling of the table
+
+
+def test_rules_are_those_of_transformers():
+    """Names that transformers knows too divide every text as there."""
+    theirs = pytest.importorskip(
+        "transformers.integrations.gguf.gguf_tokenizer_mapping"
+    ).GGUF_PRE_TOKENIZER_SPLITS
+    names = theirs.keys() & byte_level.PRE_TOKENIZERS.keys()
+    assert {"llama-bpe", "qwen2", "tekken"} <= names
+    for name in names:
+        [ours] = byte_level.PRE_TOKENIZERS[name].patterns
+        split, expected = (
+            pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+            for pattern in (ours, theirs[name])
+        )
+        for text in TEXTS:
+            assert split.pre_tokenize_str(text) == expected.pre_tokenize_str(text), (name, text)
 
 
 def test_text_begins_and_ends_as_the_file_says(tmp_path):
