@@ -1,7 +1,7 @@
 """Break small inputs at random and read them: `python -m benchmarks.fuzz --target=data --minutes=30`.
 
-Targets are the import of checkpoints, tokenizers, and texts. Every input must be read, or refused with a
-UserError of one line. Anything else is a fault and is kept in --out with its exception:
+Targets are the import of checkpoints, GGUF files, tokenizers, and texts. Every input must be read, or refused
+with a UserError of one line. Anything else is a fault and is kept in --out with its exception:
 
     exception   another exception, or a message of several lines
     crash       the process died

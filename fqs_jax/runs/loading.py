@@ -17,6 +17,7 @@ from fqs_jax.curriculum import objective, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.huggingface import contents
 from fqs_jax.huggingface.tensors import THOUGHT
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
@@ -52,6 +53,7 @@ def load(
     if not root.is_dir():
         raise UserError(
             f"there is no folder {root}; give a Hugging Face folder or a working directory"
+            f"{contents.way_from(root)}"
         )
     if (folders.source_folder(root) / "config.json").exists():
         return _load_from_run(root, stage, dtype, as_trained, mesh)

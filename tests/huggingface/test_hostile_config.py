@@ -202,7 +202,7 @@ def test_an_adapter_is_named(tmp_path, file, with_config, with_weights):
         ("pytorch_model.bin", "pickled weights .*save_pretrained"),
         ("consolidated.00.pth", "pickled weights"),
         ("model.pt", "pickled weights"),
-        ("model-Q4_K_M.gguf", "GGUF weights .*gguf_file='model-Q4_K_M.gguf'"),
+        ("model-Q4_K_M.gguf", "GGUF weights .*--gguf='model-Q4_K_M.gguf'"),
         ("flax_model.msgpack", "Flax weights .*from_flax=True"),
         ("tf_model.h5", "TensorFlow weights .*from_tf=True"),
         ("model.onnx", "ONNX weights"),
