@@ -72,13 +72,12 @@ class ChildProcess:
             ):
                 self._start()
             assert self._process is not None
-            answer = b""
-            with contextlib.suppress(OSError):  # a crash shows as no answer
-                answer = self._exchange(json.dumps(question).encode() + b"\n")
-            if answer.endswith(b"\n"):
+            answer = self._exchange(json.dumps(question).encode() + b"\n")
+            if answer is not None and answer.endswith(b"\n"):
                 return json.loads(answer)
             process, self._process = self._process, None
-            code = _stop(process)
+            ended = _stop(process)
+            code = None if answer is None else ended
         if code == 1:
             name = os.path.basename(self._script())
             raise UserError(f"the process that runs {name} cannot run ({sys.executable})")
@@ -109,19 +108,21 @@ class ChildProcess:
             atexit.register(self.close)
         self._owner = os.getpid()
 
-    def _exchange(self, question: bytes) -> bytes:
-        """The line that answers; what there is of it if the process ends or takes too long."""
+    def _exchange(self, question: bytes) -> bytes | None:
+        """The line that answers; what there is of it if the process ends, and None if it takes too long."""
         assert self._process is not None
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(question)
-        self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # a crash shows as no answer
+            self._process.stdin.write(question)
+            self._process.stdin.flush()
         end = None if self._seconds is None else time.monotonic() + self._seconds
         parts: list[bytes] = []
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while not (parts and parts[-1].endswith(b"\n")):
-                if not selector.select(None if end is None else end - time.monotonic()):
-                    break
+                left = None if end is None else max(end - time.monotonic(), 0.0)
+                if not selector.select(left):
+                    return None
                 part = os.read(self._process.stdout.fileno(), 1 << 20)
                 if not part:
                     break
