@@ -101,6 +101,9 @@ def get_config() -> ml_collections.ConfigDict:
     # #KEY and @WEIGHT (docs/data.md).
     c.data.text = ""
     c.data.text_key = "text"  # the field, column or feature with the text
+    # The field with conversations, lists of messages, of .jsonl or .array_record files; empty = documents
+    # are text. They are written by the model's chat template, and only the assistant's part is learned.
+    c.data.messages_key = ""
     c.data.seq_len = 256  # tokens per row (released)
     # crop: one random piece per document and epoch, padded (released); pack: documents end to end.
     c.data.rows = "crop"

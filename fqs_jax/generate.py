@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fqs_jax.runtime import cli, seeds, typed_flags
-from fqs_jax.runtime.errors import printable, visible
+from fqs_jax.runtime.errors import UserError, printable, visible
 
 
 def define_flags() -> None:
@@ -20,6 +20,13 @@ def define_flags() -> None:
     flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
     flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
     typed_flags.define_path("prompt_file", "", "UTF-8 text file, one prompt a line.")
+    flags.DEFINE_bool(
+        "chat",
+        False,
+        "Prompts are messages to answer, written by the model's chat template; --prompt_file may be a "
+        ".jsonl file of conversations.",
+    )
+    flags.DEFINE_string("system", "", "With --chat: the system message in front of each prompt.")
     flags.DEFINE_integer("max_new_tokens", 64, "Longest continuation.", 1)
     typed_flags.define_number("temperature", 0.0, "0 = the likeliest token.")
     typed_flags.define_number("top_p", 1.0, "Sample from this much of the probability.")
@@ -33,6 +40,8 @@ def main(_: Sequence[str]) -> None:
     # Imported here, because --help should not wait for them.
     from rich.text import Text
 
+    from fqs_jax.data import messages
+    from fqs_jax.inference import chat
     from fqs_jax.inference import prompts as prompts_lib
     from fqs_jax.inference.generation import check_sampling, generate
     from fqs_jax.inference.stream import Stream, plain_console, thought_text
@@ -43,10 +52,20 @@ def main(_: Sequence[str]) -> None:
     )
     # Before anything is loaded or printed.
     check_sampling(flags.FLAGS.max_new_tokens, flags.FLAGS.temperature, flags.FLAGS.top_p)
-    prompts = list(flags.FLAGS.prompt)
-    if flags.FLAGS.prompt_file:
-        prompts += prompts_lib.read(flags.FLAGS.prompt_file)
+    file, system = flags.FLAGS.prompt_file, flags.FLAGS.system
+    has_conversations = flags.FLAGS.chat and file.lower().endswith(".jsonl")
+    _refuse_mistakes(has_conversations)
+    prompts = shown = list(flags.FLAGS.prompt)
+    if file and not has_conversations:
+        prompts = shown = prompts + prompts_lib.read(file)
+    conversations = [messages.of_user(prompt, system) for prompt in prompts]
+    if has_conversations:
+        conversations += prompts_lib.read_conversations(file)
     loaded = loading.load(flags.FLAGS.checkpoint, flags.FLAGS.stage, mesh=cli.mesh_from_flags())
+    if flags.FLAGS.chat:
+        loaded, template = chat.for_chat(loaded)
+        prompts = prompts_lib.render(template, conversations)
+        shown = [f"{messages.last_text(conversation)}\n" for conversation in conversations]
     length = prompts_lib.longest(loaded, prompts) + flags.FLAGS.max_new_tokens
     prompts_lib.refuse_endless(flags.FLAGS.max_new_tokens, loaded.model.max_seq_len)
     if length > loaded.model.max_seq_len:
@@ -61,7 +80,7 @@ def main(_: Sequence[str]) -> None:
         console.print(
             Text(f"{printable(loaded.label)} does not think: no thoughts to show", style="dim")
         )
-    stream = Stream(loaded, console, prompts[0], show) if len(prompts) == 1 else None
+    stream = Stream(loaded, console, prompts[0], show, shown[0]) if len(prompts) == 1 else None
     results = generate(
         loaded,
         prompts,
@@ -75,11 +94,22 @@ def main(_: Sequence[str]) -> None:
     if stream:
         console.print()
         return
-    for prompt, result in zip(prompts, results, strict=True):
+    for prompt, result in zip(shown, results, strict=True):
         console.print(Text(visible(prompt), style="bold") + Text(visible(result.text)))
         if show:
             for drawn, weight in zip(result.thoughts, result.weights, strict=True):
                 console.print(thought_text(loaded, drawn, weight))
+
+
+def _refuse_mistakes(has_conversations: bool) -> None:
+    """Refuse flags that do not go together, before anything is loaded."""
+    if flags.FLAGS.system and not flags.FLAGS.chat:
+        raise UserError("--system is for --chat; add that or leave it out")
+    if flags.FLAGS.system and has_conversations:
+        raise UserError(
+            "--system is for prompts, and the conversations of a .jsonl file have their own; put it "
+            "there and leave --system out"
+        )
 
 
 if __name__ == "__main__":

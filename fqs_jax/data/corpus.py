@@ -9,7 +9,9 @@ from pathlib import Path
 import ml_collections
 import numpy as np
 
-from fqs_jax.data import long_texts
+from fqs_jax.data import chat, long_texts
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data.conversations import Conversations
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
@@ -57,12 +59,19 @@ def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
     return TASKS[data.source](seed=seed, **fields)
 
 
-def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, int]]:
+def sources(
+    data: ml_collections.ConfigDict, seed: int, folder: Path | None = None
+) -> list[tuple[Source, int]]:
     """The sources of the training documents, each with its weight.
 
+    Args:
+      folder: of the tokenizer and the chat template, which conversations need.
+
     Raises:
-      UserError: no text is configured, or it cannot be read.
+      UserError: no text is configured, or it cannot be read; or there is no chat template.
     """
+    if data.messages_key:
+        return _conversations(data, folder)
     if (task := built_in_task(data, seed)) is not None:
         if not 1 <= data.num_documents <= _MAX_DOCUMENTS:
             raise UserError(
@@ -75,9 +84,27 @@ def sources(data: ml_collections.ConfigDict, seed: int) -> list[tuple[Source, in
     return open_sources(data.text, options(data))
 
 
+def _conversations(
+    data: ml_collections.ConfigDict, folder: Path | None
+) -> list[tuple[Source, int]]:
+    if data.source != "text" or not data.text:
+        raise UserError(
+            "data.messages_key is for files of conversations; give --text=FILE.jsonl, or leave it out"
+        )
+    if folder is None:
+        raise UserError(
+            "data.messages_key needs a model with a chat template; give --init_from=HF_DIR"
+        )
+    template = chat.choose(folder, tokenizer_lib.load(folder))
+    found = open_sources(data.text, options(data))
+    return [(Conversations(source, template), weight) for source, weight in found]
+
+
 def options(data: ml_collections.ConfigDict) -> options_lib.Options:
     """The config's settings for opening sources."""
-    return options_lib.of(data.text_key, data.cache_dir, data.tfds_dir, data.download)
+    key = data.messages_key or data.text_key
+    is_chat = bool(data.messages_key)
+    return options_lib.of(key, data.cache_dir, data.tfds_dir, data.download, is_chat)
 
 
 def vocab_size(task: Task) -> int:
@@ -114,13 +141,19 @@ def train_tokenizer(data: ml_collections.ConfigDict, seed: int, folder: Path) ->
 
 
 def dataset(
-    data: ml_collections.ConfigDict, tokenizer: Tokenizer, batch_size: int, seed: int, stream: int
+    data: ml_collections.ConfigDict,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    stream: int,
+    folder: Path | None = None,
 ) -> order.Dataset:
     """The endless stream of a stage's training rows.
 
     Args:
       seed: seed of the run.
       stream: number of the stream (stage); each stream of a run has its own order.
+      folder: as for `sources`.
 
     Raises:
       UserError: a setting is out of range, or the text cannot be read.
@@ -131,7 +164,7 @@ def dataset(
         raise UserError(f"data.seq_len is {data.seq_len}; set 2 to {_MAX_SEQ_LEN}")
     if not 0 <= data.workers <= _MAX_WORKERS:
         raise UserError(f"data.workers is {data.workers}; set 0 (threads) to {_MAX_WORKERS}")
-    parts = sources(data, seed)
+    parts = sources(data, seed, folder)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
     made_from = [(fingerprint(source), weight) for source, weight in parts]
@@ -141,6 +174,7 @@ def dataset(
         data.seq_len,
         tokenizer.pad_id,
         identity=repr((data.rows, made_from)),
+        marked=bool(data.messages_key),
         workers=data.workers,
     )
 
@@ -148,7 +182,8 @@ def dataset(
 def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The keys that the batches of a config have besides tokens and mask."""
     packed = data.rows == "pack" and not data.attend_across_documents
-    return ("segment",) if packed else ()
+    keys = {"segment": packed, "target": bool(data.messages_key)}
+    return tuple(key for key, present in keys.items() if present)
 
 
 def _rows(
@@ -159,7 +194,8 @@ def _rows(
         tokens = token_store.tokenize(source, tokenizer, options(data).cache)
         across = data.attend_across_documents
         return functools.partial(order.packed_rows, tokens, data.seq_len, across)
-    bos_id = next(iter(tokenizer.opening), None)
+    is_chat = isinstance(source, Conversations)  # whose template writes the BOS token
+    bos_id = None if is_chat else next(iter(tokenizer.opening), None)
     documents = _encoded(source, tokenizer)
     return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
@@ -169,7 +205,11 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray
 
     def tokens_of(index: int) -> np.ndarray:
         for step in range(_MAX_BLANK):
-            if not is_blank(text := source[(index + step) % len(source)]):
+            number = (index + step) % len(source)
+            if isinstance(source, Conversations):
+                if len(tokens := source.tokens(number, tokenizer)):
+                    return tokens
+            elif not is_blank(text := source[number]):
                 return long_texts.encode(tokenizer, text)
         raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
 

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from fqs_jax.data import added_tokens, tokenizer_files
 from fqs_jax.data.tokenizer_backends import Backend
 from fqs_jax.runtime import inputs
@@ -62,6 +64,24 @@ class Tokenizer:
         """The token ids of each text, as by `encode`, computed in several threads."""
         rows = self.backend.encode_batch([_clean(text) for text in texts])
         return [self._in_table(ids) for ids in rows]
+
+    def encode_marked(
+        self, text: str, marks: Sequence[tuple[int, int]]
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a text, as by `encode`, and True for each token that is in a marked part of it.
+
+        A token that is only partly in one counts too, as in transformers.
+
+        Args:
+          marks: start and end of each part in characters, in order, none inside another.
+        """
+        found = self.backend.spans(_clean(text))
+        starts, ends = np.array(found.spans, np.int64).reshape(-1, 2).T
+        begins, stops = np.array(marks, np.int64).reshape(-1, 2).T
+        # The first part that ends behind the start of the token is the only one that it can be in.
+        part = np.searchsorted(stops, starts, side="right")
+        begin = np.append(begins, np.iinfo(np.int64).max)[part]
+        return self._in_table(found.ids), (ends > begin).tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids; special tokens and ids outside the vocabulary are left out.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
@@ -16,10 +15,9 @@ import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from tokenizers import decoders
 
-from fqs_jax.data import tokenizer_library as library
+from fqs_jax.data import token_spans
 from fqs_jax.data.added_tokens import Listed
-from fqs_jax.runtime import inputs
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.data.token_spans import Spans
 
 _SPACE = "\u2581"  # SentencePiece's sign for a space
 
@@ -40,6 +38,9 @@ class Backend(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+
+    def spans(self, text: str) -> Spans:
+        """The ids of a text, as by `encode`, and where each token is in it."""
 
     def decode(self, ids: list[int]) -> str: ...
 
@@ -132,6 +133,22 @@ class SentencePiece:
             return self._model.encode(texts)
         return [self.encode(text) for text in texts]
 
+    def spans(self, text: str) -> Spans:
+        found, end = Spans([], []), 0
+        for part, first in self._parts(text):
+            # An added token may take the spaces around it, which then stand between the parts.
+            begin = text.index(self._contents[part] if isinstance(part, int) else part, end)
+            if isinstance(part, int):
+                end = begin + len(self._contents[part])
+                found.ids.append(part)
+                found.spans.append((begin, end))
+            else:
+                end = begin + len(part)
+                own = token_spans.of_sentencepiece(self._model_for(part, first), part)
+                found.ids.extend(own.ids)
+                found.spans.extend((begin + start, begin + stop) for start, stop in own.spans)
+        return found
+
     def _parts(self, text: str) -> Iterator[tuple[str | int, bool]]:
         """Added tokens as ids, and the text between them; True at the beginning of the text."""
         end = 0
@@ -145,9 +162,12 @@ class SentencePiece:
             yield text[end:], end == 0
 
     def _encode_part(self, text: str, first: bool) -> list[int]:
+        return self._model_for(text, first).encode(text)
+
+    def _model_for(self, text: str, first: bool) -> Any:
         if self._unprefixed is not None and not (first and text[:1] not in (" ", _SPACE)):
-            return self._unprefixed.encode(text)
-        return self._model.encode(text)
+            return self._unprefixed
+        return self._model
 
     def decode(self, ids: list[int]) -> str:
         pieces = (self.piece_of(i) for i in ids if i not in self._special)
@@ -240,6 +260,10 @@ class Fast:
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def spans(self, text: str) -> Spans:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return Spans(encoding.ids, encoding.offsets)
+
     def decode(self, ids: list[int]) -> str:
         text = self._tokenizer.decode(ids)
         return _cleaned(text) if self._clean_up else text
@@ -264,63 +288,3 @@ def _cleaned(text: str) -> str:
     for end in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
         text = text.replace(end, end.strip())
     return text
-
-
-class Guarded:
-    """A backend whose errors are one line, and which makes no more tokens than a text can have."""
-
-    def __init__(self, backend: Backend, path: Path):
-        self._backend, self._shown = backend, inputs.name(path)
-        self.vocab_size = backend.vocab_size
-        self.trained_size = backend.trained_size
-        self.appended = backend.appended
-
-    def encode(self, text: str) -> list[int]:
-        with library.errors(f"{self._shown} cannot encode a text"):
-            ids = self._backend.encode(text)
-        library.check_length(len(ids), text, self._shown)
-        return ids
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        with library.errors(f"{self._shown} cannot encode a text"):
-            rows = self._backend.encode_batch(texts)
-        for ids, text in zip(rows, texts, strict=True):
-            library.check_length(len(ids), text, self._shown)
-        return rows
-
-    def decode(self, ids: list[int]) -> str:
-        with library.errors(f"{self._shown} cannot decode tokens"):
-            return self._backend.decode(ids)
-
-    def id_of(self, piece: str) -> int | None:
-        with library.errors(f"{self._shown} cannot look up a token"):
-            return self._backend.id_of(piece)
-
-    def piece_of(self, token_id: int) -> str:
-        with library.errors(f"{self._shown} cannot look up a token"):
-            return self._backend.piece_of(token_id)
-
-    def own_id(self, kind: str) -> int | None:
-        return self._backend.own_id(kind)
-
-    def adds_bos(self) -> bool:
-        with library.errors(f"{self._shown} cannot encode a text"):
-            return self._backend.adds_bos()
-
-
-def probe(backend: Guarded) -> None:
-    """Try a tokenizer on varied text and tokens, so that one that crashes its library is refused early.
-
-    An unknown token that is missing is not held against it: no text may need it.
-
-    Raises:
-      UserError: the library crashed, or the text grew without bound.
-    """
-    ids = list(range(min(backend.vocab_size, 1 << 20)))
-    for attempt in (lambda: backend.encode(library.PROBE), lambda: backend.decode(ids)):
-        try:
-            attempt()
-        except UserError as error:
-            if isinstance(error.__cause__, Exception):
-                continue
-            raise

@@ -13,7 +13,8 @@ import tokenizers
 from fqs_jax.data import added_tokens
 from fqs_jax.data import tokenizer_library as library
 from fqs_jax.data.added_tokens import Listed
-from fqs_jax.data.tokenizer_backends import Backend, Fast, Guarded, SentencePiece, probe
+from fqs_jax.data.tokenizer_backends import Backend, Fast, SentencePiece
+from fqs_jax.data.tokenizer_guard import Guarded, probe
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note

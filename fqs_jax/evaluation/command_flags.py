@@ -101,6 +101,7 @@ def _define_task_flags() -> None:
     typed_flags.define_path("labels_file", "", "Answers of PIQA and SIQA; default NAME-labels.lst.")
     flags.DEFINE_integer("limit", None, "Only the first so many items.", 1)
     flags.DEFINE_bool("greedy", False, "Use the likeliest thought instead of sampled ones.")
+    flags.DEFINE_bool("chat", False, "Put questions as messages, by the model's chat template.")
     flags.DEFINE_string(
         "fit_file",
         "",

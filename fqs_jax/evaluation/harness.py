@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax.evaluation import chat_templates, harness_options
-from fqs_jax.evaluation.chat_templates import ChatTemplate
+from fqs_jax.data import chat
+from fqs_jax.data.chat import ChatTemplate, Refused
+from fqs_jax.evaluation import harness_options
 from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
 from fqs_jax.inference import continuations, generation
 from fqs_jax.inference.loaded import Loaded
@@ -127,14 +128,30 @@ class FqsJax(LM):
         if not chat_template:
             return None
         name = chat_template if isinstance(chat_template, str) else None
-        self._template = chat_templates.choose(self.loaded.source, self.loaded.tokenizer, name)
+        self._template = chat.choose(self.loaded.source, self.loaded.tokenizer, name)
         return self._template.text
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The text of a chat; see `ChatTemplate.render`."""
-        return self._chosen_template().render(chat_history, add_generation_prompt)
+        """The text of a chat; see `ChatTemplate.render`.
+
+        A template that refuses system messages gets the chat without them, and a warning says so; the
+        harness does the same.
+        """
+        template = self._chosen_template()
+        try:
+            return template.render(chat_history, add_generation_prompt)
+        except Refused as error:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            if len(rest) == len(chat_history):
+                raise
+            text = template.render(rest, add_generation_prompt)
+            _log.warning(
+                "the chat template refuses system messages; the chat is written without them (%s)",
+                error,
+            )
+            return text
 
     def _chosen_template(self) -> ChatTemplate:
         if self._template is None:

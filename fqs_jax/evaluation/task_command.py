@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
     chain_of_thought,
+    chats,
     choices,
     commonsense_qa,
     gsm8k,
@@ -32,6 +34,7 @@ from fqs_jax.evaluation.tasks.asking import Answers
 from fqs_jax.evaluation.tasks.decisions import Decisions
 from fqs_jax.evaluation.tasks.items import Cloze, Item, Task
 from fqs_jax.evaluation.tasks.option_texts import Likelihoods
+from fqs_jax.inference import chat
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, screen
@@ -84,6 +87,8 @@ def _refuse_mistakes() -> None:
         if not f.votes:
             raise UserError("--chains_file is for --votes; add --votes=8 or leave it out")
         chains_file.prepare(Path(f.chains_file))  # fails now rather than after hours
+    if f.chat and f.task == "gsm8k" and not f.votes:
+        raise UserError("--chat is for choices and for --votes; add --votes=8, or leave it out")
     if f.votes and f.fit_file:
         raise UserError("--fit_file is not for --votes, which fit no temperature; leave it out")
     if f.fit_labels_file and not f.fit_file:
@@ -150,6 +155,9 @@ def _rows(
 ) -> tuple[list[scores.Row], Answers]:
     """A row without thoughts, one with thoughts if the model thinks, and the answers of the base."""
     settings = _settings()
+    if flags.FLAGS.chat:
+        loaded, template = chat.for_chat(loaded)
+        asked, fit = chats.items(template, asked), chats.items(template, fit)
     with Progress(f"{name}: rows", 0, 0) as bar:
         result = asking.evaluate(loaded, asked, settings, bar.advance_to)
     elsewhere: list[Decisions | None] = [None, None]
@@ -172,8 +180,12 @@ def _score_texts(asked: Sequence[Cloze]) -> list[option_scores.Row]:
     rows: list[option_scores.Row] = []
     base: Likelihoods | None = None
     for stage, name, loaded in _models(cli.mesh_from_flags()):
+        put = asked
+        if flags.FLAGS.chat:
+            loaded, template = chat.for_chat(loaded)
+            put = chats.clozes(template, asked)
         with Progress(f"{name}: rows", 0, 0) as bar:
-            result = option_texts.evaluate(loaded, asked, settings, bar.advance_to)
+            result = option_texts.evaluate(loaded, put, settings, bar.advance_to)
         about = _about(stage, name, result.too_long)
         rows.append(option_scores.row(result.plain, base, thoughts="none", **about))
         base = base or result.plain
@@ -215,8 +227,12 @@ def _chains(stage: str, name: str, loaded: Loaded, asked: Sequence[Item]) -> cha
         seq_len=f.seq_len,
         batch_size=f.batch_size or chain_of_thought.Settings.batch_size,
     )
+    write: Callable[[str], str] = str
+    if f.chat:
+        loaded, template = chat.for_chat(loaded)
+        write = functools.partial(chats.write, template)
     with Progress(f"{name}: questions", 0, 0) as bar:
-        chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to)
+        chains = chain_of_thought.sample(loaded, asked, settings, bar.advance_to, write)
     if f.chains_file:
         lines = (
             {"model": name, "stage": stage, "item": n, **chain._asdict()}

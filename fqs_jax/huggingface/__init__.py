@@ -5,7 +5,7 @@ and writing.py the two directions, thoughts.py the thought parameters beside the
 only from safetensors: pickled checkpoints can run code.
 """
 
-from fqs_jax.huggingface.carrying import carry, check_carried, read_own
+from fqs_jax.huggingface.carrying import carry, check_carried
 from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.config_writing import write_config
 from fqs_jax.huggingface.reading import check_weights, iterate_tensors, load_params
@@ -23,7 +23,6 @@ __all__ = [
     "load_thought",
     "load_thought_settings",
     "read_config",
-    "read_own",
     "tensor_shapes",
     "write_config",
 ]

@@ -1,8 +1,6 @@
 """Copies of the small files that a model keeps through training and export: tokenizer, licence, templates.
 
-A folder from outside may hold links to anything that its reader may read, and a copy would publish it.
-So only files inside the folder are copied. The cache of the Hugging Face hub, where a file of a snapshot
-is a link to a blob of the same repository, counts as one folder.
+Only files of the folder itself are copied (runtime/own_files.py).
 """
 
 from __future__ import annotations
@@ -11,7 +9,7 @@ import fnmatch
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import inputs
+from fqs_jax.runtime import inputs, own_files
 from fqs_jax.runtime.errors import UserError
 
 _MIB = 1 << 20
@@ -32,7 +30,6 @@ CARRIED = {
     "NOTICE*": _MIB,
 }
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack"}
-_REPOSITORIES = ("models--", "datasets--", "spaces--")
 
 
 def carry(source: Path, folder: Path) -> None:
@@ -44,7 +41,7 @@ def carry(source: Path, folder: Path) -> None:
     for path, most in _carried(source):
         target = folder / path.relative_to(source)
         target.parent.mkdir(exist_ok=True)
-        target.write_bytes(read_own(path, source, most))
+        target.write_bytes(own_files.read(path, source, most))
 
 
 def check_carried(source: Path) -> None:
@@ -54,24 +51,12 @@ def check_carried(source: Path) -> None:
       UserError: the same errors as `carry`.
     """
     for path, most in _carried(source):
-        size = inputs.check_file(_inside(path, source)).st_size
+        size = inputs.check_file(own_files.check(path, source)).st_size
         if size > most:
             raise UserError(
                 f"{inputs.name(path)} is larger than {most // _MIB} MiB, the most that is copied of "
                 "such a file; remove it if it is something else"
             )
-
-
-def read_own(path: Path, source: Path, most: int = inputs.MOST_BYTES) -> bytes:
-    """The bytes of a file that belongs to a folder.
-
-    Args:
-      most: largest size, in bytes.
-
-    Raises:
-      UserError: the path is a link out of the folder, no regular file, or too large.
-    """
-    return inputs.read_bytes(_inside(path, source), most)
 
 
 def _carried(source: Path) -> Iterator[tuple[Path, int]]:
@@ -90,31 +75,3 @@ def _carried(source: Path) -> Iterator[tuple[Path, int]]:
             ):
                 seen.add(path)
                 yield path, most
-
-
-def _inside(path: Path, source: Path) -> Path:
-    """The file behind a path, which lies in the source.
-
-    Raises:
-      UserError: it lies elsewhere.
-    """
-    try:
-        file, home = path.resolve(strict=True), _home(source.resolve())
-    except (OSError, RuntimeError) as error:  # a link to nothing, or to itself
-        raise UserError(
-            f"{inputs.name(path)} is a link to nothing; remove it, or put the file in its place"
-        ) from error
-    if not file.is_relative_to(home):
-        raise UserError(
-            f"{inputs.name(path)} is a link to a file outside of its folder, which is not copied; put "
-            "the file itself there, or remove the link"
-        )
-    return file
-
-
-def _home(source: Path) -> Path:
-    """The folder whose files may be copied: the source, or its repository in a cache of the hub."""
-    for folder in source.parents:
-        if folder.name == "snapshots" and folder.parent.name.startswith(_REPOSITORIES):
-            return folder.parent
-    return source

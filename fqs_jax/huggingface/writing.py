@@ -23,12 +23,12 @@ from fqs_jax.huggingface import (
     model_card,
     tokenizer_config,
 )
-from fqs_jax.huggingface.carrying import carry, check_carried, read_own
+from fqs_jax.huggingface.carrying import carry, check_carried
 from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, is_by_token, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime import files, inputs
+from fqs_jax.runtime import files, inputs, own_files
 from fqs_jax.runtime.errors import UserError
 
 Leaves = Mapping[tuple[str, ...], Any]
@@ -146,7 +146,9 @@ def _config_json(config: ModelConfig, source: Path | None, dtype: str) -> bytes:
                 f"{inputs.name(path)} implies {field} {theirs[field]}, but the model has "
                 f"{ours[field]}: give the folder that this model started from"
             )
-    return config_writing.rewritten(read_own(path, source), inputs.read_json(path), read, dtype)
+    return config_writing.rewritten(
+        own_files.read(path, source), inputs.read_json(path), read, dtype
+    )
 
 
 def _token_ids(source: Path) -> dict[str, int]:

@@ -20,14 +20,27 @@ from fqs_jax.runtime.errors import visible
 
 
 class Stream:
-    """A continuation, printed token by token while it is generated."""
+    """A continuation, printed token by token while it is generated.
 
-    def __init__(self, loaded: Loaded, console: Console, prompt: str, show_thoughts: bool):
+    Args:
+      prompt: the text that is continued.
+      shown: what is printed of it; None = all.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        console: Console,
+        prompt: str,
+        show_thoughts: bool,
+        shown: str | None = None,
+    ):
         self._loaded, self._console, self._show_thoughts = loaded, console, show_thoughts
         ids = prompt_ids(loaded, prompt)
         self._text = GrowingText(loaded.tokenizer, ids)
         self._shown = loaded.tokenizer.decode(ids)
-        console.print(Text(visible(prompt), style="bold"), end="")
+        text = prompt if shown is None else shown
+        console.print(Text(visible(text), style="bold"), end="")
 
     def step(self, emitted: Emitted) -> None:
         """Print the thought, if thoughts are shown, and the new text of one step."""

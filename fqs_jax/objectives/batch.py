@@ -85,10 +85,11 @@ def position_weights(batch: Batch) -> jax.Array:
     """Weights of positions in distillation, before division by their sum, float32 [B, T].
 
     A teacher's distribution is learned at every real position, also at the last of a document; a
-    teacher's score of the next token only where one follows. `teacher_shift` weights them, if given.
+    teacher's score of the next token only where one follows, and where only some tokens are targets,
+    both only in front of those. `teacher_shift` weights them, if given.
     """
     counted_BxT = batch["mask"]
-    if "teacher_log_probs" not in batch:
+    if "teacher_log_probs" not in batch or "target" in batch:
         counted_BxT = jnp.pad(talk_targets(batch, 1)[:, 0], ((0, 0), (0, 1)))
     return counted_BxT * batch.get("teacher_shift", jnp.float32(1))
 

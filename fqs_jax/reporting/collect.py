@@ -134,7 +134,7 @@ def collect(
     training = read_training(root)
     last = training[-1].stage
     _, config = folders.read_run(root, last.number)
-    documents = _documents(config, settings)
+    documents = _documents(root, config, settings)
     on_text = config.data.source == "text"
     models = _compared(root, settings, documents, on_text, note, mesh)
     return Report(
@@ -199,14 +199,14 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _documents(config: Any, settings: Settings) -> Documents:
+def _documents(root: Path, config: Any, settings: Settings) -> Documents:
     if settings.documents:
         return Documents(list(settings.documents), settings.text or "held-out text", True)
     if (task := corpus.built_in_task(config.data, config.seed)) is not None:
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, comparison_file.PROBLEMS, True)
     try:
-        source = corpus.sources(config.data, config.seed)[0][0]
+        source = corpus.sources(config.data, config.seed, folders.source_folder(root))[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
     every = (source[i] for i in range(len(source)))

@@ -23,7 +23,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
-from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
+from fqs_jax.runtime import agreement, files, inputs, locks, own_files, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 from fqs_jax.thinking import parameters
@@ -163,7 +163,7 @@ def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
         if config.init_from:
             begin = Path(config.init_from)
             huggingface.carry(begin, folder)
-            config_json = huggingface.read_own(begin / "config.json", begin)
+            config_json = own_files.read(begin / "config.json", begin)
             (folder / "config.json").write_bytes(config_json)
         else:
             _make(folder, config)
@@ -184,7 +184,7 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
     model = huggingface.read_config(folder)
     huggingface.check_weights(folder, model)
     huggingface.check_carried(folder)
-    huggingface.read_own(folder / "config.json", folder)
+    own_files.read(folder / "config.json", folder)
     tokenizer_lib.load(folder).for_table(model.vocab_size, folder)
 
 

@@ -81,7 +81,10 @@ def run_stage(run: Run, recipe: Recipe) -> None:
         for number in (stage.start, stage.teacher):
             if number is not None:
                 loading.check_stage(run.root, number, run.command(number))
-    data = corpus.dataset(recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream)
+    source = folders.source_folder(run.root)
+    data = corpus.dataset(
+        recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
+    )
     digest = data.digest()
     if _is_done(run, stage):
         record.write(run.root, config, stage, digest)

@@ -60,7 +60,7 @@ def program(recipe: Recipe, mesh: Mesh, extra_keys: tuple[str, ...] = ()) -> Pro
     """The step of a stage on a mesh, not yet compiled: lower it under `jax.set_mesh(mesh)`.
 
     Args:
-      extra_keys: keys of batches beside those that the objective needs, such as "segment".
+      extra_keys: keys of batches beside those that the objective needs, such as "segment" and "target".
 
     Raises:
       UserError: the mesh divides neither the model nor the rows.
@@ -101,6 +101,8 @@ def abstract_batch(
     }
     if "segment" in extra_keys:
         shapes["segment"] = ((B, T), np.int32)
+    if "target" in extra_keys:
+        shapes["target"] = ((B, T), bool)
     for name, (shape, dtype) in objective.teacher_arrays(recipe).items():
         shapes[name] = ((B, *shape), dtype)
     return {

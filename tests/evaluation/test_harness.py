@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.evaluation import chat_templates, harness_options
+from fqs_jax.data import chat
+from fqs_jax.evaluation import harness_options
 from fqs_jax.inference import continuations, generation
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
@@ -317,7 +318,7 @@ def test_generation_settings_without_effect_are_named():
 
 def test_texts_are_kept_under_another_name_for_another_template(tmp_path):
     def template_of(text, bos):
-        return chat_templates.ChatTemplate(text, {"bos_token": bos}, tmp_path)
+        return chat.ChatTemplate(text, {"bos_token": bos}, tmp_path)
 
     names = {template_of(text, "<s>").fingerprint() for text in ("a", "a", "b")}
     assert len(names | {template_of("a", "<t>").fingerprint()}) == 3
@@ -332,4 +333,4 @@ def test_errors_of_the_harness_itself_are_told_from_ours():
         return raised.value
 
     assert lm_eval_adapter._is_of_harness(error_of(lambda: json.loads("{")))
-    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat_templates.choose(None, None)))
+    assert not lm_eval_adapter._is_of_harness(error_of(lambda: chat.choose(None, None)))

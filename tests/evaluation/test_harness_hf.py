@@ -9,8 +9,8 @@ import pytest
 import tokenizers
 
 from fqs_jax import huggingface
+from fqs_jax.data import chat
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.evaluation import chat_templates
 from fqs_jax.evaluation.stop_texts import AllStopped, StopTexts
 from fqs_jax.inference import continuations
 from fqs_jax.inference.generation import Emitted
@@ -264,103 +264,26 @@ def test_a_stop_text_ends_a_text_in_the_middle_of_a_character(both):
     assert growing.texts == ["\u4f60"]
 
 
-@pytest.mark.parametrize("chat", [CHAT, CHAT[1:], CHAT[1:2], CHAT[:2]])
+@pytest.mark.parametrize("messages", [CHAT, CHAT[1:], CHAT[1:2], CHAT[:2]])
 @pytest.mark.parametrize("ends", [True, False])
-def test_chats_are_written_as_by_the_harness(both, chat, ends):
+def test_chats_are_written_as_by_the_harness(both, messages, ends):
     theirs, ours = both
     assert ours.chat_template(True) == theirs.chat_template(True) == TEMPLATE
-    found = ours.apply_chat_template(chat, add_generation_prompt=ends)
-    assert found == theirs.apply_chat_template(chat, add_generation_prompt=ends)
+    found = ours.apply_chat_template(messages, add_generation_prompt=ends)
+    assert found == theirs.apply_chat_template(messages, add_generation_prompt=ends)
     assert found.startswith("<|endoftext|><|im_start|>")
     assert ours.loaded.tokenizer.with_opening(found) == theirs.tok_encode(found)
 
 
-def template_of(folder, text):
-    """A template beside the tokens of a folder."""
-    chosen = chat_templates.choose(folder, tokenizer_lib.load(folder))
-    return dataclasses.replace(chosen, text=text)
-
-
-def test_a_template_without_system_messages_gets_none(folder, caplog):
-    found = template_of(folder, STRICT + TEMPLATE).render(CHAT, True)
-    assert found == template_of(folder, TEMPLATE).render(CHAT[1:], True)
-    assert "the chat is written without them (no system)" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "template, reason",
-    [
-        ("{{ raise_exception('never\\nagain') }}", r"\(never\); correct it"),
-        ("{% for %}", r"Expected an expression"),
-        ("{{ messages.x.y }}", "has no attribute"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{% for i in range(10**9) %}{% endfor %}", "too big"),
-        ("nothing", "does not appear|not an accepted field"),
-    ],
-)
-def test_broken_templates_are_one_line(folder, template, reason):
-    with pytest.raises(UserError, match=reason) as refused:
-        template_of(folder, template).render(CHAT, template != "nothing")
-    assert "\n" not in str(refused.value) and "leave --apply_chat_template out" in str(
-        refused.value
-    )
-
-
-def test_where_templates_stand(tmp_path):
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path / "model"
-    write_tokenizer(folder)
-    tokenizer = tokenizer_lib.load(folder)
-
-    def chosen(name=None):
-        return chat_templates.choose(folder, tokenizer, name).text
-
-    (folder / "chat_template.jinja").unlink()
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    with pytest.raises(UserError, match="has no chat template .* leave --apply_chat_template out"):
-        chosen()
-
-    def keep(template):
-        (folder / "tokenizer_config.json").write_text(
-            json.dumps(settings | {"chat_template": template})
-        )
-
-    keep("one")
-    assert chosen() == "one"
-    keep([{"name": "default", "template": "a"}, {"name": "tool_use", "template": "b"}])
-    assert chosen() == "a" and chosen("tool_use") == "b"
-    with pytest.raises(UserError, match="no chat template 'c'.*: default, tool_use"):
-        chosen("c")
-    keep([{"name": "x", "template": "a"}, {"name": "y", "template": "b"}])
-    with pytest.raises(UserError, match="several chat templates.*: x, y"):
-        chosen()
-    for wrong in (5, [5], [{"name": "a"}], {"a": 5}):
-        keep(wrong)
-        with pytest.raises(UserError, match="chat_template in .* is no text"):
-            chosen()
-    keep("one")
-    (folder / "chat_template.jinja").write_text("file")
-    (folder / "additional_chat_templates").mkdir()
-    (folder / "additional_chat_templates" / "rag.jinja").write_text("rag")
-    loaded = PreTrainedTokenizerFast.from_pretrained(folder)
-    assert chat_templates.read(folder) == loaded.chat_template == {"default": "file", "rag": "rag"}
-
-
-def test_tokens_that_only_the_tokenizer_names(folder, tmp_path):
-    """A folder whose settings have no eos_token: templates get the one that ends its texts."""
-    tokenizer = dataclasses.replace(tokenizer_lib.load(folder), bos_id=1, eos_id=2)
-    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ eos_token }}")
-    template = chat_templates.choose(tmp_path, tokenizer)
-    assert template.render(CHAT, True) == "<|im_start|><|im_end|>"
-
-
-def test_a_template_that_links_out_of_its_folder_is_refused(folder, tmp_path):
-    (tmp_path / "secret").write_text("a key")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "chat_template.jinja").symlink_to(tmp_path / "secret")
-    with pytest.raises(UserError, match="chat_template.jinja"):
-        chat_templates.choose(tmp_path / "model", tokenizer_lib.load(folder))
+def test_a_template_without_system_messages_gets_none(both, caplog, monkeypatch):
+    ours = both[1]
+    plain = chat.choose(ours.loaded.source, ours.loaded.tokenizer)
+    monkeypatch.setattr(ours, "_template", dataclasses.replace(plain, text=STRICT + TEMPLATE))
+    assert ours.apply_chat_template(CHAT) == plain.render(CHAT[1:])
+    assert "the chat is written without them" in caplog.text and "(no system)" in caplog.text
+    with pytest.raises(UserError, match="cannot be applied"):
+        monkeypatch.setattr(ours, "_template", dataclasses.replace(plain, text="{% for %}"))
+        ours.apply_chat_template(CHAT[1:])
 
 
 def test_the_spelling_of_a_token(folder):

@@ -21,6 +21,7 @@ from typing import TypeAlias
 import grain
 import numpy as np
 
+from fqs_jax.data import conversations
 from fqs_jax.data.rows import windows
 from fqs_jax.data.rows.ahead import read_ahead
 from fqs_jax.runtime.errors import UserError
@@ -37,6 +38,7 @@ class Dataset:
 
     Attributes:
       identity: description of the sources that the rows are made from.
+      marked: tokens that are read but not predicted are stored as ~id (data/conversations.py).
       workers: number of processes that `batches` reads ahead in; 0 = threads.
     """
 
@@ -45,6 +47,7 @@ class Dataset:
     seq_len: int
     pad_id: int
     identity: str = ""
+    marked: bool = False
     workers: int = 0
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class Dataset:
     def batch(self, step: int, rows: np.ndarray | None = None) -> windows.Batch:
         """The batch of a step, counted from 0: tokens int32 [B, T], mask bool [B, T].
 
-        Packed rows have segment int32 [B, T] as well.
+        Packed rows have segment int32 [B, T] as well, and marked ones target bool [B, T].
 
         Args:
           rows: increasing numbers from 0 to B - 1. Only these rows of the batch are read and
@@ -103,6 +106,9 @@ class Dataset:
         if rows and "segment" in rows[0]:
             segments = windows.pad_rows([row["segment"] for row in rows], self.seq_len, 0)
             batch["segment"] = segments["tokens"]
+        if self.marked:
+            batch["tokens"], predicted_BxT = conversations.split(batch["tokens"])
+            batch["target"] = predicted_BxT & batch["mask"]
         return batch
 
 

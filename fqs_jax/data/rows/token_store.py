@@ -14,10 +14,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from fqs_jax.data import cached_arrays, long_texts
+from fqs_jax.data.conversations import Conversations
 from fqs_jax.data.sources.specification import Source, fingerprint
 from fqs_jax.data.sources.text_files import is_blank, unreadable
 from fqs_jax.data.tokenizer import Tokenizer
@@ -29,6 +31,7 @@ IN_MEMORY = 1 << 24  # bytes; a smaller text is tokenized at every start
 MIN_PIECE = 1024  # documents in a piece
 MAX_PIECES = 10_000
 _CHARACTERS = 1 << 22  # tokenized in one call
+_Kind: TypeAlias = type[np.uint16] | type[np.int32]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +70,8 @@ class Tokens:
 
 def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
     """The tokens of every document that is not blank, each with BOS and EOS if the tokenizer has them.
+
+    The tokens of conversations are those of `Conversations.tokens`, some of which are negative.
 
     Args:
       cache: folder for stores of large texts, each in a folder named after text and tokenizer.
@@ -117,7 +122,8 @@ def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
     pieces = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
     names = [f"{piece:06d}.npy" for piece in range(len(pieces))]
     ends = folder / "ends.npy"
-    lengths = _complete(folder, names, pieces, tokenizer)
+    kind = _kind(source, tokenizer)
+    lengths = _complete(folder, names, pieces, kind)
     if lengths is None:
         lengths = []
         with Progress("tokenizing", 0, len(source)) as bar:
@@ -135,24 +141,24 @@ def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
 
 
 def _complete(
-    folder: Path, names: list[str], pieces: list[range], tokenizer: Tokenizer
+    folder: Path, names: list[str], pieces: list[range], kind: _Kind
 ) -> list[np.ndarray] | None:
     """The lengths of the documents of each piece, if all pieces are there and whole."""
     found = []
     for name, documents in zip(names, pieces, strict=True):
-        if (lengths := _stored(folder, name, documents, tokenizer)) is None:
+        if (lengths := _stored(folder, name, documents, kind)) is None:
             return None
         found.append(lengths)
     return found
 
 
-def _stored(folder: Path, name: str, documents: range, tokenizer: Tokenizer) -> np.ndarray | None:
+def _stored(folder: Path, name: str, documents: range, kind: _Kind) -> np.ndarray | None:
     """The lengths of a piece's documents; None if the piece is not there, or is broken."""
     lengths = cached_arrays.read(folder / f"lengths_{name}", np.int64, len(documents))
     if lengths is None or (lengths < 0).any():
         return None
     tokens = folder / f"tokens_{name}"
-    whole = cached_arrays.read(tokens, _kind(tokenizer), int(lengths.sum()), mapped=True)
+    whole = cached_arrays.read(tokens, kind, int(lengths.sum()), mapped=True)
     return lengths if whole is not None else None
 
 
@@ -160,7 +166,8 @@ def _piece(
     source: Source, documents: range, tokenizer: Tokenizer, folder: Path, name: str
 ) -> np.ndarray:
     """Write a piece unless it is there; returns the lengths of its documents."""
-    if (lengths := _stored(folder, name, documents, tokenizer)) is not None:
+    kind = _kind(source, tokenizer)
+    if (lengths := _stored(folder, name, documents, kind)) is not None:
         return lengths
     tokens, lengths = _encode(source, documents, tokenizer)
     replace_array(folder / f"tokens_{name}", tokens)
@@ -168,29 +175,41 @@ def _piece(
     return lengths
 
 
-def _kind(tokenizer: Tokenizer) -> type[np.uint16] | type[np.int32]:
-    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+def _kind(source: Source, tokenizer: Tokenizer) -> _Kind:
+    small = tokenizer.vocab_size <= 1 << 16 and not isinstance(source, Conversations)
+    return np.uint16 if small else np.int32
 
 
 def _encode(
     source: Source, documents: range, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens of these documents end to end, uint16 or int32, and each one's length, int64."""
-    kind = _kind(tokenizer)
+    kind = _kind(source, tokenizer)
+    tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
+    for index, row in _rows(source, documents, tokenizer):
+        if len(row) and row.max() > np.iinfo(kind).max:
+            raise UserError(
+                f"the tokenizer gives the id {row.max()}, beyond its own {tokenizer.vocab_size}"
+            )
+        tokens.append(row.astype(kind))
+        lengths[index - documents.start] = len(row)
+    return np.concatenate(tokens), lengths
+
+
+def _rows(
+    source: Source, documents: range, tokenizer: Tokenizer
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The numbers of these documents and their tokens; blank documents may be left out."""
+    if isinstance(source, Conversations):
+        for index in documents:
+            yield index, source.tokens(index, tokenizer)
+        return
     opening = np.array(tokenizer.opening, np.int32)
     closing = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], np.int32)
-    tokens, lengths = [np.zeros(0, kind)], np.zeros(len(documents), np.int64)
     for batch in _batches(source, documents):
         encoded = long_texts.encode_batch(tokenizer, list(batch.values()))
         for index, ids in zip(batch, encoded, strict=True):
-            row = np.concatenate([opening, ids, closing])
-            if len(row) and row.max() > np.iinfo(kind).max:
-                raise UserError(
-                    f"the tokenizer gives the id {row.max()}, beyond its own {tokenizer.vocab_size}"
-                )
-            tokens.append(row.astype(kind))
-            lengths[index - documents.start] = len(tokens[-1])
-    return np.concatenate(tokens), lengths
+            yield index, np.concatenate([opening, ids, closing])
 
 
 def _batches(source: Source, documents: range) -> Iterator[dict[int, str]]:

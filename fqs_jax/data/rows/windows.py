@@ -1,8 +1,9 @@
 """Rows of a fixed length, cut from documents of tokens.
 
 A batch is a dict of arrays: `tokens` int32 [B, T], `mask` bool [B, T], and, if rows hold several
-documents, `segment` int32 [B, T]: the number of each token's document in the row, from 1. Padding is
-always on the right, filled with `pad_id`; its mask is False and its segment 0.
+documents, `segment` int32 [B, T]: the number of each token's document in the row, from 1. Batches of
+conversations have `target` bool [B, T]: the tokens to predict. Padding is always on the right, filled
+with `pad_id`; its mask and its target are False, and its segment is 0.
 
 There are three ways to cut; none of them depends on shuffling or batches:
 

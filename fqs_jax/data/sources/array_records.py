@@ -24,24 +24,29 @@ class ArrayRecords:
     key: str
     is_json: bool
     size: int
+    read: text_files.Reader
 
     @property
     def settings(self) -> str:
-        return f"array_record {self.key if self.is_json else ''}"
+        kind = "" if self.read is text_files.text_of else f"{self.read.__name__} "
+        return f"array_record {kind}{self.key if self.is_json else ''}"
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> str:
-        path = self.files[0]
-        text = _record_text(path, index)
-        return (
-            text_files.text_of(text, self.key, f"{path}, record {index}") if self.is_json else text
-        )
+        text = _record_text(self.files[0], index)
+        return self.read(text, self.key, self.place(index)) if self.is_json else text
+
+    def place(self, index: int) -> str:
+        return f"{self.files[0]}, record {index}"
 
 
-def open_array_records(path: Path, key: str) -> ArrayRecords:
+def open_array_records(path: Path, key: str, read: text_files.Reader) -> ArrayRecords:
     """The documents of an ArrayRecord file. The first record decides whether all are JSON objects.
+
+    Args:
+      read: of the document in a JSON object; if it does not read text, all records must be objects.
 
     Raises:
       UserError: the file is damaged or belongs to a TFDS dataset, or the first record has no text
@@ -50,12 +55,12 @@ def open_array_records(path: Path, key: str) -> ArrayRecords:
     if (path.parent / FEATURES).is_file():
         raise UserError(f"{path} is part of a TFDS dataset; name its folder, tfds:{path.parent}")
     size = count(path)
-    is_json = False
-    if size:
+    is_json = read is not text_files.text_of
+    if size and not is_json:
         text = _record_text(path, 0)
         with contextlib.suppress(ValueError, RecursionError):
             is_json = isinstance(json.loads(text), dict)
-    records = ArrayRecords((path,), key, is_json, size)
+    records = ArrayRecords((path,), key, is_json, size, read)
     if size:
         records[0]
     return records

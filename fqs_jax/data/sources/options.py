@@ -17,6 +17,7 @@ class Options:
       key: the field, column or feature with the text, where a source does not name its own.
       cache: folder for what is made from the text.
       tfds_dir: folder of prepared TFDS datasets; None = the library's own.
+      chat: documents are conversations, as the JSON of their messages (messages.py).
       download: whether a dataset that is not here may be fetched.
       download_flag: how the user of this program allows that, for error messages.
     """
@@ -25,14 +26,15 @@ class Options:
     cache: Path = dataclasses.field(default_factory=cache_folder)
     tfds_dir: str | None = None
     download: bool = False
+    chat: bool = False
     download_flag: str = "--config.data.download=true"
 
 
-def of(key: str, cache_dir: str, tfds_dir: str, download: bool) -> Options:
+def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = False) -> Options:
     """Options with the folders as a user wrote them; an empty one is the default.
 
     Raises:
       UserError: a folder is an address of another machine.
     """
     cache = paths.expand(cache_dir) if cache_dir else cache_folder()
-    return Options(key, cache, str(paths.expand(tfds_dir)) if tfds_dir else None, download)
+    return Options(key, cache, str(paths.expand(tfds_dir)) if tfds_dir else None, download, chat)

@@ -29,6 +29,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
+from fqs_jax.data import messages
 from fqs_jax.data.sources import (
     array_records,
     hub,
@@ -67,6 +68,9 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> str: ...
 
+    def place(self, index: int) -> str:
+        """The place of a document, for messages: file and line."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
@@ -85,6 +89,9 @@ class Documents:
     def __getitem__(self, index: int) -> str:
         return self.texts[index]
 
+    def place(self, index: int) -> str:
+        return f"document {index + 1}"
+
 
 class Concatenation:
     """Sources one after another."""
@@ -99,10 +106,19 @@ class Concatenation:
         return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> str:
+        part, own = self._own(index)
+        return part[own]
+
+    def place(self, index: int) -> str:
+        part, own = self._own(index)
+        return part.place(own)
+
+    def _own(self, index: int) -> tuple[Source, int]:
+        """The part that a document is in, and its number there."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect.bisect_right(self.ends, index)
-        return self.parts[part][index - (self.ends[part - 1] if part else 0)]
+        return self.parts[part], index - (self.ends[part - 1] if part else 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +235,7 @@ def _open(parts: Sequence[_Part], options: Options) -> Source:
     others: dict[str, _Open] = {}
     for part in parts:
         if (opener := _dataset_opener(part, options)) is not None:
+            _refuse_chat(part.name, options)
             others[f"{part.name}#{part.key}"] = opener
         else:
             named |= {(str(path), part.key): path for path in _match(part.name)}
@@ -265,13 +282,25 @@ def _dataset_opener(part: _Part, options: Options) -> _Open | None:
 
 def _open_files(suffix: str, files: Sequence[Path], key: str, options: Options) -> Sequence[Source]:
     """The documents of files of one kind, in this order."""
+    if suffix not in (".jsonl", *RECORDS):
+        _refuse_chat(str(files[0]), options)
+    read = messages.training_document if options.chat else text_files.text_of
     if suffix == ".txt":
         return [text_files.open_text_files(tuple(files))]
     if suffix == ".parquet":
         return tables.open_parquet(files, key, options)
     if suffix == ".jsonl":
-        return [text_files.open_json_lines(path, key, options) for path in files]
-    return [array_records.open_array_records(path, key) for path in files]
+        return [text_files.open_json_lines(path, key, options, read) for path in files]
+    return [array_records.open_array_records(path, key, read) for path in files]
+
+
+def _refuse_chat(name: str, options: Options) -> None:
+    """Refuse a source whose documents are always text."""
+    if options.chat:
+        raise UserError(
+            f"{inputs.name(name)}: conversations are read from .jsonl and .array_record files; write "
+            "them as one of these, or leave data.messages_key out"
+        )
 
 
 def _kind(item: tuple[Path, str]) -> tuple[str, str]:

@@ -11,14 +11,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fqs_jax.data.sources import table_child, text_files
 from fqs_jax.runtime import files, inputs
+from fqs_jax.runtime.child_process import ChildProcess, Ended
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.progress import Progress
 
@@ -113,18 +112,15 @@ class Child:
     """The process that reads files; started at the first question, and again after a crash."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[str] | None = None
+        self._process = ChildProcess(
+            lambda: table_child.__file__, {"ARROW_DEFAULT_MEMORY_POOL": "system"}
+        )
 
     def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process is not None:
-            with contextlib.suppress(OSError):  # it has crashed
-                self.process.stdin.close()  # type: ignore[union-attr]
-            self.process.kill()  # nothing is lost: it only reads
-            self.process.wait()
-            self.process.stdout.close()  # type: ignore[union-attr]
+        self._process.close()
 
     def ask(self, kind: str, path: Path, key: str | None, size: int) -> Any:
         """The child's answer; None if it crashed.
@@ -132,37 +128,10 @@ class Child:
         Raises:
           UserError: the process cannot be started.
         """
-        if self.process is None or self.process.poll() is not None:
-            self.process = _start()
-        process = self.process
-        assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):  # a crash shows as no answer
-            request = [kind, os.fspath(path), key, text_files.most_unpacked(size)]
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-        process.wait()
-        if process.returncode == 1:  # a Python that cannot import pyarrow, for example
-            raise UserError(f"{path}: the process that checks it cannot run ({sys.executable})")
-        return None
-
-
-def _start() -> subprocess.Popen[str]:
-    # -P: nothing is imported from the current folder, nor from the one of the script.
-    command = [sys.executable, "-P", table_child.__file__]
-    try:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the child
-            text=True,
-            encoding="ascii",
-        )
-    except OSError as error:
-        raise UserError(f"cannot start {sys.executable}: {error.strerror or error}") from error
+        try:
+            return self._process.ask([kind, os.fspath(path), key, text_files.most_unpacked(size)])
+        except Ended:
+            return None
 
 
 def _kept(path: Path, stamp: Stamp) -> Checked | None:

@@ -44,6 +44,9 @@ class Table:
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
+    def place(self, index: int) -> str:
+        return f"{inputs.name(self.files[0])}, row {index}"
+
     def __getitem__(self, index: int) -> str:
         place = bisect.bisect_right(self.ends, index)
         row = index - (self.ends[place - 1] if place else 0)

@@ -22,6 +22,8 @@ from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
 
 _GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
+# A function (line, key, place for errors) -> the document in a line of JSON.
+Reader = Callable[[str, str, str], str]
 LARGE = 1 << 24  # bytes; the line offsets of a larger file are cached on disk
 MOST_DOCUMENT = 1 << 28  # bytes of a document, and of its line with all other fields
 
@@ -43,6 +45,9 @@ class TextFiles:
         text = decode(inputs.read_bytes(path, MOST_DOCUMENT), path)
         return text.replace("\r\n", "\n").replace("\r", "\n")
 
+    def place(self, index: int) -> str:
+        return inputs.name(self.files[index])
+
 
 def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
     """The files that are not blank; each is read once to find out.
@@ -56,19 +61,21 @@ def open_text_files(paths: tuple[Path, ...]) -> TextFiles:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class JsonLines:
-    """One string of the JSON object on each line; lines without text are left out.
+    """One value of the JSON object on each line; lines without text are left out.
 
     Attributes:
       offsets: byte offsets of the documents' lines, int64.
+      read: of the document in a line.
     """
 
     files: tuple[Path, ...]
     key: str
     offsets: np.ndarray
+    read: Reader
 
     @property
     def settings(self) -> str:
-        return f"jsonl {self.key}"
+        return f"{_kind(self.read)} {self.key}"
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -81,29 +88,37 @@ class JsonLines:
                 line = decode(file.readline(MOST_DOCUMENT), path, offset)
         except OSError as error:
             raise unreadable(path, error) from error
-        return text_of(line, self.key, f"{inputs.name(path)}, byte {offset}")
+        return self.read(line, self.key, f"{inputs.name(path)}, byte {offset}")
+
+    def place(self, index: int) -> str:
+        path, left, line = self.files[0], int(self.offsets[index]), 1
+        with open_file(path) as file:
+            while left and (block := file.read(min(left, 1 << 20))):
+                left, line = left - len(block), line + block.count(b"\n")
+        return f"{inputs.name(path)}:{line}"
 
 
-def open_json_lines(path: Path, key: str, options: Options) -> JsonLines:
+def open_json_lines(path: Path, key: str, options: Options, read: Reader) -> JsonLines:
     """The documents of a `.jsonl` file; every line is checked.
 
     The offsets of a large file are cached on disk, so it is checked only once.
 
     Raises:
-      UserError: a line is not UTF-8, not JSON, or has no string under the key.
+      UserError: a line is not UTF-8, not JSON, or has no document under the key.
     """
     state = check_file(path)
     try:
         if state.st_size <= LARGE:
-            return JsonLines((path,), key, _line_offsets(path, key))
-        name = repr((str(path.resolve()), state.st_size, state.st_mtime_ns, key))
+            return JsonLines((path,), key, _line_offsets(path, key, read), read)
+        about = (str(path.resolve()), state.st_size, state.st_mtime_ns, key)
+        name = repr(about if read is text_of else (*about, _kind(read)))
         cached = options.cache / "lines" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npy"
         offsets = cached_arrays.read(cached, np.int64)
         if offsets is None or not _are_offsets(offsets, state.st_size):
             with Progress(f"checking {path.name} (MB)", 0, state.st_size >> 20) as bar:
-                offsets = _line_offsets(path, key, bar.advance_to)
+                offsets = _line_offsets(path, key, read, bar.advance_to)
             replace_array(cached, offsets)
-        return JsonLines((path,), key, offsets)
+        return JsonLines((path,), key, offsets, read)
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -114,8 +129,13 @@ def _are_offsets(values: np.ndarray, size: int) -> bool:
     return inside and bool((values[1:] > values[:-1]).all())
 
 
+def _kind(read: Reader) -> str:
+    """The kind of the documents that a reader makes, as sources are identified by."""
+    return "jsonl" if read is text_of else f"jsonl {read.__name__}"
+
+
 def _line_offsets(
-    path: Path, key: str, progress: Callable[[int], None] = lambda megabytes: None
+    path: Path, key: str, read: Reader, progress: Callable[[int], None] = lambda megabytes: None
 ) -> np.ndarray:
     # Lines of bytes end only at "\n". str.splitlines() would also break lines at characters such as
     # U+2028, which a JSON string may contain unescaped.
@@ -126,7 +146,7 @@ def _line_offsets(
                 raise too_large(f"{inputs.name(path)}:{number} is one line")
             text = decode(line, path, offset)
             if not is_blank(text) and not is_blank(
-                text_of(text, key, f"{inputs.name(path)}:{number}")
+                read(text, key, f"{inputs.name(path)}:{number}")
             ):
                 offsets.append(offset)
             offset += len(line)
@@ -159,14 +179,14 @@ def json_of(line: str, location: str) -> Any:
         ) from error
 
 
-def text_of(line: str, key: str, location: str) -> str:
-    """The string under a key of the JSON object in a line; null is a blank document.
+def value_of(line: str, key: str, location: str) -> Any:
+    """The value under a key of the JSON object in a line.
 
     Args:
       location: file and line, for error messages.
 
     Raises:
-      UserError: the line is not a JSON object, or has no string of valid Unicode under the key.
+      UserError: the line is not a JSON object, or has not the key.
     """
     record = json_of(line, location)
     if not isinstance(record, dict):
@@ -174,7 +194,16 @@ def text_of(line: str, key: str, location: str) -> str:
     if key not in record:
         keys = printable(", ".join(map(repr, record)) or "none", 400)
         raise UserError(f"{location}: no key {key!r}; name the one with the text (seen: {keys})")
-    text = record[key]
+    return record[key]
+
+
+def text_of(line: str, key: str, location: str) -> str:
+    """The string under a key of the JSON object in a line; null is a blank document.
+
+    Raises:
+      UserError: as for `value_of`, or the value is no string of valid Unicode.
+    """
+    text = value_of(line, key, location)
     if text is None:
         return ""
     if not isinstance(text, str):

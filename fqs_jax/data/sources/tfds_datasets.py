@@ -50,7 +50,10 @@ class Tfds:
 
     def __getitem__(self, index: int) -> str:
         text = self._read(index, {self.key: Feature("text")})[self.key]
-        return text_files.whole(text, self.key, f"{self.files[0].parent}, record {index}")
+        return text_files.whole(text, self.key, self.place(index))
+
+    def place(self, index: int) -> str:
+        return f"{self.files[0].parent}, record {index}"
 
     def example(self, index: int) -> Example:
         """All features of an example that can be read."""

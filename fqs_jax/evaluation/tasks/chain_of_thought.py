@@ -94,6 +94,7 @@ def sample(
     items: Sequence[Item],
     settings: Settings,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    write: Callable[[str], str] = str,
 ) -> dict[int, list[Chain]]:
     """Sampled chains by item number, for the items that leave room for all new tokens.
 
@@ -101,13 +102,14 @@ def sample(
 
     Args:
       progress: called with (questions done, all questions).
+      write: puts a prompt into the form that the model reads, such as a chat.
 
     Raises:
       UserError: the prompt has no place for the question, or no item fits.
     """
     if "{question}" not in settings.prompt:
         raise UserError("the prompt for chains of thought must have {question} in it")
-    prompts = [settings.prompt.replace("{question}", gsm8k.question(item)) for item in items]
+    prompts = [write(settings.prompt.replace("{question}", gsm8k.question(item))) for item in items]
     lengths = [len(generation.prompt_ids(loaded, prompt)) for prompt in prompts]
     seq_len = settings.seq_len or loaded.model.max_seq_len
     fitting = [n for n, length in enumerate(lengths) if length + settings.max_new_tokens <= seq_len]

@@ -29,27 +29,30 @@ def cached(options):
 
 def test_lines_of_a_large_file_are_remembered(large, monkeypatch):
     path, options = large
-    lines = text_files.open_json_lines(path, "text", options)
+    lines = text_files.open_json_lines(path, "text", options, text_files.text_of)
     assert len(lines) == 100 and [lines[i] for i in (99, 0)] == ["été 99", "été 0"]
     monkeypatch.setattr(text_files, "_line_offsets", None)  # not looked for again
-    again = text_files.open_json_lines(path, "text", options)
+    again = text_files.open_json_lines(path, "text", options, text_files.text_of)
     assert [again[i] for i in range(100)] == [f"été {i}" for i in range(100)]
     assert [file.suffix for file in cached(options)] == ["", ".npy"]
 
 
 def test_a_changed_file_is_looked_at_again(large):
     path, options = large
-    text_files.open_json_lines(path, "text", options)
+    text_files.open_json_lines(path, "text", options, text_files.text_of)
     with path.open("a") as file:
         file.write('\n{"text": "more"}\n{"no": 1}\n')
     with pytest.raises(UserError, match="large.jsonl:102: no key 'text'"):
-        text_files.open_json_lines(path, "text", options)
+        text_files.open_json_lines(path, "text", options, text_files.text_of)
 
 
 def test_a_small_file_leaves_nothing_behind(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     options = Options(cache=tmp_path / "cache")
-    assert text_files.open_json_lines(tmp_path / "a.jsonl", "text", options)[0] == "x"
+    assert (
+        text_files.open_json_lines(tmp_path / "a.jsonl", "text", options, text_files.text_of)[0]
+        == "x"
+    )
     assert cached(options) == []
 
 
@@ -59,13 +62,13 @@ def test_a_cache_that_cannot_be_written(large):
     with pytest.raises(
         UserError, match="cannot write .*; set data.cache_dir to a folder with room"
     ):
-        text_files.open_json_lines(path, "text", options)
+        text_files.open_json_lines(path, "text", options, text_files.text_of)
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n{"text": "y"}\n')
-    lines = text_files.open_json_lines(path, "text", Options())
+    lines = text_files.open_json_lines(path, "text", Options(), text_files.text_of)
     path.write_text('{"longer text": "x"}\n')
     with pytest.raises(UserError, match="a.jsonl, byte 14: not JSON"):
         lines[1]
@@ -131,7 +134,7 @@ def test_a_document_has_a_largest_size(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_broken_line_caches_are_made_anew(large, broken):
     path, options = large
-    text_files.open_json_lines(path, "text", options)
+    text_files.open_json_lines(path, "text", options, text_files.text_of)
     [_, cache] = cached(options)
     cache.unlink()
     if isinstance(broken, bytes):
@@ -145,9 +148,9 @@ def test_broken_line_caches_are_made_anew(large, broken):
     else:
         os.mkfifo(cache) if broken == "pipe" else cache.mkdir()
         with pytest.raises(UserError, match=f"{cache.name} is a .*{broken}, not a file"):
-            text_files.open_json_lines(path, "text", options)
+            text_files.open_json_lines(path, "text", options, text_files.text_of)
         return
-    lines = text_files.open_json_lines(path, "text", options)
+    lines = text_files.open_json_lines(path, "text", options, text_files.text_of)
     assert [lines[i] for i in (0, 99)] == ["été 0", "été 99"]
     assert np.load(cache).dtype == np.int64
 

@@ -1,0 +1,76 @@
+"""Conversations as training rows: the ids of their text, of which only the assistant's part is learned.
+
+A token that is read but not predicted is stored as ~id, a negative number, so that rows are cut and kept
+as those of any text. `split` takes the two apart again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fqs_jax.data.chat import ChatTemplate
+from fqs_jax.data.sources.specification import Source
+from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversations:
+    """The conversations of a source as texts, and as tokens.
+
+    Attributes:
+      source: documents that are the JSON of messages.
+    """
+
+    source: Source
+    template: ChatTemplate
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.source.files
+
+    @property
+    def settings(self) -> str:
+        return f"{self.source.settings} {self.template.fingerprint()}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> str:
+        document = self.source[index]
+        return self.template.mark(json.loads(document)).text if document else ""
+
+    def place(self, index: int) -> str:
+        return self.source.place(index)
+
+    def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
+        """The ids of a conversation, int32 [tokens], ~id for those outside of the assistant's part.
+
+        They are those of the text that the template writes, without a BOS or end token of ours. A blank
+        document has none.
+
+        Raises:
+          UserError: the template refuses the conversation, or the model has no row for a token.
+        """
+        if not (document := self.source[index]):
+            return np.zeros(0, np.int32)
+        try:
+            text, spans = self.template.mark(json.loads(document))
+            ids, learned = tokenizer.encode_marked(text, spans)
+        except UserError as error:
+            raise UserError(f"{self.place(index)}: {error}") from error
+        if not any(learned):
+            raise UserError(
+                f"{self.place(index)}: the chat template marks no text of the assistant here, so nothing "
+                "can be learned; correct the template, or remove the conversation"
+            )
+        return np.where(learned, ids, np.invert(ids)).astype(np.int32)
+
+
+def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The ids, int32, of stored tokens, and True for those that are predicted."""
+    return np.where(tokens < 0, ~tokens, tokens), tokens >= 0
