@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
-from fqs_jax.model import decoder
+from fqs_jax.model import decoder, lora
 from fqs_jax.runs import folders
 from fqs_jax.runtime import screen
 from fqs_jax.training import step
@@ -36,6 +36,7 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
         "steps",
         "text tokens",
         "FLOPs",
+        "trained",
         "rows over",
         "done",
     ):
@@ -43,6 +44,8 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
     for recipe in todo:
         stage, thought = recipe.stage, recipe.thought
         _, groups = step.split_rows(recipe, mesh)
+        everything = objective.abstract_params(recipe.model, thought, recipe.lora)
+        trained = decoder.num_params(lora.split(everything)[0])
         done = folders.latest_step(folders.checkpoint_folder(root, stage.number)) or 0
         start = "initial model" if stage.start is None else names[stage.start]
         teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
@@ -55,6 +58,7 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
             f"{stage.steps:,}",
             f"{stage.steps * recipe.batch_size * recipe.seq_len:,}",
             f"{stage.steps * objective.step_flops(recipe):.2e}",
+            f"{trained:,}",
             f"{groups} x {mesh.size // groups}",
             f"{done:,}",
         )
