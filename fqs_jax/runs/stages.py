@@ -14,6 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from fqs_jax.curriculum import objective, resolve
+from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import lora as lora_lib
 from fqs_jax.model import placement
@@ -21,7 +22,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.model.lora import Lora
 from fqs_jax.runs import damage, folders, source
 from fqs_jax.runs.checkpoints import Checkpoints
-from fqs_jax.runtime import sharding
+from fqs_jax.runtime import paths, sharding
 from fqs_jax.runtime.errors import UserError
 
 
@@ -133,6 +134,27 @@ def load_base(
         params, row = load_stage(root, number, command(number), mesh=mesh)
         name = str(row)
     return Base(params, damage.digest(params["lm"]), name)
+
+
+def load_adapters(root: Path, which: str, mesh: Mesh | None = None) -> tuple[Trained, Base]:
+    """The adapters and thoughts of a stage, finished or not, and the base that they stand beside.
+
+    Args:
+      which: number or name of the stage.
+
+    Raises:
+      UserError: there is no such stage, it has no adapters, or its base cannot be loaded or has changed.
+    """
+    paths.check_workdir(root)
+    stage = stage_lib.find(folders.existing_stages(root), which)
+    trained = load_trained(root, stage.number, finished=False, mesh=mesh)
+    if trained.lora is None:
+        raise UserError(
+            f"{stage} in {root} has no adapters: its whole model was trained; export that"
+        )
+    base = load_base(root, trained.config, stage, mesh=mesh)
+    check_base(root, stage, base, trained.base)
+    return trained, base
 
 
 def base_stage(root: Path, config: ml_collections.ConfigDict, stage: Stage) -> int | None:
