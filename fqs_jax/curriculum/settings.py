@@ -50,8 +50,12 @@ def lora_config(chosen: ml_collections.ConfigDict) -> Lora | None:
     Raises:
       UserError: a target does not exist.
     """
-    if not (section := chosen.get("lora")) or not section.rank:
+    if (section := chosen.get("lora")) is None or not section.get("rank"):
         return None
+    if not isinstance(section.get("targets"), str) or "alpha" not in section:
+        raise UserError(
+            "the section lora needs rank, alpha and targets, such as q,v; see configs/common.py"
+        )
     named = [name.strip() for name in section.targets.split(",")]
     in_order = [name for name in TARGETS if name in named]
     unknown = [name for name in named if name not in TARGETS]
