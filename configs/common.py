@@ -143,6 +143,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.lr_scale.talk_head = 1.0
     c.optimizer.lr_scale.marks = 1.0  # stored marks are already 1/embedding_scale as large
 
+    # Low-rank adapters beside a frozen decoder (LoRA, arXiv 2106.09685). Thoughts are trained as always.
+    c.lora = ml_collections.ConfigDict()
+    c.lora.rank = 0  # 0 = off: the whole decoder is trained (released)
+    c.lora.alpha = 16.0  # the adapters' product counts alpha / rank (QLoRA, arXiv 2305.14314)
+    # Of q, k, v, o, gate, up, down; all of them, as in QLoRA. The LoRA paper's own choice is q,v.
+    c.lora.targets = "q,k,v,o,gate,up,down"
+
     c.thought = ml_collections.ConfigDict()
     c.thought.rationales = 2  # thoughts sampled at every position (released)
     # sampled (released) | random | pause: one learned embedding. The last two are controls, and need

@@ -1,7 +1,8 @@
 """Export to a stock Hugging Face folder: `python -m fqs_jax.convert --workdir=W --stage=4 --export=OUT`.
 
 For a thinking stage, the folder has the weights for use without thoughts and, beside them,
-thought.safetensors, which only fqs_jax reads.
+thought.safetensors, which only fqs_jax reads. Adapters are merged into the weights; with --adapter they
+are written alone, as a PEFT folder.
 
 `python -m fqs_jax.convert --gguf=FILE --export=OUT` writes a model of llama.cpp or Ollama as such a folder,
 with its tokenizer and chat templates. Other programs take OUT as any checkpoint, such as
@@ -34,6 +35,9 @@ _DTYPE = flags.DEFINE_enum(
 _MAX_SHARD_GB = typed_flags.define_number(
     "max_shard_gb", 5.0, "Size of the largest file, in 10^9 bytes.", lower_bound=1e-6
 )
+_ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "Write the adapters alone, as a PEFT folder, instead of the merged model."
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -65,6 +69,9 @@ def _export_stage() -> None:
 
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     files.check_free(_EXPORT.value)  # before minutes of work
+    if _ADAPTER.value:
+        _export_adapters(Path(_WORKDIR.value), _STAGE.value)
+        return
     # In host memory, which can hold a model that was trained on many devices.
     mesh = sharding.host_memory()
     loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
@@ -81,6 +88,32 @@ def _export_stage() -> None:
         base=f"{source.origin_name(Path(_WORKDIR.value))}; this is {model_card.escaped(loaded.label)}",
     )
     print(printable(f"{loaded.label} exported to {_EXPORT.value}"))
+
+
+def _export_adapters(root: Path, which: str | None) -> None:
+    """Write the adapters and thoughts of a stage as a PEFT folder."""
+    from fqs_jax import huggingface
+    from fqs_jax.curriculum import resolve
+    from fqs_jax.runs import stages
+    from fqs_jax.runtime import sharding
+
+    assert which is not None  # required
+    trained, base = stages.load_adapters(root, which, sharding.host_memory())
+    assert trained.lora is not None  # it has adapters
+    temperature = trained.config.thought.eval_temperature
+    thought = resolve.thought(
+        trained.config, trained.stage, rationales=1, n_ahead_talk=1, temperature=temperature
+    )
+    huggingface.export_adapters(
+        trained.params["lm"],
+        trained.lora,
+        _EXPORT.value,
+        base=Path(base.name).name,  # without its path, which is private
+        dtype=_DTYPE.value or "float32",
+        thought=trained.params.get("thought"),
+        thought_settings=None if thought is None else dataclasses.asdict(thought),
+    )
+    print(printable(f"adapters of {trained.stage} exported to {_EXPORT.value}, for {base.name}"))
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.runs import history, source
     from fqs_jax.runtime import accelerators, agreement, sharding
     from fqs_jax.runtime.interrupts import Interrupts
-    from fqs_jax.training import loop, step
+    from fqs_jax.training import loop, start, step
     from fqs_jax.training.overview import print_memory, print_overview
     from fqs_jax.training.start import RESUME, Run
 
@@ -74,6 +74,7 @@ def main(_: Sequence[str]) -> None:
     placement.check_model(model, mesh)
     for recipe in todo:  # now, and not when its turn comes
         step.split_rows(recipe, mesh)
+        start.check_base(recipe, config)
     if _DRY_RUN.value:
         print_overview(root, todo, recipes, mesh)
         print_memory(todo, mesh)

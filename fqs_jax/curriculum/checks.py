@@ -8,8 +8,9 @@ import ml_collections
 
 from fqs_jax.curriculum import numbers, objective
 from fqs_jax.curriculum.recipe import Recipe
-from fqs_jax.curriculum.stage import Stage
+from fqs_jax.curriculum.stage import Stage, rows
 from fqs_jax.data import corpus
+from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 
@@ -21,6 +22,12 @@ def check_config(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
       UserError: one is out of range or missing.
     """
     numbers.check_complete(config)
+    adapted = [row for row in rows(config) if any(s.startswith("lora.") for s in row.settings)]
+    if adapted and "lora" not in config:
+        raise UserError(
+            f"stage_{adapted[0].number}.settings are of the section lora, which the config lacks; add "
+            "c.lora to its get_config(), as in configs/common.py"
+        )
     ids = config.thought.masked_ids
     if not all(type(i) is int and 0 <= i < model.vocab_size for i in ids):
         raise UserError(
@@ -61,6 +68,8 @@ def check_recipe(recipe: Recipe, earlier: Mapping[int, Recipe]) -> None:
       UserError: it cannot.
     """
     _check_data(recipe, earlier)
+    if recipe.lora is not None:
+        recipe.lora.check_rank(decoder.abstract_params(recipe.model)["layers"])
     objective.of(recipe.stage).check(recipe)
     objective.loss_function(recipe)
 

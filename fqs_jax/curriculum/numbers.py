@@ -121,6 +121,8 @@ RANGES: dict[str, Range] = {
     "optimizer.decay_steps": whole(0),
     "optimizer.clip_norm": Range(1e-38),
     "optimizer.lr_scale.*": AT_LEAST_0,
+    "lora.rank": whole(0),
+    "lora.alpha": Range(1e-38),
     "thought.rationales": whole(1),
     "thought.mixing_bias": ANY,
     "thought.embedding_scale": Range(1e-38),
@@ -143,9 +145,8 @@ RANGES: dict[str, Range] = {
     "stage_*.n_ahead_talk": whole(0),
 }
 # Fields that every config has.
-REQUIRED = tuple(
-    name for name in RANGES if "*" not in name and name.split(".")[0] not in ("model", "distill")
-)
+_OPTIONAL = ("model", "distill", "lora")  # sections
+REQUIRED = tuple(name for name in RANGES if "*" not in name and name.split(".")[0] not in _OPTIONAL)
 
 
 def check(config: ml_collections.ConfigDict, where: str = "") -> None:

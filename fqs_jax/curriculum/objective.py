@@ -18,8 +18,10 @@ import numpy as np
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import decoder
+from fqs_jax.model import lora as lora_lib
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
+from fqs_jax.model.lora import Lora
 from fqs_jax.objectives import distillation, plain, quiet_star
 from fqs_jax.objectives.distillation import Arrays, DistillConfig
 from fqs_jax.objectives.metrics import Metrics
@@ -74,7 +76,7 @@ def _next_token_loss(recipe: Recipe, split_rationales: bool) -> Loss:
 
 
 def _next_token_flops(recipe: Recipe) -> int:
-    return flops.next_token_step(recipe.model, recipe.batch_size, recipe.seq_len)
+    return flops.next_token_step(recipe.model, recipe.batch_size, recipe.seq_len, recipe.lora)
 
 
 def _quiet_star_settings(
@@ -105,6 +107,7 @@ def _quiet_star_flops(recipe: Recipe) -> int:
         weights.num_positions(recipe.seq_len),
         choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
         thought_only=weights.reads_thought_only,
+        lora=recipe.lora,
     )
 
 
@@ -132,7 +135,7 @@ def _student(loss: Loss) -> Callable[[Recipe, bool], Loss]:
 
 def _ntp_flops(recipe: Recipe) -> int:
     sampled = recipe.objective.action == "sampled"
-    return flops.ntp_step(recipe.model, recipe.batch_size, recipe.seq_len, sampled)
+    return flops.ntp_step(recipe.model, recipe.batch_size, recipe.seq_len, sampled, recipe.lora)
 
 
 def _distill_arrays(recipe: Recipe) -> Arrays:
@@ -234,14 +237,19 @@ def teacher_flops(recipe: Recipe, teacher: ThoughtConfig | None) -> int:
     return flops.asking(recipe.model, thought, recipe.batch_size, recipe.seq_len)
 
 
-def abstract_params(model: ModelConfig, thought: ThoughtConfig | None) -> Params:
-    """Shapes and dtypes of parameters: {lm, and thought unless that is None}."""
+def abstract_params(
+    model: ModelConfig, thought: ThoughtConfig | None, lora: Lora | None = None
+) -> Params:
+    """Shapes and dtypes of parameters: {lm, and thought unless that is None}, with adapters if any."""
 
     def make() -> Params:
         key = jax.random.key(0)
         params: Params = {"lm": decoder.init(model, key)}
         if thought is not None:
             params["thought"] = parameters.init(Thinker(model, thought), params["lm"], key, 0, 0)
+        if lora is not None:
+            adapters = lora_lib.fresh(lora, params["lm"]["layers"], key)
+            params["lm"] = lora_lib.joined(adapters, params["lm"])
         return params
 
     return jax.eval_shape(make)

@@ -9,6 +9,7 @@ import ml_collections
 
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.lora import Lora
 from fqs_jax.thinking.config import ThoughtConfig
 
 
@@ -19,6 +20,7 @@ class Recipe:
     Attributes:
       stage: the row; the steps of a control are worked out.
       model: the network.
+      lora: the adapters that are trained beside a frozen decoder; None = the decoder is trained.
       thought: the thoughts of a thinking stage; None for a stage that does not think.
       objective: the objective's own settings, such as a `QuietStarConfig`; None if it has none.
       data: the section `data` of the config.
@@ -31,6 +33,7 @@ class Recipe:
 
     stage: Stage
     model: ModelConfig
+    lora: Lora | None
     thought: ThoughtConfig | None
     objective: Any
     data: ml_collections.ConfigDict

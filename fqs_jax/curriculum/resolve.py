@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ml_collections
 
@@ -14,6 +15,7 @@ from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage, rows
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.lora import Lora
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -28,8 +30,7 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
       UserError: the objective does not exist, or a setting is of another field or type.
     """
     own = objective.of(stage)
-    with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
-    sections = settings.sections(config, stage, ["data", *with_sections])
+    sections = _sections(config, stage)
     if own.settings and stage.objective not in sections:
         raise UserError(
             f"the config has no section {stage.objective!r}, the settings of {stage}; add "
@@ -38,7 +39,8 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
     return Recipe(
         stage=stage,
         model=model,
-        thought=settings.thought_config(config, stage) if own.thinks else None,
+        lora=settings.lora_config(sections),
+        thought=thought(config, stage),
         objective=own.settings(config, sections[stage.objective].to_dict())
         if own.settings
         else None,
@@ -49,6 +51,29 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
         eval_temperature=config.thought.eval_temperature,
         seed=config.seed,
     )
+
+
+def lora(config: ml_collections.ConfigDict, stage: Stage) -> Lora | None:
+    """The adapters that a stage trains; None if it trains the whole model.
+
+    Args:
+      config: an experiment's, or that of the stage's record.
+    """
+    return settings.lora_config(_sections(config, stage))
+
+
+def thought(
+    config: ml_collections.ConfigDict, stage: Stage, **changes: Any
+) -> ThoughtConfig | None:
+    """The thoughts of a stage, with changed fields; None if it does not think."""
+    thinks = objective.of(stage).thinks
+    return settings.thought_config(config, stage, **changes) if thinks else None
+
+
+def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
+    """The sections of a config that a stage may override, with its overrides applied."""
+    with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
+    return settings.sections(config, stage, ["data", "lora", *with_sections])
 
 
 def recipes(

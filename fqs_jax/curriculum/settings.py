@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.problems.task import DOCUMENT_FIELDS
+from fqs_jax.model.lora import TARGETS, Lora
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -38,6 +39,27 @@ def thought_config(
         "tokens": t.tokens,
     }
     return ThoughtConfig(**fields | changes)
+
+
+def lora_config(chosen: ml_collections.ConfigDict) -> Lora | None:
+    """The adapters of a stage; None at rank 0 and for a config without the section.
+
+    Args:
+      chosen: `sections` of the stage.
+
+    Raises:
+      UserError: a target does not exist.
+    """
+    if (section := chosen.get("lora")) is None or not section.get("rank"):
+        return None
+    if not isinstance(section.get("targets"), str) or "alpha" not in section:
+        raise UserError(
+            "the section lora needs rank, alpha and targets, such as q,v; see configs/common.py"
+        )
+    named = [name.strip() for name in section.targets.split(",")]
+    in_order = [name for name in TARGETS if name in named]
+    unknown = [name for name in named if name not in TARGETS]
+    return Lora(section.rank, float(section.alpha), (*in_order, *unknown))
 
 
 def sections(

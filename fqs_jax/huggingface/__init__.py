@@ -1,10 +1,11 @@
 """Hugging Face folders to ModelConfig and `lm` parameter tree, and back.
 
 architectures.py has the table of architectures, tensors.py the names and layouts of tensors, reading.py
-and writing.py the two directions, thoughts.py the thought parameters beside the weights. Weights are read
-only from safetensors: pickled checkpoints can run code.
+and writing.py the two directions, adapters.py adapters in PEFT's format, thoughts.py the thought
+parameters beside the weights. Weights are read only from safetensors: pickled checkpoints can run code.
 """
 
+from fqs_jax.huggingface.adapters import export_adapters
 from fqs_jax.huggingface.carrying import carry, check_carried
 from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.config_writing import write_config
@@ -18,6 +19,7 @@ __all__ = [
     "check_carried",
     "check_weights",
     "export",
+    "export_adapters",
     "iterate_tensors",
     "load_params",
     "load_thought",

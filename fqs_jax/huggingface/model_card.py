@@ -61,8 +61,13 @@ def text(name: str, config: ModelConfig, dtype: str, base: str, thinking: bool) 
         width=config.width,
         vocab_size=config.vocab_size,
         dtype=dtype,
-        thoughts=THINKING.format(thought_file=THOUGHT) if thinking else PLAIN,
+        thoughts=thoughts(thinking),
     )
+
+
+def thoughts(thinking: bool) -> str:
+    """The part of a card about thoughts."""
+    return THINKING.format(thought_file=THOUGHT) if thinking else PLAIN
 
 
 def base_of(source: Path | None) -> str:

@@ -71,10 +71,6 @@ def export(
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"weights can be float32, bfloat16 or float16, not {dtype}; choose a dtype")
     _check_values(leaves, config, dtype)
-    thoughts = traverse_util.flatten_dict(thought or {}, sep=".")
-    for name, array in thoughts.items():
-        finite.check_fits(array, array.dtype, f"parameter thought.{name}")
-    settings = json.dumps(dict(thought_settings or {}), allow_nan=False)
     config_json = _config_json(config, source, dtype)
     if source is not None:
         check_carried(source)
@@ -82,8 +78,7 @@ def export(
         (folder / "config.json").write_bytes(config_json)
         _write_weights(leaves, config, folder, dtype, max_shard_bytes, indexed=thought is not None)
         if thought is not None:
-            arrays = {name: np.asarray(array) for name, array in thoughts.items()}
-            _save(arrays, folder / THOUGHT, settings=settings)
+            write_thought(folder, thought, thought_settings)
         if source is not None:
             carry(source, folder)
             fast_tokenizer.write_tokenizer_json(source, folder)
@@ -185,7 +180,7 @@ def _write_weights(
             leaf = leaves[slot.path]
             ours = np.asarray(leaf if slot.layer is None else leaf[slot.layer])
             tensors[name] = np.ascontiguousarray(slot.to_stored(ours), jnp.dtype(dtype))
-        _save(tensors, folder / file)
+        save(tensors, folder / file)
     if len(shards) > 1 or indexed:
         index = {"metadata": {"total_size": sum(num_bytes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -204,7 +199,26 @@ def plan_shards(num_bytes: Mapping[str, int], max_shard_bytes: float) -> list[li
     return shards
 
 
-def _save(tensors: Mapping[str, np.ndarray], file: Path, **metadata: str) -> None:
+def write_thought(folder: Path, thought: Params, settings: Mapping[str, Any] | None) -> None:
+    """Write a `thought` tree, with its settings in the header of the file.
+
+    Raises:
+      UserError: a value is NaN or infinite, or the file cannot be written.
+    """
+    leaves = traverse_util.flatten_dict(thought, sep=".")
+    for name, array in leaves.items():
+        finite.check_fits(array, array.dtype, f"parameter thought.{name}")
+    arrays = {name: np.asarray(array) for name, array in leaves.items()}
+    stated = json.dumps(dict(settings or {}), allow_nan=False)
+    save(arrays, folder / THOUGHT, settings=stated)
+
+
+def save(tensors: Mapping[str, np.ndarray], file: Path, **metadata: str) -> None:
+    """Write a safetensors file.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     # safetensors writes the underlying buffer, so a transposed view would silently be stored wrong.
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:

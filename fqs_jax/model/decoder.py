@@ -21,6 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fqs_jax.model import attention as attention_lib
 from fqs_jax.model import rotary, vocab
 from fqs_jax.model.config import REMAT_POLICIES, Layer, ModelConfig
+from fqs_jax.model.lora import Dense
 from fqs_jax.model.rotary import Rope
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.axes import check_axes
@@ -49,7 +50,7 @@ class Block(nn.Module):
     ) -> tuple[jax.Array, Any]:
         c = self.config
         dense = functools.partial(
-            nn.DenseGeneral,
+            Dense,
             dtype=c.dtype,
             param_dtype=c.param_dtype,
             kernel_init=nn.initializers.normal(0.02),
@@ -302,8 +303,8 @@ def head_logits(params: Params, hidden: jax.Array) -> jax.Array:
     return jnp.dot(hidden, kernel_DxV, preferred_element_type=jnp.float32)
 
 
-def num_params(params: Params) -> int:
-    """Number of scalars in a parameter tree (of arrays or of shapes)."""
+def num_params(params: Any) -> int:
+    """Number of scalars in parameter trees (of arrays or of shapes)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

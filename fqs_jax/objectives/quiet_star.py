@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax.model import decoder, placement, vocab
+from fqs_jax.model import decoder, lora, placement, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import accumulation
@@ -212,15 +212,19 @@ def _blocks_loss(
     size = thinker.model.position_chunk or P
     chunks = -(-P // size)
     whole = Chunk(positions, thinking.index_BxP, thinking.thoughts.tokens_BxPxRxK)
-    shared = params, text.differentiable()
+    # What is frozen is constant: the sum over chunks has gradients of `shared` alone.
+    trained, frozen = lora.split(params)
+    shared = trained, text.differentiable()
     constant = (
+        frozen,
         (text.tokens_BxT, text.segment_BxT),
         (jax.lax.stop_gradient(base_BxT), target_BxAxU, counts_A),
     )
 
     def chunk_loss(shared: Any, constant: Any, chunk: Chunk) -> Any:
-        params, computed = shared
-        (tokens_BxT, segment_BxT), (base_BxT, target_BxAxU, counts_A) = constant
+        trained, computed = shared
+        frozen, (tokens_BxT, segment_BxT), (base_BxT, target_BxAxU, counts_A) = constant
+        params = lora.joined(trained, frozen)
         text = Text(tokens_BxT=tokens_BxT, segment_BxT=segment_BxT, **computed)
         spans = min(chunks, MAX_SPANS)
         return _chunk_loss(

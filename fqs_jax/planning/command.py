@@ -88,7 +88,7 @@ def _show(result: Plan, utilisation: Utilisation) -> None:
     table.add_column(style="bold")
     table.add_column()
     for name, value in (
-        ("parameters", f"{result.parameters:,} in {result.model.param_dtype}"),
+        ("parameters", printed.parameters(result)),
         ("devices", f"{result.devices} x {result.chip.name}; mesh {mesh}"),
         ("at work", printed.row_groups(result)),
         ("a step", printed.batch(result)),

@@ -28,6 +28,14 @@ def verdict(result: Plan, changes: list[str]) -> str:
     return f"does not fit ({sizes}); try, in this order: {'; '.join(changes)}"
 
 
+def parameters(result: Plan) -> str:
+    """The number of parameters, and of the trained ones if they are not all."""
+    text = f"{result.parameters:,} in {result.model.param_dtype}"
+    if result.trained_parameters == result.parameters:
+        return text
+    return f"{text}; {result.trained_parameters:,} of them are trained"
+
+
 def row_groups(result: Plan) -> str:
     """Groups of devices with their own rows, and the devices that repeat the work of others."""
     idle = result.devices - result.working_devices

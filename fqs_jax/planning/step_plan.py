@@ -66,6 +66,7 @@ class Plan:
     """One step, compiled.
 
     Attributes:
+      parameters: of the model, adapters included; trained_parameters: those that the step changes.
       row_groups: groups of mesh.tensor devices that each work on rows of their own.
       memory: bytes of one device; None if the compiler ran out of memory.
       needed: bytes that the step needs on one device.
@@ -82,6 +83,7 @@ class Plan:
     microbatches: int
     text_tokens: int
     parameters: int
+    trained_parameters: int
     row_groups: int
     flops: Flops
     memory: Memory | None
@@ -166,7 +168,8 @@ def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None
         batch_size=recipe.batch_size,
         microbatches=recipe.microbatches,
         text_tokens=recipe.batch_size * recipe.seq_len,
-        parameters=decoder.num_params(step.state.params),
+        parameters=decoder.num_params((step.state.params, step.frozen)),
+        trained_parameters=decoder.num_params(step.state.params),
         row_groups=step.row_groups,
         flops=flops,
         memory=memory,
@@ -230,7 +233,8 @@ def _trace(recipe: Recipe, mesh: Mesh) -> tuple[step_lib.Program, Any]:
     """A step and its trace. The step is made outside the mesh, where its random key can exist."""
     step = step_lib.program(recipe, mesh, corpus.extra_keys(recipe.data))
     with jax.set_mesh(mesh):
-        return step, step.step.trace(step.state, step.batch, jax.ShapeDtypeStruct((), np.int32))
+        number = jax.ShapeDtypeStruct((), np.int32)
+        return step, step.step.trace(step.state, step.batch, number, step.frozen)
 
 
 def _flops(recipe: Recipe, mesh: Mesh, traced: Any) -> Flops:

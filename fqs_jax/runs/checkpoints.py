@@ -205,14 +205,17 @@ class Checkpoints:
         )
         return restored["params"], restored["optimizer"], progress
 
-    def restore_params(self, step: int, params: Params, move_aside: bool = False) -> Params:
-        """The parameters without the optimiser state; see `restore`.
+    def restore_params(
+        self, step: int, params: Params, move_aside: bool = False
+    ) -> tuple[Params, dict[str, Any]]:
+        """The parameters and the progress, without the optimiser state; see `restore`.
 
         Args:
           move_aside: rename a damaged step to damaged_STEP before refusing it, so that its stage is
             no longer finished and can be trained again.
         """
-        return self._restore_or_refuse(step, move_aside, params=params)[0]["params"]
+        restored, progress = self._restore_or_refuse(step, move_aside, params=params)
+        return restored["params"], progress
 
     def newest(
         self, params: Params, optimizer: Any

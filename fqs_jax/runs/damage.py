@@ -96,6 +96,11 @@ def describe(tree: Any) -> Description:
     }
 
 
+def digest(tree: Any) -> str:
+    """One fingerprint of all arrays of a tree, their paths, shapes and types: 16 hexadecimal digits."""
+    return _digest(describe(tree))[:16]
+
+
 def misfit(described: Description, tree: Any) -> str | None:
     """The first difference in paths or shapes between described arrays and an (abstract) tree.
 

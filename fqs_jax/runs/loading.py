@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import ml_collections
 from flax import traverse_util
 from jax.sharding import Mesh
 
 from fqs_jax import huggingface
-from fqs_jax.curriculum import objective, settings
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import tokenizer as tokenizer_lib
@@ -23,8 +21,7 @@ from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import folders, source
-from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runs import folders, source, stages
 from fqs_jax.runtime import inputs, paths, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.thinking.config import ThoughtConfig
@@ -105,58 +102,6 @@ def trained_stages(root: Path) -> list[Stage]:
     return stages
 
 
-def load_stage(
-    root: Path,
-    number: int,
-    command: str = "",
-    finished: bool = True,
-    mesh: Mesh | None = None,
-) -> tuple[Params, Stage]:
-    """The newest parameters of a stage and its row.
-
-    Args:
-      command: the command that makes a missing stage, for the error. If it is given, a damaged
-        checkpoint is moved aside, so that this command makes it again.
-      finished: require that the stage has taken all its steps.
-      mesh: the devices for the parameters; None = one device.
-
-    Raises:
-      UserError: the stage has no checkpoint, or is unfinished.
-    """
-    step, stage, config = check_stage(root, number, command, finished)
-    model = source.read_model(folders.source_folder(root), config)
-    with Checkpoints(folders.checkpoint_folder(root, number)) as saved:
-        params = objective.abstract_params(model, _thought(config, stage))
-        placed = placement.placed(params, mesh or sharding.single_device())
-        while True:
-            try:
-                return saved.restore_params(step, placed, move_aside=bool(command)), stage
-            except UserError:
-                # A run that trains this stage deletes old steps, maybe this one just now.
-                newest = folders.saved_step(root, number)
-                if newest is None or newest <= step:
-                    raise
-                step = newest
-
-
-def check_stage(
-    root: Path, number: int, command: str = "", finished: bool = True
-) -> tuple[int, Stage, ml_collections.ConfigDict]:
-    """The newest step of a stage, its row and its config, without reading parameters.
-
-    Arguments and errors are those of `load_stage`.
-    """
-    make = f"; make it with: {command}" if command else ""
-    step = folders.saved_step(root, number)
-    if step is None or not (folders.stage_folder(root, number) / "run.json").exists():
-        raise UserError(f"{root} has no checkpoint of stage {number}{make}")
-    stage, config = folders.read_run(root, number)
-    if finished and step < stage.steps:
-        finish = make.replace("make", "finish", 1)
-        raise UserError(f"stage {number} in {root} is at step {step} of {stage.steps}{finish}")
-    return step, stage, config
-
-
 def _load_from_run(
     root: Path, stage: str | None, dtype: str | None, as_trained: bool, mesh: Mesh
 ) -> Loaded:
@@ -179,9 +124,9 @@ def _load_from_run(
     if stage == "init":
         params = source.initial_params(root, config, model, mesh)
         return Loaded(params, model, tokenizer, None, folder, "initial model", mesh)
-    params, _ = load_stage(root, row.number, finished=False, mesh=mesh)
+    params, _ = stages.load_stage(root, row.number, finished=False, mesh=mesh)
     temperature = config.thought.eval_temperature
-    thought = _thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
+    thought = resolve.thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(source.fresh_marks(config, model, params["lm"], tokenizer))
     return Loaded(params, model, tokenizer, thought, folder, str(row), mesh)
@@ -221,14 +166,6 @@ def _thought_shapes(model: ModelConfig, thought: ThoughtConfig) -> dict[str, tup
     """The shapes of the thought parameters' leaves, by path with dots."""
     tree = objective.abstract_params(model, thought)["thought"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep=".").items()}
-
-
-def _thought(
-    config: ml_collections.ConfigDict, stage: Stage, **changes: Any
-) -> ThoughtConfig | None:
-    """The thoughts of a stage, with changed fields; None if it does not think."""
-    thinks = objective.of(stage).thinks
-    return settings.thought_config(config, stage, **changes) if thinks else None
 
 
 def _names(stages: list[Stage]) -> str:

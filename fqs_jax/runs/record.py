@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import (
@@ -150,9 +151,11 @@ def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]
     """The config without the rows of all stages; the stage's own row is saved beside it.
 
     Sections such as `distill` are left out of the records of other stages, so that several students can
-    be trained from the same teacher.
+    be trained from the same teacher; so is `lora` for a stage without adapters.
     """
     private = {name for name, row in OBJECTIVES.items() if not row.in_other_records}
+    if resolve.lora(config, stage) is None:
+        private.add("lora")
     return {
         key: value
         for key, value in config.to_dict().items()

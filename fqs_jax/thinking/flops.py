@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.lora import Lora
 from fqs_jax.thinking.config import ThoughtConfig
 
 FORWARD, TRAIN = 1, 3  # forward only; forward and backward
@@ -51,6 +52,38 @@ def vocabulary(model: ModelConfig) -> int:
     return 2 * model.width * model.vocab_size
 
 
+def adapters(model: ModelConfig, lora: Lora) -> int:
+    """The products with A and B of all layers' adapters, one token."""
+    D, F = model.width, model.mlp_dim
+    query, key = (heads * model.head_dim for heads in (model.num_heads, model.num_kv_heads))
+    sides = {
+        "q": D + query,
+        "k": D + key,
+        "v": D + key,
+        "o": query + D,
+        "gate": D + F,
+        "up": D + F,
+        "down": F + D,
+    }
+    return 2 * model.num_layers * lora.rank * sum(sides[name] for name in lora.targets)
+
+
+def adaptation(
+    model: ModelConfig, lora: Lora | None, tokens: int, reads: int, forward_only: int = 0
+) -> int:
+    """The difference that adapters make to one row: their own products, less the gradients of frozen kernels.
+
+    Args:
+      tokens: tokens that go through the layers, forward and backward. reads: of the head, likewise.
+      forward_only: tokens that go through the layers without a gradient.
+    """
+    if lora is None:
+        return 0
+    own = adapters(model, lora)
+    trained = tokens * (TRAIN * own - dense(model)) - reads * vocabulary(model)
+    return trained + FORWARD * forward_only * own
+
+
 def text_forward(model: ModelConfig, length: int) -> int:
     """A causal pass over a text, one row, without the head."""
     attention = _attend(model, lambda window: length * _text_keys(length, 0, window))
@@ -85,16 +118,22 @@ def scoring(
         them anyway.
     """
     positions = length if positions is None else positions
-    R, K, M, A = thought.rationales, thought.num_tokens, thought.num_slots, thought.n_ahead_talk
+    R, M, A = thought.rationales, thought.num_slots, thought.n_ahead_talk
     attention = _attend(model, lambda window: _block_keys(length, M, window))
     block = R * (M * dense(model) + attention)
-    talk_reads = 2 * A if thought_only and thought.mixing != "probability" else A
-    reads = R * (K + talk_reads) * vocabulary(model)
+    reads = block_reads(thought, thought_only) * vocabulary(model)
     # Base half of the first layer once a talk step, the rest for every rationale.
     width = model.width
     talk_head = 2 * A * (width * width + R * (2 * width * width + width))
     plain = text_forward(model, length) + length * vocabulary(model)
     return plain + positions * (block + reads + talk_head)
+
+
+def block_reads(thought: ThoughtConfig, thought_only: bool) -> int:
+    """Reads of the head at a position with thoughts; see `scoring`."""
+    A = thought.n_ahead_talk
+    talk_reads = 2 * A if thought_only and thought.mixing != "probability" else A
+    return thought.rationales * (thought.num_tokens + talk_reads)
 
 
 def quiet_star_step(
@@ -105,6 +144,7 @@ def quiet_star_step(
     positions: int | None = None,
     choosing: bool = False,
     thought_only: bool = False,
+    lora: Lora | None = None,
 ) -> int:
     """One thinking step: sampling without gradient, scoring with it; they share the text pass.
 
@@ -117,20 +157,30 @@ def quiet_star_step(
     steps = thought.head_reads  # tokens that are not sampled need no network
     sample = sampling(model, thought, length, positions, steps, steps)
     sample += choosing * length * vocabulary(model) - text_forward(model, length)
-    return batch * (
-        FORWARD * sample + TRAIN * scoring(model, thought, length, positions, thought_only)
+    difference = adaptation(
+        model,
+        lora,
+        tokens=length + positions * thought.rationales * thought.num_slots,
+        reads=length + positions * block_reads(thought, thought_only),
+        forward_only=positions * thought.rationales * steps,
     )
+    score = scoring(model, thought, length, positions, thought_only)
+    return batch * (FORWARD * sample + TRAIN * score + difference)
 
 
-def next_token_step(model: ModelConfig, batch: int, length: int) -> int:
+def next_token_step(model: ModelConfig, batch: int, length: int, lora: Lora | None = None) -> int:
     """One plain training step."""
-    return batch * TRAIN * (text_forward(model, length) + length * vocabulary(model))
+    forward = text_forward(model, length) + length * vocabulary(model)
+    return batch * (TRAIN * forward + adaptation(model, lora, length, length))
 
 
-def ntp_step(model: ModelConfig, batch: int, length: int, sampled: bool) -> int:
+def ntp_step(
+    model: ModelConfig, batch: int, length: int, sampled: bool, lora: Lora | None = None
+) -> int:
     """One thought-free fine-tuning step; `sampled` actions need a forward pass of their own."""
-    forward = batch * (text_forward(model, length) + length * vocabulary(model))
-    return (TRAIN + sampled * FORWARD) * forward
+    forward = text_forward(model, length) + length * vocabulary(model)
+    difference = adaptation(model, lora, length, length, forward_only=sampled * length)
+    return batch * ((TRAIN + sampled * FORWARD) * forward + difference)
 
 
 def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:

@@ -22,8 +22,9 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
-from fqs_jax.runs import checkpoints, folders, loading, record
+from fqs_jax.runs import checkpoints, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
+from fqs_jax.runs.stages import Base
 from fqs_jax.runtime import device_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
@@ -31,7 +32,7 @@ from fqs_jax.runtime.locks import FolderLock
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
-from fqs_jax.training.start import RESUME, Batches, Run, starting_state
+from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_state
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
@@ -80,7 +81,11 @@ def run_stage(run: Run, recipe: Recipe) -> None:
         # Checked before anything is written, so that a refused stage leaves no trace.
         for number in (stage.start, stage.teacher):
             if number is not None:
-                loading.check_stage(run.root, number, run.command(number))
+                stages.check_stage(run.root, number, run.command(number))
+        if recipe.lora is not None:
+            base = stages.base_stage(run.root, config, stage)
+            if base is not None:
+                stages.check_stage(run.root, base, run.command(base))
     source = folders.source_folder(run.root)
     data = corpus.dataset(
         recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
@@ -110,18 +115,21 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
         checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
-        shortage.check(recipe, run.mesh, device_memory.of_arrays(program.state))
+        shortage.check(recipe, run.mesh, device_memory.of_arrays((program.state, program.frozen)))
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
+        base = frozen_base(run, recipe)
         restored = saved.newest(*program.state)
         if restored is None:
-            first, state = 0, starting_state(run, recipe, program)
+            first, state = 0, starting_state(run, recipe, program, base)
         else:
             first, state = restored[0], State(*restored[1:3])
+            if base is not None:
+                stages.check_base(run.root, stage, base, restored[3].get("base", ""))
         rows = sharding.local_rows(program.batch["tokens"])
         batches = data.batches(first, stage.steps, rows)
         if scores is not None:
             batches = with_scores(batches, scores, rows, first, data.batch_size)
-        _loop(run, recipe, program, state, batches, rows, first, saved, lock)
+        _loop(run, recipe, program, state, base, batches, rows, first, saved, lock)
 
 
 def _loop(
@@ -129,6 +137,7 @@ def _loop(
     recipe: Recipe,
     program: Program,
     state: State,
+    base: Base | None,
     batches: Batches,
     rows: np.ndarray,
     first: int,
@@ -138,6 +147,8 @@ def _loop(
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
     rate = jax.jit(optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps))
     tokens_per_step = recipe.batch_size * recipe.seq_len
+    frozen = {} if base is None else {"lm": base.params["lm"]}
+    progress = {"steps": stage.steps} | ({} if base is None else {"base": base.digest})
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
         """Log the metrics of a step if they are due, and report skipped steps."""
@@ -160,7 +171,7 @@ def _loop(
         behind.drain()
         lock.check()  # a folder that is no longer there would be made anew
         metrics.flush()  # rows up to a checkpoint are on disk before it is
-        saved.save(step, state.params, state.optimizer, {"steps": stage.steps})
+        saved.save(step, state.params, state.optimizer, progress)
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
@@ -170,13 +181,14 @@ def _loop(
         begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
         run.interrupts.check(begun)
         started = time.perf_counter()
-        compiled = program.step.lower(state, program.batch, np.int32(first)).compile()
+        compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
         shortage.check_program(recipe, run.mesh, compiled)
         metrics.event(
             "start",
             stage=stage.name,
             step=first,
-            parameters=decoder.num_params(state.params),
+            parameters=decoder.num_params((state.params, frozen)),
+            trained_parameters=decoder.num_params(state.params),
             flops_per_step=objective.step_flops(recipe),
             devices=run.mesh.size,
             time={"compile_seconds": round(time.perf_counter() - started, 3)},
@@ -193,7 +205,7 @@ def _loop(
             number = sharding.replicate(np.asarray(step, np.int32), run.mesh)
             # Whatever else moved between host and device here would stall the device at every step.
             with jax.transfer_guard("disallow"):
-                state, values = processes.settled(compiled(state, placed, number))
+                state, values = processes.settled(compiled(state, placed, number, frozen))
                 values["learning_rate"] = rate(number)
             done = step + 1
             behind.add(done, values)

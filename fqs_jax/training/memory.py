@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.model import lora as lora_lib
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.lora import Lora
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import device_memory
 from fqs_jax.thinking.config import ThoughtConfig
@@ -88,8 +90,7 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
     plain = dataclasses.replace(
         model, dtype="float32", remat="none", vocab_chunk=0, position_chunk=0
     )
-    parameters = _parameters(plain, thought, mesh)
-    numbers = parameters // jnp.dtype(model.param_dtype).itemsize
+    parameters, trained, numbers = _parameters(plain, thought, recipe.lora, mesh)
     float32 = _FLOAT32 * numbers
     share = _share(recipe, mesh)
     head = _head(model, share)
@@ -98,7 +99,7 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
     text = share.text * (kept + keys_values)
     # The head's part of the backward pass is over before the layers' begins.
     scoring = max(_layer(model, share, share.text, recipe.seq_len), _read(model, share, share.text))
-    own = _item(model.param_dtype, mesh) * numbers
+    own = _item(model.param_dtype if recipe.lora is None else "float32", mesh) * numbers
     gradients = own + (float32 if recipe.microbatches > 1 else 0)
     thoughts = sampling = 0
     if thought is not None:
@@ -115,7 +116,7 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
             gradients += float32 + own
     return Estimate(
         parameters=parameters,
-        optimizer=2 * parameters,
+        optimizer=2 * trained,
         gradients=gradients,
         text=text,
         thoughts=thoughts,
@@ -126,10 +127,15 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
 
 
 @functools.lru_cache(maxsize=64)
-def _parameters(model: ModelConfig, thought: ThoughtConfig | None, mesh: Mesh) -> int:
-    """Bytes of the parameters of one device."""
-    shapes = objective.abstract_params(model, thought)
-    return device_memory.of_arrays(placement.placed(shapes, mesh))
+def _parameters(
+    model: ModelConfig, thought: ThoughtConfig | None, lora: Lora | None, mesh: Mesh
+) -> tuple[int, int, int]:
+    """Bytes of the parameters of one device, of those that are trained, and the number of the latter."""
+    shapes = objective.abstract_params(model, thought, lora)
+    trained, frozen = lora_lib.split(shapes)
+    size = device_memory.of_arrays(placement.placed(trained, mesh))
+    item = jnp.dtype("float32" if lora else model.param_dtype).itemsize
+    return size + device_memory.of_arrays(placement.placed(frozen, mesh)), size, size // item
 
 
 def _share(recipe: Recipe, mesh: Mesh) -> _Share:

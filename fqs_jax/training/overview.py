@@ -12,7 +12,7 @@ from rich.table import Table
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data import corpus
-from fqs_jax.model import decoder
+from fqs_jax.model import decoder, lora
 from fqs_jax.runs import folders
 from fqs_jax.runtime import device_memory, screen
 from fqs_jax.runtime.device_memory import GIB
@@ -41,6 +41,7 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
         "steps",
         "text tokens",
         "FLOPs",
+        "trained",
         "rows over",
         "done",
     ):
@@ -48,6 +49,8 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
     for recipe in todo:
         stage, thought = recipe.stage, recipe.thought
         _, groups = step.split_rows(recipe, mesh)
+        everything = objective.abstract_params(recipe.model, thought, recipe.lora)
+        trained = decoder.num_params(lora.split(everything)[0])
         done = folders.latest_step(folders.checkpoint_folder(root, stage.number)) or 0
         start = "initial model" if stage.start is None else names[stage.start]
         teacher = "" if stage.teacher is None else f", taught by {names[stage.teacher]}"
@@ -60,6 +63,7 @@ def print_overview(root: Path, todo: list[Recipe], recipes: list[Recipe], mesh: 
             f"{stage.steps:,}",
             f"{stage.steps * recipe.batch_size * recipe.seq_len:,}",
             f"{stage.steps * objective.step_flops(recipe):.2e}",
+            f"{trained:,}",
             f"{groups} x {mesh.size // groups}",
             f"{done:,}",
         )
@@ -86,7 +90,9 @@ def print_memory(todo: list[Recipe], mesh: Mesh) -> None:
             found = memory.estimate(recipe, mesh)
             program = step.program(recipe, mesh, corpus.extra_keys(recipe.data))
             with shortage.explained(recipe, mesh), jax.set_mesh(mesh):
-                compiled = program.step.lower(program.state, program.batch, np.int32(0)).compile()
+                compiled = program.step.lower(
+                    program.state, program.batch, np.int32(0), program.frozen
+                ).compile()
             used = device_memory.of_program(compiled, mesh.devices.flat[0].platform)
             needed = used.peak if used else None
             parts = found.parameters, found.optimizer, found.gradients, found.thoughts

@@ -10,6 +10,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from fqs_jax.curriculum.recipe import Recipe
+from fqs_jax.model.lora import TARGETS, Lora
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.runtime import device_memory
 from fqs_jax.runtime.device_memory import GIB
@@ -52,7 +53,14 @@ def _fraction(recipe: Recipe, share: float) -> Recipe | None:
     return dataclasses.replace(recipe, objective=dataclasses.replace(own, position_fraction=share))
 
 
-# Those that change only the time of a step come first; the last two change the training.
+def _adapters(recipe: Recipe, rank: int) -> Recipe | None:
+    """The recipe with adapters of every kernel, as the default of `lora.targets` is."""
+    if recipe.lora is not None:
+        return None
+    return dataclasses.replace(recipe, lora=Lora(rank, rank, tuple(TARGETS)))
+
+
+# Those that change only the time of a step come first; the last three change the training.
 SETTINGS = (
     Setting("compute.position_chunk", (64, 16, 4), _compute("position_chunk")),
     Setting("compute.vocab_chunk", (2048, 256), _compute("vocab_chunk")),
@@ -60,6 +68,7 @@ SETTINGS = (
     Setting("compute.remat", ("full",), _compute("remat")),
     Setting("thought.position_fraction", (0.5, 0.25, 0.125), _fraction),
     Setting("compute.param_dtype", ("bfloat16",), _compute("param_dtype")),
+    Setting("lora.rank", (16,), _adapters),
 )
 
 

@@ -14,8 +14,11 @@ from jax.sharding import Mesh
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.model import lora as lora_lib
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import folders, loading, source
+from fqs_jax.runs import folders, source, stages
+from fqs_jax.runs.stages import Base
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking import parameters
 from fqs_jax.thinking.config import Thinker
@@ -23,7 +26,8 @@ from fqs_jax.training import step as step_lib
 from fqs_jax.training.step import Program, State
 
 RESUME = "run the same command again to resume"
-_INIT = 2**32 - 1  # folded in instead of a step number, for draws before the first step
+# Folded in instead of a step number, for draws before the first step: thoughts, adapters.
+_INIT, _ADAPTERS = 2**32 - 1, 2**32 - 2
 
 Batches = Iterator[dict[str, np.ndarray]]
 
@@ -48,30 +52,61 @@ class Run:
         return folders.stage_folder(self.root, stage.number)
 
 
-def starting_state(run: Run, recipe: Recipe, program: Program) -> State:
-    """The state before a stage's first step, created in its place on the mesh."""
+def check_base(recipe: Recipe, config: ml_collections.ConfigDict) -> None:
+    """Refuse adapters beside random parameters, which are never trained.
+
+    Raises:
+      UserError: the stage starts from random parameters.
+    """
+    number = recipe.stage.number
+    if recipe.lora is not None and recipe.stage.start is None and not config.init_from:
+        raise UserError(
+            f"stage_{number} would freeze random parameters: give --init_from=HF_DIR, or train the stage in "
+            f"full, with lora.rank=0 in stage_{number}.settings"
+        )
+
+
+def frozen_base(run: Run, recipe: Recipe) -> Base | None:
+    """The base of a stage's adapters, in its place on the mesh; None for a stage without adapters."""
+    if recipe.lora is None:
+        return None
+    return stages.load_base(run.root, run.config, recipe.stage, run.command, run.mesh)
+
+
+def starting_state(run: Run, recipe: Recipe, program: Program, base: Base | None = None) -> State:
+    """The state before a stage's first step, created in its place on the mesh.
+
+    Args:
+      base: see `frozen_base`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-    params = starting_params(run, recipe, shardings.params)
+    params = starting_params(run, recipe, shardings.params, base)
     init = jax.jit(program.optimizer.init, out_shardings=shardings.optimizer)
     return State(params, init(params))
 
 
-def starting_params(run: Run, recipe: Recipe, shardings: Params) -> Params:
-    """Parameters before the stage's first step: see the order of precedence in training/loop.py.
+def starting_params(
+    run: Run, recipe: Recipe, shardings: Params, base: Base | None = None
+) -> Params:
+    """Trained parameters before the stage's first step: see the order of precedence in training/loop.py.
 
     A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
     reset switches renew (published: marks and the head's last layer at every stage).
 
     Args:
       shardings: placement of the parameters, `Program.state`.
+      base: see `frozen_base`.
     """
     config, start = run.config, recipe.stage.start
-    if start is None:
+    if base is not None:
+        params = _with_adapters(run, recipe, shardings, base)
+    elif start is None:
         params = source.initial_params(run.root, config, recipe.model, run.mesh)
     else:
-        params, _ = loading.load_stage(run.root, start, run.command(start), mesh=run.mesh)
+        params, _ = stages.load_stage(run.root, start, run.command(start), mesh=run.mesh)
     if recipe.thought is None:
         return {"lm": params["lm"]}
+    embed = (params if base is None else base.params)["lm"]["embed"]
     thinker = Thinker(recipe.model, recipe.thought)
     marks = source.mark_ids(config, run.tokenizer)
     key = jax.random.fold_in(step_lib.stage_key(recipe), _INIT)
@@ -88,5 +123,17 @@ def starting_params(run: Run, recipe: Recipe, shardings: Params) -> Params:
         return kept
 
     make = jax.jit(thought, out_shardings=shardings["thought"])
-    made = make(params["lm"]["embed"], params.get("thought"))
+    made = make(embed, params.get("thought"))
     return {**params, "thought": made}
+
+
+def _with_adapters(run: Run, recipe: Recipe, shardings: Params, base: Base) -> Params:
+    """{lm: adapters[, thought]} that a stage starts with: those that it continues, or fresh ones."""
+    start, lora = recipe.stage.start, recipe.lora
+    assert lora is not None  # it has a base
+    if start is not None and start != stages.base_stage(run.root, run.config, recipe.stage):
+        return stages.load_trained(run.root, start, run.command(start), mesh=run.mesh).params
+    key = jax.random.fold_in(step_lib.stage_key(recipe), _ADAPTERS)
+    layers = jax.eval_shape(lambda: base.params["lm"]["layers"])
+    make = jax.jit(lambda key: lora_lib.fresh(lora, layers, key), out_shardings=shardings["lm"])
+    return {**base.params, "lm": make(key)}

@@ -20,7 +20,7 @@ from optax.microbatching import AccumulationType, microbatch
 from fqs_jax.curriculum import objective
 from fqs_jax.curriculum.objective import Loss
 from fqs_jax.curriculum.recipe import Recipe
-from fqs_jax.model import placement
+from fqs_jax.model import lora, placement
 from fqs_jax.model.decoder import Params
 from fqs_jax.objectives import batch as batch_lib
 from fqs_jax.objectives import metrics as metrics_lib
@@ -30,22 +30,26 @@ from fqs_jax.training import optimizer as optimizer_lib
 
 
 class State(NamedTuple):
-    """The state that a step reads and writes."""
+    """The state that a step reads and writes: what is trained, and the optimizer's state of it.
+
+    With adapters that is adapters and thoughts; the decoder is an argument of its own, `Program.frozen`.
+    """
 
     params: Params
     optimizer: optax.OptState
 
 
-StepFunction = Callable[[State, dict[str, Any], Any], tuple[State, dict[str, jax.Array]]]
+StepFunction = Callable[..., tuple[State, dict[str, jax.Array]]]
 
 
 class Program(NamedTuple):
     """A training step and the shapes it is compiled for.
 
     Attributes:
-      step: jitted (state, batch, step number from 0) -> (state, metrics); the state is donated.
+      step: jitted (state, batch, step number from 0, frozen) -> (state, metrics); the state is donated.
       optimizer: the transformation whose state is in `state`.
       state, batch: shapes, dtypes and placement.
+      frozen: likewise, of the parameters beside which adapters are trained; {} without adapters.
       row_groups: groups of devices that each work on rows of their own.
     """
 
@@ -53,6 +57,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     state: State
     batch: dict[str, jax.ShapeDtypeStruct]
+    frozen: Params
     row_groups: int
 
 
@@ -75,14 +80,16 @@ def program(recipe: Recipe, mesh: Mesh, extra_keys: tuple[str, ...] = ()) -> Pro
         stage_key(recipe),
         recipe.microbatches,
         recipe.talk_steps,
+        recipe.lora.scale if recipe.lora else 1.0,
     )
-    params = objective.abstract_params(recipe.model, recipe.thought)
+    params = objective.abstract_params(recipe.model, recipe.thought, recipe.lora)
+    params, frozen = lora.split(params)
     state = State(params, jax.eval_shape(transform.init, params))
     state = State(*(placement.placed(tree, mesh) for tree in state))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(mesh)))
     batch = abstract_batch(recipe, mesh, extra_keys)
-    return Program(jitted, transform, state, batch, row_groups)
+    return Program(jitted, transform, state, batch, placement.placed(frozen, mesh), row_groups)
 
 
 def stage_key(recipe: Recipe) -> jax.Array:
@@ -147,8 +154,9 @@ def make_step(
     key: jax.Array,
     microbatches: int = 1,
     talk_steps: int = 1,
+    adapter_scale: float = 1.0,
 ) -> StepFunction:
-    """The pure training step (state, batch, step number from 0) -> (state, metrics).
+    """The pure training step (state, batch, step number from 0[, frozen]) -> (state, metrics).
 
     A step whose loss or gradient norm is NaN or infinite changes nothing but the counts of such steps.
 
@@ -156,13 +164,17 @@ def make_step(
       microbatches: parts of the batch that go through the network one after the other; the loss, its
         gradient and the metrics are those of the whole batch.
       talk_steps: A of the objective.
+      adapter_scale: factor of the adapters' products.
     """
 
     def train_step(
-        state: State, batch: dict[str, Any], step: jax.Array
+        state: State, batch: dict[str, Any], step: jax.Array, frozen: Params | None = None
     ) -> tuple[State, dict[str, jax.Array]]:
+        def loss_of_trained(trained: Params, batch: dict[str, Any], key: jax.Array) -> Any:
+            return loss_function(lora.joined(trained, frozen or {}, adapter_scale), batch, key)
+
         step_key = jax.random.fold_in(key, step)
-        gradient = jax.value_and_grad(loss_function, has_aux=True)
+        gradient = jax.value_and_grad(loss_of_trained, has_aux=True)
         if microbatches > 1:
             gradient = functools.partial(_in_microbatches, gradient, microbatches, talk_steps)
         (loss, sums), grads = gradient(state.params, batch, step_key)

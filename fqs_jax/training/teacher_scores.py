@@ -20,7 +20,7 @@ from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import folders, loading, record, source
+from fqs_jax.runs import folders, record, source, stages
 from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -157,7 +157,7 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
     if not objective.teacher_arrays(recipe):
         return None
     assert stage.teacher is not None  # checked when the row was read
-    params, row = loading.load_stage(
+    params, row = stages.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
     renewed = config.thought.reset_marks_at_eval

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import operator
 from typing import Any
 
@@ -13,6 +14,7 @@ from fqs_jax.curriculum import objective, resolve, settings
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage, row
 from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.lora import Lora
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops
 from tests.conftest import REPO
@@ -181,6 +183,18 @@ def test_step_flops_are_those_of_the_objective():
         ({"thought.masked_ids": (-1,)}, "masked_ids go from 0 to 31"),
         ({"quiet_star.advantage": "best"}, "advantage 'best' is none of clipped"),
         ({"ntp.action": "all"}, "action 'all' is none of sampled, expected, label"),
+        ({"lora.rank": -1}, "lora.rank is -1; set at least 0"),
+        (
+            {"lora.rank": 17},
+            "lora.rank is 17, more than the smaller side .* 'k'; set at most 8, or",
+        ),
+        ({"lora.alpha": math.nan}, "lora.alpha is nan; set at least 1e-38"),
+        ({"lora.rank": 2, "lora.targets": "q,w"}, "names 'w'; choose from q,k,v,o,gate,up,down"),
+        ({"lora.rank": 2, "lora.targets": ""}, "lora.targets names ''; choose from q,k,v,o"),
+        (
+            {"stage_1.settings": ("lora.rank=-3",)},
+            "stage_1.settings: lora.rank is -3; set at least 0",
+        ),
         ({"batch_size": 0}, "batch_size is 0; set at least 1"),
         ({"seed": -1}, "seed is -1; set at least 0"),
         ({"log_every": 0}, "log_every is 0; set at least 1"),
@@ -202,6 +216,30 @@ def test_settings_of_a_row_are_its_own():
     assert again.objective.advantage == "leave_one_out"
     assert tuple(think.data.clock.lengths) == (3,)
     assert base.data == config.data
+
+
+def test_adapters_are_a_setting_of_each_row():
+    changes = {"lora.rank": 4, "lora.targets": "down, q", "stage_1.settings": ("lora.rank=0",)}
+    changes["stage_2.settings"] = ("lora.rank=2", "lora.alpha=3", "lora.targets=v")
+    found = [recipe.lora for recipe in resolve.recipes(clock_config(changes), MODEL)]
+    usual = Lora(4, 16.0, ("q", "down"))
+    assert found == [usual, None, Lora(2, 3.0, ("v",)), usual]
+    assert usual.scale == 4
+
+
+def test_a_config_without_the_section_has_no_adapters():
+    config = clock_config({})
+    del config["lora"]
+    assert all(recipe.lora is None for recipe in resolve.recipes(config, MODEL))
+    config.stage_1.settings = ("lora.rank=2",)
+    with pytest.raises(
+        UserError, match="stage_1.settings are of the section lora, which the config"
+    ):
+        resolve.recipes(config, MODEL)
+    config.stage_1.settings = ()
+    config.lora = ml_collections.ConfigDict({"rank": 2, "alpha": 1.0, "targets": ("q", "v")})
+    with pytest.raises(UserError, match="lora needs rank, alpha and targets, such as q,v"):
+        resolve.recipes(config, MODEL)
 
 
 @pytest.mark.parametrize(

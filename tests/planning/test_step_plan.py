@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from configs import qwen2_5_0_5b, tiny
 from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.recipe import Recipe
-from fqs_jax.planning import collectives, step_plan, topologies, traced
+from fqs_jax.planning import collectives, printed, step_plan, topologies, traced
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops
@@ -240,6 +240,16 @@ def test_bytes_of_a_device_hold_its_share_of_the_state(planned: step_plan.Plan) 
     assert planned.memory.aliased > 0.9 * planned.memory.arguments
     assert planned.memory.peak >= planned.memory.arguments + planned.memory.temporaries
     assert planned.collectives["all-gather"].bytes > 0
+
+
+def test_adapters_need_no_optimizer_state_of_the_base() -> None:
+    """The base once; adapters, and two moments of each. Only these are written back."""
+    found = small_plan(small_case("4", {"lora.rank": 4}))
+    assert found.memory is not None and 0 < found.trained_parameters < found.parameters / 4
+    state = 4 * (found.parameters + 2 * found.trained_parameters)
+    assert state / 8 < found.memory.arguments < 1.5 * state / 8
+    assert found.memory.aliased < 2 * 3 * 4 * found.trained_parameters / 8
+    assert "of them are trained" in printed.parameters(found)
 
 
 def test_devices_that_repeat_others_are_told(planned: step_plan.Plan) -> None:

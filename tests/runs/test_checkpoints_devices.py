@@ -53,7 +53,7 @@ def test_any_mesh_restores_what_any_other_saved(tmp_path, before, after):
         step, params, optimizer, progress = saved.newest(*wanted)
         assert (step, progress) == (5, {"steps": 5})
         assert_same((params, optimizer), state_at(5))
-        assert_same(saved.restore_params(5, wanted[0]), state_at(5)[0])
+        assert_same(saved.restore_params(5, wanted[0])[0], state_at(5)[0])
     for array, like in zip(*map(jax.tree.leaves, ((params, optimizer), wanted)), strict=True):
         assert array.sharding == like.sharding
     assert_newest(tmp_path / "c", 5)  # on one device, without a mesh

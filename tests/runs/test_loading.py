@@ -11,7 +11,7 @@ import pytest
 from fqs_jax import huggingface
 from fqs_jax.curriculum import resolve
 from fqs_jax.data import tokenizer as tokenizer_lib
-from fqs_jax.runs import folders, loading, record, source
+from fqs_jax.runs import folders, loading, record, source, stages
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import config as config_lib
 from tests.tiny_runs import clock_config, hf_folder, save_stage
@@ -197,14 +197,14 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
 
 def test_load_stage(run):
     root, _, saved = run
-    params, stage = loading.load_stage(root, 1)
+    params, stage = stages.load_stage(root, 1)
     assert_same(params, saved[1])
     assert stage.name == "think-5-2"
-    assert_same(loading.load_stage(root, 2, finished=False)[0], saved[2])
+    assert_same(stages.load_stage(root, 2, finished=False)[0], saved[2])
     with pytest.raises(UserError, match="stage 2 .* is at step 3 of 6; finish it with: make 2"):
-        loading.load_stage(root, 2, "make 2")
+        stages.load_stage(root, 2, "make 2")
     with pytest.raises(UserError, match="has no checkpoint of stage 3; make it with: make 3"):
-        loading.load_stage(root, 3, "make 3")
+        stages.load_stage(root, 3, "make 3")
 
 
 def test_load_of_stages(run):
@@ -312,13 +312,13 @@ def test_a_step_that_is_deleted_while_it_is_read_gives_way_to_the_newest(
         return step
 
     monkeypatch.setattr(folders, "saved_step", find_too_early)
-    assert_same(loading.load_stage(root, 2, finished=False)[0], run[2][2])
+    assert_same(stages.load_stage(root, 2, finished=False)[0], run[2][2])
     (checkpoints / "5" / "_CHECKPOINT_METADATA").unlink()
     for path in (checkpoints / "5").rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
     with pytest.raises(UserError, match="cannot restore step 5 .*; train that stage again"):
-        loading.load_stage(root, 2, finished=False)
+        stages.load_stage(root, 2, finished=False)
 
 
 # Marks --------------------

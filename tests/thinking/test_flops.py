@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 from fqs_jax.inference import decoding
-from fqs_jax.model import attention_xla, decoder
+from fqs_jax.model import attention_xla, decoder, lora
 from fqs_jax.model import config as config_lib
+from fqs_jax.model.lora import Lora
 from fqs_jax.objectives import plain, quiet_star
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
@@ -246,6 +247,55 @@ def test_a_thought_free_step(action: str) -> None:
     reward = B * (T - 1) * flops.vocabulary(model)
     again = B * T * scores_again(model, (T + 1) / 2)
     assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward + again
+
+
+@pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")])
+def test_a_thinking_step_with_adapters(targets: tuple[str, ...]) -> None:
+    """No gradient of a frozen kernel is computed, nor of the head, and no product of A and B."""
+    model, thought = MODELS[0], THOUGHTS[0]
+    adapters = Lora(3, 6.0, targets)
+    R, K, M = thought.rationales, thought.num_tokens, thought.num_slots
+    trained, frozen = adapted(model, adapters)
+    traced = matmul_flops(
+        gradient(
+            lambda p, f: quiet_star.quiet_star_loss(
+                lora.joined(p, f), BATCH, KEY, Thinker(model, thought), QuietStarConfig()
+            )
+        ),
+        trained,
+        frozen,
+    )
+    in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
+    again = M * (scores_again(model, (T + 1) / 2) + scores_again(model, M))
+    in_vain = R * (in_vain + again) + scores_again(model, (T + 1) / 2)
+    assert traced == flops.quiet_star_step(model, thought, B, T, lora=adapters) + B * T * in_vain
+
+
+@pytest.mark.parametrize("action", [None, "sampled"])
+def test_a_plain_step_with_adapters(action: str | None) -> None:
+    model, adapters = MODELS[0], Lora(3, 6.0, ("k", "o", "down"))
+
+    def loss(p: Any, f: Any) -> Any:
+        whole = lora.joined(p, f)
+        if action is None:
+            return plain.next_token_loss(whole, BATCH, KEY, model)
+        return plain.ntp_loss(whole, BATCH, KEY, model, NTPConfig(action=action))
+
+    traced = matmul_flops(gradient(loss), *adapted(model, adapters))
+    again = B * T * scores_again(model, (T + 1) / 2)
+    if action is None:
+        unread = B * 2 * flops.vocabulary(model)  # forward, and the gradient of its input
+        assert traced == flops.next_token_step(model, B, T, adapters) - unread + again
+        return
+    unread, reward = B * 3 * flops.vocabulary(model), B * (T - 1) * flops.vocabulary(model)
+    assert traced == flops.ntp_step(model, B, T, True, adapters) - unread + reward + again
+
+
+def adapted(model: config_lib.ModelConfig, adapters: Lora) -> tuple[Any, Any]:
+    """The trained and the frozen part of a tree with adapters."""
+    params = random_params(model)
+    layers = lora.fresh(adapters, params["lm"]["layers"], KEY)
+    return lora.split(params | {"lm": lora.joined(layers, params["lm"])})
 
 
 @pytest.mark.parametrize("thought", [None, *THOUGHTS, *UNSAMPLED])

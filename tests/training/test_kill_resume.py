@@ -106,7 +106,9 @@ def stop(moment, signum, arguments, environment=None):
     if environment is None:
         code, said = programs.run(orders, *arguments)
     else:
-        [(code, said)] = programs.finish(programs.start(orders, *arguments, environment=environment))
+        [(code, said)] = programs.finish(
+            programs.start(orders, *arguments, environment=environment)
+        )
     assert code == 128 + signum, f"exit {code} and not {128 + signum}, {moment}\n{said}"
     for noise in ("Traceback", "Warning", "damaged"):
         assert noise not in said
