@@ -205,8 +205,8 @@ def test_cached_decoding_equals_the_whole_pass(case: Case) -> None:
     length_B = np.array([3, 1])
     at_T = np.arange(TOKENS_BxT.shape[1])[None, :, None, None]
     kept = at_T < length_B[:, None, None, None]
-    caches = (jnp.where(kept, cache, 9.0) for cache in case.text.cache)
-    cursor = decoding.Cursor(*caches, jnp.asarray(length_B), case.text.hidden_BxTxD[:, 0])
+    key, value = (jnp.where(kept, cache, 9.0) for cache in case.text.cache)
+    cursor = decoding.Cursor(key, value, jnp.asarray(length_B), case.text.hidden_BxTxD[:, 0])
     extend = jax.jit(decoding.extend, static_argnames="model")
     for step in range(5):
         at_B = length_B + step

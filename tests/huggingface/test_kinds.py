@@ -111,7 +111,7 @@ def test_the_language_model_of_gemma_3(tmp_path: Path) -> None:
         "pad_token_id": None,
         "max_position_embeddings": 64,
     }
-    vision = {
+    vision: dict[str, Any] = {
         "hidden_size": 8,
         "intermediate_size": 8,
         "num_hidden_layers": 1,
