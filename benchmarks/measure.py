@@ -36,7 +36,7 @@ class Other:
     Attributes:
       name: what it is.
       step: makes one step, to its end.
-      step_peak_mb: peak of resident memory in its first step, above that before the step, 10^6 bytes.
+      step_peak_mb: peak of resident memory in a step, above that before the step, 10^6 bytes.
       gemm_gflops: rate of its matrix products by a clock, as `gemm_gflops`.
     """
 

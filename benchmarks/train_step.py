@@ -17,7 +17,7 @@ forward and backward pass, clipping and AdamW, as the training loop compiles it.
 of --seq_len tokens. --torch alternates the plain step with the same step of transformers' model in torch:
 
     other_seconds_median, other_gemm_gflops, other_seconds_all
-    other_step_peak_mb          peak of resident memory in its first step, less that before it
+    other_step_peak_mb          peak of resident memory in a step, less that before it
     faster                      their seconds over ours, each times the GEMM rate of its side
 
 The published size of docs/performance.md, each command on a quiet machine:

@@ -25,7 +25,7 @@ from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
-from fqs_jax.runtime import device_memory, locks, processes, sharding
+from fqs_jax.runtime import locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
@@ -115,7 +115,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
         checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
-        shortage.check(recipe, run.mesh, device_memory.of_arrays((program.state, program.frozen)))
+        shortage.check_state(recipe, run.mesh, (program.state, program.frozen))
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         base = frozen_base(run, recipe)
         restored = saved.newest(*program.state)

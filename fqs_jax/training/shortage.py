@@ -105,10 +105,10 @@ def changes(recipe: Recipe, mesh: Mesh, room: int, needed: int | None = None) ->
             continue
         size, value, _ = best
         fits_alone |= size <= room
-        lines.append(f"--config.{setting.flag}={value} ({size / GIB:.3g} GiB)")
+        lines.append(f"--config.{setting.flag}={value} ({_gib(size)})")
         together = _allowed(setting.apply(together, value), mesh) or together
     if len(lines) > 1 and not fits_alone:
-        lines.append(f"all together ({peak(together) / GIB:.3g} GiB)")
+        lines.append(f"all together ({_gib(peak(together))})")
     return lines
 
 
@@ -122,32 +122,38 @@ def _allowed(recipe: Recipe | None, mesh: Mesh) -> Recipe | None:
 
 
 def sentence(recipe: Recipe, mesh: Mesh, room: int, needed: int) -> str:
-    """One sentence for a step that needs more than a device has, with what would make it fit."""
-    sizes = f"needs {needed / GIB:.3g} GiB of a device that has {room / GIB:.3g} GiB left"
-    found = changes(recipe, mesh, room, needed)
-    way = f"by estimate it needs, with {'; '.join(found)}" if found else "use more devices"
-    return f"{recipe.stage} {sizes}; {way}"
+    """One sentence for a step whose peak is more than a device has, with what would make it fit."""
+    ways = _ways(changes(recipe, mesh, room, needed))
+    return f"{recipe.stage} needs {_gib(needed)} of a device that has {_gib(room)}; {ways}"
+
+
+def check_state(recipe: Recipe, mesh: Mesh, state: Any) -> None:
+    """Refuse a stage whose state alone the devices of this process have no memory for.
+
+    Args:
+      state: shapes with their placement, `step.Program.state`.
+
+    Raises:
+      UserError: names settings that would make the step fit.
+    """
+    needed, room = device_memory.of_arrays(state), device_memory.free(mesh.local_devices[0])
+    if room is not None and needed > room:
+        raise UserError(
+            f"the parameters and the optimizer state of {recipe.stage} alone need {_gib(needed)} of a "
+            f"device that has {_gib(room)}; {_ways(changes(recipe, mesh, room))}"
+        )
 
 
 def check_program(recipe: Recipe, mesh: Mesh, program: Any) -> None:
-    """`check` of a compiled step whose arguments exist."""
-    platform = mesh.devices.flat[0].platform
-    if (needed := device_memory.of_program(program, platform)) is not None:
-        check(recipe, mesh, needed.peak, existing=needed.arguments)
-
-
-def check(recipe: Recipe, mesh: Mesh, peak: int, existing: int = 0) -> None:
-    """Refuse a step that the devices of this process have no memory for.
-
-    Args:
-      peak: bytes that it needs of a device. existing: of these, bytes that are allocated already.
+    """Refuse a compiled step that the devices of this process have no memory for; its state exists.
 
     Raises:
       UserError: names settings that would make it fit.
     """
+    used = device_memory.of_program(program, mesh.devices.flat[0].platform)
     free = device_memory.free(mesh.local_devices[0])
-    if free is not None and peak - existing > free:
-        raise UserError(sentence(recipe, mesh, free + existing, peak))
+    if used is not None and free is not None and used.peak - used.arguments > free:
+        raise UserError(sentence(recipe, mesh, free + used.arguments, used.peak))
 
 
 @contextlib.contextmanager
@@ -163,8 +169,18 @@ def explained(recipe: Recipe, mesh: Mesh) -> Iterator[None]:
         if not device_memory.is_exhausted(error):
             raise
         reason = printable(str(error).strip().partition("\n")[0], 200)
-        found = "; ".join(changes(recipe, mesh, room=0)) or "more devices"
+        needed = memory.estimate(recipe, mesh).peak
         raise UserError(
             f"{recipe.stage} ran out of memory{f' ({reason})' if reason else ''}; by estimate it needs "
-            f"{memory.estimate(recipe, mesh).peak / GIB:.3g} GiB of a device, and with {found}"
+            f"{_gib(needed)} of a device; {_ways(changes(recipe, mesh, room=0))}"
         ) from error
+
+
+def _ways(found: list[str]) -> str:
+    if not found:
+        return "no setting lowers it much: divide it among more devices with --config.mesh.fsdp"
+    return f"settings that lower it, with the peak by estimate: {'; '.join(found)}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.3g} GiB"

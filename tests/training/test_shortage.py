@@ -87,7 +87,7 @@ def test_a_state_that_does_not_fit_is_refused_before_it_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, recipe = make_run(tmp_path / "W", monkeypatch, room=1000)
-    with pytest.raises(UserError, match=r"stage 0 \(base\) needs .* GiB of a device that has"):
+    with pytest.raises(UserError, match=r"of stage 0 \(base\) alone need .* GiB of a device that"):
         loop.run_stage(run, recipe)
     assert not list((tmp_path / "W" / "stage_0").glob("checkpoints/*"))
 
@@ -108,7 +108,9 @@ def test_a_compiled_step_is_compared_with_what_is_left(monkeypatch: pytest.Monke
     recipe, mesh = recipe_of("3"), mesh_of()
     monkeypatch.setattr(device_memory, "free", lambda device: 100)
     shortage.check_program(recipe, mesh, Step(90))  # and 10 of code; its arguments exist
-    with pytest.raises(UserError, match="by estimate it needs, with --config"):
+    with pytest.raises(
+        UserError, match="settings that lower it, with the peak by estimate: --config"
+    ):
         shortage.check_program(recipe, mesh, Step(91))
     monkeypatch.setattr(device_memory, "free", lambda device: None)
     shortage.check_program(recipe, mesh, Step(10**15))
