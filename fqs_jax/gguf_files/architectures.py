@@ -64,6 +64,10 @@ _REFUSED = {
     "rope.scale_linear": 1.0,
     "rope.scaling.attn_factor": 1.0,
     "rope.scaling.yarn_log_multiplier": 0.0,
+    "rope.scaling.yarn_ext_factor": 1.0,
+    "rope.scaling.yarn_attn_factor": 1.0,
+    "rope.scaling.yarn_beta_fast": 32.0,
+    "rope.scaling.yarn_beta_slow": 1.0,
     "nextn_predict_layers": 0,
 }
 

@@ -26,6 +26,8 @@ from fqs_jax.runtime.errors import UserError, printable
 MOST_BYTES = 1 << 27  # of a header; one with 256,000 tokens has about 10 MB
 _VERSIONS = (2, 3)
 _LEAST_ENTRY, _LEAST_TENSOR = 13, 24  # bytes of the shortest entries
+# Entries of metadata, tensors, and texts of a list: objects of Python, which take far more memory than bytes.
+_MOST_ENTRIES, _MOST_TENSORS, _MOST_TEXTS = 1 << 16, 1 << 16, 1 << 22
 _MOST_DIMENSIONS = 4
 _SCALARS = {
     GGUFValueType.UINT8: "B",
@@ -99,8 +101,8 @@ def read(path: Path) -> Header:
         cursor = _Cursor(file, path)
         _check_start(cursor)
         num_tensors, num_entries = cursor.number("Q"), cursor.number("Q")
-        cursor.check_count(num_tensors, _LEAST_TENSOR, "tensors")
-        cursor.check_count(num_entries, _LEAST_ENTRY, "entries of metadata")
+        cursor.check_count(num_tensors, _LEAST_TENSOR, "tensors", _MOST_TENSORS)
+        cursor.check_count(num_entries, _LEAST_ENTRY, "entries of metadata", _MOST_ENTRIES)
         metadata: dict[str, Any] = {}
         for i in range(num_entries):
             cursor.where = f"entry {i} of its metadata"
@@ -168,12 +170,18 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise self.error("has a text that is not UTF-8; the file is damaged") from error
 
-    def check_count(self, count: int, least: int, what: str) -> None:
-        """Refuse a count of things of which each takes at least so many bytes."""
+    def check_count(self, count: int, least: int, what: str, most: int) -> None:
+        """Refuse a count of more than `most` things, or of more than the file has room for.
+
+        Args:
+          least: bytes that each takes at least.
+        """
         if count * least > self.size - self.position:
             raise self.error(
                 f"claims {count} {what}, more than the file can hold; it is damaged, fetch it again"
             )
+        if count > most:
+            raise self.error(f"claims {count} {what}, and no model has more than {most}")
 
 
 def _check_start(cursor: _Cursor) -> None:
@@ -214,11 +222,11 @@ def _value(cursor: _Cursor) -> Any:
         return float(str(np.float32(value))) if kind == GGUFValueType.FLOAT32 else value
     kind, count = _value_kind(cursor), cursor.number("Q")
     if kind == GGUFValueType.STRING:
-        cursor.check_count(count, 8, "texts")
+        cursor.check_count(count, 8, "texts", _MOST_TEXTS)
         return [cursor.text() for _ in range(count)]
     if kind in _SCALARS:
         dtype = np.dtype(f"<{_SCALARS[kind]}")
-        cursor.check_count(count, dtype.itemsize, "numbers")
+        cursor.check_count(count, dtype.itemsize, "numbers", MOST_BYTES)
         return np.frombuffer(cursor.take(count * dtype.itemsize), dtype)
     raise cursor.error("is an array of arrays, which no model needs")
 

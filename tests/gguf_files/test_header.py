@@ -173,12 +173,21 @@ def test_broken_headers(tmp_path, content, expected):
     assert re.search(expected, refusal(tmp_path / "model.gguf"))
 
 
-def test_a_header_of_absurd_length(tmp_path):
-    """Of a sparse file, so that the text fits into it."""
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (start(num_entries=1, rest=entry("k", 8, struct.pack("<Q", 1 << 30))), "beyond 128 MiB"),
+        (start(num_entries=1 << 20), "claims 1048576 entries of metadata, and no model has more"),
+        (start(num_tensors=1 << 20), "claims 1048576 tensors, and no model has more than 65536"),
+        (start(num_entries=1, rest=entry("k", 9, struct.pack("<IQ", 8, 1 << 25))), "texts, and no"),
+    ],
+)
+def test_headers_of_absurd_length(tmp_path, content, expected):
+    """Of sparse files, which have room for all that they claim."""
     path = tmp_path / "model.gguf"
-    path.write_bytes(start(num_entries=1, rest=entry("k", 8, struct.pack("<Q", 1 << 30))))
+    path.write_bytes(content)
     os.truncate(path, 1 << 31)
-    assert "goes beyond 128 MiB" in refusal(path)
+    assert expected in refusal(path)
 
 
 def test_special_files(tmp_path):
