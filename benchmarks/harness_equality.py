@@ -4,7 +4,7 @@
 
 The harness runs its own evaluator with its own model (`hf`) and its own definition of the task, on the same
 local file. CommonsenseQA, for which it has no such definition, gets that of ARC-Easy. Exit code 1 = a
-log-likelihood differs by more than 1e-3, or a prediction differs. Needs the extra `eval`, and no network.
+log-likelihood differs by more than 2e-3, or a prediction differs. Needs the extra `eval`, and no network.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFINITIONS = {
     "piqa": "piqa/piqa.yaml",
     "siqa": "siqa/siqa.yaml",
 }
-TOLERANCE = 1e-3  # nats
+TOLERANCE = 2e-3  # nats; the harness itself is 1.3e-3 from float64 on a solution of 71 tokens
 
 _TASK = flags.DEFINE_enum("task", "csqa", list(TASKS), "Benchmark.")
 _TASK_FILE = flags.DEFINE_string("task_file", "", "Its file in the original format.")
@@ -49,10 +49,12 @@ _BATCH = flags.DEFINE_integer("batch_size", 16, "Texts in a batch.", 1)
 
 
 class Item(NamedTuple):
-    """The log-likelihood of each option of an item, and if the prediction is right: by the sum, and
-    divided by characters."""
+    """The log-likelihood of each option of an item; the number of the predicted one, and if it is right:
+    by the sum, and divided by characters."""
 
     log_likelihoods: np.ndarray
+    chosen: int
+    chosen_norm: int
     acc: float
     acc_norm: float
 
@@ -88,10 +90,14 @@ def harness(
 
 
 def _items(samples: list[dict[str, Any]]) -> list[Item]:
-    return [
-        Item(np.array([r[0] for r in s["filtered_resps"]], float), s["acc"], s["acc_norm"])
-        for s in sorted(samples, key=lambda sample: sample["doc_id"])
-    ]
+    found = []
+    for sample in sorted(samples, key=lambda sample: sample["doc_id"]):
+        sums = np.array([answer[0] for answer in sample["filtered_resps"]], float)
+        # The second argument of a request is the option behind a blank, which is not counted.
+        characters = [len(option) - 1 for _, option in sample["arguments"]]
+        chosen, norm = int(sums.argmax()), int((sums / characters).argmax())
+        found.append(Item(sums, chosen, norm, sample["acc"], sample["acc_norm"]))
+    return found
 
 
 def ours(loaded: Loaded, task: str, file: str, limit: int | None, batch_size: int) -> list[Item]:
@@ -99,10 +105,12 @@ def ours(loaded: Loaded, task: str, file: str, limit: int | None, batch_size: in
     asked = items.read(TASKS[task], file, limit=limit)
     settings = asking.Settings(batch_size=batch_size)
     found = option_texts.evaluate(loaded, asked, settings).plain
-    right, norm = found.total.all_right()[:, 0], found.by_characters.all_right()[:, 0]
+    sums_NxA, norm_NxA = (part.log_probs_NxRxDxA[:, 0, 0] for part in found[:2])
+    chosen = zip(sums_NxA.argmax(-1), norm_NxA.argmax(-1), strict=True)
+    right = zip(*(part.all_right()[:, 0] for part in found[:2]), strict=True)
     return [
-        Item(found.total.log_probs_NxRxDxA[n, 0, 0, : len(item.options)], right[n], norm[n])
-        for n, item in enumerate(asked)
+        Item(sums_NxA[n, : len(item.options)], *options, *correct)
+        for n, (item, options, correct) in enumerate(zip(asked, chosen, right, strict=True))
     ]
 
 

@@ -31,7 +31,7 @@ from fqs_jax.thinking.config import Thinker, ThoughtConfig
 
 # Rows are padded to a power of two of tokens and positions, at least these, so that few programs
 # serve all sizes.
-_LENGTH, _POSITIONS = 32, 4
+_LENGTH, _POSITIONS = 64, 4
 _AT_ONCE = (
     512  # predictions [rows, positions, thoughts] at once: bounds the log-probabilities [..., V]
 )

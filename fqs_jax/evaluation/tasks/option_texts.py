@@ -1,7 +1,7 @@
 """Likelihoods of the texts of options, each as the continuation of its question.
 
-The text is cut into tokens, and its likelihood is divided, as the lm-evaluation-harness does both
-(`ConfigurableTask.process_results` of lm_eval 0.4.13).
+The text is cut into tokens, and its likelihood is divided, as the lm-evaluation-harness 0.4.13 does both
+(`lm_eval.api.task.ConfigurableTask.process_results`).
 """
 
 from __future__ import annotations
