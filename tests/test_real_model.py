@@ -12,7 +12,9 @@ from tokenizers import pre_tokenizers
 
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading
+from fqs_jax.runs.metrics_file import read_rows
 from tests.conftest import REPO
+from tests.tiny_runs import run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -94,3 +96,36 @@ def test_loss_is_theirs(loaded, theirs):
     log_probs = jax.nn.log_softmax(logits_BxTxV[0, :-1])
     loss = -np.asarray(log_probs)[np.arange(127), ids_BxT[0, 1:]].mean()
     assert loss == pytest.approx(expected, abs=1e-4) and 1 < loss < 5
+
+
+def test_it_learns_to_think_and_is_exported(smollm2, tmp_path):
+    """Two steps of a thinking stage, a shown thought, and an export that transformers reads alike."""
+    run(
+        "launch",
+        "--config=configs/small_hf.py",
+        f"--init_from={smollm2.folder}",
+        f"--text={PAGES[0]}",
+        f"--workdir={tmp_path / 'W'}",
+        "--stage=1",
+        "--config.stage_1.n_ahead=4",
+        "--config.stage_1.n_ahead_talk=2",
+        "--config.thought.position_fraction=0.1",
+        "--config.data.seq_len=32",
+        "--config.batch_size=1",
+        "--max_steps=2",
+    )
+    rows = read_rows(tmp_path / "W/stage_1/metrics.jsonl")
+    assert rows[-1]["step"] == 2 and rows[-1]["skipped_steps"] == 0 and 1 < rows[-1]["nll_base"] < 6
+    stage = (f"--checkpoint={tmp_path / 'W'}", "--stage=1")
+    shown = run("generate", *stage, "--prompt=Once", "--max_new_tokens=2", "--show_thoughts").stdout
+    assert shown.startswith("Once") and "\u2039" in shown
+    run("convert", f"--workdir={tmp_path / 'W'}", "--stage=1", f"--export={tmp_path / 'out'}")
+    ours = loading.load(str(tmp_path / "out"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    ).eval()
+    ids_BxT = np.array([ours.tokenizer.encode("Once upon a time there was a little cat.")])
+    with torch.no_grad():
+        expected_BxTxV = theirs(torch.as_tensor(ids_BxT)).logits.numpy()
+    logits_BxTxV = decoder.logits(ours.params["lm"], jnp.asarray(ids_BxT), ours.model)
+    np.testing.assert_allclose(logits_BxTxV, expected_BxTxV, atol=1e-3)
