@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from fqs_jax.curriculum import objective, resolve, row
-from fqs_jax.curriculum import settings as settings_lib
 from fqs_jax.evaluation import comparison
 from fqs_jax.model import decoder
 from fqs_jax.planning import step_plan, topologies
@@ -132,21 +131,21 @@ def test_a_config_without_its_section_is_refused(smoothed: types.ModuleType) -> 
         resolve.recipes(config, step_plan.architecture(config))
 
 
-def test_settings_are_parsed_once_per_stage(
+def test_recipes_are_resolved_once_per_stage(
     smoothed: types.ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """From the config to the end of training, each stage's settings are resolved once."""
-    parsed = []
-    sections = settings_lib.sections
+    """From the config to the end of training, each stage's recipe is resolved once."""
+    resolved = []
+    recipe_of = resolve.recipe
 
-    def counted(config: Any, stage: Any, names: Any) -> Any:
-        parsed.append(stage.number)
-        return sections(config, stage, names)
+    def counted(config: Any, stage: Any, model: Any) -> Any:
+        resolved.append(stage.number)
+        return recipe_of(config, stage, model)
 
-    monkeypatch.setattr(settings_lib, "sections", counted)
+    monkeypatch.setattr(resolve, "recipe", counted)
     config, root = config_with_stage(), tmp_path / "W"
     model, tokenizer = source.prepare(root, config)
     run = start.Run(root, config, tokenizer, sharding.single_device(), Interrupts(), str)
     for recipe in resolve.recipes(config, model):
         loop.run_stage(run, recipe)
-    assert parsed == [0, 4]
+    assert resolved == [0, 4]
