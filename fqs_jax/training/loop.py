@@ -87,12 +87,12 @@ def run_stage(run: Run, recipe: Recipe) -> None:
             if base is not None:
                 stages.check_stage(run.root, base, run.command(base))
     data = corpus.dataset(recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream)
-    digest = data.digest()
+    digest, adapted = data.digest(), recipe.lora is not None
     if _is_done(run, stage):
-        record.write(run.root, config, stage, digest)
+        record.write(run.root, config, stage, digest, adapted)
         return
     with locks.FolderLock(folder) as lock:
-        record.write(run.root, config, stage, digest)
+        record.write(run.root, config, stage, digest, adapted)
         if not _is_done(run, stage):  # another run may have ended meanwhile
             _train(run, recipe, data, lock)
             lock.check()
