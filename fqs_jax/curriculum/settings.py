@@ -52,7 +52,7 @@ def lora_config(chosen: ml_collections.ConfigDict) -> Lora | None:
     """
     if (section := chosen.get("lora")) is None:
         return None
-    if not isinstance(section.get("targets"), str) or not {"rank", "alpha"} <= section.keys():
+    if not isinstance(section.get("targets"), str) or not {"rank", "alpha"}.issubset(section):
         raise UserError(
             "the section lora needs rank, alpha and targets, such as q,v; see configs/common.py"
         )
