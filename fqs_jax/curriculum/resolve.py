@@ -59,7 +59,7 @@ def lora(config: ml_collections.ConfigDict, stage: Stage) -> Lora | None:
     Args:
       config: an experiment's, or that of the stage's record.
     """
-    return settings.lora_config(_sections(config, stage))
+    return settings.lora_config(_sections(config, stage)) if "lora" in config else None
 
 
 def thought(

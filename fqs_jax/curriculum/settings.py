@@ -50,16 +50,17 @@ def lora_config(chosen: ml_collections.ConfigDict) -> Lora | None:
     Raises:
       UserError: a target does not exist.
     """
-    if (section := chosen.get("lora")) is None or not section.get("rank"):
+    if (section := chosen.get("lora")) is None:
         return None
-    if not isinstance(section.get("targets"), str) or "alpha" not in section:
+    if not isinstance(section.get("targets"), str) or not {"rank", "alpha"}.issubset(section):
         raise UserError(
             "the section lora needs rank, alpha and targets, such as q,v; see configs/common.py"
         )
     named = [name.strip() for name in section.targets.split(",")]
     in_order = [name for name in TARGETS if name in named]
     unknown = [name for name in named if name not in TARGETS]
-    return Lora(section.rank, float(section.alpha), (*in_order, *unknown))
+    lora = Lora(section.rank, float(section.alpha), (*in_order, *unknown))
+    return lora if lora.rank else None
 
 
 def sections(

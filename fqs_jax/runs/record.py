@@ -15,7 +15,6 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import (
@@ -50,7 +49,11 @@ HARMLESS = (
 
 
 def write(
-    root: Path, config: ml_collections.ConfigDict, stage: Stage, data_digest: str = ""
+    root: Path,
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    data_digest: str = "",
+    adapted: bool = False,
 ) -> None:
     """Write the record of a stage; on a later start, compare with it first.
 
@@ -58,6 +61,7 @@ def write(
 
     Args:
       data_digest: a hash of the training rows.
+      adapted: the stage trains adapters.
 
     Raises:
       UserError: the stage was begun from something else, or the processes have different records.
@@ -68,7 +72,7 @@ def write(
     parents = {str(n): origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
     run = {
         "stage": dataclasses.asdict(stage),
-        "config": _relevant(config, stage),
+        "config": _relevant(config, stage, adapted),
         "data": data_digest,
     }
     run = json.loads(json.dumps(run | {"made_from": parents}))
@@ -147,14 +151,14 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
     return {"step": saved_step(root, number), "lineage": lineage}
 
 
-def _relevant(config: ml_collections.ConfigDict, stage: Stage) -> dict[str, Any]:
+def _relevant(config: ml_collections.ConfigDict, stage: Stage, adapted: bool) -> dict[str, Any]:
     """The config without the rows of all stages; the stage's own row is saved beside it.
 
     Sections such as `distill` are left out of the records of other stages, so that several students can
     be trained from the same teacher; so is `lora` for a stage without adapters.
     """
     private = {name for name, row in OBJECTIVES.items() if not row.in_other_records}
-    if resolve.lora(config, stage) is None:
+    if not adapted:
         private.add("lora")
     return {
         key: value

@@ -90,12 +90,12 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     data = corpus.dataset(
         recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
     )
-    digest = data.digest()
+    digest, adapted = data.digest(), recipe.lora is not None
     if _is_done(run, stage):
-        record.write(run.root, config, stage, digest)
+        record.write(run.root, config, stage, digest, adapted)
         return
     with locks.FolderLock(folder) as lock:
-        record.write(run.root, config, stage, digest)
+        record.write(run.root, config, stage, digest, adapted)
         if not _is_done(run, stage):  # another run may have ended meanwhile
             with shortage.explained(recipe, run.mesh):
                 _train(run, recipe, data, lock)

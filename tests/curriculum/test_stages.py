@@ -189,7 +189,7 @@ def test_step_flops_are_those_of_the_objective():
             "lora.rank is 17, more than the smaller side .* 'k'; set at most 8, or",
         ),
         ({"lora.alpha": math.nan}, "lora.alpha is nan; set at least 1e-38"),
-        ({"lora.rank": 2, "lora.targets": "q,w"}, "names 'w'; choose from q,k,v,o,gate,up,down"),
+        ({"lora.targets": "q,w"}, "names 'w'; choose from q,k,v,o,gate,up,down"),
         ({"lora.rank": 2, "lora.targets": ""}, "lora.targets names ''; choose from q,k,v,o"),
         (
             {"stage_1.settings": ("lora.rank=-3",)},

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fqs_jax import huggingface
-from fqs_jax.curriculum import resolve
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.model import decoder, lora
 from fqs_jax.runs import damage, folders, loading, source, stages
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
-from fqs_jax.training import start
+from fqs_jax.training import optimizer, start
 from fqs_jax.training import step as step_lib
 from tests.tiny_runs import clock_config, rows_without_time, save_stage
 from tests.training.test_loop import BEFORE, SignalAt, assert_same, run_of, stage_of, train_stage
@@ -283,3 +285,31 @@ def test_adapters_beside_random_parameters_are_refused(config: Any) -> None:
         start.check_base(recipes[0], config)
     for recipe in recipes[1:]:
         start.check_base(recipe, config)
+
+
+def test_without_adapters_the_step_is_the_one_that_knows_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The program of rank 0, of a config without the section, and of code without adapters."""
+
+    def text(config: Any) -> str:
+        recipe = stage_recipe(config)
+        transform = optimizer.make(recipe.optimizer, 0.1, 6)
+        step = step_lib.make_step(objective.loss_function(recipe), transform, jax.random.key(0))
+        params = objective.abstract_params(recipe.model, recipe.thought, recipe.lora)
+        state = step_lib.State(params, jax.eval_shape(transform.init, params))
+        batch = {"tokens": TOKENS, "mask": TOKENS >= 0}
+        return re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(state, batch, 0)))
+
+    def stage_recipe(config: Any) -> Any:
+        model = source.described_model(config, vocab_size=17, position_chunk=4)
+        return resolve.find(resolve.recipes(config, model), "1")
+
+    off = text(lora_config(lora__rank=0, stage_0__settings=()))
+    absent = clock_config({})
+    del absent["lora"]
+    assert text(absent) == off
+    monkeypatch.setattr(decoder, "Dense", nn.DenseGeneral)
+    monkeypatch.setattr(lora, "split", lambda params: (params, {}))
+    monkeypatch.setattr(lora, "joined", lambda trained, *_: trained)
+    assert text(absent) == off
