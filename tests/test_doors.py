@@ -85,19 +85,19 @@ def test_a_missing_stage_names_the_command_that_makes_it(place, given):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_interrupted_runs_go_on(place, given, signum, code):
-    root = place / signum.name
+def test_a_run_interrupted_by_ctrl_c_goes_on(place, given):
+    """SIGTERM is in tests/training/test_kill_resume.py."""
+    root = place / "interrupted"
     options = (*given, *PLAIN, f"--workdir={root}", "--stage=1", "--config.stage_1.steps=1000")
     process = start("launch", *options, "--config.checkpoint_every=10000")
     metrics = root / "stage_1" / "metrics.jsonl"
     while process.poll() is None and not (metrics.exists() and read_rows(metrics)):
         time.sleep(0.01)
-    process.send_signal(signum)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=100)
-    assert process.returncode == code, err
+    assert process.returncode == 130, err
     step = int(re.findall(r"saved at step (\d+) of 1000; run the same command again", err)[0])
-    assert 1 <= step < 1000 and signum.name in err and "Traceback" not in err and not out
+    assert 1 <= step < 1000 and "SIGINT" in err and "Traceback" not in err and not out
     assert [p.name for p in (root / "stage_1" / "checkpoints").iterdir()] == [str(step)]
 
     run("launch", *options, "--config.checkpoint_every=10000")
@@ -185,7 +185,7 @@ def our_logits(loaded, tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_exported_folders_are_stock(place, trained, family):
     root, stage = trained, 4
     if family != "llama":
