@@ -100,11 +100,12 @@ def test_loss_is_theirs(loaded, theirs):
 
 def test_it_learns_to_think_and_is_exported(smollm2, tmp_path):
     """Two steps of a thinking stage, a shown thought, and an export that transformers reads alike."""
+    (tmp_path / "text.txt").write_text(PAGES[0].read_text())
     run(
         "launch",
         "--config=configs/small_hf.py",
         f"--init_from={smollm2.folder}",
-        f"--text={PAGES[0]}",
+        f"--text={tmp_path / 'text.txt'}",
         f"--workdir={tmp_path / 'W'}",
         "--stage=1",
         "--config.stage_1.n_ahead=4",
