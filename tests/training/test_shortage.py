@@ -68,7 +68,7 @@ def test_only_what_applies_is_named() -> None:
     spread = " ".join(shortage.changes(recipe_of("0"), mesh_of(fsdp=4), room=1))
     assert "microbatches" not in spread
     tight = {"compute.remat": "full", "compute.vocab_chunk": 16, "microbatches": 4,
-             "compute.param_dtype": "bfloat16"}  # fmt: skip
+             "compute.param_dtype": "bfloat16", "lora.rank": 2}  # fmt: skip
     assert shortage.changes(recipe_of("0", tight), mesh_of(), room=1) == []
 
 
