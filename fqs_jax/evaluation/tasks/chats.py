@@ -35,9 +35,16 @@ def items(template: ChatTemplate, given: Sequence[Item]) -> list[Item]:
 
 
 def clozes(template: ChatTemplate, given: Sequence[Cloze]) -> list[Cloze]:
-    """Items scored by the texts of their options, as conversations: as the lm-evaluation-harness does,
-    the user says the whole prompt, and an option is the beginning of the answer."""
+    """Items scored by the texts of their options, as conversations.
+
+    As in the lm-evaluation-harness, the user says the whole prompt, and an option begins the answer.
+    """
     return [
-        dataclasses.replace(item, prompt=write(template, item.prompt), delimiter="")
+        dataclasses.replace(
+            item,
+            prompt=write(template, item.prompt),
+            options=tuple(option.lstrip() for option in item.options),
+            delimiter="",
+        )
         for item in given
     ]

@@ -7,7 +7,7 @@ import pytest
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.chat import ChatTemplate
 from fqs_jax.evaluation.tasks import chats, items, questions
-from fqs_jax.evaluation.tasks.items import Item
+from fqs_jax.evaluation.tasks.items import Cloze, Item
 from tests.chats import CHATML, write_tokenizer
 from tests.tiny_runs import refusal
 
@@ -31,6 +31,13 @@ def test_choices_stand_at_the_beginning_of_the_answer(tmp_path):
         for choice, path in zip(item.choices, question.choices, strict=True):
             read = [step.ids[step.target] for step in path]
             assert tokenizer.encode(item.prompt + choice)[-len(read) :] == read
+
+
+def test_texts_of_options_begin_the_answer():
+    asked = Cloze("Question: who saw\nAnswer:", ("the cat", " nobody"), 1)
+    [made] = chats.clozes(TEMPLATE, [asked])
+    said = "<|im_start|>user\nQuestion: who saw\nAnswer:<|im_end|>\n<|im_start|>assistant\n"
+    assert made == Cloze(said, ("the cat", "nobody"), 1, delimiter="")
 
 
 @pytest.mark.parametrize(
