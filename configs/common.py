@@ -24,6 +24,51 @@ def for_checkpoint(**model: object) -> ml_collections.ConfigDict:
     return c
 
 
+def for_qwen3(**sizes: object) -> ml_collections.ConfigDict:
+    """`for_checkpoint` of a dense Qwen3.
+
+    Args:
+      sizes: the fields in which its models differ.
+    """
+    return for_checkpoint(
+        vocab_size=151936,
+        num_kv_heads=8,
+        head_dim=128,
+        max_seq_len=40960,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qk_norm="head",
+        **sizes,
+    )
+
+
+def for_gemma3(**sizes: object) -> ml_collections.ConfigDict:
+    """`for_checkpoint` of a small Gemma 3.
+
+    Args:
+      sizes: the fields in which its models differ.
+    """
+    return for_checkpoint(
+        vocab_size=262144,
+        num_heads=4,
+        num_kv_heads=1,
+        head_dim=256,
+        max_seq_len=32768,
+        rope_theta=1e6,
+        norm_eps=1e-6,
+        qk_norm="head",
+        norms="both",
+        activation="gelu_tanh",
+        scaled_embeddings=True,
+        stored_norm_offset=1.0,
+        tied_embeddings=True,
+        sliding_window=512,
+        layer_types=("sliding",) * 5 + ("full",),
+        local_rope_theta=10000.0,
+        **sizes,
+    )
+
+
 def built_in() -> ml_collections.ConfigDict:
     """The fields common to all built-in tasks: those of fqs_jax.data.problems.task.Task."""
     c = ml_collections.ConfigDict()

@@ -17,18 +17,10 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The common defaults; float32 parameters are needed for steps of 1e-6, and affordable at this size."""
-    c = common.for_checkpoint(
-        vocab_size=151936,
+    return common.for_qwen3(
         width=1024,
         num_layers=28,
         num_heads=16,
-        num_kv_heads=8,
-        head_dim=128,
         mlp_dim=3072,
-        max_seq_len=40960,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        qk_norm="head",
         tied_embeddings=True,
     )
-    return c

@@ -17,18 +17,11 @@ from configs import common
 
 def get_config() -> ml_collections.ConfigDict:
     """The common defaults and bfloat16 parameters, as for Mistral-7B."""
-    c = common.for_checkpoint(
-        vocab_size=151936,
+    c = common.for_qwen3(
         width=4096,
         num_layers=36,
         num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
         mlp_dim=12288,
-        max_seq_len=40960,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-        qk_norm="head",
     )
     c.compute.param_dtype = "bfloat16"
     return c
