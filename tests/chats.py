@@ -110,27 +110,35 @@ TALK = [
 
 def write_tokenizer(folder: Path, template: str = CHATML) -> int:
     """Byte-level BPE that knows the sentences and the special tokens; returns the size of its vocabulary."""
+    return write_bpe(folder, sentences(200), SPECIALS, template, bos_token="<s>", eos_token="</s>")
+
+
+def write_bpe(
+    folder: Path, texts: list[str], specials: list[str], template: str, **named: str
+) -> int:
+    """Byte-level BPE of these texts, which begin with the first special token; returns its size.
+
+    named: special tokens by their name in tokenizer_config.json.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=400,
-        special_tokens=SPECIALS,
+        special_tokens=specials,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(200), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
+        single=f"{specials[0]} $A", special_tokens=[(specials[0], 0)]
     )
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | named))
     (folder / "chat_template.jinja").write_text(template)
     return tokenizer.get_vocab_size()

@@ -1,12 +1,10 @@
 """Our model in the lm-evaluation-harness against the harness's own, request by request, on byte-level BPE."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
-import tokenizers
 
 from fqs_jax import huggingface
 from fqs_jax.data import chat
@@ -17,6 +15,7 @@ from fqs_jax.inference.generation import Emitted
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
+from tests.chats import write_bpe
 from tests.tiny_runs import sentences
 
 pytest.importorskip(
@@ -42,31 +41,9 @@ CHAT = [
 
 def write_tokenizer(folder):
     """Byte-level BPE that knows the sentences; texts start with <|endoftext|>."""
-    folder.mkdir()
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=SPECIALS,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([*sentences(200), "11 12 112 1212 22"], trainer)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|endoftext|>",
-        "eos_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
-    return tokenizer.get_vocab_size()
+    texts = [*sentences(200), "11 12 112 1212 22"]
+    names = dict.fromkeys(("bos_token", "eos_token", "pad_token"), SPECIALS[0])
+    return write_bpe(folder, texts, SPECIALS, TEMPLATE, **names)
 
 
 @pytest.fixture(scope="module")
