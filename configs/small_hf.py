@@ -20,7 +20,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.compute.dtype = "float32"
     c.compute.remat = "elementwise"
     c.compute.vocab_chunk = 0
-    c.compute.position_chunk = 16
+    c.compute.position_chunk = 8
     c.batch_size = 4
     c.data.seq_len = 128
     c.data.rows = "pack"

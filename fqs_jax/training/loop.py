@@ -25,7 +25,7 @@ from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
-from fqs_jax.runtime import locks, processes, sharding
+from fqs_jax.runtime import device_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
@@ -36,6 +36,7 @@ from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_s
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
+LARGE_STATE = 256 * 2**20  # bytes
 # Metrics of a step: (step, device values) -> None.
 Read = Callable[[int, dict[str, jax.Array]], None]
 
@@ -149,6 +150,10 @@ def _loop(
     tokens_per_step = recipe.batch_size * recipe.seq_len
     frozen = {} if base is None else {"lm": base.params["lm"]}
     progress = {"steps": stage.steps} | ({} if base is None else {"base": base.digest})
+    # A save in the background holds the state twice, copied and encoded. Where that is the memory that the
+    # step computes in, the next step waits.
+    on_cpu = run.mesh.devices.flat[0].platform == "cpu"
+    waits = on_cpu and device_memory.of_arrays(state) >= LARGE_STATE
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
         """Log the metrics of a step if they are due, and report skipped steps."""
@@ -172,6 +177,8 @@ def _loop(
         lock.check()  # a folder that is no longer there would be made anew
         metrics.flush()  # rows up to a checkpoint are on disk before it is
         saved.save(step, state.params, state.optimizer, progress)
+        if waits:
+            saved.wait()
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,

@@ -192,6 +192,18 @@ def test_checkpoints_by_time(begun, whole):
     assert_same_stage(root, whole, config, 1)
 
 
+@pytest.mark.parametrize("large, expected", [(2**28, {None, 2, 4}), (0, {None})])
+def test_the_next_step_waits_for_the_save_of_a_large_state(
+    begun, config, monkeypatch, large, expected
+):
+    """On CPUs, where copies of the state and temporaries of the step would share the memory."""
+    pending = set()
+    monkeypatch.setattr(loop, "LARGE_STATE", large)
+    monkeypatch.setattr(checkpoints.Checkpoints, "check", lambda saved: pending.add(saved._saving))
+    train_stage(begun(1), config, 1)
+    assert pending == expected
+
+
 def test_a_killed_stage_ends_like_an_uninterrupted_one(whole, begun, config):
     root = begun(1)
     with pytest.raises(RuntimeError, match="killed"):
