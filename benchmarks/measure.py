@@ -82,8 +82,6 @@ class Kind:
                 choosing,
                 self.settings.reads_thought_only,
             )
-        if self.ntp:
-            return flops_lib.ntp_step(self.model, self.rows, self.length, sampled=True)
         return flops_lib.next_token_step(self.model, self.rows, self.length)
 
     def params(self, key: jax.Array) -> Any:

@@ -126,7 +126,7 @@ def phase_seconds(kind: Any) -> dict[str, float]:
     def update(grads: Any, optimizer: Any, params: Any) -> Any:
         import optax
 
-        updates, optimizer = measure.transform().update(grads, optimizer, params)
+        updates, optimizer = measure.transform().update(grads, optimizer, params, finite=True)
         return optax.apply_updates(params, updates), optimizer
 
     text_seconds = best(text, params)

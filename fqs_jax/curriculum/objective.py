@@ -133,11 +133,6 @@ def _student(loss: Loss) -> Callable[[Recipe, bool], Loss]:
     )
 
 
-def _ntp_flops(recipe: Recipe) -> int:
-    sampled = recipe.objective.action == "sampled"
-    return flops.ntp_step(recipe.model, recipe.batch_size, recipe.seq_len, sampled, recipe.lora)
-
-
 def _distill_arrays(recipe: Recipe) -> Arrays:
     return distillation.teacher_arrays(recipe.objective, recipe.seq_len, recipe.model.vocab_size)
 
@@ -160,7 +155,7 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "ntp": Objective(
         loss=_student(plain.ntp_loss),
-        step_flops=_ntp_flops,
+        step_flops=_next_token_flops,
         settings=lambda config, section: NTPConfig(**section),
         kind="student",
         teacher_thoughts=lambda settings: 1,

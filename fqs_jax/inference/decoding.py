@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fqs_jax.model import attention_xla, decoder
+from fqs_jax.model import attention_xla, decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import prediction
@@ -124,7 +124,7 @@ def pick(
       row_B: see `next_log_probs`.
     """
     if temperature == 0:
-        return jnp.argmax(log_probs_BxV, -1).astype(jnp.int32)
+        return vocab.argmax(log_probs_BxV)
     logits = log_probs_BxV / temperature
     if top_p < 1:
         ordered = jnp.sort(jax.nn.softmax(logits), axis=-1)[:, ::-1]

@@ -46,12 +46,16 @@ def log_probs(
     kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
     def read(hidden: jax.Array, ids: jax.Array) -> jax.Array:
-        logits = _logits(hidden, kernel_DxV, masked_ids) / temperature
-        # A comparison instead of a gather: its gradient fuses with the softmax's, a gather's is a scatter.
-        is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
-        return jnp.sum(jnp.where(is_target, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
+        return log_probs_of(_logits(hidden, kernel_DxV, masked_ids) / temperature, ids)
 
     return by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, ids_BxX)
+
+
+def log_probs_of(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """log softmax(logits)[ids], float32, of logits [..., V] and ids [...]."""
+    # A comparison instead of a gather: its gradient fuses with the softmax's, a gather's is a scatter.
+    is_target = jnp.arange(logits.shape[-1]) == ids[..., None]
+    return jnp.sum(jnp.where(is_target, logits, 0.0), -1) - jax.nn.logsumexp(logits, -1)
 
 
 def read(
@@ -76,20 +80,13 @@ def read(
     return by_chunks(_recomputed(apply, chunk), chunk, hidden_BxXxD, others_BxXx)
 
 
-def expected_log_probs(
-    hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int, temperature: float
-) -> jax.Array:
-    """sum_v pi_1(v) log pi_T(v) with pi_T = softmax(logits / T) and no gradient through pi_1; [B, ...]."""
+def expected_log_probs(logits: jax.Array, temperature: float) -> jax.Array:
+    """sum_v pi_1(v) log pi_T(v) with pi_T = softmax(logits / T) and no gradient through pi_1.
 
-    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
-
-    def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
-        logits = _logits(hidden, kernel_DxV, ())
-        probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
-        return jnp.sum(probs * jax.nn.log_softmax(logits / temperature), -1)
-
-    unused = jnp.zeros(hidden_BxXxD.shape[:-1], jnp.int32)
-    return by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, unused)
+    From logits [..., V] to float32 [...].
+    """
+    probs = jax.lax.stop_gradient(jax.nn.softmax(logits))
+    return jnp.sum(probs * jax.nn.log_softmax(logits / temperature), -1)
 
 
 def entropies(hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int) -> jax.Array:
@@ -130,23 +127,27 @@ def sample(
         logits = _logits(hidden, kernel_DxV, masked_ids) / (temperature or 1.0)
         log_p = jax.nn.log_softmax(logits)
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, -1)
-        if temperature:
-            noise = functools.partial(jax.random.gumbel, shape=logits.shape[-1:], dtype=jnp.float32)
-            logits = logits + jax.vmap(jax.vmap(noise))(keys)
-        return _argmax(logits), entropy
+        return drawn(logits, keys) if temperature else argmax(logits), entropy
 
     return jax.lax.stop_gradient(by_chunks(draw, chunk, hidden_BxXxD, keys_BxX))
 
 
-def _argmax(x: jax.Array) -> jax.Array:
-    """The first index of the largest element along the last axis, int32.
+def drawn(logits_BxXxV: jax.Array, keys_BxX: jax.Array) -> jax.Array:
+    """Draw ids, int32 [B, X], from softmax(logits), each with its own key."""
+    shape = logits_BxXxV.shape[-1:]
+    noise = functools.partial(jax.random.gumbel, shape=shape, dtype=jnp.float32)
+    return argmax(logits_BxXxV + jax.vmap(jax.vmap(noise))(keys_BxX))
+
+
+def argmax(x: jax.Array) -> jax.Array:
+    """The first index of the largest element along the last axis, int32; 0 beside a NaN.
 
     As two plain reductions, which vector units do well; jnp.argmax's pairs of value and index are
     compared one by one on CPU, and computed so too, with all of the noise.
     """
-    last = x.shape[-1] - 1
-    index = jnp.where(x == jnp.max(x, -1, keepdims=True), jnp.arange(last + 1), last)
-    return jnp.min(index, -1).astype(jnp.int32)
+    size = x.shape[-1]
+    index = jnp.where(x == jnp.max(x, -1, keepdims=True), jnp.arange(size), size)
+    return (jnp.min(index, -1) % size).astype(jnp.int32)
 
 
 def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
@@ -163,8 +164,12 @@ def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...
 
 
 def _recomputed(function: Callable[..., Any], chunk: int) -> Callable[..., Any]:
-    """Chunked readers recompute their logits in the backward pass, others keep them."""
-    return jax.checkpoint(function, prevent_cse=False) if chunk else function
+    """Chunked readers recompute their logits in the backward pass, others keep them.
+
+    Arrays that a reader names `read` are kept too.
+    """
+    kept = jax.checkpoint_policies.save_only_these_names("read")
+    return jax.checkpoint(function, policy=kept, prevent_cse=False) if chunk else function
 
 
 def by_chunks(

@@ -9,10 +9,10 @@ computes them; where code and paper differ the code is followed and the differen
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from fqs_jax.model import decoder, vocab
 from fqs_jax.model.config import ModelConfig
@@ -67,14 +67,8 @@ def ntp_loss(
     tokens_BxT, target_BxU = batch["tokens"], talk_targets(batch, 1)[:, 0]
     action_BxU = tokens_BxT[:, 1:]
     if config.action == "sampled":
-        lm = jax.lax.stop_gradient(params["lm"])
-        hidden_BxTxD = read_batch(lm, batch, model)
         position_BxU = jnp.broadcast_to(jnp.arange(action_BxU.shape[1]), action_BxU.shape)
-        keys_BxU = keys_lib.thought_keys(key, position_BxU, 1, batch.get("row"))[..., 0]
-        kernel_DxV = decoder.head_kernel(lm)
-        action_BxU, _ = vocab.sample(
-            hidden_BxTxD[:, :-1], kernel_DxV, keys_BxU, chunk=model.vocab_chunk
-        )
+        action_BxU = keys_lib.thought_keys(key, position_BxU, 1, batch.get("row"))[..., 0]
     loss, parts = ntp_losses(params, batch, batch["teacher_log_prob"], action_BxU, model, config)
     behind_BxU = parts.label_log_prob - batch["teacher_log_prob"]
     metrics = {
@@ -114,22 +108,36 @@ def ntp_losses(
     reward does not depend on the action, so in expectation this sharpens the student where it already
     beats the teacher; at temperature 1 it does nothing. The mean counts padding as zeros, as released.
 
+    The published code runs the student a second time to draw its actions. Here they are drawn from the
+    logits that the loss reads anyway, which are the same.
+
     Args:
-      teacher_log_prob_BxU: [B, T - 1]. action_BxU: int32 [B, T - 1].
+      teacher_log_prob_BxU: [B, T - 1].
+      action_BxU: [B, T - 1], ids, or the typed PRNG keys to draw them with.
     """
     lm = params["lm"]
     hidden_BxTxD = read_batch(lm, batch, model)
-    label = label_log_probs(lm, hidden_BxTxD, batch["tokens"], model)
-    reward = jax.lax.stop_gradient(label) - teacher_log_prob_BxU
+
+    def read(logits: jax.Array, label: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array]:
+        label_log_prob = vocab.log_probs_of(jax.lax.stop_gradient(logits), label)
+        if config.action == "expected":
+            return label_log_prob, vocab.expected_log_probs(logits, config.temperature)
+        if jnp.issubdtype(action.dtype, jax.dtypes.prng_key):
+            action = vocab.drawn(jax.lax.stop_gradient(logits), action)
+        action = checkpoint_name(action, "read")  # noise is not drawn again in the backward pass
+        return label_log_prob, vocab.log_probs_of(logits / config.temperature, action)
+
+    label, log_pi = vocab.read(
+        read,
+        hidden_BxTxD[:, :-1],
+        decoder.head_kernel(lm),
+        batch["tokens"][:, 1:],
+        action_BxU,
+        chunk=model.vocab_chunk,
+    )
+    reward = label - teacher_log_prob_BxU
     reward = jnp.maximum(reward, 0.0) if config.clip else reward
     reward = reward * talk_targets(batch, 1)[:, 0]
-
-    hidden_BxUxD, kernel_DxV = hidden_BxTxD[:, :-1], decoder.head_kernel(lm)
-    settings: dict[str, Any] = {"chunk": model.vocab_chunk, "temperature": config.temperature}
-    if config.action == "expected":
-        log_pi = vocab.expected_log_probs(hidden_BxUxD, kernel_DxV, **settings)
-    else:
-        log_pi = vocab.log_probs(hidden_BxUxD, kernel_DxV, action_BxU, **settings)
     policy = -jnp.mean(reward * log_pi)
     parts = NTPLosses(policy=policy, reward=reward, log_pi=log_pi, label_log_prob=label)
     return config.policy_weight * policy, parts

@@ -169,18 +169,9 @@ def quiet_star_step(
 
 
 def next_token_step(model: ModelConfig, batch: int, length: int, lora: Lora | None = None) -> int:
-    """One plain training step."""
+    """One plain training step, or one of the thought-free fine-tune, which costs the same."""
     forward = text_forward(model, length) + length * vocabulary(model)
     return batch * (TRAIN * forward + adaptation(model, lora, length, length))
-
-
-def ntp_step(
-    model: ModelConfig, batch: int, length: int, sampled: bool, lora: Lora | None = None
-) -> int:
-    """One thought-free fine-tuning step; `sampled` actions need a forward pass of their own."""
-    forward = text_forward(model, length) + length * vocabulary(model)
-    difference = adaptation(model, lora, length, length, forward_only=sampled * length)
-    return batch * ((TRAIN + sampled * FORWARD) * forward + difference)
 
 
 def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:

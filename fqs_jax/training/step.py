@@ -180,10 +180,10 @@ def make_step(
         (loss, sums), grads = gradient(state.params, batch, step_key)
         grads = placement.constrain_parameters(grads)
         norms = optimizer_lib.part_norms(grads)
-        # The optimiser skips a step for its gradients alone. A norm may overflow where no gradient does.
         finite = jnp.isfinite(jnp.stack([loss.astype(jnp.float32), *norms.values()])).all()
-        grads = jax.tree.map(lambda leaf: jnp.where(finite, leaf, jnp.nan), grads)
-        updates, optimizer_state = transform.update(grads, state.optimizer, state.params)
+        updates, optimizer_state = transform.update(
+            grads, state.optimizer, state.params, finite=finite
+        )
         params = optax.apply_updates(state.params, updates)
         metrics = metrics_lib.values(sums)
         metrics |= {"loss": loss, **norms}

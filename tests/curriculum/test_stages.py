@@ -151,10 +151,7 @@ def test_step_flops_are_those_of_the_objective():
     assert objective.step_flops(base) == flops.next_token_step(MODEL, 2, 16)
     assert think.thought is not None
     assert objective.step_flops(think) == flops.quiet_star_step(MODEL, think.thought, 2, 16)
-    assert objective.step_flops(ntp) == flops.ntp_step(MODEL, 2, 16, sampled=True)
-    config.ntp.action = "label"
-    *_, ntp = resolve.recipes(config, MODEL)
-    assert objective.step_flops(ntp) == flops.ntp_step(MODEL, 2, 16, sampled=False)
+    assert objective.step_flops(ntp) == flops.next_token_step(MODEL, 2, 16)
 
 
 @pytest.mark.parametrize(

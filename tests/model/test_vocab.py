@@ -76,7 +76,10 @@ def test_expected_log_probs(chunk: int, temperature: float) -> None:
         p = jax.lax.stop_gradient(jax.nn.softmax(logits))
         return jnp.sum(p * jax.nn.log_softmax(logits / temperature), -1)
 
-    ours = functools.partial(vocab.expected_log_probs, chunk=chunk, temperature=temperature)
+    def ours(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        read = functools.partial(vocab.expected_log_probs, temperature=temperature)
+        return vocab.read(read, hidden, kernel, chunk=chunk)
+
     assert_same(ours, plain)
 
 
@@ -101,6 +104,19 @@ def test_sample(chunk: int, temperature: float, masked_ids: tuple[int, ...]) -> 
     assert ids.dtype == jnp.int32 and not np.isin(ids, masked_ids).any()
     log_p = jax.nn.log_softmax(logits)
     np.testing.assert_allclose(entropy, -jnp.sum(jnp.exp(log_p) * log_p, -1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        ([1.0, 3.0, 3.0], 1),
+        ([-math.inf, -math.inf, -2.0], 2),
+        ([-math.inf, -math.inf, -math.inf], 0),
+        ([1.0, 5.0, math.nan], 0),
+    ],
+)
+def test_argmax(row: list[float], expected: int) -> None:
+    assert vocab.argmax(jnp.array([row])).tolist() == [expected]
 
 
 def test_draws_have_no_gradient() -> None:

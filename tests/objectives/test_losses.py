@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.positions import Positions, choose
 from fqs_jax.thinking.scoring import BlockScores
 from fqs_jax.thinking.thoughts import Scores
-from tests import reference
+from tests import jaxprs, reference
 from tests.parity import thinking_step
 from tests.tiny_models import MASKED_IDS, VOCAB, flat, model_config, random_params, texts
 
@@ -300,6 +301,21 @@ def test_ntp_loss_and_metrics(config: NTPConfig, unpredicted: int | None) -> Non
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("vocab_chunk", [0, 4])
+def test_actions_are_drawn_once(vocab_chunk: int) -> None:
+    """Noise for one id of the vocabulary at every predicted token, also where logits are recomputed."""
+    model = dataclasses.replace(MODEL, vocab_chunk=vocab_chunk)
+    data = with_teacher(batch(unpredicted=None))
+    gradient = jax.grad(lambda p: plain.ntp_loss(p, data, jax.random.key(0), model, NTPConfig())[0])
+    drawn = sum(
+        times * math.prod(equation.outvars[0].aval.shape)
+        for equation, times in jaxprs.equations(gradient, random_params(model))
+        if equation.primitive.name == "random_bits"
+    )
+    B, T = data["tokens"].shape
+    assert drawn == B * (T - 1) * VOCAB
 
 
 def test_the_expected_action_is_the_mean_of_sampled_ones() -> None:

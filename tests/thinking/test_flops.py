@@ -235,18 +235,15 @@ def test_a_plain_step(model: config_lib.ModelConfig) -> None:
 
 @pytest.mark.parametrize("action", ["sampled", "label"])
 def test_a_thought_free_step(action: str) -> None:
-    """Rewards and actions read the head once each; the reward's reading has no gradient."""
+    """One pass and one reading of the head serve the reward, the draw of the action and the loss."""
     model = MODELS[0]
     config = NTPConfig(action=action)
     traced = matmul_flops(
         gradient(lambda p: plain.ntp_loss(p, BATCH, KEY, model, config)), random_params(model)
     )
-    sampled = action == "sampled"
-    passes = flops.TRAIN + sampled
-    unread = B * passes * flops.vocabulary(model)
-    reward = B * (T - 1) * flops.vocabulary(model)
+    unread = B * flops.TRAIN * flops.vocabulary(model)
     again = B * T * scores_again(model, (T + 1) / 2)
-    assert traced == flops.ntp_step(model, B, T, sampled) - unread + reward + again
+    assert traced == flops.next_token_step(model, B, T) - unread + again
 
 
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")])
@@ -283,12 +280,8 @@ def test_a_plain_step_with_adapters(action: str | None) -> None:
 
     traced = matmul_flops(gradient(loss), *adapted(model, adapters))
     again = B * T * scores_again(model, (T + 1) / 2)
-    if action is None:
-        unread = B * 2 * flops.vocabulary(model)  # forward, and the gradient of its input
-        assert traced == flops.next_token_step(model, B, T, adapters) - unread + again
-        return
-    unread, reward = B * 3 * flops.vocabulary(model), B * (T - 1) * flops.vocabulary(model)
-    assert traced == flops.ntp_step(model, B, T, True, adapters) - unread + reward + again
+    unread = B * 2 * flops.vocabulary(model)  # forward, and the gradient of its input
+    assert traced == flops.next_token_step(model, B, T, adapters) - unread + again
 
 
 def adapted(model: config_lib.ModelConfig, adapters: Lora) -> tuple[Any, Any]:

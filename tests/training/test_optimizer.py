@@ -49,7 +49,7 @@ def norm(tree: Any) -> float:
 
 
 def step(transform: Any, grads: Any, state: Any) -> Any:
-    return jax.jit(transform.update)(grads, state, PARAMS)
+    return jax.jit(transform.update)(grads, state, PARAMS, finite=True)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_plain_model_has_one_part() -> None:
     assert set(jax.tree.leaves(optimizer.part_labels(plain))) == {"lm"}
     transform = optimizer.make(settings(), LEARNING_RATE, 10)
     grads = {"lm": gradients()["lm"]}
-    updates, _ = transform.update(grads, transform.init(plain), plain)
+    updates, _ = transform.update(grads, transform.init(plain), plain, finite=True)
     np.testing.assert_allclose(np.abs(updates["lm"]["final_norm"]["scale"]), 0.5, rtol=1e-4)
 
 
@@ -103,7 +103,7 @@ def test_adam_over_several_steps() -> None:
     mean, square = np.zeros(12), np.zeros(12)
     for count in range(1, 4):
         grads = gradients(seed=count)
-        updates, state = update(grads, state, PARAMS)
+        updates, state = update(grads, state, PARAMS, finite=True)
         gradient = np.asarray(grads["lm"]["final_norm"]["scale"], np.float64)
         mean = beta1 * mean + (1 - beta1) * gradient
         square = beta2 * square + (1 - beta2) * gradient**2
@@ -155,15 +155,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad: float) -> None:
     good, broken = gradients(1), copy.copy(gradients(2))
     broken["thought"] = broken["thought"] | {"end": broken["thought"]["end"].at[3].set(bad)}
 
-    _, clean = update(good, transform.init(PARAMS), PARAMS)
+    _, clean = update(good, transform.init(PARAMS), PARAMS, finite=True)
     state = clean
     for count in (1, 2, 3):
-        updates, state = update(broken, state, PARAMS)
+        updates, state = update(broken, state, PARAMS, finite=False)
         assert not any(leaf.any() for leaf in flat(updates).values())
         assert (state.notfinite_count, state.total_notfinite) == (count, count)
         assert not state.last_finite
-    expected, _ = update(good, clean, PARAMS)
-    updates, state = update(good, state, PARAMS)
+    expected, _ = update(good, clean, PARAMS, finite=True)
+    updates, state = update(good, state, PARAMS, finite=True)
     assert (state.notfinite_count, state.total_notfinite) == (0, 3) and state.last_finite
     for ours, theirs in zip(flat(updates).values(), flat(expected).values(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
