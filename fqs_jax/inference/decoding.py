@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from fqs_jax.model import attention_xla, decoder, vocab
-from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.config import Layer, ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.thinking import prediction
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
@@ -51,7 +51,40 @@ def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfi
     Donate the cursor to avoid a copy of the caches: layers return only the new key and value, which are
     then written into the caches.
     """
-    index_Bx1 = cursor.length_B[:, None]
+    hidden_Bx1xD = decoder.embed(params["lm"], token_B[:, None], model)
+    hidden_Bx1xD, key, value = through_layers(
+        params["lm"]["layers"],
+        hidden_Bx1xD,
+        cursor.key,
+        cursor.value,
+        cursor.length_B,
+        model=model,
+        period=model.period,
+    )
+    hidden_Bx1xD = decoder.final_norm(params["lm"], hidden_Bx1xD, model)
+    return Cursor(key, value, cursor.length_B + 1, hidden_Bx1xD[:, 0])
+
+
+def through_layers(
+    layers: Params,
+    hidden_Bx1xD: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    length_B: jax.Array,
+    *,
+    model: ModelConfig,
+    period: tuple[Layer, ...],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One token of every row through successive layers.
+
+    Args:
+      layers: stacked parameters of l layers, of the kinds `period`, repeated.
+      key, value: their caches [l, B, Tmax, G, H], of which length_B tokens a row are filled.
+
+    Returns:
+      Hidden states behind the last of these layers, and the caches with the token in them.
+    """
+    index_Bx1 = length_B[:, None]
     one = jnp.ones(1, jnp.int32)
 
     def attend(
@@ -64,16 +97,15 @@ def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfi
         merged = attention_xla.merge(before, (output[:, :, None], lse[:, :, None]))
         return merged[:, :, 0], (k, v)
 
-    embedding_Bx1xD = decoder.embed(params["lm"], token_B[:, None], model)
-    hidden_Bx1xD, new = decoder.run_layers(
-        params["lm"], embedding_Bx1xD, index_Bx1, attend, model, (cursor.key, cursor.value)
+    hidden_Bx1xD, new = decoder.run_blocks(
+        layers, hidden_Bx1xD, index_Bx1, attend, model, (key, value), period
     )
-    rows_B = jnp.arange(token_B.shape[0])
+    rows_B = jnp.arange(length_B.shape[0])
     key, value = (
-        cache.at[:, rows_B, cursor.length_B].set(written[:, :, 0])
-        for cache, written in zip((cursor.key, cursor.value), new, strict=True)
+        cache.at[:, rows_B, length_B].set(written[:, :, 0])
+        for cache, written in zip((key, value), new, strict=True)
     )
-    return Cursor(key, value, cursor.length_B + 1, hidden_Bx1xD[:, 0])
+    return hidden_Bx1xD, key, value
 
 
 def next_log_probs(
@@ -107,6 +139,36 @@ def next_log_probs(
     )
     log_prob, drawn, weight = (x[:, 0, 0] for x in following)
     return log_prob, drawn, weight
+
+
+def choose(
+    params: Params,
+    cursor: Cursor,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    model: ModelConfig,
+    thought: ThoughtConfig | None,
+    temperature: float,
+    top_p: float,
+    allowed: int,
+    first: jax.Array | int = 0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The next token of every row.
+
+    Args:
+      key: of all sampling, folded with the number of the `step` here.
+      allowed: ids from this one on are never chosen: a padded vocabulary has ids that no text has.
+      first: number of the first row among all prompts.
+
+    Returns:
+      int32 tokens [B], and the thoughts and their weights as of `next_log_probs`.
+    """
+    key = jax.random.fold_in(key, step)
+    row_B = first + jnp.arange(cursor.length_B.shape[0])
+    log_probs, drawn, weight = next_log_probs(params, cursor, key, model, thought, row_B)
+    log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
+    return pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B), drawn, weight
 
 
 def pick(

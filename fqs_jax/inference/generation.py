@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fqs_jax.inference import decoding
+from fqs_jax.inference import decoding, layerwise
 from fqs_jax.inference.decoding import Cursor
+from fqs_jax.inference.layerwise import Apart
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -56,12 +57,18 @@ class Emitted(NamedTuple):
 )
 def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed, first=0):  # type: ignore[no-untyped-def]
     """Choose the next token of every row and append it: one program a token."""
-    key = jax.random.fold_in(key, step)
-    row_B = first + jnp.arange(cursor.length_B.shape[0])
-    log_probs, drawn, weight = decoding.next_log_probs(params, cursor, key, model, thought, row_B)
-    # A padded vocabulary has ids that no text has.
-    log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
-    token = decoding.pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B)
+    token, drawn, weight = decoding.choose(
+        params,
+        cursor,
+        key,
+        step,
+        model=model,
+        thought=thought,
+        temperature=temperature,
+        top_p=top_p,
+        allowed=allowed,
+        first=first,
+    )
     return token, drawn, weight, decoding.extend(params, cursor, token, model)
 
 
@@ -123,11 +130,13 @@ def generate(
     key = jax.random.key(seed)
     size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
     results: list[Generation] = []
+    apart = settings["thought"] is None and layerwise.pays(loaded)
     with jax.set_mesh(loaded.mesh):
+        params = layerwise.parameters(loaded.params["lm"]) if apart else loaded.params
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
             given = settings | {"first": np.int32(first_row + first)}
-            results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
+            results += _generate(loaded, params, batch, max_new_tokens, key, given, on_step)
     return results
 
 
@@ -140,13 +149,18 @@ def _batch_size(model: ModelConfig, rows: Sequence[Sequence[int]], max_new_token
 
 def _generate(
     loaded: Loaded,
+    params: Params | Apart,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     key: jax.Array,
     settings: dict[str, Any],
     on_step: Callable[[Emitted], None] | None,
 ) -> list[Generation]:
-    """Continue the token ids of one batch of prompts."""
+    """Continue the token ids of one batch of prompts.
+
+    Args:
+      params: those that steps use.
+    """
     tokenizer, model, thought = loaded.tokenizer, loaded.model, settings["thought"]
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
@@ -156,7 +170,7 @@ def _generate(
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
     cursor = prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
-    emitted = steps(loaded.params, cursor, key, max_new_tokens, **settings)
+    emitted = steps(params, cursor, key, max_new_tokens, **settings)
     going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]
     clock = time.perf_counter()
@@ -179,7 +193,7 @@ def _generate(
 
 
 def steps(
-    params: Params, cursor: Cursor, key: jax.Array, count: int, **settings: Any
+    params: Params | Apart, cursor: Cursor, key: jax.Array, count: int, **settings: Any
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Outputs of `count` steps: tokens [B], thoughts [B, K], mixing weights [B] each.
 
@@ -187,8 +201,12 @@ def steps(
     not wait for the host. A generation that is stopped early has computed one step too many.
     """
     pending = None
+    take: Callable[..., Any] = _step
+    state: Any = cursor
+    if isinstance(params, Apart):
+        take, state = layerwise.step, layerwise.cursor(cursor)
     for step in range(count):
-        *emitted, cursor = _step(params, cursor, key, np.int32(step), **settings)
+        *emitted, state = take(params, state, key, np.int32(step), **settings)
         if pending is not None:
             yield _read(pending)
         pending = emitted

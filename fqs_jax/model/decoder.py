@@ -189,7 +189,33 @@ def run_layers(
     Returns:
       Final-norm hidden states [..., D] and `attend`'s second outputs stacked on a leading L axis.
     """
-    period = config.period
+    hidden, outputs = run_blocks(
+        params["layers"], hidden, positions, attend, config, layer_inputs, config.period
+    )
+    return final_norm(params, hidden, config), outputs
+
+
+def final_norm(params: Params, hidden: jax.Array, config: ModelConfig) -> jax.Array:
+    """The norm between the last decoder block and the head."""
+    norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype)
+    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, hidden))
+
+
+def run_blocks(
+    layers_params: Params,
+    hidden: jax.Array,
+    positions: jax.Array,
+    attend: Attend,
+    config: ModelConfig,
+    layer_inputs: Any,
+    period: tuple[Layer, ...],
+) -> tuple[jax.Array, Any]:
+    """Some successive decoder blocks, without the norm behind the last one; see `run_layers`.
+
+    Args:
+      layers_params: stacked parameters of the blocks.
+      period: kinds of the blocks, repeated up to their number.
+    """
     ropes = {
         kind: rotary.tables(positions, kind, config.head_dim) for kind in dict.fromkeys(period)
     }
@@ -213,13 +239,10 @@ def run_layers(
         return jax.checkpoint(step, policy=REMAT_POLICIES[config.remat], prevent_cse=False)
 
     layers = [layer(place, kind) for place, kind in enumerate(period)]
-    stacked = params["layers"], layer_inputs
+    stacked = layers_params, layer_inputs
     if len(layers) == 1:
-        hidden, outputs = jax.lax.scan(layers[0], hidden, stacked)
-    else:
-        hidden, outputs = _scan_periods(layers, hidden, stacked, config.num_layers)
-    norm = nn.RMSNorm(epsilon=config.norm_eps, dtype=config.dtype, param_dtype=config.param_dtype)
-    return cast(jax.Array, norm.apply({"params": params["final_norm"]}, hidden)), outputs
+        return jax.lax.scan(layers[0], hidden, stacked)
+    return _scan_periods(layers, hidden, stacked, config.num_layers)
 
 
 Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]

@@ -1,0 +1,140 @@
+"""Plain generation on CPUs, with a call of a compiled program for each layer.
+
+In a loop over stacked layers, XLA's CPU programs copy every layer's weights out of their stack before they
+multiply by them. One row has so little to compute that this is half of a token's time. Here each layer has
+arrays of its own. One program with all of them would take several times longer to compile.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fqs_jax.inference import decoding
+from fqs_jax.inference.decoding import Cursor
+from fqs_jax.inference.loaded import Loaded
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
+from fqs_jax.model.decoder import Params
+from fqs_jax.runtime import device_memory
+
+# Bytes of all layers, below which calls cost more than copies.
+LEAST_BYTES = 2**26
+
+
+class Apart(NamedTuple):
+    """Parameters of a decoder: each layer's, with a leading axis of 1, and the rest (embed, norm, head)."""
+
+    layers: list[Params]
+    rest: Params
+
+
+class LayerCursor(NamedTuple):
+    """`decoding.Cursor` with the caches of each layer, [1, B, Tmax, G, H], in arrays of their own."""
+
+    key: list[jax.Array]
+    value: list[jax.Array]
+    length_B: jax.Array
+    hidden_BxD: jax.Array
+
+
+def pays(loaded: Loaded) -> bool:
+    """True if layers should be apart: on one CPU, for a model that is large, yet fits in memory twice."""
+    device = loaded.mesh.devices.flat[0]
+    if loaded.mesh.size > 1 or device.platform != "cpu":
+        return False
+    size, room = device_memory.of_arrays(loaded.params["lm"]["layers"]), device_memory.free(device)
+    return size >= LEAST_BYTES and (room is None or size < room / 2)
+
+
+def parameters(lm: Params) -> Apart:
+    """The parameters with a copy of each layer's."""
+    rest = {name: part for name, part in lm.items() if name != "layers"}
+    return Apart(_apart(lm["layers"]), rest)
+
+
+def cursor(stacked: Cursor) -> LayerCursor:
+    """The state of generation behind `decoding.prefill`, with a copy of each layer's caches."""
+    return LayerCursor(
+        _apart(stacked.key), _apart(stacked.value), stacked.length_B, stacked.hidden_BxD
+    )
+
+
+def _apart(stacked: Any) -> list[Any]:
+    """A tree of arrays [L, ...] as L trees of arrays [1, ...]."""
+    leaves, structure = jax.tree.flatten(stacked)
+    parts = [jnp.split(leaf, len(leaf)) for leaf in leaves]
+    return [structure.unflatten(part) for part in zip(*parts, strict=True)]
+
+
+def step(
+    params: Apart,
+    cursor: LayerCursor,
+    key: jax.Array,
+    step: Any,
+    *,
+    model: ModelConfig,
+    thought: None,
+    **settings: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array, LayerCursor]:
+    """Choose the next token of every row and append it; see `decoding.choose`.
+
+    Returns:
+      int32 tokens [B], no thoughts [B, 0] and weights [B], and the cursor behind the tokens.
+    """
+    assert thought is None
+    emitted, hidden_Bx1xD = _begin(
+        params.rest, cursor.hidden_BxD, cursor.length_B, key, step, model=model, **settings
+    )
+    keys, values, period = [], [], model.period
+    for i, layer in enumerate(params.layers):
+        kind = period[i % len(period)]
+        hidden_Bx1xD, new_key, new_value = _layer(
+            layer,
+            hidden_Bx1xD,
+            cursor.key[i],
+            cursor.value[i],
+            cursor.length_B,
+            model=model,
+            period=(kind,),
+        )
+        keys.append(new_key)
+        values.append(new_value)
+    hidden_BxD, length_B = _end(params.rest, hidden_Bx1xD, cursor.length_B, model=model)
+    return *emitted, LayerCursor(keys, values, length_B, hidden_BxD)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed"))
+def _begin(  # type: ignore[no-untyped-def]
+    rest, hidden_BxD, length_B, key, step, *, model, temperature, top_p, allowed, first=0
+):
+    """Choose the tokens, and look up their embeddings."""
+    no_caches = jnp.zeros(0)
+    emitted = decoding.choose(
+        {"lm": rest},
+        Cursor(no_caches, no_caches, length_B, hidden_BxD),
+        key,
+        step,
+        model=model,
+        thought=None,
+        temperature=temperature,
+        top_p=top_p,
+        allowed=allowed,
+        first=first,
+    )
+    return emitted, decoder.embed(rest, emitted[0][:, None], model)
+
+
+_layer = jax.jit(
+    decoding.through_layers,
+    static_argnames=("model", "period"),
+    donate_argnames=("key", "value"),
+)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _end(rest, hidden_Bx1xD, length_B, *, model):  # type: ignore[no-untyped-def]
+    return decoder.final_norm(rest, hidden_Bx1xD, model)[:, 0], length_B + 1
