@@ -130,7 +130,7 @@ def generate(
     key = jax.random.key(seed)
     size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
     results: list[Generation] = []
-    apart = settings["thought"] is None and layerwise.pays(loaded)
+    apart = settings["thought"] is None and layerwise.pays(loaded, max_new_tokens)
     with jax.set_mesh(loaded.mesh):
         params = layerwise.parameters(loaded.params["lm"]) if apart else loaded.params
         for first in range(0, len(rows), size):

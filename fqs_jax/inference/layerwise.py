@@ -21,8 +21,8 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import device_memory
 
-# Bytes of all layers, below which calls cost more than copies.
-LEAST_BYTES = 2**26
+# Bytes of all layers, below which calls cost more than copies, and tokens that are worth taking layers apart.
+LEAST_BYTES, LEAST_TOKENS = 2**26, 4
 
 
 class Apart(NamedTuple):
@@ -41,10 +41,14 @@ class LayerCursor(NamedTuple):
     hidden_BxD: jax.Array
 
 
-def pays(loaded: Loaded) -> bool:
-    """True if layers should be apart: on one CPU, for a model that is large, yet fits in memory twice."""
+def pays(loaded: Loaded, tokens: int) -> bool:
+    """True if layers should be apart: on one CPU, for a model that is large, yet fits in memory twice.
+
+    Args:
+      tokens: the most that are generated of a row.
+    """
     device = loaded.mesh.devices.flat[0]
-    if loaded.mesh.size > 1 or device.platform != "cpu":
+    if loaded.mesh.size > 1 or device.platform != "cpu" or tokens < LEAST_TOKENS:
         return False
     size, room = device_memory.of_arrays(loaded.params["lm"]["layers"]), device_memory.free(device)
     return size >= LEAST_BYTES and (room is None or size < room / 2)
@@ -67,7 +71,7 @@ def _apart(stacked: Any) -> list[Any]:
     """A tree of arrays [L, ...] as L trees of arrays [1, ...]."""
     leaves, structure = jax.tree.flatten(stacked)
     parts = [jnp.split(leaf, len(leaf)) for leaf in leaves]
-    return [structure.unflatten(part) for part in zip(*parts, strict=True)]
+    return [jax.tree.unflatten(structure, part) for part in zip(*parts, strict=True)]
 
 
 def step(
