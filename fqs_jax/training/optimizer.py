@@ -64,8 +64,9 @@ def _skipping(inner: optax.GradientTransformation) -> optax.GradientTransformati
     """
 
     def init(params: Params) -> optax.ApplyIfFiniteState:
-        zero = jnp.zeros([], jnp.int32)
-        return optax.ApplyIfFiniteState(zero, jnp.array(True), zero, inner.init(params))
+        # Arrays of their own: the state is donated.
+        in_a_row, total = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return optax.ApplyIfFiniteState(in_a_row, jnp.array(True), total, inner.init(params))
 
     def update(
         grads: Params,

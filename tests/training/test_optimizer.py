@@ -170,6 +170,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(bad: float) -> None:
         assert ours.any()
 
 
+def test_a_new_state_can_be_donated() -> None:
+    """No array is in it twice."""
+    state = optimizer.make(settings(), LEARNING_RATE, 10).init({"lm": PARAMS["lm"]})
+    leaves = jax.tree.leaves(state)
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves) > 8
+
+
 def test_norms_of_the_parts() -> None:
     grads = gradients()
     norms = optimizer.part_norms(grads)
