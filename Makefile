@@ -4,8 +4,9 @@ PYTHON      ?= python3
 VENV        ?= .venv
 WORKDIR     ?= workdir/demo
 EXTRAS      ?= dev,parity
-# A file of tests stays on one worker: its tests share fixtures and compiled programs.
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# A file of tests stays on one worker: its tests share fixtures and compiled programs. Three workers keep two
+# cores busy, because tests of whole programs wait at times.
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 # A python3 that is too old gives way to a newer one beside it; one that was asked for by name does not.
 ifeq ($(origin PYTHON),file)

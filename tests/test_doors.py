@@ -72,7 +72,8 @@ def test_a_dry_run_leaves_no_trace(place, given, trained):
     for part in ("think-16-8", "5/2", "initial model, taught by stage 2", "7,200", "13,520"):
         assert part in fresh
     assert "Memory of a device" in fresh
-    partly = run("launch", *options, f"--workdir={trained}", "--max_steps=5").stdout
+    third = (*given, "--stage=3", "--dry_run", f"--workdir={trained}", "--max_steps=5")
+    partly = run("launch", *third).stdout
     assert sorted(place.rglob("*")) == before
     assert re.search(r"think-8-4.* 5 .* 2 .*\n", partly)  # of 5 steps 2 are done
 

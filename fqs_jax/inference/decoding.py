@@ -51,38 +51,40 @@ def extend(params: Params, cursor: Cursor, token_B: jax.Array, model: ModelConfi
     Donate the cursor to avoid a copy of the caches: layers return only the new key and value, which are
     then written into the caches.
     """
-    hidden_Bx1xD = decoder.embed(params["lm"], token_B[:, None], model)
-    hidden_Bx1xD, key, value = through_layers(
+    hidden_Bx1xD, new = through_layers(
         params["lm"]["layers"],
-        hidden_Bx1xD,
-        cursor.key,
-        cursor.value,
+        decoder.embed(params["lm"], token_B[:, None], model),
+        (cursor.key, cursor.value),
         cursor.length_B,
-        model=model,
-        period=model.period,
+        model,
+        model.period,
     )
     hidden_Bx1xD = decoder.final_norm(params["lm"], hidden_Bx1xD, model)
+    rows_B = jnp.arange(token_B.shape[0])
+    key, value = (
+        cache.at[:, rows_B, cursor.length_B].set(written)
+        for cache, written in zip((cursor.key, cursor.value), new, strict=True)
+    )
     return Cursor(key, value, cursor.length_B + 1, hidden_Bx1xD[:, 0])
 
 
 def through_layers(
     layers: Params,
     hidden_Bx1xD: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    caches: decoder.KeysValues,
     length_B: jax.Array,
-    *,
     model: ModelConfig,
     period: tuple[Layer, ...],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, decoder.KeysValues]:
     """One token of every row through successive layers.
 
     Args:
       layers: stacked parameters of l layers, of the kinds `period`, repeated.
-      key, value: their caches [l, B, Tmax, G, H], of which length_B tokens a row are filled.
+      caches: their keys and values [l, B, Tmax, G, H], of which length_B tokens a row are filled.
 
     Returns:
-      Hidden states behind the last of these layers, and the caches with the token in them.
+      Hidden states [B, 1, D] behind the last of these layers, and the token's keys and values, each
+      [l, B, G, H].
     """
     index_Bx1 = length_B[:, None]
     one = jnp.ones(1, jnp.int32)
@@ -95,17 +97,9 @@ def through_layers(
         )
         output, lse = attention_xla.own_slots(q, k, v, jnp.ones((1, 1), bool))
         merged = attention_xla.merge(before, (output[:, :, None], lse[:, :, None]))
-        return merged[:, :, 0], (k, v)
+        return merged[:, :, 0], (k[:, 0], v[:, 0])
 
-    hidden_Bx1xD, new = decoder.run_blocks(
-        layers, hidden_Bx1xD, index_Bx1, attend, model, (key, value), period
-    )
-    rows_B = jnp.arange(length_B.shape[0])
-    key, value = (
-        cache.at[:, rows_B, length_B].set(written[:, :, 0])
-        for cache, written in zip((key, value), new, strict=True)
-    )
-    return hidden_Bx1xD, key, value
+    return decoder.run_blocks(layers, hidden_Bx1xD, index_Bx1, attend, model, caches, period)
 
 
 def next_log_probs(

@@ -33,7 +33,10 @@ class Apart(NamedTuple):
 
 
 class LayerCursor(NamedTuple):
-    """`decoding.Cursor` with the caches of each layer, [1, B, Tmax, G, H], in arrays of their own."""
+    """`decoding.Cursor` with the caches of each layer in arrays of their own.
+
+    They are [B, G, Tmax, H], as attention multiplies by them: no token needs a transposed copy.
+    """
 
     key: list[jax.Array]
     value: list[jax.Array]
@@ -62,9 +65,8 @@ def parameters(lm: Params) -> Apart:
 
 def cursor(stacked: Cursor) -> LayerCursor:
     """The state of generation behind `decoding.prefill`, with a copy of each layer's caches."""
-    return LayerCursor(
-        _apart(stacked.key), _apart(stacked.value), stacked.length_B, stacked.hidden_BxD
-    )
+    key, value = ([x[0].swapaxes(1, 2) for x in _apart(x)] for x in (stacked.key, stacked.value))
+    return LayerCursor(key, value, stacked.length_B, stacked.hidden_BxD)
 
 
 def _apart(stacked: Any) -> list[Any]:
@@ -95,7 +97,6 @@ def step(
     )
     keys, values, period = [], [], model.period
     for i, layer in enumerate(params.layers):
-        kind = period[i % len(period)]
         hidden_Bx1xD, new_key, new_value = _layer(
             layer,
             hidden_Bx1xD,
@@ -103,7 +104,7 @@ def step(
             cursor.value[i],
             cursor.length_B,
             model=model,
-            period=(kind,),
+            kind=period[i % len(period)],
         )
         keys.append(new_key)
         values.append(new_value)
@@ -132,11 +133,21 @@ def _begin(  # type: ignore[no-untyped-def]
     return emitted, decoder.embed(rest, emitted[0][:, None], model)
 
 
-_layer = jax.jit(
-    decoding.through_layers,
-    static_argnames=("model", "period"),
-    donate_argnames=("key", "value"),
+@functools.partial(
+    jax.jit, static_argnames=("model", "kind"), donate_argnames=("key_BxGxTxH", "value_BxGxTxH")
 )
+def _layer(  # type: ignore[no-untyped-def]
+    layer, hidden_Bx1xD, key_BxGxTxH, value_BxGxTxH, length_B, *, model, kind
+):
+    """A token through one layer, and its key and value into the caches."""
+    stored = key_BxGxTxH, value_BxGxTxH
+    caches = tuple(x.swapaxes(1, 2)[None] for x in stored)
+    hidden_Bx1xD, new = decoding.through_layers(
+        layer, hidden_Bx1xD, caches, length_B, model, (kind,)
+    )
+    rows_B = jnp.arange(length_B.shape[0])
+    written = (x.at[rows_B, :, length_B].set(y[0]) for x, y in zip(stored, new, strict=True))
+    return hidden_Bx1xD, *written
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -57,7 +57,7 @@ def test_hidden_states_and_caches_are_those_of_the_stacked_layers() -> None:
     )
     theirs = decoding.extend(params, cursor, token_B, model)
     for name in ("key", "value"):
-        stacked = jnp.concatenate(getattr(ours, name))
+        stacked = jnp.stack(getattr(ours, name)).swapaxes(2, 3)
         np.testing.assert_allclose(stacked, getattr(theirs, name), atol=1e-5)
     np.testing.assert_allclose(ours.hidden_BxD, theirs.hidden_BxD, atol=1e-5)
     np.testing.assert_array_equal(ours.length_B, theirs.length_B)
