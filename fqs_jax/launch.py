@@ -103,4 +103,4 @@ def _command(stage: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, define_flags)
+    cli.run(main, define_flags, computes_long=True)

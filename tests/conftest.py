@@ -32,6 +32,8 @@ ENVIRONMENT = {
     # No test reaches the network but through the fixture smollm2; a forgotten download fails at once.
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Programs that run inside of a test's own process must not start that process again.
+    "FQS_HUGE_PAGES": "0",
 }
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
-from fqs_jax.runtime import config_flag, doors, files, inputs, orbax_errors, paths, processes
+from fqs_jax.runtime import (
+    config_flag,
+    doors,
+    files,
+    huge_pages,
+    inputs,
+    orbax_errors,
+    paths,
+    processes,
+)
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -28,12 +37,14 @@ def run(
     main: Callable[[Sequence[str]], None],
     define_flags: Callable[[], None] = lambda: None,
     arguments: int = 0,
+    computes_long: bool = False,
 ) -> None:
     """Run an absl program, and end as `doors.run` does.
 
     Args:
       define_flags: defines flags whose definition reads the command line, so not at import.
       arguments: the largest number of arguments that are not flags.
+      computes_long: large pages are worth a restart of the process.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -41,6 +52,8 @@ def run(
             raise UserError(
                 f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help"
             )
+        if computes_long:
+            huge_pages.restart()
         logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
         orbax_errors.silence()
         processes.initialize_from_flags()
