@@ -130,13 +130,11 @@ def generate(
     key = jax.random.key(seed)
     size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
     results: list[Generation] = []
-    apart = settings["thought"] is None and layerwise.pays(loaded, max_new_tokens)
     with jax.set_mesh(loaded.mesh):
-        params = layerwise.parameters(loaded.params["lm"]) if apart else loaded.params
         for first in range(0, len(rows), size):
             batch = rows[first : first + size]
             given = settings | {"first": np.int32(first_row + first)}
-            results += _generate(loaded, params, batch, max_new_tokens, key, given, on_step)
+            results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
     return results
 
 
@@ -149,18 +147,13 @@ def _batch_size(model: ModelConfig, rows: Sequence[Sequence[int]], max_new_token
 
 def _generate(
     loaded: Loaded,
-    params: Params | Apart,
     rows: Sequence[Sequence[int]],
     max_new_tokens: int,
     key: jax.Array,
     settings: dict[str, Any],
     on_step: Callable[[Emitted], None] | None,
 ) -> list[Generation]:
-    """Continue the token ids of one batch of prompts.
-
-    Args:
-      params: those that steps use.
-    """
+    """Continue the token ids of one batch of prompts."""
     tokenizer, model, thought = loaded.tokenizer, loaded.model, settings["thought"]
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
@@ -170,6 +163,9 @@ def _generate(
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
     cursor = prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
+    params: Params | Apart = loaded.params
+    if thought is None and layerwise.pays(cursor, max_new_tokens, loaded.mesh):
+        params = loaded.layers_apart or params
     emitted = steps(params, cursor, key, max_new_tokens, **settings)
     going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 from fqs_jax.data.tokenizer import Tokenizer
+from fqs_jax.inference import layerwise
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import sharding
@@ -33,6 +35,11 @@ class Loaded:
     source: Path
     label: str
     mesh: Mesh = dataclasses.field(default_factory=sharding.single_device)
+
+    @functools.cached_property
+    def layers_apart(self) -> layerwise.Apart | None:
+        """The decoder with a copy of each layer for plain generation, or None; it is made once and kept."""
+        return layerwise.parameters(self.params["lm"], self.mesh)
 
     def with_thought(self, **settings: Any) -> Loaded:
         """The same model with other settings of its thoughts; a model without thoughts stays so."""

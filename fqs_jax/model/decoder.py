@@ -242,15 +242,13 @@ def run_blocks(
     stacked = layers_params, layer_inputs
     if len(layers) == 1:
         return jax.lax.scan(layers[0], hidden, stacked)
-    return _scan_periods(layers, hidden, stacked, config.num_layers)
+    return _scan_periods(layers, hidden, stacked)
 
 
 Step = Callable[[jax.Array, Any], tuple[jax.Array, Any]]
 
 
-def _scan_periods(
-    layers: list[Step], hidden: jax.Array, stacked: Any, num_layers: int
-) -> tuple[jax.Array, Any]:
+def _scan_periods(layers: list[Step], hidden: jax.Array, stacked: Any) -> tuple[jax.Array, Any]:
     """Scan over whole periods, then run the layers of the last, incomplete one.
 
     The latter splits the stacked arrays in two, which copies them; without a remainder nothing is
@@ -260,7 +258,7 @@ def _scan_periods(
       layers: the layers of a period; each takes its own entry of the stacked arrays of that period.
       stacked: pytree with a leading L axis.
     """
-    size = len(layers)
+    size, num_layers = len(layers), len(jax.tree.leaves(stacked)[0])
     whole = num_layers - num_layers % size
 
     def period(hidden: jax.Array, xs: Any, count: int = size) -> tuple[jax.Array, Any]:

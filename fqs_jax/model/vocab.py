@@ -140,7 +140,7 @@ def drawn(logits_BxXxV: jax.Array, keys_BxX: jax.Array) -> jax.Array:
 
 
 def argmax(x: jax.Array) -> jax.Array:
-    """The first index of the largest element along the last axis, int32; 0 beside a NaN.
+    """The first index of the largest element along the last axis, int32; 0 if any element is NaN.
 
     As two plain reductions, which vector units do well; jnp.argmax's pairs of value and index are
     compared one by one on CPU, and computed so too, with all of the noise.

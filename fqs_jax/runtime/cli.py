@@ -44,7 +44,7 @@ def run(
     Args:
       define_flags: defines flags whose definition reads the command line, so not at import.
       arguments: the largest number of arguments that are not flags.
-      computes_long: large pages are worth a restart of the process.
+      computes_long: large pages are worth a restart of the process (runtime/huge_pages.py).
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -52,14 +52,14 @@ def run(
             raise UserError(
                 f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help"
             )
-        if computes_long:
-            huge_pages.restart()
         logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
         orbax_errors.silence()
         processes.initialize_from_flags()
         keep_programs()
         main(argv)
 
+    if computes_long:
+        huge_pages.restart()  # first: the new process starts in the environment of this one
     parse = functools.partial(_parse, define_flags=define_flags)
     doors.run(lambda: app.run(guarded, flags_parser=parse))
 

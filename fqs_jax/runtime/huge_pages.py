@@ -1,12 +1,14 @@
-"""Large pages for the memory that programs compiled for CPUs compute in.
+"""Large pages for the memory in which programs compiled for CPUs compute.
 
-XLA asks the C library for the temporaries of every execution and gives them back after it, so each step maps
-their pages anew. With pages of 2 MiB there are few to map. glibc (2.35 and newer) only reads its setting
-when a process starts, hence the restart. FQS_HUGE_PAGES=0 turns it off.
+XLA asks the C library for the temporaries of every execution and returns them after it, so each step maps
+their pages anew. With pages of 2 MiB there are few to map. glibc, from 2.35 on, reads its setting only when
+a process starts, hence the restart. It takes a tenth of a second and does no harm where a GPU or a TPU
+computes. FQS_HUGE_PAGES=0 turns it off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Mapping
@@ -21,19 +23,19 @@ _OLDEST = (2, 35)  # glibc that knows the setting
 def restart() -> None:
     """Start this process again, with the same command line, if its memory then comes in large pages.
 
-    Call it before anything has an effect. It returns if there is nothing to gain.
+    Call it before anything has an effect. It returns if there is nothing to gain, or no way to do it.
     """
-    try:
-        kernel, library = _KERNEL.read_text(), os.confstr("CS_GNU_LIBC_VERSION")
-    except (OSError, ValueError, AttributeError):  # no Linux, no glibc
-        return
-    changes = new_environment(os.environ, kernel, library or "")
-    if changes:
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **changes})
+    with contextlib.suppress(
+        OSError, ValueError, AttributeError
+    ):  # no Linux, no glibc, no executable
+        library = os.confstr("CS_GNU_LIBC_VERSION") or ""
+        changes = new_environment(os.environ, _KERNEL.read_text(), library)
+        if changes and sys.executable:
+            os.execve(sys.executable, sys.orig_argv, {**os.environ, **changes})
 
 
 def new_environment(environment: Mapping[str, str], kernel: str, library: str) -> dict[str, str]:
-    """The variable that asks glibc for large pages; empty if it need not, cannot or shall not.
+    """What asks glibc for large pages, and no second restart; empty if it need not, cannot or shall not.
 
     Args:
       kernel: the kernel's setting, such as "always [madvise] never": only `madvise` leaves the choice to
@@ -51,4 +53,4 @@ def new_environment(environment: Mapping[str, str], kernel: str, library: str) -
         or numbers < _OLDEST
     ):
         return {}
-    return {TUNABLES: f"{before}:{_SETTING}=1".lstrip(":")}
+    return {TUNABLES: f"{before}:{_SETTING}=1".lstrip(":"), SWITCH: "0"}

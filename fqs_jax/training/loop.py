@@ -36,7 +36,7 @@ from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_s
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
-LARGE_STATE = 256 * 2**20  # bytes
+LARGE_STATE = 256 * 2**20  # bytes of parameters and optimizer state
 # Metrics of a step: (step, device values) -> None.
 Read = Callable[[int, dict[str, jax.Array]], None]
 
@@ -150,10 +150,11 @@ def _loop(
     tokens_per_step = recipe.batch_size * recipe.seq_len
     frozen = {} if base is None else {"lm": base.params["lm"]}
     progress = {"steps": stage.steps} | ({} if base is None else {"base": base.digest})
-    # A save in the background holds the state twice, copied and encoded. Where that is the memory that the
-    # step computes in, the next step waits.
+    # A save in the background holds the state twice more, as a copy and encoded. On CPUs it shares the
+    # memory with the temporaries of the next step, which therefore waits if that is much.
     on_cpu = run.mesh.devices.flat[0].platform == "cpu"
-    waits = on_cpu and device_memory.of_arrays(state) >= LARGE_STATE
+    size = device_memory.of_arrays(state) * len(run.mesh.local_devices)
+    waits = on_cpu and size >= LARGE_STATE
 
     def read(step: int, values: dict[str, jax.Array]) -> None:
         """Log the metrics of a step if they are due, and report skipped steps."""

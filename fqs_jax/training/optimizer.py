@@ -59,8 +59,8 @@ def make(
 def _skipping(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """optax.apply_if_finite, which is told `finite`.
 
-    optax looks at every element of the gradients, which took 5 % of a plain step. Any of their norms is
-    finite only if they are, and is known anyway.
+    optax looks at every element of the gradients once more. The step computes their norms anyway, and a
+    norm is finite only if every gradient in it is.
     """
 
     def init(params: Params) -> optax.ApplyIfFiniteState:

@@ -18,7 +18,13 @@ from tests.tiny_models import model_config, random_params
 from tests.tiny_runs import clock_config, save_stage
 
 GEMMA = {"layer_types": ("sliding", "sliding", "full"), "sliding_window": 5, "num_layers": 4}
+MESH = sharding.single_device()
 SAMPLING = {"temperature": 0.7, "top_p": 0.9, "allowed": 15}
+
+
+@pytest.fixture(autouse=True)
+def small_models_are_large_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "LEAST_BYTES", 1)
 
 
 @pytest.mark.parametrize("changes", [{"num_layers": 3}, GEMMA | {"tied_embeddings": True}])
@@ -30,8 +36,10 @@ def test_steps_are_those_of_the_stacked_layers(
     params, length_B = random_params(model), jnp.array([7, 3])
     tokens_BxT = np.random.default_rng(0).integers(0, 15, (2, 8))
     cursor = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
+    apart = layerwise.parameters(params["lm"], MESH)
+    assert apart is not None
     both = []
-    for own in (params, layerwise.parameters(params["lm"])):
+    for own in (params, apart):
         copy = jax.tree.map(jnp.copy, cursor)
         key, how = jax.random.key(1), settings | {"model": model, "thought": None, "first": 3}
         both.append([token_B for token_B, *_ in generation.steps(own, copy, key, 6, **how)])
@@ -46,9 +54,11 @@ def test_hidden_states_and_caches_are_those_of_the_stacked_layers() -> None:
     cursor = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
     how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15}
     key = jax.random.key(1)
+    apart = layerwise.parameters(params["lm"], MESH)
+    assert apart is not None
     token_B, _, _, ours = layerwise.step(
-        layerwise.parameters(params["lm"]),
-        layerwise.cursor(cursor),
+        apart,
+        layerwise.cursor(jax.tree.map(jnp.copy, cursor)),
         key,
         0,
         model=model,
@@ -81,17 +91,21 @@ def test_generate_takes_layers_apart_where_it_pays(
         taken.append(1)
         return original(*arguments, **settings)
 
-    def generate(name: str, think: bool = True) -> Any:
+    def generate(name: str, think: bool = True, tokens: int = 4) -> Any:
         taken.clear()
-        results = generation.generate(loaded[name], ["0 1", "2"], 4, temperature=1.0, think=think)
+        model = dataclasses.replace(loaded[name])  # no layers apart yet
+        results = generation.generate(model, ["0 1", "2"], tokens, temperature=1.0, think=think)
         return [result.tokens for result in results]
 
-    original = layerwise.step
+    original, least = layerwise.step, layerwise.LEAST_BYTES
     monkeypatch.setattr(layerwise, "step", step)
+    monkeypatch.setattr(layerwise, "LEAST_BYTES", 2**26)
     small = generate("plain")
     assert not taken
-    monkeypatch.setattr(layerwise, "LEAST_BYTES", 1)
+    monkeypatch.setattr(layerwise, "LEAST_BYTES", least)
     assert generate("plain") == small and taken
+    generate("plain", tokens=1)
+    assert not taken
     generate("thinks")
     assert not taken
     generate("thinks", think=False)
@@ -100,10 +114,34 @@ def test_generate_takes_layers_apart_where_it_pays(
     assert generate("plain") == small and not taken
 
 
-def test_layers_stay_together_on_several_devices(
+def test_layers_are_copied_once(loaded: dict[str, Loaded]) -> None:
+    model = dataclasses.replace(loaded["plain"])
+    layers = model.layers_apart
+    assert layers is not None
+    for rows in (["0 1"], ["0 1", "2"]):
+        generation.generate(model, rows, 4)
+        assert model.layers_apart is layers
+
+
+def test_stacked_caches_do_not_stay_beside_their_copies() -> None:
+    """A batch's caches may be larger than the model."""
+    model = model_config()
+    tokens_BxT, length_B = np.zeros((2, 8), np.int32), jnp.array([7, 3])
+    cursor = generation.prefill(random_params(model), tokens_BxT, length_B, model=model, room=8)
+    layerwise.cursor(cursor)
+    assert cursor.key.is_deleted() and cursor.value.is_deleted()
+
+
+def test_layers_and_caches_stay_together_where_there_is_no_room_or_no_lone_cpu(
     loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layerwise, "LEAST_BYTES", 1)
-    assert layerwise.pays(loaded["plain"], 9) and not layerwise.pays(loaded["plain"], 1)
+    lm = loaded["plain"].params["lm"]
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
-    assert not layerwise.pays(dataclasses.replace(loaded["plain"], mesh=mesh), 9)
+    assert layerwise.parameters(lm, mesh) is None
+    caches = jnp.zeros((2, 1, 8, 1, 4))
+    cursor = decoding.Cursor(caches, caches, jnp.array([1]), jnp.zeros((1, 4)))
+    size = 2 * caches.nbytes
+    monkeypatch.setattr(device_memory, "free", lambda device: 2 * size + 2)
+    assert layerwise.pays(cursor, 9, MESH) and not layerwise.pays(cursor, 1, MESH)
+    monkeypatch.setattr(device_memory, "free", lambda device: 2 * size)
+    assert not layerwise.pays(cursor, 9, MESH)

@@ -60,7 +60,7 @@ MOMENTS = {
     "a piece is written, not renamed": Moment("os:replace", argument=r"batches_\d+_\d+.npy$"),
     "a step with teacher scores is made": Moment(STEP, call=5, after=True),
 }
-# These are passed over where a process is asked to stop: it would do what it does at others.
+# No process is asked to stop at these, only killed: it would do what it does at other moments.
 KILLED_ONLY = {
     "the step is compiled",
     "the metrics are trimmed",
@@ -71,7 +71,7 @@ KILLED_ONLY = {
     "a piece is written, not renamed",
     "a step with teacher scores is made",
 }
-# These are passed over where it is killed, and what is on disk is as at others.
+# No process is killed at these, only asked to stop: what is on disk is as at other moments.
 ASKED_ONLY = {
     "the initial model is imported",
     "a thinking step is made",
