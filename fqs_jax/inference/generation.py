@@ -14,7 +14,7 @@ import numpy as np
 
 from fqs_jax.inference import decoding, layerwise
 from fqs_jax.inference.decoding import Cursor
-from fqs_jax.inference.layerwise import Apart
+from fqs_jax.inference.layerwise import Apart, LayerCursor
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
@@ -162,10 +162,11 @@ def _generate(
     length_B = jnp.array([len(row) for row in rows], jnp.int32)
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
-    cursor = prefill(loaded.params, tokens_BxT, length_B, model=model, room=room)
     params: Params | Apart = loaded.params
-    if thought is None and layerwise.pays(cursor, max_new_tokens, loaded.mesh):
-        params = loaded.layers_apart or params
+    if thought is None and (apart := loaded.layers_apart) is not None:
+        params = apart
+    read: Callable[..., Any] = layerwise.prefill if isinstance(params, Apart) else prefill
+    cursor = read(params, tokens_BxT, length_B, model=model, room=room)
     emitted = steps(params, cursor, key, max_new_tokens, **settings)
     going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
     results: list[Generation] = [Generation("", [], [], []) for _ in rows]
@@ -189,7 +190,11 @@ def _generate(
 
 
 def steps(
-    params: Params | Apart, cursor: Cursor, key: jax.Array, count: int, **settings: Any
+    params: Params | Apart,
+    cursor: Cursor | LayerCursor,
+    key: jax.Array,
+    count: int,
+    **settings: Any,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Outputs of `count` steps: tokens [B], thoughts [B, K], mixing weights [B] each.
 
@@ -197,10 +202,8 @@ def steps(
     not wait for the host. A generation that is stopped early has computed one step too many.
     """
     pending = None
-    take: Callable[..., Any] = _step
+    take: Callable[..., Any] = layerwise.step if isinstance(params, Apart) else _step
     state: Any = cursor
-    if isinstance(params, Apart):
-        take, state = layerwise.step, layerwise.cursor(cursor)
     for step in range(count):
         *emitted, state = take(params, state, key, np.int32(step), **settings)
         if pending is not None:

@@ -2,7 +2,8 @@
 
 In a loop over stacked layers, XLA's CPU programs copy every layer's weights out of their stack before they
 multiply by them. One row has so little to compute that this is 40 % of a token's time. Here each layer has
-arrays of its own. One program with all of them would take several times longer to compile.
+arrays of its own, whose kernels lie as products of few rows read them fastest (model/dense.py). One program
+with all of them would take several times longer to compile.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fqs_jax.inference import decoding
-from fqs_jax.inference.decoding import Cursor
-from fqs_jax.model import decoder
-from fqs_jax.model.config import ModelConfig
+from fqs_jax.model import decoder, dense
+from fqs_jax.model.config import Layer, ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import device_memory
 
 LEAST_BYTES = 2**26  # of all layers; below it, calls cost more than copies
-LEAST_TOKENS = 4  # to generate; for fewer, taking the caches apart costs more than it gains
 
 
 class Apart(NamedTuple):
-    """Parameters of a decoder: each layer's, with a leading axis of 1, and the rest (embed, norm, head)."""
+    """Parameters of a decoder: each layer's, with a leading axis of 1, and the rest.
+
+    rest: embed and final_norm. head_VxD: the output head, which is the embedding table if it is tied.
+    """
 
     layers: list[Params]
     rest: Params
+    head_VxD: jax.Array
 
 
 class LayerCursor(NamedTuple):
@@ -47,46 +51,40 @@ class LayerCursor(NamedTuple):
 def parameters(lm: Params, mesh: Mesh) -> Apart | None:
     """The parameters with a copy of each layer's; None if that does not pay.
 
-    It pays on one CPU, for a model that is large, yet fits in memory twice.
+    It pays on one CPU, for a model that is large, yet leaves half of the free memory free with its copy.
     """
-    size = device_memory.of_arrays(lm["layers"])
-    if mesh.size > 1 or size < LEAST_BYTES or not _fits(size, mesh):
+    device, layers = mesh.devices.flat[0], lm["layers"]
+    room, size = device_memory.free(device), device_memory.of_arrays(layers)
+    fits = room is None or size < room / 2
+    if mesh.size > 1 or device.platform != "cpu" or size < LEAST_BYTES or not fits:
         return None
-    rest = {name: part for name, part in lm.items() if name != "layers"}
-    return Apart(_apart(lm["layers"]), rest)
+    rest = {name: lm[name] for name in ("embed", "final_norm")}
+    head_VxD = lm["head"]["kernel"].T if "head" in lm else lm["embed"]["embedding"]
+    count = len(jax.tree.leaves(layers)[0])
+    return Apart([_layer_of(layers, i) for i in range(count)], rest, head_VxD)
 
 
-def pays(stacked: Cursor, tokens: int, mesh: Mesh) -> bool:
-    """True if a batch is worth a copy of its caches, and there is memory for it.
-
-    Args:
-      tokens: the most that are generated of a row.
-    """
-    caches = device_memory.of_arrays((stacked.key, stacked.value))
-    return tokens >= LEAST_TOKENS and _fits(caches, mesh)
+@jax.jit
+def _layer_of(stacked: Params, i: int) -> Params:
+    layer = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), stacked)
+    return jax.tree.map(lambda x: x[None], dense.outputs_first(layer))
 
 
-def cursor(stacked: Cursor) -> LayerCursor:
-    """The state of generation behind `decoding.prefill`, whose caches are copied and deleted."""
-    caches = stacked.key, stacked.value
-    key, value = ([x[0].swapaxes(1, 2) for x in _apart(cache)] for cache in caches)
-    for cache in caches:
-        cache.delete()
-    return LayerCursor(key, value, stacked.length_B, stacked.hidden_BxD)
-
-
-def _fits(size: int, mesh: Mesh) -> bool:
-    """True if the mesh is a CPU's, and a copy of `size` bytes leaves half of the free memory free."""
-    device = mesh.devices.flat[0]
-    room = device_memory.free(device)
-    return device.platform == "cpu" and (room is None or size < room / 2)
-
-
-def _apart(stacked: Any) -> list[Any]:
-    """A tree of arrays [L, ...] as L trees of arrays [1, ...]."""
-    leaves, structure = jax.tree.flatten(stacked)
-    parts = [jnp.split(leaf, len(leaf)) for leaf in leaves]
-    return [jax.tree.unflatten(structure, part) for part in zip(*parts, strict=True)]
+def prefill(
+    params: Apart,
+    tokens_BxT: jax.Array | np.ndarray,
+    length_B: jax.Array,
+    model: ModelConfig,
+    room: int,
+) -> LayerCursor:
+    """Read prompts; see `decoding.prefill`."""
+    hidden = _embed(params.rest, tokens_BxT, config=model)
+    keys, values = [], []
+    for layer, kind in zip(params.layers, _kinds(model, len(params.layers)), strict=True):
+        hidden, key, value = _read(layer, hidden, model=model, kind=kind, room=room)
+        keys.append(key)
+        values.append(value)
+    return LayerCursor(keys, values, length_B, _last(params.rest, hidden, length_B, model=model))
 
 
 def step(
@@ -105,51 +103,62 @@ def step(
       int32 tokens [B], no thoughts [B, 0] and weights [B], and the cursor behind the tokens.
     """
     assert thought is None
-    emitted, hidden_Bx1xD = _begin(
-        params.rest, cursor.hidden_BxD, cursor.length_B, key, step, model=model, **settings
+    emitted, hidden = _begin(
+        params.rest, params.head_VxD, cursor.hidden_BxD, key, step, model=model, **settings
     )
-    keys, values, period = [], [], model.period
-    for i, layer in enumerate(params.layers):
-        hidden_Bx1xD, new_key, new_value = _layer(
-            layer,
-            hidden_Bx1xD,
-            cursor.key[i],
-            cursor.value[i],
-            cursor.length_B,
-            model=model,
-            kind=period[i % len(period)],
-        )
-        keys.append(new_key)
-        values.append(new_value)
-    hidden_BxD, length_B = _end(params.rest, hidden_Bx1xD, cursor.length_B, model=model)
+    keys, values, length_B = [], [], cursor.length_B
+    kinds = _kinds(model, len(params.layers))
+    for layer, kind, *caches in zip(params.layers, kinds, cursor.key, cursor.value, strict=True):
+        hidden, key, value = _append(layer, hidden, *caches, length_B, model=model, kind=kind)
+        keys.append(key)
+        values.append(value)
+    hidden_BxD, length_B = _end(params.rest, hidden, length_B, model=model)
     return *emitted, LayerCursor(keys, values, length_B, hidden_BxD)
+
+
+def _kinds(model: ModelConfig, count: int) -> list[Layer]:
+    return [model.period[i % len(model.period)] for i in range(count)]
+
+
+_embed = jax.jit(decoder.embed, static_argnames="config")
+
+
+@functools.partial(jax.jit, static_argnames=("model", "kind", "room"))
+def _read(layer, hidden_BxTxD, *, model, kind, room):  # type: ignore[no-untyped-def]
+    """A prompt through one layer, and its keys and values in caches."""
+    positions_1xT, attend = jnp.arange(hidden_BxTxD.shape[1])[None], decoder.causal_attention(model)
+    hidden_BxTxD, new = decoder.run_blocks(
+        layer, hidden_BxTxD, positions_1xT, attend, model, None, (kind,)
+    )
+    padding = [(0, 0), (0, 0), (0, room), (0, 0)]
+    caches = (jnp.pad(x[0].swapaxes(1, 2), padding) for x in new)
+    return hidden_BxTxD, *caches
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _last(rest, hidden_BxTxD, length_B, *, model):  # type: ignore[no-untyped-def]
+    index_Bx1x1 = (length_B - 1)[:, None, None]
+    hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, index_Bx1x1, axis=1)
+    return decoder.final_norm(rest, hidden_Bx1xD, model)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed"))
 def _begin(  # type: ignore[no-untyped-def]
-    rest, hidden_BxD, length_B, key, step, *, model, temperature, top_p, allowed, first=0
+    rest, head_VxD, hidden_BxD, key, step, *, model, temperature, top_p, allowed, first=0
 ):
     """Choose the tokens, and look up their embeddings."""
-    no_caches = jnp.zeros(0)
-    emitted = decoding.choose(
-        {"lm": rest},
-        Cursor(no_caches, no_caches, length_B, hidden_BxD),
-        key,
-        step,
-        model=model,
-        thought=None,
-        temperature=temperature,
-        top_p=top_p,
-        allowed=allowed,
-        first=first,
-    )
-    return emitted, decoder.embed(rest, emitted[0][:, None], model)
+    logits_BxV = dense.product(hidden_BxD, head_VxD.astype(hidden_BxD.dtype)).astype(jnp.float32)
+    log_probs_BxV = jax.nn.log_softmax(logits_BxV)
+    token_B = decoding.chosen(log_probs_BxV, key, step, temperature, top_p, allowed, first)
+    B = len(token_B)
+    emitted = token_B, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
+    return emitted, decoder.embed(rest, token_B[:, None], model)
 
 
 @functools.partial(
     jax.jit, static_argnames=("model", "kind"), donate_argnames=("key_BxGxTxH", "value_BxGxTxH")
 )
-def _layer(  # type: ignore[no-untyped-def]
+def _append(  # type: ignore[no-untyped-def]
     layer, hidden_Bx1xD, key_BxGxTxH, value_BxGxTxH, length_B, *, model, kind
 ):
     """A token through one layer, and its key and value into the caches."""

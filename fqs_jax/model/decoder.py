@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fqs_jax.model import attention as attention_lib
 from fqs_jax.model import rotary, vocab
 from fqs_jax.model.config import REMAT_POLICIES, Layer, ModelConfig
-from fqs_jax.model.lora import Dense
+from fqs_jax.model.dense import Dense
 from fqs_jax.model.rotary import Rope
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.axes import check_axes
@@ -296,6 +296,19 @@ def text_forward(
       Final-norm hidden states [B, T, D] and the rotated keys and values, each [L, B, T, G, H].
     """
     check_axes(tokens_BxT=tokens_BxT, segment_BxT=segment_BxT)
+    attend = causal_attention(config, segment_BxT, packed)
+    positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
+    return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)
+
+
+def causal_attention(
+    config: ModelConfig, segment_BxT: jax.Array | None = None, packed: bool = False
+) -> Attend:
+    """Attention of a causal pass over text, for `run_layers`; its second outputs are keys and values.
+
+    Args:
+      segment_BxT, packed: see `text_forward`.
+    """
 
     def attend(
         query: jax.Array, key: jax.Array, value: jax.Array, _: None, window: int | None
@@ -305,8 +318,7 @@ def text_forward(
         )
         return attended, (key, value)
 
-    positions_1xT = jnp.arange(tokens_BxT.shape[1])[None]
-    return run_layers(params, embed(params, tokens_BxT, config), positions_1xT, attend, config)
+    return attend
 
 
 def logits(

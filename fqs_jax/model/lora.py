@@ -12,7 +12,6 @@ import functools
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
@@ -69,20 +68,6 @@ class Lora:
             )
 
 
-class Dense(nn.DenseGeneral):
-    """A dense layer, and its adapter if its parameters have one. The factor alpha / rank is in lora_b."""
-
-    def __call__(self, inputs: jax.Array) -> jax.Array:
-        output = super().__call__(inputs)
-        if not self.has_variable("params", A):
-            return output
-        adapter: list[jax.Array] = [self.get_variable("params", name) for name in (A, B)]
-        down, up = (part.astype(output.dtype) for part in adapter)
-        # (x A) B, never A B: neither the product nor its gradient exists in the size of the kernel.
-        small = jnp.tensordot(inputs.astype(output.dtype), down, axes=down.ndim - 1)
-        return output + jnp.tensordot(small, up, axes=1)
-
-
 def fresh(lora: Lora, layers: Params, key: jax.Array) -> Params:
     """New adapters {"layers": {target: {lora_a, lora_b}}}, float32 whatever the kernels are.
 
@@ -117,7 +102,7 @@ def split(params: Params) -> tuple[Params, Params]:
 
 
 def joined(trained: Params, frozen: Params, scale: float = 1.0) -> Params:
-    """The tree that `split` divided, with lora_b multiplied by `scale`, as `Dense` needs it."""
+    """The tree that `split` divided, with lora_b multiplied by `scale`, as `dense.Dense` needs it."""
     if not frozen:
         return trained
     leaves = traverse_util.flatten_dict(trained)

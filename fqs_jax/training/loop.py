@@ -25,7 +25,7 @@ from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
-from fqs_jax.runtime import device_memory, locks, processes, sharding
+from fqs_jax.runtime import device_memory, host_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
@@ -190,6 +190,7 @@ def _loop(
         run.interrupts.check(begun)
         started = time.perf_counter()
         compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
+        host_memory.trim()  # of the compiler's; every stage compiles a step
         shortage.check_program(recipe, run.mesh, compiled)
         metrics.event(
             "start",

@@ -35,42 +35,39 @@ def test_steps_are_those_of_the_stacked_layers(
     model = model_config(**changes)
     params, length_B = random_params(model), jnp.array([7, 3])
     tokens_BxT = np.random.default_rng(0).integers(0, 15, (2, 8))
-    cursor = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
     apart = layerwise.parameters(params["lm"], MESH)
     assert apart is not None
+    key, how = jax.random.key(1), settings | {"model": model, "thought": None, "first": 3}
+    sides: list[Any] = [(params, generation.prefill), (apart, layerwise.prefill)]
     both = []
-    for own in (params, apart):
-        copy = jax.tree.map(jnp.copy, cursor)
-        key, how = jax.random.key(1), settings | {"model": model, "thought": None, "first": 3}
-        both.append([token_B for token_B, *_ in generation.steps(own, copy, key, 6, **how)])
+    for own, prefill in sides:
+        cursor = prefill(own, tokens_BxT, length_B, model=model, room=8)
+        both.append([token_B for token_B, *_ in generation.steps(own, cursor, key, 6, **how)])
     np.testing.assert_array_equal(both[0], both[1])
     assert len(set(np.ravel(both).tolist())) > 3
 
 
-def test_hidden_states_and_caches_are_those_of_the_stacked_layers() -> None:
-    model = model_config(**GEMMA)
-    params, length_B = random_params(model), jnp.array([7, 3])
-    tokens_BxT = np.random.default_rng(0).integers(0, 15, (2, 8))
-    cursor = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
-    how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15}
-    key = jax.random.key(1)
+@pytest.mark.parametrize("rows, tokens", [(2, 8), (9, 8)])  # few rows to multiply, and many
+def test_hidden_states_and_caches_are_those_of_the_stacked_layers(rows: int, tokens: int) -> None:
+    model = model_config(**GEMMA, qkv_bias=True, o_bias=True)
+    params, length_B = random_params(model), jnp.arange(rows) % (tokens - 1) + 1
+    tokens_BxT = np.random.default_rng(0).integers(0, 15, (rows, tokens))
     apart = layerwise.parameters(params["lm"], MESH)
     assert apart is not None
-    token_B, _, _, ours = layerwise.step(
-        apart,
-        layerwise.cursor(jax.tree.map(jnp.copy, cursor)),
-        key,
-        0,
-        model=model,
-        thought=None,
-        **how,
-    )
-    theirs = decoding.extend(params, cursor, token_B, model)
-    for name in ("key", "value"):
-        stacked = jnp.stack(getattr(ours, name)).swapaxes(2, 3)
-        np.testing.assert_allclose(stacked, getattr(theirs, name), atol=1e-5)
-    np.testing.assert_allclose(ours.hidden_BxD, theirs.hidden_BxD, atol=1e-5)
-    np.testing.assert_array_equal(ours.length_B, theirs.length_B)
+
+    def check(ours: layerwise.LayerCursor, theirs: decoding.Cursor) -> None:
+        for name in ("key", "value"):
+            stacked = jnp.stack(getattr(ours, name)).swapaxes(2, 3)
+            np.testing.assert_allclose(stacked, getattr(theirs, name), atol=1e-5)
+        np.testing.assert_allclose(ours.hidden_BxD, theirs.hidden_BxD, atol=1e-5)
+        np.testing.assert_array_equal(ours.length_B, theirs.length_B)
+
+    ours = layerwise.prefill(apart, tokens_BxT, length_B, model=model, room=8)
+    theirs = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
+    check(ours, theirs)
+    how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15, "thought": None}
+    token_B, _, _, ours = layerwise.step(apart, ours, jax.random.key(1), 0, model=model, **how)
+    check(ours, decoding.extend(params, theirs, token_B, model))
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +88,10 @@ def test_generate_takes_layers_apart_where_it_pays(
         taken.append(1)
         return original(*arguments, **settings)
 
-    def generate(name: str, think: bool = True, tokens: int = 4) -> Any:
+    def generate(name: str, think: bool = True) -> Any:
         taken.clear()
         model = dataclasses.replace(loaded[name])  # no layers apart yet
-        results = generation.generate(model, ["0 1", "2"], tokens, temperature=1.0, think=think)
+        results = generation.generate(model, ["0 1", "2"], 4, temperature=1.0, think=think)
         return [result.tokens for result in results]
 
     original, least = layerwise.step, layerwise.LEAST_BYTES
@@ -104,8 +101,6 @@ def test_generate_takes_layers_apart_where_it_pays(
     assert not taken
     monkeypatch.setattr(layerwise, "LEAST_BYTES", least)
     assert generate("plain") == small and taken
-    generate("plain", tokens=1)
-    assert not taken
     generate("thinks")
     assert not taken
     generate("thinks", think=False)
@@ -123,25 +118,14 @@ def test_layers_are_copied_once(loaded: dict[str, Loaded]) -> None:
         assert model.layers_apart is layers
 
 
-def test_stacked_caches_do_not_stay_beside_their_copies() -> None:
-    """A batch's caches may be larger than the model."""
-    model = model_config()
-    tokens_BxT, length_B = np.zeros((2, 8), np.int32), jnp.array([7, 3])
-    cursor = generation.prefill(random_params(model), tokens_BxT, length_B, model=model, room=8)
-    layerwise.cursor(cursor)
-    assert cursor.key.is_deleted() and cursor.value.is_deleted()
-
-
-def test_layers_and_caches_stay_together_where_there_is_no_room_or_no_lone_cpu(
+def test_layers_stay_together_without_room_or_on_several_devices(
     loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = loaded["plain"].params["lm"]
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     assert layerwise.parameters(lm, mesh) is None
-    caches = jnp.zeros((2, 1, 8, 1, 4))
-    cursor = decoding.Cursor(caches, caches, jnp.array([1]), jnp.zeros((1, 4)))
-    size = 2 * caches.nbytes
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(lm["layers"]))
     monkeypatch.setattr(device_memory, "free", lambda device: 2 * size + 2)
-    assert layerwise.pays(cursor, 9, MESH) and not layerwise.pays(cursor, 1, MESH)
+    assert layerwise.parameters(lm, MESH) is not None
     monkeypatch.setattr(device_memory, "free", lambda device: 2 * size)
-    assert not layerwise.pays(cursor, 9, MESH)
+    assert layerwise.parameters(lm, MESH) is None
