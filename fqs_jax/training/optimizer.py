@@ -47,13 +47,27 @@ def make(
     """
     scales = {name: optax.scale(o.lr_scale[name]) for name in PARTS}
     chain = optax.chain(
-        optax.clip_by_global_norm(o.clip_norm),
+        _clip_by_global_norm(o.clip_norm),
         optax.scale_by_adam(o.beta1, o.beta2, o.eps),
         optax.add_decayed_weights(o.weight_decay, mask=_decays),
         optax.partition(scales, part_labels),
         optax.scale_by_learning_rate(schedule(o, learning_rate, steps)),
     )
     return _skipping(chain)
+
+
+def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """optax.clip_by_global_norm, as a product with one number.
+
+    optax divides every gradient by the norm. XLA does not repeat a division in the two moments that read its
+    result, so a copy of all gradients would be written.
+    """
+
+    def clip(updates: Params, _: Params | None = None) -> Params:
+        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
+        return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), updates)
+
+    return optax.stateless(clip)  # type: ignore[arg-type]
 
 
 def _skipping(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
