@@ -7,6 +7,9 @@ That a step passes over the text once, for all rationales and for both phases, i
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from fqs_jax.runs import source
 from fqs_jax.runtime import cli, files, sharding
 from fqs_jax.runtime.interrupts import Interrupts, Requests
 from fqs_jax.training import loop, start
+from tests.conftest import REPO
 from tests.tiny_runs import clock_config
 
 
@@ -92,3 +96,30 @@ def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert jax.config.jax_compilation_cache_dir == given  # type: ignore[attr-defined]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+QUICK = """
+import os, sys
+from pathlib import Path
+from fqs_jax.runtime import cli
+cli.keep_programs()
+import jax
+jax.jit(lambda x: sum(jax.lax.sort(x * i).cumsum() for i in range(12)))(jax.numpy.ones(8))
+print(jax.config.jax_persistent_cache_min_compile_time_secs)
+"""
+
+
+@pytest.mark.parametrize("given, expected", [(None, "0.1"), ("3", "3.0")])
+def test_programs_that_compile_quickly_are_kept_too(
+    tmp_path: Path, given: str | None, expected: str
+) -> None:
+    """Those of plain generation are many and small."""
+    name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+    kept = {k: v for k, v in os.environ.items() if k not in (name, "JAX_COMPILATION_CACHE_DIR")}
+    env = kept | {"XDG_CACHE_HOME": str(tmp_path)} | ({name: given} if given else {})
+    done = subprocess.run(
+        [sys.executable, "-c", QUICK], env=env, cwd=REPO, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [expected], done.stderr
+    files = list((tmp_path / "fqs_jax" / "jax").glob("jit__lambda*"))
+    assert bool(files) == (given is None)
