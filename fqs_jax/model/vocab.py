@@ -24,6 +24,19 @@ def gathered_head(kernel_DxV: jax.Array, dtype: Any) -> jax.Array:
     return sharding.constrain(kernel_DxV.astype(dtype), ". V")
 
 
+def _trained_head(kernel_DxV: jax.Array, hidden_BxXxD: jax.Array) -> jax.Array:
+    """`gathered_head` for a reader with gradients: [D, V], or [g, D, V] for g groups of rows.
+
+    Devices have different rows, so their gradients of the head must be added. A head of its own for each
+    group is added over devices once; one head for all is added in every chunk.
+    """
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
+    groups = sharding.groups_of_rows(len(hidden_BxXxD))
+    if groups == 1:
+        return kernel_DxV
+    return sharding.constrain(jnp.broadcast_to(kernel_DxV, (groups, *kernel_DxV.shape)), "B . V")
+
+
 def log_probs(
     hidden_BxXxD: jax.Array,
     kernel_DxV: jax.Array,
@@ -43,10 +56,10 @@ def log_probs(
       masked_ids: ids that get MASKED_LOGIT first.
     """
 
-    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
+    head = _trained_head(kernel_DxV, hidden_BxXxD)
 
     def read(hidden: jax.Array, ids: jax.Array) -> jax.Array:
-        return log_probs_of(_logits(hidden, kernel_DxV, masked_ids) / temperature, ids)
+        return log_probs_of(_logits(hidden, head, masked_ids) / temperature, ids)
 
     return by_chunks(_recomputed(read, chunk), chunk, hidden_BxXxD, ids_BxX)
 
@@ -72,10 +85,10 @@ def read(
       others_BxXx: arrays [B, ..., and more], cut like the hidden states [B, ..., D].
       chunk: see `log_probs`.
     """
-    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
+    head = _trained_head(kernel_DxV, hidden_BxXxD)
 
     def apply(hidden: jax.Array, others: tuple[Any, ...]) -> Any:
-        return function(_logits(hidden, kernel_DxV, ()), *others)
+        return function(_logits(hidden, head, ()), *others)
 
     return by_chunks(_recomputed(apply, chunk), chunk, hidden_BxXxD, others_BxXx)
 
@@ -91,6 +104,7 @@ def expected_log_probs(logits: jax.Array, temperature: float) -> jax.Array:
 
 def entropies(hidden_BxXxD: jax.Array, kernel_DxV: jax.Array, *, chunk: int) -> jax.Array:
     """Entropy in nats of softmax(hidden @ kernel), float32 [B, ...]; no gradient."""
+    kernel_DxV = gathered_head(kernel_DxV, hidden_BxXxD.dtype)
 
     def read(hidden: jax.Array, _: jax.Array) -> jax.Array:
         log_p = jax.nn.log_softmax(_logits(hidden, kernel_DxV, ()))
@@ -150,12 +164,13 @@ def argmax(x: jax.Array) -> jax.Array:
     return (jnp.min(index, -1) % size).astype(jnp.int32)
 
 
-def _logits(hidden: jax.Array, kernel_DxV: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
+def _logits(hidden: jax.Array, head: jax.Array, masked_ids: tuple[int, ...]) -> jax.Array:
+    """Logits [B, ..., V], float32; `head` as from `gathered_head` or `_trained_head`."""
     # This also holds for gradients: rows keep their sharding, however the head is sharded.
     hidden = sharding.constrain(hidden, "B" + " ." * (hidden.ndim - 1))
-    # All tokens along one axis, as in decoder.Block.
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    logits = jnp.dot(flat, kernel_DxV, preferred_element_type=jnp.float32)
+    # All tokens along one axis, as in decoder.Block; of each group of rows, if each has its head.
+    flat = hidden.reshape(*head.shape[:-2], -1, hidden.shape[-1])
+    logits = jnp.matmul(flat, head, preferred_element_type=jnp.float32)
     logits = logits.reshape(*hidden.shape[:-1], -1)
     logits = sharding.constrain(logits, "B" + " ." * (logits.ndim - 2) + " V")
     for masked in masked_ids:

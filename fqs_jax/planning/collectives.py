@@ -7,7 +7,6 @@ a program that the installed one has compiled.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import re
@@ -44,6 +43,30 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+(?:fn)?)?)\[([\d,]*)\]")
 _KIND = re.compile(rf" ({'|'.join(_TRAFFIC)})(-start)?\(")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One collective of a compiled program.
+
+    Attributes:
+      kind: as in HLO, such as `all-gather`.
+      loops: turns of the loops around it, outermost first.
+      arrays: bytes of each array of its result on one device.
+      bytes: bytes that cross the device's links in one direction in one run.
+      place: the operation of the traced program that it belongs to, as far as the compiler tells.
+    """
+
+    kind: str
+    loops: tuple[int, ...]
+    arrays: tuple[float, ...]
+    bytes: float
+    place: str
+
+    @property
+    def runs(self) -> int:
+        """Number of times that it runs in one step."""
+        return math.prod(self.loops)
 
 
 @dataclasses.dataclass
@@ -87,21 +110,20 @@ class _Program:
                 lines.extend(self.flat(called))
         return lines
 
-    def count_runs(self) -> dict[str, int]:
-        """Number of runs of the entry, of each loop body and of each branch of a condition."""
-        runs: collections.Counter[str] = collections.Counter()
-        stack = [(self.entry, 1)]
+    def nested(self) -> list[tuple[str, tuple[int, ...]]]:
+        """The entry, each loop body and each branch of a condition, with the turns of the loops around."""
+        found = []
+        stack: list[tuple[str, tuple[int, ...]]] = [(self.entry, ())]
         while stack:
-            name, iterations = stack.pop()
-            runs[name] += iterations
+            name, loops = stack.pop()
+            found.append((name, loops))
             for line in self.flat(name):
                 if loop := _WHILE.search(line):
-                    stack.append(
-                        (loop[2], iterations * self._count_iterations(line, loop[1], loop[2]))
-                    )
+                    turns = self._count_iterations(line, loop[1], loop[2])
+                    stack.append((loop[2], (*loops, turns)))
                 for names in _BRANCHES.findall(line):
-                    stack.extend((n.strip().lstrip("%"), iterations) for n in names.split(","))
-        return dict(runs)
+                    stack.extend((n.strip().lstrip("%"), loops) for n in names.split(","))
+        return found
 
     def _count_iterations(self, line: str, condition: str, body: str) -> int:
         """Iterations of a loop: what the compiler notes, or those of `range(0, bound, step)`."""
@@ -143,9 +165,19 @@ def collectives(text: str) -> dict[str, Collective]:
     Args:
       text: HLO of one device after partitioning, `compiled.as_text()`.
     """
-    program = _Program(text)
     found: dict[str, Collective] = {}
-    for name, runs in program.count_runs().items():
+    for call in calls(text):
+        total = found.setdefault(call.kind, Collective())
+        total.calls += call.runs
+        total.bytes += call.runs * call.bytes
+    return dict(sorted(found.items()))
+
+
+def calls(text: str) -> list[Call]:
+    """Every collective of a compiled program, each once, however often it runs; see `collectives`."""
+    program = _Program(text)
+    found = []
+    for name, loops in program.nested():
         # A TPU may run one collective in pieces beside several fusions, and each fusion lists all of it.
         seen = set()
         for line in program.flat(name):
@@ -155,16 +187,16 @@ def collectives(text: str) -> dict[str, Collective]:
             if channel and channel[0] in seen:
                 continue
             seen.add(channel[0] if channel else line)
-            total = found.setdefault(kind[1], Collective())
-            total.calls += runs
-            total.bytes += runs * _traffic(line, kind)
-    return dict(sorted(found.items()))
+            arrays = _arrays(line[: kind.start()].split(" = ", 1)[1])
+            place = re.search(r'op_name="([^"]*)"', line)
+            traffic = _traffic(line, kind, sum(arrays))
+            found.append(Call(kind[1], loops, arrays, traffic, place[1] if place else ""))
+    return found
 
 
-def _traffic(line: str, kind: re.Match[str]) -> float:
-    """Bytes that cross one device's links in one run of a collective."""
+def _traffic(line: str, kind: re.Match[str], size: float) -> float:
+    """Bytes that cross one device's links in one run of a collective, whose result has `size` bytes."""
     n = _group_size(line)
-    size = _bytes(line[: kind.start()].split(" = ", 1)[1])
     if kind[2] and kind[1] == "all-gather":  # the result includes the operand, 1/n of the rest
         size *= n / (n + 1)
     elif kind[2] and kind[1] == "collective-permute":  # operand, result and two counters
@@ -174,13 +206,13 @@ def _traffic(line: str, kind: re.Match[str]) -> float:
     return size * _TRAFFIC[kind[1]](n)
 
 
-def _bytes(shapes: str) -> float:
-    """Bytes of all arrays that the text of a type lists."""
-    total = 0.0
-    for dtype, sizes in _ARRAY.findall(shapes):
-        if dtype in _BITS:
-            total += math.prod(int(s) for s in sizes.split(",") if s) * _BITS[dtype] / 8
-    return total
+def _arrays(shapes: str) -> tuple[float, ...]:
+    """Bytes of each array that the text of a type lists."""
+    return tuple(
+        math.prod(int(s) for s in sizes.split(",") if s) * _BITS[dtype] / 8
+        for dtype, sizes in _ARRAY.findall(shapes)
+        if dtype in _BITS
+    )
 
 
 def _group_size(line: str) -> int:
