@@ -165,7 +165,7 @@ def _traffic(line: str, kind: re.Match[str]) -> float:
     """Bytes that cross one device's links in one run of a collective."""
     n = _group_size(line)
     size = _bytes(line[: kind.start()].split(" = ", 1)[1])
-    if kind[2] and kind[1] == "all-gather":  # the result includes the operand, 1/n of the rest
+    if kind[2] and kind[1] in ("all-gather", "reduce-scatter"):  # whole array and the device's 1/n
         size *= n / (n + 1)
     elif kind[2] and kind[1] == "collective-permute":  # operand, result and two counters
         size /= 2
