@@ -21,7 +21,7 @@ flags.DEFINE_string(
     "What to compile for, such as v5e:4x4, v6e:16x16, v5p:2x2x1, v7x:2x2x1, h100:8, h200:1 or cpu:8.",
 )
 typed_flags.define_path("model", "", "Folder with the config.json of another model.")
-typed_flags.define_number("utilisation", 0.4, "Share of peak FLOP/s to expect.", 0.01, 1.0)
+typed_flags.define_number("utilisation", 0.5, "Share of peak FLOP/s to expect.", 0.01, 1.0)
 typed_flags.define_number(
     "memory", 0.0, "GiB of a device that a step may use; 0 = all.", 0.0, 2.0**20
 )

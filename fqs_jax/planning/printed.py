@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fqs_jax.planning.step_plan import Plan, Utilisation
+from fqs_jax.planning.step_plan import MEASURED_OVER_ESTIMATE, Plan, Times, Utilisation
 from fqs_jax.runtime.device_memory import GIB
 
 
@@ -117,4 +117,15 @@ def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
             f"{result.chip.memory_bandwidth:.3g} B/s",
         ),
         ("estimated step", f"{times.step:.3g} s, the longest of these; {rate(result)} text tokens/s"),
+        ("its error", _error(result, times, utilisation)),
     ]  # fmt: skip
+
+
+def _error(result: Plan, times: Times, utilisation: Utilisation) -> str:
+    """What is known of an estimate's error, in one line."""
+    if not result.chip.memory_is_real:
+        return "unknown: a CPU has no figures of its own here"
+    if utilisation != Utilisation() or times.step > times.compute:
+        return "unknown: it was compared with published steps only where compute limits, at the default"
+    low, high = MEASURED_OVER_ESTIMATE
+    return f"published plain steps took {low:.2f} to {high:.2f} times as long; thinking was not measured"

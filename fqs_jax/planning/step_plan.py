@@ -109,11 +109,20 @@ class Plan:
         )
 
 
+# Measured seconds of published plain steps over the estimate for the products that their programs compute:
+# the table of benchmarks/plan_calibration.py, which docs/scale.md shows.
+MEASURED_OVER_ESTIMATE = (1.00, 1.05)
+
+
 @dataclasses.dataclass(frozen=True)
 class Utilisation:
-    """Shares of the chip's peak figures that a step is assumed to reach."""
+    """Shares of the chip's peak figures that a step is assumed to reach.
 
-    compute: float = 0.4
+    That of compute is what three published steps reached, 48 to 50 % of the peak with their repeated
+    products counted (benchmarks/plan_calibration.py, docs/scale.md). The other two are guesses.
+    """
+
+    compute: float = 0.5
     links: float = 0.5
     memory: float = 0.7
 
