@@ -30,7 +30,9 @@ _RECORDS = flags.DEFINE_string(
     "records", "benchmarks/plans.jsonl", "File of the plans, one JSON line for each."
 )
 _ONLY = flags.DEFINE_list("only", [], "Plan only cases whose command contains all of these.")
-_BATCHES = flags.DEFINE_list("batches", ["8", "256"], "Batch sizes to compile for.")
+_BATCHES = flags.DEFINE_multi_enum(
+    "batch", ["8", "256"], ["8", "256"], "Batch sizes to compile for; may be given twice."
+)
 _TABLE = flags.DEFINE_bool("table", False, "Only print the table of the existing records.")
 _MINUTES = flags.DEFINE_float("minutes", float("inf"), "Start no compilation after these.")
 

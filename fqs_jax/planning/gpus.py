@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -141,11 +142,10 @@ device_description_str: "{gpu.name}"
 """
 
 
-def is_installed() -> bool:
-    """True if JAX's CUDA plugin can be found."""
-    try:
-        return any(
-            importlib.util.find_spec(f"jax_plugins.xla_cuda{version}") for version in (13, 12)
-        )
-    except ModuleNotFoundError:  # jax_plugins itself is missing
-        return False
+def is_installed(*modules: str) -> bool:
+    """True if one of the modules can be found; without any, whether JAX's CUDA plugin can."""
+    for module in modules or ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
+        with contextlib.suppress(ModuleNotFoundError):  # a parent package is missing
+            if importlib.util.find_spec(module) is not None:
+                return True
+    return False

@@ -256,11 +256,23 @@ def advice(recipe: Recipe, mesh: Mesh, result: Plan) -> list[str]:
 
 
 def _trace(recipe: Recipe, mesh: Mesh) -> tuple[step_lib.Program, Any]:
-    """A step and its trace. The step is made outside the mesh, where its random key can exist."""
+    """A step and its trace. The step is made outside the mesh, where its random key can exist.
+
+    Raises:
+      UserError: attention is to be cuDNN's, which is not installed.
+    """
     step = step_lib.program(recipe, mesh, corpus.extra_keys(recipe.data))
     with jax.set_mesh(mesh):
         number = jax.ShapeDtypeStruct((), np.int32)
-        return step, step.step.trace(step.state, step.batch, number, step.frozen)
+        try:
+            return step, step.step.trace(step.state, step.batch, number, step.frozen)
+        except RuntimeError as error:
+            if "cuDNN not found" not in str(error):
+                raise
+            raise UserError(
+                "compute.attention=cudnn can only be planned with cuDNN: pip install 'fqs_jax[cuda]', or "
+                "leave out --config.compute.attention"
+            ) from error
 
 
 def _flops(recipe: Recipe, mesh: Mesh, traced: Any) -> Flops:

@@ -11,7 +11,7 @@ import pytest
 from fqs_jax.planning import gpus, printed, step_plan
 from fqs_jax.runtime.device_memory import GIB
 from tests.planning.test_step_plan import COMMAND, small_case, small_plan
-from tests.tiny_runs import run
+from tests.tiny_runs import refusal, run
 
 NEEDS_PLUGIN = pytest.mark.skipif(not gpus.is_installed(), reason="JAX has no CUDA plugin here")
 
@@ -77,3 +77,12 @@ def test_a_step_is_compiled_for_gpus() -> None:
         memory["code"] - memory["aliased"]
     )
     assert record["collectives"]["all-gather"]["bytes"] > 0 and done.stderr == ""
+
+
+@NEEDS_PLUGIN
+@pytest.mark.skipif(gpus.is_installed("nvidia.cudnn"), reason="cuDNN is here")
+def test_attention_of_a_library_that_is_missing_is_one_line() -> None:
+    changes = "--config.model.head_dim=64", "--config.compute.attention=cudnn", "--stage=4"
+    assert "can only be planned with cuDNN" in refusal(
+        "plan", *COMMAND, *changes, "--topology=h100:1"
+    )
