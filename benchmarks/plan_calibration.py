@@ -24,11 +24,9 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import chips, gpus, step_plan
 from fqs_jax.thinking import flops as flops_lib
 
-_RECORDS = flags.DEFINE_string(
-    "records", "benchmarks/plan_calibration.jsonl", "File of the plans, one JSON line for each."
-)
-_TABLE = flags.DEFINE_bool("table", False, "Only print the table of the existing plans.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Compile the plans that the file does not have.")
 
+PLANS = Path("benchmarks/plan_calibration.jsonl")
 DEVICES = 8
 
 
@@ -166,13 +164,12 @@ HEADER = (
 
 
 def main(_: list[str]) -> None:
-    path = Path(_RECORDS.value)
-    plans = plan_records.read(path)
+    plans = plan_records.read(PLANS)
     for measured in RECORDS:
         words = arguments(measured)
-        if " ".join(words) not in plans and not _TABLE.value:
+        if " ".join(words) not in plans and _COMPILE.value:
             plans[" ".join(words)] = plan_records.plan(words)
-            plan_records.append(path, plans[" ".join(words)])
+            plan_records.append(PLANS, plans[" ".join(words)])
     print(HEADER)
     print("|" + "---|" * (HEADER.count("|") - 1))
     for measured in RECORDS:
