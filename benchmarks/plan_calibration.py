@@ -24,7 +24,9 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import chips, gpus, step_plan
 from fqs_jax.thinking import flops as flops_lib
 
-_COMPILE = flags.DEFINE_bool("compile", True, "Compile the plans that the file does not have.")
+_COMPILE = flags.DEFINE_bool(
+    "compile_missing", True, "Compile the plans that the file does not have."
+)
 
 PLANS = Path("benchmarks/plan_calibration.jsonl")
 DEVICES = 8

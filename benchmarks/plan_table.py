@@ -36,7 +36,7 @@ _ONLY = flags.DEFINE_list("only", [], "Plan only cases whose command contains al
 _BATCHES = flags.DEFINE_multi_enum(
     "batch", ["8", "256"], ["8", "256"], "Batch sizes to compile for; may be given twice."
 )
-_TABLE = flags.DEFINE_bool("table", False, "Only print the table of the existing records.")
+_COMPILE = flags.DEFINE_bool("compile", True, "Compile what the file does not have.")
 _FLOPS = flags.DEFINE_bool("flops", False, "Only print the table of FLOPs, which compiles nothing.")
 _MINUTES = flags.DEFINE_float("minutes", float("inf"), "Start no compilation after these.")
 
@@ -105,7 +105,7 @@ def main(_: list[str]) -> None:
         return
     path = Path(_RECORDS.value)
     records = plan_records.read(path)
-    if not _TABLE.value:
+    if _COMPILE.value:
         # First one slice for every row, then the smaller ones that the estimate leaves little hope for.
         stop = time.monotonic() + 60 * _MINUTES.value
         for thorough, case in itertools.product((False, True), cases()):
