@@ -3,7 +3,7 @@
 Each record is a training step of plain next-token loss that others ran and timed with MaxText. The same
 step of this package (model, rows, tokens, devices, fully sharded parameters) is planned, and the table of
 docs/scale.md is printed. Compiling needs libtpu, and JAX's CUDA plugin for the record of GPUs
-(pip install 'fqs_jax[plan,plan_gpu]'); plans are kept in a file, and not compiled again.
+(pip install 'fqs_jax[plan,plan-gpu]'); plans are kept in a file, and not compiled again.
 
 The programs differ in what they compute again in the backward pass. So the estimate that is compared with
 the measurement is that for the products of the record's program, by its stated settings. The plan of our own

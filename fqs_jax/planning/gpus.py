@@ -101,7 +101,7 @@ def devices(kind: str, count: int) -> Sequence[jax.Device]:
     """
     if not is_installed():
         raise UserError(
-            "compiling for a GPU needs JAX's CUDA plugin: pip install 'fqs_jax[plan_gpu]' (or try "
+            "compiling for a GPU needs JAX's CUDA plugin: pip install 'fqs_jax[plan-gpu]' (or try "
             "--topology=cpu:8, which needs nothing)"
         )
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # nothing is run, whatever is attached

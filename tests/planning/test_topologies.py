@@ -73,7 +73,7 @@ def test_topologies_that_are_not(topology: str, part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("topology", "extra"), [("v5e:2x2", "plan"), ("v7x:2x2x1", "plan"), ("h200:1", "plan_gpu")]
+    ("topology", "extra"), [("v5e:2x2", "plan"), ("v7x:2x2x1", "plan"), ("h200:1", "plan-gpu")]
 )
 def test_a_missing_compiler_names_what_to_install(
     topology: str, extra: str, monkeypatch: pytest.MonkeyPatch
