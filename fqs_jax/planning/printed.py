@@ -126,6 +126,6 @@ def _error(result: Plan, times: Times, utilisation: Utilisation) -> str:
     if not result.chip.memory_is_real:
         return "unknown: a CPU has no figures of its own here"
     if utilisation != Utilisation() or times.step > times.compute:
-        return "unknown: it was compared with published steps only where compute limits, at the default"
+        return "unknown: only steps that compute limits were compared, at the default utilisation"
     low, high = MEASURED_OVER_ESTIMATE
     return f"published plain steps took {low:.2f} to {high:.2f} times as long; thinking was not measured"
