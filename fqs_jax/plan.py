@@ -16,12 +16,19 @@ from fqs_jax.runtime import cli, config_flag, typed_flags
 
 flags.DEFINE_string("stage", "1", "Number or name of a stage.")
 flags.DEFINE_string(
-    "topology", "", "What to compile for, such as v5e:4x4, v5p:2x2x1, v6e:16x16 or cpu:8."
+    "topology",
+    "",
+    "What to compile for, such as v5e:4x4, v6e:16x16, v5p:2x2x1, v7x:2x2x1, h100:8, h200:1 or cpu:8.",
 )
 typed_flags.define_path("model", "", "Folder with the config.json of another model.")
-typed_flags.define_number("utilisation", 0.4, "Share of peak FLOP/s to expect.", 0.01, 1.0)
+typed_flags.define_number("utilisation", 0.5, "Share of peak FLOP/s to expect.", 0.01, 1.0)
 typed_flags.define_number(
     "memory", 0.0, "GiB of a device that a step may use; 0 = all.", 0.0, 2.0**20
+)
+flags.DEFINE_bool(
+    "links",
+    False,
+    "Also estimate the bytes between devices, from the text of the compiled program.",
 )
 flags.DEFINE_bool("sweep", False, "Try microbatches and remat policies.")
 flags.DEFINE_bool("json", False, "Print one line of JSON (with --sweep, one for each).")

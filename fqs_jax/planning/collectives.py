@@ -197,7 +197,7 @@ def calls(text: str) -> list[Call]:
 def _traffic(line: str, kind: re.Match[str], size: float) -> float:
     """Bytes that cross one device's links in one run of a collective, whose result has `size` bytes."""
     n = _group_size(line)
-    if kind[2] and kind[1] == "all-gather":  # the result includes the operand, 1/n of the rest
+    if kind[2] and kind[1] in ("all-gather", "reduce-scatter"):  # whole array and the device's 1/n
         size *= n / (n + 1)
     elif kind[2] and kind[1] == "collective-permute":  # operand, result and two counters
         size /= 2

@@ -13,8 +13,8 @@ from rich.table import Table
 from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.planning import printed, step_plan, topologies
+from fqs_jax.planning.chips import Chip
 from fqs_jax.planning.step_plan import Plan, Utilisation
-from fqs_jax.planning.topologies import Chip
 from fqs_jax.runtime import cli, config_flag, screen, sharding
 from fqs_jax.runtime.device_memory import GIB
 
@@ -26,19 +26,21 @@ def main() -> int:
       The exit code: 0 if it fits, 1 if not.
     """
     jax.config.update("jax_platforms", "cpu")  # nothing is run, whatever is attached
+    # JAX cannot read back programs for devices that are absent, and warns about it.
+    jax.config.update("jax_enable_compilation_cache", False)
     cli.require(topology=flags.FLAGS.topology)
     config = flags.FLAGS.config
     chip, devices = topologies.find(flags.FLAGS.topology)
     if flags.FLAGS.memory:
         limit = int(flags.FLAGS.memory * GIB)
-        chip = dataclasses.replace(chip, memory=limit, memory_is_real=True)
+        chip = dataclasses.replace(chip, memory=limit, memory_is_real=True, default_memory=0)
     model = step_plan.architecture(config, flags.FLAGS.model)
     recipe = resolve.find(resolve.recipes(config, model), flags.FLAGS.stage)
     mesh = sharding.make_mesh(config.mesh, list(devices))
     utilisation = dataclasses.replace(Utilisation(), compute=flags.FLAGS.utilisation)
     if flags.FLAGS.sweep:
         return 0 if _sweep(recipe, chip, mesh, utilisation) else 1
-    result = step_plan.plan(recipe, chip, mesh, utilisation)
+    result = step_plan.plan(recipe, chip, mesh, utilisation, flags.FLAGS.links)
     changes = [] if result.fits else step_plan.advice(recipe, mesh, result)
     if flags.FLAGS.json:
         screen.print_json(_record(result) | {"change": changes})
@@ -58,7 +60,7 @@ def _sweep(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation) -> 
         model = dataclasses.replace(recipe.model, remat=remat)
         for count in counts:
             variant = dataclasses.replace(recipe, model=model, microbatches=count)
-            result = step_plan.plan(variant, chip, mesh, utilisation)
+            result = step_plan.plan(variant, chip, mesh, utilisation, flags.FLAGS.links)
             if flags.FLAGS.json:
                 screen.print_json(_record(result))
             speed = [f"{result.times.step:.3g}", printed.rate(result)] if result.times else ["", ""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from fqs_jax.planning.step_plan import Plan, Utilisation
+from fqs_jax.planning.step_plan import MEASURED_OVER_ESTIMATE, Plan, Times, Utilisation
 from fqs_jax.runtime.device_memory import GIB
 
 
@@ -23,6 +23,9 @@ def verdict(result: Plan, changes: list[str]) -> str:
     sizes = f"{result.needed / GIB:.2f} of {result.chip.memory / GIB:.2f} GiB a device"
     if result.fits and not result.chip.memory_is_real:
         return f"fits ({result.needed / GIB:.2f} GiB a device; on CPUs this is indicative only)"
+    if result.fits and 0 < result.chip.default_memory < result.needed:
+        default = f"{result.chip.default_memory / GIB:.2f} GiB"
+        return f"fits ({sizes}) with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; by default JAX takes {default}"
     if result.fits:
         return f"fits ({sizes})"
     return f"does not fit ({sizes}); try, in this order: {'; '.join(changes)}"
@@ -90,6 +93,8 @@ def flop_rows(result: Plan) -> list[tuple[str, str]]:
 
 def collective_rows(result: Plan) -> list[tuple[str, str]]:
     """Traffic of one device, by kind of collective."""
+    if result.collectives is None:
+        return [("links", "not counted; --links reads them from the compiled program")]
     return [
         (kind, f"{found.bytes / 1e9:.3f} GB over a device's links, {found.calls:,} calls")
         for kind, found in result.collectives.items()
@@ -100,13 +105,27 @@ def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
     """Estimated seconds of a step by limit; none if it could not be compiled."""
     if (times := result.times) is None:
         return []
+    links = (
+        f"{times.links:.3g} s at {utilisation.links:.0%} of {result.chip.link_bandwidth:.3g} B/s"
+    )
     return [
         ("compute", f"{times.compute:.3g} s at {utilisation.compute:.0%} of {result.chip.flops:.3g} FLOP/s"),
-        ("links", f"{times.links:.3g} s at {utilisation.links:.0%} of {result.chip.link_bandwidth:.3g} B/s"),
+        *([] if result.collectives is None else [("links", links)]),
         (
             "memory traffic",
             f"at least {times.memory:.3g} s at {utilisation.memory:.0%} of "
             f"{result.chip.memory_bandwidth:.3g} B/s",
         ),
         ("estimated step", f"{times.step:.3g} s, the longest of these; {rate(result)} text tokens/s"),
+        ("its error", _error(result, times, utilisation)),
     ]  # fmt: skip
+
+
+def _error(result: Plan, times: Times, utilisation: Utilisation) -> str:
+    """What is known of an estimate's error, in one line."""
+    if not result.chip.memory_is_real:
+        return "unknown: a CPU has no figures of its own here"
+    if utilisation != Utilisation() or times.step > times.compute:
+        return "unknown: only steps that compute limits were compared, at the default utilisation"
+    low, high = MEASURED_OVER_ESTIMATE
+    return f"published plain steps took {low:.2f} to {high:.2f} times as long; thinking was not measured"

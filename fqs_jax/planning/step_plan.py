@@ -23,8 +23,8 @@ from fqs_jax.model import attention, decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import collectives as collectives_lib
 from fqs_jax.planning import traced as traced_lib
+from fqs_jax.planning.chips import Chip
 from fqs_jax.planning.collectives import Collective
-from fqs_jax.planning.topologies import Chip
 from fqs_jax.runs import source
 from fqs_jax.runtime import device_memory
 from fqs_jax.runtime.device_memory import Memory
@@ -71,7 +71,7 @@ class Plan:
       memory: bytes of one device; None if the compiler ran out of memory.
       needed: bytes that the step needs on one device.
       compiler: the compiler's own counts, "flops" and "bytes accessed" of one device.
-      collectives: traffic of one device, by kind.
+      collectives: traffic of one device, by kind; None if it was not read.
       times: None if `memory` is.
     """
 
@@ -89,7 +89,7 @@ class Plan:
     memory: Memory | None
     needed: float
     compiler: dict[str, float]
-    collectives: dict[str, Collective]
+    collectives: dict[str, Collective] | None
     times: Times | None
     compile_seconds: float
 
@@ -109,11 +109,20 @@ class Plan:
         )
 
 
+# Measured seconds of published plain steps over the estimate for the products that their programs compute:
+# the table of benchmarks/plan_calibration.py, which docs/scale.md shows.
+MEASURED_OVER_ESTIMATE = (1.00, 1.05)
+
+
 @dataclasses.dataclass(frozen=True)
 class Utilisation:
-    """Shares of the chip's peak figures that a step is assumed to reach."""
+    """Shares of the chip's peak figures that a step is assumed to reach.
 
-    compute: float = 0.4
+    That of compute is what three published steps reached, 48 to 50 % of the peak with their repeated
+    products counted (benchmarks/plan_calibration.py, docs/scale.md). The other two are guesses.
+    """
+
+    compute: float = 0.5
     links: float = 0.5
     memory: float = 0.7
 
@@ -138,8 +147,17 @@ def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelCo
     return source.described_model(config, **config.compute.to_dict())
 
 
-def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None = None) -> Plan:
+def plan(
+    recipe: Recipe,
+    chip: Chip,
+    mesh: Mesh,
+    utilisation: Utilisation | None = None,
+    links: bool = False,
+) -> Plan:
     """Compile the step of a stage for a mesh of devices, attached or not.
+
+    Args:
+      links: also read the collectives and the bytes that they move from the compiled program's text.
 
     Raises:
       UserError: the mesh divides neither the model nor the rows.
@@ -157,9 +175,9 @@ def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None
             raise
     platform = mesh.devices.flat[0].platform
     memory = None if program is None else device_memory.of_program(program, platform)
-    text = "" if program is None else program.as_text()
+    text = program.as_text() if links and program is not None else ""
     costs: Any = {} if program is None else program.cost_analysis() or {}
-    found = collectives_lib.collectives(text) if text else {}
+    found = collectives_lib.collectives(text) if text else None
     result = Plan(
         stage=recipe.stage,
         model=recipe.model,
@@ -179,7 +197,15 @@ def plan(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation | None
         times=None,
         compile_seconds=time.monotonic() - before,
     )
-    times = None if memory is None else _times(result, memory, utilisation or Utilisation())
+    if memory is None:
+        return result
+    times = estimate(
+        chip,
+        (flops.program + flops.recomputed) / result.working_devices,
+        memory.arguments + memory.outputs,
+        sum(collective.bytes for collective in (found or {}).values()),
+        utilisation,
+    )
     return dataclasses.replace(result, times=times)
 
 
@@ -230,11 +256,23 @@ def advice(recipe: Recipe, mesh: Mesh, result: Plan) -> list[str]:
 
 
 def _trace(recipe: Recipe, mesh: Mesh) -> tuple[step_lib.Program, Any]:
-    """A step and its trace. The step is made outside the mesh, where its random key can exist."""
+    """A step and its trace. The step is made outside the mesh, where its random key can exist.
+
+    Raises:
+      UserError: attention is to be cuDNN's, which is not installed.
+    """
     step = step_lib.program(recipe, mesh, corpus.extra_keys(recipe.data))
     with jax.set_mesh(mesh):
         number = jax.ShapeDtypeStruct((), np.int32)
-        return step, step.step.trace(step.state, step.batch, number, step.frozen)
+        try:
+            return step, step.step.trace(step.state, step.batch, number, step.frozen)
+        except RuntimeError as error:
+            if "cuDNN not found" not in str(error):
+                raise
+            raise UserError(
+                "compute.attention=cudnn can only be planned with cuDNN: pip install 'fqs_jax[cuda]', or "
+                "leave out --config.compute.attention"
+            ) from error
 
 
 def _flops(recipe: Recipe, mesh: Mesh, traced: Any) -> Flops:
@@ -264,14 +302,21 @@ def _out_of_memory(message: str) -> float:
     return float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1) if found else 0.0
 
 
-def _times(result: Plan, memory: Memory, utilisation: Utilisation) -> Times:
-    chip = result.chip
-    flops = (result.flops.program + result.flops.recomputed) / result.working_devices
-    moved = sum(collective.bytes for collective in result.collectives.values())
+def estimate(
+    chip: Chip, flops: float, state: float, moved: float, utilisation: Utilisation | None = None
+) -> Times:
+    """The time that one device needs for one step, by resource.
+
+    Args:
+      flops: matrix products of the device, the repeated ones included.
+      state: bytes that the step reads and writes of its arguments and results.
+      moved: bytes over the device's links in one direction; 0 if they were not read.
+    """
+    shares = utilisation or Utilisation()
     # At least: the state is read and written, and what comes over the links is written and read.
-    touched = memory.arguments + memory.outputs + 2 * moved
+    touched = state + 2 * moved
     return Times(
-        compute=flops / (chip.flops * utilisation.compute),
-        links=moved / (chip.link_bandwidth * utilisation.links),
-        memory=touched / (chip.memory_bandwidth * utilisation.memory),
+        compute=flops / (chip.flops * shares.compute),
+        links=moved / (chip.link_bandwidth * shares.links),
+        memory=touched / (chip.memory_bandwidth * shares.memory),
     )

@@ -1,9 +1,8 @@
-"""Devices to compile for: TPU slices that are not attached, and virtual CPU devices."""
+"""Devices to compile for: TPU slices and GPUs that are not attached, and virtual CPU devices."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import re
@@ -12,63 +11,52 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-from fqs_jax.runtime.device_memory import GIB
+from fqs_jax.planning import gpus
+from fqs_jax.planning.chips import CPU, TPUS, Chip
 from fqs_jax.runtime.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One device, with its vendor's figures.
-
-    Attributes:
-      name: name of the device.
-      flops: peak bfloat16 FLOP/s.
-      memory: bytes that a program may use.
-      memory_bandwidth: bytes/s of the memory.
-      link_bandwidth: bytes/s of all links to other chips together, in one direction.
-      memory_is_real: True if a program that needs more than `memory` fails.
-    """
-
-    name: str
-    flops: float
-    memory: int
-    memory_bandwidth: float
-    link_bandwidth: float
-    memory_is_real: bool = True
-
-
-# Cloud TPU documentation, "TPU v5e", "TPU v5p", "TPU v6e" (docs.cloud.google.com/tpu/docs/v5e and so
-# on), key specifications per chip: peak bf16, HBM bandwidth, inter-chip interconnect (1600, 4800 and
-# 3200 Gbps in each direction). Memory is the part of 16, 95 and 32 GB that the TPU compiler reports as
-# available.
-TPUS = {
-    "v5e": Chip("TPU v5e", 197e12, int(15.75 * GIB), 819e9, 1600e9 / 8),
-    "v5p": Chip("TPU v5p", 459e12, int(95.74 * GIB), 2765e9, 4800e9 / 8),
-    "v6e": Chip("TPU v6e", 918e12, int(31.25 * GIB), 1640e9, 3200e9 / 8),
-}
-# Roughly one core of a workstation. The figures show which part is slow, not how slow it is.
-CPU = Chip("CPU", 100e9, 4 * GIB, 10e9, 10e9, memory_is_real=False)
-
-EXAMPLES = "v5e:2x2 ... v5e:16x16, v5p:2x2x1 ... v5p:4x4x8, v6e:2x2 ... v6e:16x16, or cpu:8"
+EXAMPLES = (
+    "v5e:2x2 ... v5e:16x16, v6e:2x2 ... v6e:16x16, v5p:2x2x1 ... v5p:4x4x8, v7x:2x2x1 ... v7x:4x4x8, "
+    "h100:8, h200:8, a100:8, or cpu:8"
+)
 
 
 def find(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
-    """The kind of chip and the devices of a topology such as "v5e:4x4" or "cpu:8".
+    """The kind of chip and the devices of a topology such as "v5e:4x4", "h100:8" or "cpu:8".
+
+    A slice "v7x:2x2x1" of 4 chips has 8 devices, because JAX sees each of a chip's two halves as one.
 
     Raises:
-      UserError: the topology does not exist, or libtpu is not installed.
+      UserError: the topology does not exist, or its compiler is not installed.
     """
     kind, _, size = topology.partition(":")
-    if kind == "gpu" or kind == "cuda":
-        raise UserError(
-            "GPUs cannot be compiled for unless one is attached; train with --max_steps=1 on the GPU, "
-            f"or choose another --topology: {EXAMPLES}"
-        )
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", size):
         return CPU, _cpus(int(size))
-    if kind in TPUS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", size):
+    if kind in gpus.GPUS and re.fullmatch(r"[1-8]", size):
+        return gpus.GPUS[kind].chip, gpus.devices(kind, int(size))
+    if kind in gpus.GPUS:
+        raise UserError(
+            f"--topology={topology}: give 1 to {gpus.MOST} GPUs of one machine, such as {kind}:8"
+        )
+    if kind in ("gpu", "cuda"):
+        raise UserError(
+            f"--topology={topology} does not say which GPU; choose from {', '.join(gpus.GPUS)}, "
+            "such as h100:8"
+        )
+    sides = _SIDES.get(kind, 0)
+    if sides and re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{sides - 1}}}", size):
         return TPUS[kind], _tpus(topology)
+    if sides:
+        raise UserError(
+            f"--topology={topology}: a {kind} slice has {sides} sides; choose from {EXAMPLES}"
+        )
     raise UserError(f"--topology={topology} is not known; choose from {EXAMPLES}")
+
+
+# Number of sides of a slice. libtpu also takes a flat "tpu7x:2x2"; Google offers slices with three.
+_SIDES = {"v5e": 2, "v6e": 2, "v5p": 3, "v7x": 3}
+# The names by which libtpu knows a kind, where they differ.
+_NAMES = {"v7x": "tpu7x"}
 
 
 def _cpus(count: int) -> Sequence[jax.Device]:
@@ -98,8 +86,10 @@ def _tpus(topology: str) -> Sequence[jax.Device]:
         "TPU_LOG_DIR": "disabled",
     }.items():
         os.environ.setdefault(name, value)
+    kind, _, size = topology.partition(":")
+    name = f"{_NAMES.get(kind, kind)}:{size}"
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--topology={topology}: {reason}; choose from {EXAMPLES}") from error

@@ -19,12 +19,12 @@ from configs import qwen2_5_0_5b, tiny
 from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.model import decoder
-from fqs_jax.planning import collectives, printed, step_plan, topologies, traced
+from fqs_jax.planning import chips, collectives, printed, step_plan, topologies, traced
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import flops
 from fqs_jax.training import step as step_lib
-from tests.tiny_runs import refusal, run
+from tests.tiny_runs import refusal, run, run_alone
 
 SMALL = {
     "vocab_size": 64,
@@ -138,6 +138,8 @@ ENTRY %main (a: f32[16]) -> f32[16] {
 backend_config={"known_trip_count":{"n":"3"}}
   %scattered = f32[2,2]{1,0} reduce-scatter(%a), channel_id=7, replica_groups=[2,4]<=[8], to_apply=%add
   %starts = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), channel_id=8, replica_groups={{0,1,2,3}}
+  %begins = ((f32[16]{0}), f32[4]{0}) reduce-scatter-start(%a), channel_id=10, \
+replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
   ROOT %sum = (f32[16]{0}, f32[4]{0}) all-reduce(%a, %a), channel_id=9, \
 replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
 }
@@ -151,14 +153,14 @@ def test_collectives_count_as_often_as_their_loops_turn() -> None:
         "all-gather": 3 + 1,
         "all-reduce": 1,
         "collective-permute": 3 * 4,
-        "reduce-scatter": 1,
+        "reduce-scatter": 2,
     }
     moved = {kind: collective.bytes for kind, collective in found.items()}
     assert moved == {
         "all-gather": 3 * (4 * 8 * 2) * 3 / 4 + 64 * 3 / 4,
         "all-reduce": 2 * (64 + 16) * 3 / 4,
         "collective-permute": 12 * 64 + 12 * 4,  # the counters are moved too
-        "reduce-scatter": 4 * 16 * 3 / 4,
+        "reduce-scatter": 4 * 16 * 3 / 4 + 64 * 3 / 4,
     }
 
 
@@ -204,7 +206,7 @@ def small_case(number: str, changes: dict[str, Any] | None = None, devices: int 
 
 def small_plan(case: Case, **chip: Any) -> step_plan.Plan:
     recipe, mesh = case
-    return step_plan.plan(recipe, dataclasses.replace(topologies.CPU, **chip), mesh)
+    return step_plan.plan(recipe, dataclasses.replace(chips.CPU, **chip), mesh, links=True)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +244,7 @@ def test_bytes_of_a_device_hold_its_share_of_the_state(planned: step_plan.Plan) 
     assert state / 8 < planned.memory.arguments < 1.5 * state / 8
     assert planned.memory.aliased > 0.9 * planned.memory.arguments
     assert planned.memory.peak >= planned.memory.arguments + planned.memory.temporaries
-    assert planned.collectives["all-gather"].bytes > 0
+    assert planned.collectives is not None and planned.collectives["all-gather"].bytes > 0
 
 
 def test_adapters_need_no_optimizer_state_of_the_base() -> None:
@@ -265,6 +267,16 @@ def test_adapters_need_no_optimizer_state_of_the_base() -> None:
     assert "of them are trained" in printed.parameters(found)
 
 
+def test_links_are_counted_only_if_asked_for(planned: step_plan.Plan) -> None:
+    recipe, mesh = small_case("4")
+    plain = step_plan.plan(recipe, chips.CPU, mesh)
+    assert plain.collectives is None and plain.times is not None and planned.times is not None
+    assert (plain.times.links, plain.times.compute) == (0, planned.times.compute)
+    assert planned.times.links > 0 and planned.times.memory > plain.times.memory
+    assert printed.collective_rows(plain)[0][1].startswith("not counted; --links")
+    assert "links" not in dict(printed.time_rows(plain, step_plan.Utilisation()))
+
+
 def test_devices_that_repeat_others_are_told(planned: step_plan.Plan) -> None:
     assert (planned.row_groups, planned.working_devices, planned.devices) == (8, 8, 8)
     few = small_plan(small_case("4", {"batch_size": 2, "mesh.data": 4, "mesh.fsdp": 2}))
@@ -274,7 +286,7 @@ def test_devices_that_repeat_others_are_told(planned: step_plan.Plan) -> None:
 def test_what_does_not_fit_comes_with_what_to_change() -> None:
     case = small_case("4", {"compute.remat": "dots"})
     plan = small_plan(case, memory=1_000, memory_is_real=True)
-    assert not plan.fits and dataclasses.replace(plan, chip=topologies.CPU).fits
+    assert not plan.fits and dataclasses.replace(plan, chip=chips.CPU).fits
     changes = step_plan.advice(*case, plan)
     assert changes[0] == "--config.compute.remat=full" and changes[-1] == "a larger slice"
     assert "--config.compute.param_dtype=bfloat16" in changes
@@ -299,28 +311,6 @@ def test_a_compiler_that_runs_out_of_memory_says_how_much() -> None:
 
 
 # Bad input --------------------
-
-
-@pytest.mark.parametrize(
-    ("topology", "part"),
-    [
-        ("v9:2x2", "choose from v5e:2x2"),
-        ("v5e", "choose from"),
-        ("cpu:0", "choose from"),
-        ("cpu:99", "has 8 CPU devices already"),
-        ("gpu:8", "GPUs cannot be compiled for"),
-    ],
-)
-def test_topologies_that_are_not(topology: str, part: str) -> None:
-    jax.devices()  # from here on the number of CPU devices is fixed
-    with pytest.raises(UserError, match=part):
-        topologies.find(topology)
-
-
-def test_a_missing_compiler_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'fqs_jax\[plan\]'"):
-        topologies.find("v5e:2x2")
 
 
 def test_a_config_without_a_vocabulary_asks_for_a_folder() -> None:
@@ -371,8 +361,20 @@ def test_bad_input_is_one_line(arguments: list[str], part: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-def test_a_tpu_slice_is_compiled_for() -> None:
-    done = run("plan", *COMMAND, "--stage=4", "--topology=v5e:2x2", "--json")
+@pytest.mark.parametrize(("topology", "devices"), [("v5e:2x2", 4), ("v7x:2x2x1", 8)])
+def test_a_tpu_slice_is_compiled_for(topology: str, devices: int) -> None:
+    """At the precision of users: the kernels do not compile for a v5e at the tests' own, the highest."""
+    done = run_alone(
+        "plan",
+        *COMMAND,
+        "--stage=4",
+        f"--topology={topology}",
+        "--json",
+        environment={"JAX_DEFAULT_MATMUL_PRECISION": "default"},
+    )
     record = json.loads(done.stdout)
-    assert record["fits"] and record["memory"]["peak"] < 15.75 * 2**30
-    assert np.isfinite(record["times"]["step"]) and record["collectives"]
+    assert record["fits"] and record["devices"] == devices and done.stderr == ""
+    assert (
+        record["memory"]["peak"] < record["chip"]["memory"] == topologies.find(topology)[0].memory
+    )
+    assert np.isfinite(record["times"]["step"]) and record["collectives"] is None
