@@ -169,9 +169,11 @@ def main(_: list[str]) -> None:
     plans = plan_records.read(PLANS)
     for measured in RECORDS:
         words = arguments(measured)
-        if " ".join(words) not in plans and _COMPILE.value:
-            plans[" ".join(words)] = plan_records.plan(words)
-            plan_records.append(PLANS, plans[" ".join(words)])
+        if " ".join(words) in plans or not _COMPILE.value:
+            continue
+        if (record := plan_records.plan(words)) is not None:
+            plans[" ".join(words)] = record
+            plan_records.append(PLANS, record)
     print(HEADER)
     print("|" + "---|" * (HEADER.count("|") - 1))
     for measured in RECORDS:

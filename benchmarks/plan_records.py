@@ -27,8 +27,8 @@ def append(path: Path, record: Record) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def plan(words: list[str]) -> Record:
-    """Compile a step in a process of its own, and keep what the tables show.
+def plan(words: list[str]) -> Record | None:
+    """Compile a step in a process of its own, and keep what the tables show; None if the process failed.
 
     Args:
       words: arguments of `python -m fqs_jax.plan`.
@@ -45,10 +45,11 @@ def plan(words: list[str]) -> Record:
         capture_output=True,
         text=True,
     )
+    if done.returncode == 2:  # the slice does not divide the rows, in one line
+        return {"command": command, "fits": False, "error": done.stderr.strip()[:200]}
     if done.returncode not in (0, 1) or not done.stdout:
-        # Bad input is one line; a compiler that aborts tells its reason in the first of many.
-        reason = next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
-        return {"command": command, "fits": False, "error": reason[:200]}
+        print(f"failed with {done.returncode}:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
+        return None
     return short(command, json.loads(done.stdout.splitlines()[-1]))
 
 

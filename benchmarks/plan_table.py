@@ -158,8 +158,10 @@ def _search(
                 }
             elif peak > SLACK * memory and not thorough:
                 continue
+            elif (record := plan_records.plan(words)) is None:
+                continue  # nothing is known of this slice: it stays to be tried
             else:
-                records[command] = plan_records.plan(words)
+                records[command] = record
             plan_records.append(path, records[command])
         if records[command].get("fits"):
             return

@@ -11,8 +11,6 @@ alternate in one process, so that whatever else the machine does falls on both. 
                        be told apart
     agree              share of greedy tokens on which the two sides agree (decoding)
 
-A later token includes its share of copying the caches apart once, of inference/layerwise.py.
-
 The libraries are as installed. On CPUs of other makers, MKL in torch may not use all instructions that the
 CPU has; compare the two rates. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command acts on both sides.
 """

@@ -119,7 +119,7 @@ RANGES: dict[str, Range] = {
     "optimizer.weight_decay": AT_LEAST_0,
     "optimizer.warmup_steps": whole(0),
     "optimizer.decay_steps": whole(0),
-    "optimizer.clip_norm": Range(1e-38),
+    "optimizer.clip_norm": Range(1e-37),
     "optimizer.lr_scale.*": AT_LEAST_0,
     "lora.rank": whole(0),
     "lora.alpha": Range(1e-38),

@@ -63,10 +63,14 @@ class TokenTimes:
         The median over ROUNDS rounds, after one that compiles, of the median over a round's tokens.
         """
         rounds: dict[Program, list[float]] = {program: [] for program in self._loaded}
+        models = {
+            program: dataclasses.replace(
+                loaded, params=loaded.params | {"lm": self._params[self._shapes[program]]}
+            )
+            for program, loaded in self._loaded.items()
+        }
         for _ in range(1 + ROUNDS):
-            for program, loaded in self._loaded.items():
-                params = loaded.params | {"lm": self._params[self._shapes[program]]}
-                model = dataclasses.replace(loaded, params=params)
+            for program, model in models.items():
                 rounds[program].append(_median_seconds(model, prompt))
         return {program: float(np.median(times[1:])) * 1e3 for program, times in rounds.items()}
 

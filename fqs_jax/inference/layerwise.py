@@ -49,13 +49,14 @@ class LayerCursor(NamedTuple):
 
 
 def parameters(lm: Params, mesh: Mesh) -> Apart | None:
-    """The parameters with a copy of each layer's; None if that does not pay.
+    """The parameters with a copy of each layer, and of a head that is not tied; None if that does not pay.
 
     It pays on one CPU, for a model that is large, yet leaves half of the free memory free with its copy.
     """
     device, layers = mesh.devices.flat[0], lm["layers"]
     room, size = device_memory.free(device), device_memory.of_arrays(layers)
-    fits = room is None or size < room / 2
+    copied = size + device_memory.of_arrays(lm.get("head", {}))
+    fits = room is None or copied < room / 2
     if mesh.size > 1 or device.platform != "cpu" or size < LEAST_BYTES or not fits:
         return None
     rest = {name: lm[name] for name in ("embed", "final_norm")}
@@ -147,7 +148,7 @@ def _begin(  # type: ignore[no-untyped-def]
     rest, head_VxD, hidden_BxD, key, step, *, model, temperature, top_p, allowed, first=0
 ):
     """Choose the tokens, and look up their embeddings."""
-    logits_BxV = dense.product(hidden_BxD, head_VxD.astype(hidden_BxD.dtype)).astype(jnp.float32)
+    logits_BxV = dense.product(hidden_BxD, head_VxD.astype(hidden_BxD.dtype), jnp.float32)
     log_probs_BxV = jax.nn.log_softmax(logits_BxV)
     token_B = decoding.chosen(log_probs_BxV, key, step, temperature, top_p, allowed, first)
     B = len(token_B)

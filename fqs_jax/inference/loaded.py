@@ -38,7 +38,10 @@ class Loaded:
 
     @functools.cached_property
     def layers_apart(self) -> layerwise.Apart | None:
-        """The decoder with a copy of each layer for plain generation, or None; it is made once and kept."""
+        """The decoder with a copy of each layer for plain generation, or None (inference/layerwise.py).
+
+        It is made once and kept; a model that `dataclasses.replace` makes has none yet.
+        """
         return layerwise.parameters(self.params["lm"], self.mesh)
 
     def with_thought(self, **settings: Any) -> Loaded:

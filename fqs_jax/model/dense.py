@@ -6,7 +6,9 @@ rows on a CPU, the kernel may lie with its outputs first.
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,16 +48,17 @@ class Dense(nn.DenseGeneral):
         return output
 
 
-def product(rows_RxI: jax.Array, kernel_OxI: jax.Array) -> jax.Array:
-    """rows @ kernel^T, [R, O].
+def product(rows_RxI: jax.Array, kernel_OxI: jax.Array, dtype: Any = None) -> jax.Array:
+    """rows @ kernel^T, [R, O], in `dtype`; None = that of the factors.
 
     XLA multiplies few rows on a CPU about twice as fast if the kernel is the left factor and lies as it
     is read. Barriers keep XLA from turning the product round.
     """
+    matmul = functools.partial(jnp.matmul, preferred_element_type=dtype)
     if len(rows_RxI) > _FEW:
-        return rows_RxI @ kernel_OxI.T
+        return matmul(rows_RxI, kernel_OxI.T)
     columns_IxR = jax.lax.optimization_barrier(rows_RxI.T)
-    return jax.lax.optimization_barrier(kernel_OxI @ columns_IxR).T
+    return jax.lax.optimization_barrier(matmul(kernel_OxI, columns_IxR)).T
 
 
 def outputs_first(layer: Params) -> Params:
@@ -66,6 +69,7 @@ def outputs_first(layer: Params) -> Params:
     """
 
     def converted(name: str, part: Params) -> Params:
+        assert A not in part
         if "kernel" not in part:
             return part
         kernel, others = part["kernel"], {k: x for k, x in part.items() if k != "kernel"}

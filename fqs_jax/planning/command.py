@@ -33,7 +33,7 @@ def main() -> int:
     chip, devices = topologies.find(flags.FLAGS.topology)
     if flags.FLAGS.memory:
         limit = int(flags.FLAGS.memory * GIB)
-        chip = dataclasses.replace(chip, memory=limit, memory_is_real=True, default_memory=0)
+        chip = dataclasses.replace(chip, memory=limit, memory_is_real=True)
     model = step_plan.architecture(config, flags.FLAGS.model)
     recipe = resolve.find(resolve.recipes(config, model), flags.FLAGS.stage)
     mesh = sharding.make_mesh(config.mesh, list(devices))
@@ -64,7 +64,7 @@ def _sweep(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation) -> 
             if flags.FLAGS.json:
                 screen.print_json(_record(result))
             speed = [f"{result.times.step:.3g}", printed.rate(result)] if result.times else ["", ""]
-            verdict = "fits" if result.fits else "does not fit"
+            verdict = f"fits{printed.condition(result)}" if result.fits else "does not fit"
             sizes = [f"{size / GIB:.2f}" for size in (result.needed, result.chip.memory)]
             table.add_row(remat, str(count), *sizes, *speed, verdict)
             if result.fits:
@@ -74,12 +74,12 @@ def _sweep(recipe: Recipe, chip: Chip, mesh: Mesh, utilisation: Utilisation) -> 
     if not flags.FLAGS.json:
         screen.show(table, 110)
         if fastest is None:
-            print("does not fit: nothing of these; take a larger slice")
+            print("does not fit: nothing of these; take more or larger devices")
         else:
             print(
                 "fastest that fits, by estimate: "
                 f"--config.compute.remat={fastest.model.remat} "
-                f"--config.microbatches={fastest.microbatches}"
+                f"--config.microbatches={fastest.microbatches}{printed.condition(fastest)}"
             )
     return fastest is not None
 

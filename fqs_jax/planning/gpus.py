@@ -144,7 +144,7 @@ device_description_str: "{gpu.name}"
 
 def is_installed(*modules: str) -> bool:
     """True if one of the modules can be found; without any, whether JAX's CUDA plugin can."""
-    for module in modules or ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"):
+    for module in modules or ("jax_plugins.xla_cuda13",):
         with contextlib.suppress(ModuleNotFoundError):  # a parent package is missing
             if importlib.util.find_spec(module) is not None:
                 return True

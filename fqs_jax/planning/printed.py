@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from fqs_jax.planning.chips import CPU
 from fqs_jax.planning.step_plan import MEASURED_OVER_ESTIMATE, Plan, Times, Utilisation
 from fqs_jax.runtime.device_memory import GIB
 
@@ -23,12 +24,17 @@ def verdict(result: Plan, changes: list[str]) -> str:
     sizes = f"{result.needed / GIB:.2f} of {result.chip.memory / GIB:.2f} GiB a device"
     if result.fits and not result.chip.memory_is_real:
         return f"fits ({result.needed / GIB:.2f} GiB a device; on CPUs this is indicative only)"
-    if result.fits and 0 < result.chip.default_memory < result.needed:
-        default = f"{result.chip.default_memory / GIB:.2f} GiB"
-        return f"fits ({sizes}) with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; by default JAX takes {default}"
     if result.fits:
-        return f"fits ({sizes})"
+        return f"fits ({sizes}){condition(result)}"
     return f"does not fit ({sizes}); try, in this order: {'; '.join(changes)}"
+
+
+def condition(result: Plan) -> str:
+    """What must be set so that a step which fits has its memory; empty if nothing must."""
+    if not 0 < result.chip.default_memory < result.needed:
+        return ""
+    default = f"{result.chip.default_memory / GIB:.2f} GiB"
+    return f" with XLA_PYTHON_CLIENT_MEM_FRACTION=0.9; by default JAX takes {default}"
 
 
 def parameters(result: Plan) -> str:
@@ -123,9 +129,10 @@ def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
 
 def _error(result: Plan, times: Times, utilisation: Utilisation) -> str:
     """What is known of an estimate's error, in one line."""
-    if not result.chip.memory_is_real:
+    if result.chip.name == CPU.name:
         return "unknown: a CPU has no figures of its own here"
     if utilisation != Utilisation() or times.step > times.compute:
         return "unknown: only steps that compute limits were compared, at the default utilisation"
     low, high = MEASURED_OVER_ESTIMATE
-    return f"published plain steps took {low:.2f} to {high:.2f} times as long; thinking was not measured"
+    known = f"published plain steps took {low:.2f} to {high:.2f} times as long; thinking was not measured"
+    return known if result.collectives is not None else f"{known}, and links were not counted"

@@ -252,7 +252,7 @@ def advice(recipe: Recipe, mesh: Mesh, result: Plan) -> list[str]:
     divides = result.model.num_heads % heads == result.model.mlp_dim % heads == 0
     if divides and result.devices % heads == 0:
         changes.append(f"--config.mesh.tensor={heads}")
-    return [*changes, "a larger slice"]
+    return [*changes, "more or larger devices"]
 
 
 def _trace(recipe: Recipe, mesh: Mesh) -> tuple[step_lib.Program, Any]:

@@ -32,7 +32,7 @@ def find(topology: str) -> tuple[Chip, Sequence[jax.Device]]:
     kind, _, size = topology.partition(":")
     if kind == "cpu" and re.fullmatch(r"[1-9]\d{0,3}", size):
         return CPU, _cpus(int(size))
-    if kind in gpus.GPUS and re.fullmatch(r"[1-8]", size):
+    if kind in gpus.GPUS and re.fullmatch(r"[1-9]\d?", size) and int(size) <= gpus.MOST:
         return gpus.GPUS[kind].chip, gpus.devices(kind, int(size))
     if kind in gpus.GPUS:
         raise UserError(

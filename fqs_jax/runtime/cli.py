@@ -152,9 +152,10 @@ def _without_flag_files(words: list[str]) -> list[str]:
 
 
 def keep_programs() -> None:
-    """Cache programs that took a tenth of a second to compile in the user's cache folder.
+    """Cache programs that took at least a tenth of a second to compile in the user's cache folder.
 
-    JAX's own limit is a second, which no program of plain generation takes; together they take three.
+    Each program of plain generation compiles in less than JAX's own limit of a second, but together they
+    take three.
 
     JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false disables the
     cache. Several processes need a folder that all of them share, so there is no default for them:

@@ -25,9 +25,8 @@ def restart() -> None:
 
     Call it before anything has an effect. It returns if there is nothing to gain, or no way to do it.
     """
-    with contextlib.suppress(
-        OSError, ValueError, AttributeError
-    ):  # no Linux, no glibc, no executable
+    # Without Linux, glibc or a Python that can be found, respectively.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
         library = os.confstr("CS_GNU_LIBC_VERSION") or ""
         changes = new_environment(os.environ, _KERNEL.read_text(), library)
         if changes and sys.executable:

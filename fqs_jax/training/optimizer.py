@@ -57,14 +57,15 @@ def make(
 
 
 def _clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """optax.clip_by_global_norm, as a product with one number.
+    """optax.clip_by_global_norm, as a product with one number, and with the norm in float32.
 
     optax divides every gradient by the norm. XLA does not repeat a division in the two moments that read its
     result, so a copy of all gradients would be written.
     """
 
     def clip(updates: Params, _: Params | None = None) -> Params:
-        factor = limit / jnp.maximum(optax.tree.norm(updates), limit)
+        norm = optax.tree.norm(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), updates))
+        factor = limit / jnp.maximum(norm, limit)
         return jax.tree.map(lambda leaf: (leaf * factor).astype(leaf.dtype), updates)
 
     return optax.stateless(clip)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 
 from fqs_jax.inference import decoding, generation, layerwise
 from fqs_jax.inference.loaded import Loaded
+from fqs_jax.model import decoder
 from fqs_jax.runs import loading
 from fqs_jax.runtime import device_memory, sharding
 from tests.tiny_models import model_config, random_params
@@ -70,6 +71,29 @@ def test_hidden_states_and_caches_are_those_of_the_stacked_layers(rows: int, tok
     check(ours, decoding.extend(params, theirs, token_B, model))
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_of_bfloat16_models_are_float32(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded logits have ties that the model does not have."""
+    model = model_config(tied_embeddings=tied, dtype="bfloat16")
+    params = random_params(model)
+    apart = layerwise.parameters(params["lm"], MESH)
+    assert apart is not None
+    hidden_BxD = jax.random.normal(jax.random.key(0), (3, model.width)).astype(jnp.bfloat16)
+    seen: list[jax.Array] = []
+
+    def chosen(log_probs_BxV: jax.Array, *_: Any) -> jax.Array:
+        jax.debug.callback(lambda x: seen.append(x), log_probs_BxV)
+        return jnp.zeros(3, jnp.int32)
+
+    monkeypatch.setattr(decoding, "chosen", chosen)
+    how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15}
+    key = jax.random.key(1)
+    layerwise._begin(apart.rest, apart.head_VxD, hidden_BxD, key, 0, model=model, **how)
+    jax.effects_barrier()
+    expected = jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxD))
+    np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
     root = tmp_path_factory.mktemp("layerwise") / "W"
@@ -109,13 +133,19 @@ def test_generate_takes_layers_apart_where_it_pays(
     assert generate("plain") == small and not taken
 
 
-def test_layers_are_copied_once(loaded: dict[str, Loaded]) -> None:
-    model = dataclasses.replace(loaded["plain"])
-    layers = model.layers_apart
-    assert layers is not None
+def test_layers_are_copied_once(loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    copies: list[int] = []
+    original = layerwise.parameters
+
+    def parameters(*arguments: Any) -> Any:
+        copies.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(layerwise, "parameters", parameters)
+    model = dataclasses.replace(loaded["plain"])  # no layers apart yet
     for rows in (["0 1"], ["0 1", "2"]):
         generation.generate(model, rows, 4)
-        assert model.layers_apart is layers
+    assert len(copies) == 1
 
 
 def test_layers_stay_together_without_room_or_on_several_devices(
@@ -124,7 +154,8 @@ def test_layers_stay_together_without_room_or_on_several_devices(
     lm = loaded["plain"].params["lm"]
     mesh = sharding.make_mesh({"data": 2, "fsdp": 1, "tensor": 1}, jax.devices()[:2])
     assert layerwise.parameters(lm, mesh) is None
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(lm["layers"]))
+    assert "head" in lm  # it is copied too
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves((lm["layers"], lm["head"])))
     monkeypatch.setattr(device_memory, "free", lambda device: 2 * size + 2)
     assert layerwise.parameters(lm, MESH) is not None
     monkeypatch.setattr(device_memory, "free", lambda device: 2 * size)

@@ -20,6 +20,9 @@ def test_products_of_few_and_of_many_rows(rows: int) -> None:
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(rows, 5)), rng.normal(size=(7, 5))
     found = jax.jit(dense.product)(jnp.asarray(x), jnp.asarray(kernel))
+    rounded = jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16)
+    assert dense.product(*rounded).dtype == jnp.bfloat16
+    assert dense.product(*rounded, jnp.float32).dtype == jnp.float32
     np.testing.assert_allclose(found, x @ kernel.T, rtol=1e-5, atol=1e-5)
 
 
@@ -43,7 +46,8 @@ def test_the_layer_is_that_of_flax(
     found: Any = dense.Dense(**given).apply({"params": kept}, x)
     expected: Any = theirs.apply({"params": params}, x)
     assert found.shape == expected.shape and found.dtype == expected.dtype
-    tolerance = 0.1 if given["dtype"] == jnp.bfloat16 else 1e-5
+    # The sums are rounded to bfloat16 in another order: to 1/128 of numbers up to 4.
+    rtol, atol = (2**-7, 2**-6) if given["dtype"] == jnp.bfloat16 else (0.0, 1e-5)
     np.testing.assert_allclose(
-        found.astype(jnp.float32), expected.astype(jnp.float32), atol=tolerance
+        found.astype(jnp.float32), expected.astype(jnp.float32), rtol=rtol, atol=atol
     )

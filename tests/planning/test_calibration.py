@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import plan_calibration
 from fqs_jax.planning import gpus, printed, step_plan
+from fqs_jax.planning.chips import CPU
 from fqs_jax.planning.step_plan import Utilisation
 from tests.planning.test_step_plan import small_case, small_plan
 
@@ -37,7 +38,8 @@ def test_what_a_program_repeats_is_counted_by_its_parts() -> None:
 
 
 def test_a_plan_states_its_error_only_where_it_was_measured() -> None:
-    plan = dataclasses.replace(small_plan(small_case("4")), chip=gpus.GPUS["h100"].chip)
+    planned = small_plan(small_case("4"))
+    plan = dataclasses.replace(planned, chip=gpus.GPUS["h100"].chip, collectives={})
     limits = {name: step_plan.Times(**{"compute": 2, "links": 1, "memory": 1, name: 3}) for name in
               ("compute", "links", "memory")}  # fmt: skip
 
@@ -54,3 +56,7 @@ def test_a_plan_states_its_error_only_where_it_was_measured() -> None:
         ("memory", Utilisation()),
     ):
         assert error(name, utilisation).startswith("unknown")
+    plan = dataclasses.replace(plan, collectives=None)
+    assert error("compute", Utilisation()).endswith("and links were not counted")
+    plan = dataclasses.replace(planned, chip=dataclasses.replace(CPU, memory_is_real=True))
+    assert error("compute", Utilisation()).startswith("unknown: a CPU")

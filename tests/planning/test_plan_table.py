@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,43 @@ def test_what_the_file_has_is_not_compiled_again(
     assert compiled == ["--topology=v6e:4x4", "--topology=v6e:2x4"]
     kept = list(plan_records.read(path).values())
     assert [record["fits"] for record in kept] == [False, True, True] and kept[0]["held"] == 200
+
+
+def test_a_compilation_that_failed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process may be killed for want of memory; that says nothing of the slice."""
+    case, path = Case("Mistral-7B", 1, 8, "v6e"), tmp_path / "plans.jsonl"
+    monkeypatch.setattr(plan_table, "_estimated", lambda case, shape: (1, 1, 100))
+    fits = {"--topology=v6e:2x2": None, "--topology=v6e:2x4": True}
+
+    def plan(words: list[str]) -> plan_records.Record | None:
+        found = fits[next(w for w in words if w.startswith("--topology"))]
+        return {"command": " ".join(words), "fits": True} if found else None
+
+    monkeypatch.setattr(plan_records, "plan", plan)
+    plan_table.flags.FLAGS(["plan_table"], known_only=True)
+    plan_table._search(case, plan_records.read(path), path, True, stop=float("inf"))
+    record, settled = plan_table.smallest(case, plan_records.read(path))
+    assert record is not None and "2x4" in record["command"] and not settled
+    fits["--topology=v6e:2x2"] = True
+    plan_table._search(case, plan_records.read(path), path, True, stop=float("inf"))
+    record, settled = plan_table.smallest(case, plan_records.read(path))
+    assert record is not None and "2x2" in record["command"] and settled
+
+
+def test_a_process_that_fails_has_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def done(code: int) -> Any:
+        failed = subprocess.CompletedProcess([], code, "", "error: rows are not divided")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+        return plan_records.plan(["--stage=1"])
+
+    assert done(-9) is None and done(134) is None
+    assert done(2) == {
+        "command": "--stage=1",
+        "fits": False,
+        "error": "error: rows are not divided",
+    }
 
 
 def test_records_are_of_the_table_and_small() -> None:

@@ -288,7 +288,7 @@ def test_what_does_not_fit_comes_with_what_to_change() -> None:
     plan = small_plan(case, memory=1_000, memory_is_real=True)
     assert not plan.fits and dataclasses.replace(plan, chip=chips.CPU).fits
     changes = step_plan.advice(*case, plan)
-    assert changes[0] == "--config.compute.remat=full" and changes[-1] == "a larger slice"
+    assert changes[0] == "--config.compute.remat=full" and changes[-1] == "more or larger devices"
     assert "--config.compute.param_dtype=bfloat16" in changes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import common
@@ -144,6 +145,23 @@ def test_clipping_is_by_the_norm_of_all_parts_together(
         np.testing.assert_allclose(
             update, -LEARNING_RATE * share * gradient / 1e4, rtol=1e-2, atol=1e-9
         )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_small_dtypes_are_clipped_by_a_norm_in_float32(dtype: Any) -> None:
+    """Squares of float16 gradients overflow, and bfloat16 has no digits for the norm."""
+    grads = {"lm": {"kernel": jnp.full((100, 100), 3.0, dtype)}}
+    clipped, _ = optimizer._clip_by_global_norm(2.0).update(grads, optax.EmptyState())
+    found = clipped["lm"]["kernel"]
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.astype(jnp.float32), 0.02, rtol=4e-3)
+
+
+@pytest.mark.parametrize("limit", [1e-37, 1.0, 1e30])
+def test_gradients_of_zero_stay_zero(limit: float) -> None:
+    grads = {"lm": {"kernel": jnp.zeros(3)}}
+    clip = optimizer._clip_by_global_norm(limit)
+    np.testing.assert_array_equal(clip.update(grads, optax.EmptyState())[0]["lm"]["kernel"], 0)
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
