@@ -153,12 +153,10 @@ def calls(case: Case) -> list[Call]:
 
 def figures(found: Iterable[Call]) -> Figures:
     """Calls of each kind in one step, and bytes over one device's links."""
-    total: Figures = {}
-    for call in sorted(found, key=lambda call: call.kind):
-        kind = total.setdefault(call.kind, {"calls": 0, "bytes": 0})
-        kind["calls"] += call.runs
-        kind["bytes"] += round(call.runs * call.bytes)
-    return total
+    from fqs_jax.planning import collectives
+
+    totals = collectives.by_kind(found)
+    return {kind: {"calls": x.calls, "bytes": round(x.bytes)} for kind, x in totals.items()}
 
 
 def dearer(found: Table, table: Table) -> list[str]:

@@ -22,6 +22,7 @@ from benchmarks import plan_records
 from configs import llama3_8b
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import chips, gpus, step_plan
+from fqs_jax.runtime.device_memory import GIB
 from fqs_jax.thinking import flops as flops_lib
 
 _COMPILE = flags.DEFINE_bool(
@@ -132,7 +133,7 @@ def row(measured: Measured, plan: plan_records.Record) -> str:
     if "flops" in plan:
         times = plan_records.times(plan, chip)
         traffic = f"{times.links:.2f} / {times.memory:.2f}" if plan["bytes"] else "- / -"
-        needs, has = plan["needed"] / 2**30, plan["memory"] / 2**30
+        needs, has = plan["needed"] / GIB, plan["memory"] / GIB
         cells += [f"{times.compute:.2f} / {traffic}", f"{needs:.1f} of {has:.1f}"]
     else:
         cells += [str(plan.get("error", "not compiled")), ""]

@@ -27,6 +27,7 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.planning import chips, step_plan, topologies
 from fqs_jax.runtime import sharding
+from fqs_jax.runtime.device_memory import GIB
 from fqs_jax.training import memory as memory_lib
 
 _RECORDS = flags.DEFINE_string(
@@ -61,7 +62,6 @@ DEVICES_PER_CHIP = {"v7x": 2}
 ROWS = {1: 16, 2: 16, 3: 16, 4: 8}
 # The most by which the estimate of the peak exceeds the compiler's on TPUs (docs/scale.md).
 SLACK = 1.2
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)

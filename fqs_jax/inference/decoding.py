@@ -158,28 +158,11 @@ def choose(
     Returns:
       int32 tokens [B], and the thoughts and their weights as of `next_log_probs`.
     """
-    step_key = jax.random.fold_in(key, step)
+    key = jax.random.fold_in(key, step)
     row_B = first + jnp.arange(cursor.length_B.shape[0])
-    log_probs, drawn, weight = next_log_probs(params, cursor, step_key, model, thought, row_B)
-    token_B = chosen(log_probs, key, step, temperature, top_p, allowed, first)
-    return token_B, drawn, weight
-
-
-def chosen(
-    log_probs_BxV: jax.Array,
-    key: jax.Array,
-    step: jax.Array,
-    temperature: float,
-    top_p: float,
-    allowed: int,
-    first: jax.Array | int = 0,
-) -> jax.Array:
-    """The next tokens int32 [B] by their log-probabilities; see `choose` and `pick`."""
-    key = jax.random.fold_in(jax.random.fold_in(key, step), 1)
-    is_allowed = jnp.arange(log_probs_BxV.shape[-1]) < allowed
-    log_probs_BxV = jnp.where(is_allowed, log_probs_BxV, -jnp.inf)
-    row_B = first + jnp.arange(len(log_probs_BxV))
-    return pick(log_probs_BxV, key, temperature, top_p, row_B)
+    log_probs, drawn, weight = next_log_probs(params, cursor, key, model, thought, row_B)
+    log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
+    return pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B), drawn, weight
 
 
 def pick(

@@ -163,9 +163,9 @@ def _generate(
 
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
     params: Params | Apart = loaded.params
+    read: Callable[..., Any] = prefill
     if thought is None and (apart := loaded.layers_apart) is not None:
-        params = apart
-    read: Callable[..., Any] = layerwise.prefill if isinstance(params, Apart) else prefill
+        params, read = apart, layerwise.prefill
     cursor = read(params, tokens_BxT, length_B, model=model, room=room)
     emitted = steps(params, cursor, key, max_new_tokens, **settings)
     going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids

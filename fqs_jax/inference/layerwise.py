@@ -28,12 +28,11 @@ LEAST_BYTES = 2**26  # of all layers; below it, calls cost more than copies
 class Apart(NamedTuple):
     """Parameters of a decoder: each layer's, with a leading axis of 1, and the rest.
 
-    rest: embed and final_norm. head_VxD: the output head, which is the embedding table if it is tied.
+    rest: embed, final_norm and the head outputs first, which is the embedding table if it is tied.
     """
 
     layers: list[Params]
     rest: Params
-    head_VxD: jax.Array
 
 
 class LayerCursor(NamedTuple):
@@ -59,10 +58,11 @@ def parameters(lm: Params, mesh: Mesh) -> Apart | None:
     fits = room is None or copied < room / 2
     if mesh.size > 1 or device.platform != "cpu" or size < LEAST_BYTES or not fits:
         return None
-    rest = {name: lm[name] for name in ("embed", "final_norm")}
     head_VxD = lm["head"]["kernel"].T if "head" in lm else lm["embed"]["embedding"]
+    head = {dense.OUTPUTS_FIRST: head_VxD}
+    rest = {"embed": lm["embed"], "final_norm": lm["final_norm"], "head": head}
     count = len(jax.tree.leaves(layers)[0])
-    return Apart([_layer_of(layers, i) for i in range(count)], rest, head_VxD)
+    return Apart([_layer_of(layers, i) for i in range(count)], rest)
 
 
 @jax.jit
@@ -79,13 +79,14 @@ def prefill(
     room: int,
 ) -> LayerCursor:
     """Read prompts; see `decoding.prefill`."""
-    hidden = _embed(params.rest, tokens_BxT, config=model)
+    hidden_BxTxD = _embed(params.rest, tokens_BxT, config=model)
     keys, values = [], []
     for layer, kind in zip(params.layers, _kinds(model, len(params.layers)), strict=True):
-        hidden, key, value = _read(layer, hidden, model=model, kind=kind, room=room)
+        hidden_BxTxD, key, value = _read(layer, hidden_BxTxD, model=model, kind=kind, room=room)
         keys.append(key)
         values.append(value)
-    return LayerCursor(keys, values, length_B, _last(params.rest, hidden, length_B, model=model))
+    hidden_BxD = _last(params.rest, hidden_BxTxD, length_B, model=model)
+    return LayerCursor(keys, values, length_B, hidden_BxD)
 
 
 def step(
@@ -104,16 +105,18 @@ def step(
       int32 tokens [B], no thoughts [B, 0] and weights [B], and the cursor behind the tokens.
     """
     assert thought is None
-    emitted, hidden = _begin(
-        params.rest, params.head_VxD, cursor.hidden_BxD, key, step, model=model, **settings
-    )
     keys, values, length_B = [], [], cursor.length_B
+    emitted, hidden_Bx1xD = _begin(
+        params.rest, cursor.hidden_BxD, length_B, key, step, model=model, **settings
+    )
     kinds = _kinds(model, len(params.layers))
     for layer, kind, *caches in zip(params.layers, kinds, cursor.key, cursor.value, strict=True):
-        hidden, key, value = _append(layer, hidden, *caches, length_B, model=model, kind=kind)
+        hidden_Bx1xD, key, value = _append(
+            layer, hidden_Bx1xD, *caches, length_B, model=model, kind=kind
+        )
         keys.append(key)
         values.append(value)
-    hidden_BxD, length_B = _end(params.rest, hidden, length_B, model=model)
+    hidden_BxD, length_B = _end(params.rest, hidden_Bx1xD, length_B, model=model)
     return *emitted, LayerCursor(keys, values, length_B, hidden_BxD)
 
 
@@ -145,15 +148,15 @@ def _last(rest, hidden_BxTxD, length_B, *, model):  # type: ignore[no-untyped-de
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed"))
 def _begin(  # type: ignore[no-untyped-def]
-    rest, head_VxD, hidden_BxD, key, step, *, model, temperature, top_p, allowed, first=0
+    rest, hidden_BxD, length_B, key, step, *, model, **settings
 ):
     """Choose the tokens, and look up their embeddings."""
-    logits_BxV = dense.product(hidden_BxD, head_VxD.astype(hidden_BxD.dtype), jnp.float32)
-    log_probs_BxV = jax.nn.log_softmax(logits_BxV)
-    token_B = decoding.chosen(log_probs_BxV, key, step, temperature, top_p, allowed, first)
-    B = len(token_B)
-    emitted = token_B, jnp.zeros((B, 0), jnp.int32), jnp.zeros(B)
-    return emitted, decoder.embed(rest, token_B[:, None], model)
+    no_caches = jnp.zeros(0)
+    cursor = decoding.Cursor(no_caches, no_caches, length_B, hidden_BxD)
+    emitted = decoding.choose(
+        {"lm": rest}, cursor, key, step, model=model, thought=None, **settings
+    )
+    return emitted, decoder.embed(rest, emitted[0][:, None], model)
 
 
 @functools.partial(

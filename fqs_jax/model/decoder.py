@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from fqs_jax.model import attention as attention_lib
 from fqs_jax.model import rotary, vocab
 from fqs_jax.model.config import REMAT_POLICIES, Layer, ModelConfig
-from fqs_jax.model.dense import Dense
+from fqs_jax.model.dense import OUTPUTS_FIRST, Dense, product
 from fqs_jax.model.rotary import Rope
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.axes import check_axes
@@ -324,14 +324,14 @@ def causal_attention(
 def logits(
     params: Params, tokens_BxT: jax.Array, config: ModelConfig, segment_BxT: jax.Array | None = None
 ) -> jax.Array:
-    """Next-token logits of a plain causal pass, float32 [B, T, V]. For small inputs: it holds
-    the whole vocabulary."""
-    hidden_BxTxD, _ = text_forward(params, tokens_BxT, config, segment_BxT)
-    return head_logits(params, hidden_BxTxD)
+    """Next-token logits float32 [B, T, V] of a causal pass; for small inputs, as all exist at once."""
+    return head_logits(params, text_forward(params, tokens_BxT, config, segment_BxT)[0])
 
 
 def head_logits(params: Params, hidden: jax.Array) -> jax.Array:
-    """Logits [..., V] in float32 of final-norm hidden states [..., D]."""
+    """Logits [..., V] in float32 of final-norm hidden states [..., D]; [R, D] for a head outputs first."""
+    if OUTPUTS_FIRST in (head := params.get("head", {})):
+        return product(hidden, head[OUTPUTS_FIRST].astype(hidden.dtype), jnp.float32)
     kernel_DxV = head_kernel(params).astype(hidden.dtype)
     return jnp.dot(hidden, kernel_DxV, preferred_element_type=jnp.float32)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 
 _BITS = {
     "pred": 8,
@@ -165,12 +166,17 @@ def collectives(text: str) -> dict[str, Collective]:
     Args:
       text: HLO of one device after partitioning, `compiled.as_text()`.
     """
-    found: dict[str, Collective] = {}
-    for call in calls(text):
-        total = found.setdefault(call.kind, Collective())
+    return by_kind(calls(text))
+
+
+def by_kind(found: Iterable[Call]) -> dict[str, Collective]:
+    """Sums over the runs of collectives in one step, by kind."""
+    totals: dict[str, Collective] = {}
+    for call in found:
+        total = totals.setdefault(call.kind, Collective())
         total.calls += call.runs
         total.bytes += call.runs * call.bytes
-    return dict(sorted(found.items()))
+    return dict(sorted(totals.items()))
 
 
 def calls(text: str) -> list[Call]:

@@ -142,10 +142,8 @@ device_description_str: "{gpu.name}"
 """
 
 
-def is_installed(*modules: str) -> bool:
-    """True if one of the modules can be found; without any, whether JAX's CUDA plugin can."""
-    for module in modules or ("jax_plugins.xla_cuda13",):
-        with contextlib.suppress(ModuleNotFoundError):  # a parent package is missing
-            if importlib.util.find_spec(module) is not None:
-                return True
+def is_installed(module: str = "jax_plugins.xla_cuda13") -> bool:
+    """True if a module can be found; by default JAX's CUDA plugin."""
+    with contextlib.suppress(ModuleNotFoundError):  # a parent package is missing
+        return importlib.util.find_spec(module) is not None
     return False

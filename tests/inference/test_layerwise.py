@@ -81,14 +81,14 @@ def test_logits_of_bfloat16_models_are_float32(tied: bool, monkeypatch: pytest.M
     hidden_BxD = jax.random.normal(jax.random.key(0), (3, model.width)).astype(jnp.bfloat16)
     seen: list[jax.Array] = []
 
-    def chosen(log_probs_BxV: jax.Array, *_: Any) -> jax.Array:
+    def pick(log_probs_BxV: jax.Array, *_: Any) -> jax.Array:
         jax.debug.callback(lambda x: seen.append(x), log_probs_BxV)
         return jnp.zeros(3, jnp.int32)
 
-    monkeypatch.setattr(decoding, "chosen", chosen)
-    how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15}
+    monkeypatch.setattr(decoding, "pick", pick)
+    how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": model.vocab_size}
     key = jax.random.key(1)
-    layerwise._begin(apart.rest, apart.head_VxD, hidden_BxD, key, 0, model=model, **how)
+    layerwise._begin(apart.rest, hidden_BxD, jnp.full(3, 5), key, 0, model=model, **how)
     jax.effects_barrier()
     expected = jax.nn.log_softmax(decoder.head_logits(params["lm"], hidden_BxD))
     np.testing.assert_allclose(seen[0], expected, atol=1e-5)
