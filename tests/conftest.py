@@ -16,6 +16,8 @@ ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     # Meshes are tried on virtual devices; what does not ask for a mesh uses the first one.
     "JAX_NUM_CPU_DEVICES": "8",
+    # Devices that wait for one another hold their threads (fqs_jax/runtime/virtual_devices.py).
+    "PJRT_NPROC": "64",
     # Programs run once or a few times: compiling them well is not worth the time. The second flag below
     # compiles each fused operation the older way, which takes half as long on CPUs.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -38,8 +40,8 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
-# Programs that tests start have one device.
-ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1"}
+# Programs that tests start have one device, and XLA's own number of threads.
+ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1", "PJRT_NPROC": ""}
 
 # The default is the same run everywhere; HYPOTHESIS_PROFILE=explore looks for new counterexamples.
 settings.register_profile("ci", deadline=None, max_examples=20, derandomize=True)

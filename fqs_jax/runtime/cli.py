@@ -23,6 +23,7 @@ from fqs_jax.runtime import (
     orbax_errors,
     paths,
     processes,
+    virtual_devices,
 )
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
@@ -54,6 +55,7 @@ def run(
             )
         logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
         orbax_errors.silence()
+        virtual_devices.make_room()
         processes.initialize_from_flags()
         keep_programs()
         main(argv)
