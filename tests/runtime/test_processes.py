@@ -225,7 +225,7 @@ def test_a_jax_that_detects_no_cluster(
 def test_two_processes() -> None:
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--expect_processes=2"]
     started = [start(*flags, f"--process_id={i}", fails=1) for i in (0, 1)]
-    (results, noise), (silence, _) = [process.communicate(timeout=60) for process in started]
+    (results, noise), (silence, _) = [process.communicate(timeout=180) for process in started]
     assert [json.loads(line) for line in results.splitlines()] == [[2, 4, [0, 1]]], noise
     assert silence == ""  # only process 0 prints, and Gloo nowhere
     assert [process.returncode for process in started] == [0, 2]
@@ -237,7 +237,7 @@ def test_doors_say_it_in_a_sentence() -> None:
         start(*where, "--expect_processes=4"),
         start(*where, "--processes_timeout=0.3"),
     ]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
     assert errors[0].startswith("error: this run has 2 processes")
     assert errors[1].startswith("error: 1 of 2 processes came within 0.3 s, missing: 1;")
