@@ -197,8 +197,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.thought = ml_collections.ConfigDict()
     c.thought.rationales = 2  # thoughts sampled at every position (released)
-    # sampled (released) | random | pause: one learned embedding. The last two are controls, and need
-    # quiet_star.policy_weight=0.
+    # sampled (released) | random | pause: one learned embedding | latent: K hidden states, each the
+    # input of the next (docs/fidelity.md). All but the first need quiet_star.policy_weight=0, and latent
+    # also rationales=1.
     c.thought.tokens = "sampled"
     c.thought.mixing = "linear"  # linear (released) | sigmoid | probability
     c.thought.mixing_bias = 0.0  # added before the sigmoid; sigmoid and probability only

@@ -167,6 +167,20 @@ def start_and_thought(params: Params, thought_K: Any, embedding_scale: float) ->
     return np.vstack([start_D[None], embed(params["lm"], thought_K)])
 
 
+def start_and_latents(
+    params: Params, config: Any, tokens_T: Any, mask_T: Any, t: int, count: int, scale: float
+) -> Array:
+    """Inputs [1 + K, D] of a latent thought: each is the state that all before it end in.
+
+    The text and the thought so far are computed anew for each of them.
+    """
+    inputs_SxD = start_and_thought(params, [], scale)
+    for _ in range(count):
+        hidden_SxD = block_hidden(params, config, tokens_T, mask_T, t, inputs_SxD)
+        inputs_SxD = np.vstack([inputs_SxD, hidden_SxD[-1:]])
+    return inputs_SxD
+
+
 def end_and_forced(params: Params, forced: Any, embedding_scale: float) -> Array:
     """Embeddings [A, D] of the end mark and the true tokens forced after it."""
     end_D = float64(params["thought"]["end"]) * embedding_scale
@@ -241,11 +255,20 @@ def rollout(
     mixing_bias: float = 0.0,
     embedding_scale: float = 100.0,
     masked_ids: Sequence[int] = (),
+    latent: bool = False,
 ) -> Rollout:
-    """Follow one given thought at text position t of one row, as the top of this file has it."""
+    """Follow one given thought at text position t of one row, as the top of this file has it.
+
+    Args:
+      latent: have a latent thought as long as `thought_K` in its place.
+    """
     lm, length, num_tokens = params["lm"], len(tokens_T), len(thought_K)
     forced = [tokens_T[(t + s) % length] for s in range(1, talk)]
-    opening = start_and_thought(params, thought_K, embedding_scale)
+    if latent:
+        where = (tokens_T, mask_T, t)
+        opening = start_and_latents(params, config, *where, num_tokens, embedding_scale)
+    else:
+        opening = start_and_thought(params, thought_K, embedding_scale)
     closing = end_and_forced(params, forced, embedding_scale)
     block_MxD = np.vstack([opening, closing])
     hidden_MxD = block_hidden(params, config, tokens_T, mask_T, t, block_MxD)
@@ -312,12 +335,14 @@ def score(
     mixing_bias: float = 0.0,
     embedding_scale: float = 100.0,
     masked_ids: Sequence[int] = (),
+    latent: bool = False,
 ) -> dict[str, Array]:
-    """Score given thoughts. Targets off the end of a row wrap around to its start.
+    """Score given thoughts, or latent ones as long. Targets off the end of a row wrap around to its start.
 
     Returns:
       base_log_prob_BxT: log p(x[t+1]) from the text alone.
-      thought_log_prob_BxTxRxK: of each thought token, at `reinforce_temperature`, marks masked.
+      thought_log_prob_BxTxRxK: of each thought token, at `reinforce_temperature`, marks masked; 0 for
+        latent thoughts, which have none.
       talk_log_prob_BxTxRxA: log p(x[t+1+s]), mixed, at temperature 1, nothing masked.
       mixing_weight_BxTxRxA: the weight of the thought in it.
     """
@@ -335,10 +360,10 @@ def score(
             base_BxT[b, t] = log_softmax(base_TxV[t])[tokens_T[(t + 1) % length]]
         for t, r in np.ndindex(length, rationales):
             thought_K = thought_BxTxRxK[b, t, r]
-            options = (mixing, mixing_bias, embedding_scale, masked_ids)
+            options = (mixing, mixing_bias, embedding_scale, masked_ids, latent)
             out = rollout(params, config, tokens_T, mask_T, t, thought_K, talk, *options)
             weight_BxTxRxA[b, t, r] = out.mixing_weight_A
-            for k, token in enumerate(thought_K):
+            for k, token in enumerate([] if latent else thought_K):
                 tempered_V = log_softmax(out.thought_logits_KxV[k] / reinforce_temperature)
                 proposed_BxTxRxK[b, t, r, k] = tempered_V[token]
             for s in range(talk):

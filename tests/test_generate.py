@@ -65,6 +65,13 @@ def test_thoughts_are_dimmed_on_a_terminal(model, capsys, terminal, monkeypatch)
     assert "".join(plain) == re.sub("\x1b\\[[\\d;]*m", "", "".join(seen))
 
 
+def test_a_thought_without_words_shows_its_kind(model, capsys, no_terminal):
+    """Id 0 stands for its tokens, and is a token of the vocabulary."""
+    _, seen = printed(model.with_thought(tokens="latent"), capsys, True)
+    assert len(re.findall(r" ‹\(latent\)\|-?\d\.\d\d› ", "".join(seen))) == 5
+    assert "‹(latent)|" not in "".join(printed(model, capsys, True)[1])
+
+
 def test_text_of_a_model_does_not_act_on_a_terminal(model, capsys, no_terminal, monkeypatch):
     """Line breaks and tabs stay; codes that colour, move, ring or reverse are shown."""
     said = "a\tb\nc\x1b[2J\x07\x9b31m\u202e\u2066\r\x00é龟"

@@ -121,8 +121,13 @@ def _check_quiet_star(recipe: Recipe) -> None:
         )
     if thought.tokens != "sampled" and recipe.objective.policy_weight:
         raise UserError(
-            f"thoughts of {thought.tokens} tokens are not the model's to improve: "
-            "set quiet_star.policy_weight to 0"
+            f"thought.tokens is {thought.tokens}: no token is drawn from the model, so REINFORCE has "
+            "nothing to improve; set quiet_star.policy_weight to 0"
+        )
+    if thought.tokens == "latent" and thought.rationales > 1:
+        raise UserError(
+            f"the {thought.rationales} latent thoughts at a position would all be the same: "
+            "set thought.rationales to 1"
         )
 
 
@@ -204,7 +209,7 @@ def teacher_arrays(recipe: Recipe) -> Arrays:
 
 
 def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
-    """The thoughts with which a teacher scores the rows of a stage.
+    """The thoughts with which a teacher scores the rows of a stage; latent ones are all the same.
 
     Args:
       teacher: the thoughts that the teacher was trained with.
@@ -213,7 +218,7 @@ def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
     assert thoughts is not None  # checked when the rows were read
     return dataclasses.replace(
         teacher,
-        rationales=thoughts(recipe.objective),
+        rationales=1 if teacher.tokens == "latent" else thoughts(recipe.objective),
         n_ahead_talk=1,
         temperature=recipe.eval_temperature,
     )

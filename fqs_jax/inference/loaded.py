@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ class Loaded:
         It is made once and kept; a model that `dataclasses.replace` makes has none yet.
         """
         return layerwise.parameters(self.params["lm"], self.mesh)
+
+    def thought_text(self, ids: Sequence[int]) -> str:
+        """The text of a thought's tokens; of a thought that has none, its kind."""
+        if self.thought is not None and not self.thought.has_words:
+            return f"({self.thought.tokens})"
+        return self.tokenizer.decode(ids)
 
     def with_thought(self, **settings: Any) -> Loaded:
         """The same model with other settings of its thoughts; a model without thoughts stays so."""

@@ -74,5 +74,5 @@ def plain_console() -> Console:
 
 def thought_text(loaded: Loaded, drawn: list[int], weight: float) -> Text:
     """A thought and its mixing weight, as \u2039words|weight\u203a."""
-    words = visible(loaded.tokenizer.decode(drawn)).replace("\n", "\u23ce")
+    words = visible(loaded.thought_text(drawn)).replace("\n", "\u23ce")
     return Text(f" \u2039{words}|{weight:.2f}\u203a ", style="dim italic")

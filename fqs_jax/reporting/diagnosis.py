@@ -184,7 +184,7 @@ def examine(
             scores = jax.tree.map(np.asarray, parts[thought.num_tokens])
             drawn_BxTxRxK = np.asarray(drawn)
             shown += [
-                _tokens(loaded.tokenizer, row, b, scores, drawn_BxTxRxK, len(opening))
+                _tokens(loaded, row, b, scores, drawn_BxTxRxK, len(opening))
                 for b, row in enumerate(chosen)
             ]
             real = batch["mask"][:, 1:]
@@ -212,7 +212,7 @@ def _gain_BxTxR(scores: Scores) -> np.ndarray:
 
 
 def _tokens(
-    tokenizer: Tokenizer,
+    loaded: Loaded,
     row: np.ndarray,
     b: int,
     scores: Scores,
@@ -220,14 +220,14 @@ def _tokens(
     opening: int,
 ) -> list[Token]:
     """The tokens of a document, each with the thoughts before it."""
-    texts = pieces(tokenizer, row[opening:].tolist())
+    texts = pieces(loaded.tokenizer, row[opening:].tolist())
     gain_TxR = _gain_BxTxR(scores)[b]
     found = [] if opening else [Token(texts[0])] if texts else []
     for place in range(max(1, opening), len(row)):
         t = place - 1
         sampled = tuple(
             Thought(
-                tokenizer.decode(drawn_BxTxRxK[b, t, r].tolist()),
+                loaded.thought_text(drawn_BxTxRxK[b, t, r].tolist()),
                 float(scores.blocks.mixing_weight_BxPxRxA[b, t, r, 0]),
                 float(gain_TxR[t, r]),
             )
@@ -284,11 +284,12 @@ def diagnose(
     enough = [k for k, gain in gain_of_length.items() if gain >= ENOUGH * whole]
     error = float(gains.std() / math.sqrt(len(gains)))
     weights = np.array([token.weight for token in tokens])
-    sampled = loaded.thought is not None and loaded.thought.temperature > 0
-    warnings = _warnings(
-        whole, error, weights, entropy_K if sampled else None, counts.most_common(1)[0][1] / total
-    )
-    repeated = float((np.ptp(drawn_NxRxK, axis=-1) == 0).mean()) if length > 1 else 0.0
+    assert loaded.thought is not None
+    has_words = loaded.thought.has_words
+    sampled = has_words and loaded.thought.temperature > 0
+    most = counts.most_common(1)[0][1] / total if has_words else 0.0
+    warnings = _warnings(whole, error, weights, entropy_K if sampled else None, most)
+    repeated = (np.ptp(drawn_NxRxK, axis=-1) == 0).mean() if has_words and length > 1 else 0.0
     if repeated > SAME_SHARE:
         warnings.append(f"{repeated:.0%} of the thoughts repeat a single token.")
     return Diagnostics(

@@ -8,7 +8,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import talk_head
 
-TOKENS = ("sampled", "random", "pause")
+TOKENS = ("sampled", "random", "pause", "latent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +28,10 @@ class ThoughtConfig:
       temperature: for sampling thought tokens; 0 takes the likeliest.
       reinforce_temperature: temperature at which their log-probabilities are scored.
       masked_ids: vocabulary ids that are never drawn as thought tokens.
-      tokens: the tokens between the marks: `sampled` from the model (published), or one of
-        two controls: `random` ones, drawn uniformly; or one learned `pause` embedding, K times
-        (Goyal et al., arXiv 2310.02226), reported as id 0.
+      tokens: what is between the marks: tokens `sampled` from the model (published); two controls,
+        `random` tokens, drawn uniformly, and one learned `pause` embedding, K times (Goyal et al.,
+        arXiv 2310.02226); or K `latent` states (thinking/latent.py). The last two have no tokens, and
+        stand as id 0 in arrays of tokens.
     """
 
     n_ahead: int
@@ -60,6 +61,11 @@ class ThoughtConfig:
     def num_tokens(self) -> int:
         """K, the number of tokens between the marks."""
         return self.n_ahead - 3
+
+    @property
+    def has_words(self) -> bool:
+        """Whether the ids of a thought's tokens mean anything."""
+        return self.tokens in ("sampled", "random")
 
     @property
     def head_reads(self) -> int:

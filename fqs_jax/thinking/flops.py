@@ -133,7 +133,8 @@ def block_reads(thought: ThoughtConfig, thought_only: bool) -> int:
     """Reads of the head at a position with thoughts; see `scoring`."""
     A = thought.n_ahead_talk
     talk_reads = 2 * A if thought_only and thought.mixing != "probability" else A
-    return thought.rationales * (thought.num_tokens + talk_reads)
+    scored = 0 if thought.tokens == "latent" else thought.num_tokens
+    return thought.rationales * (scored + talk_reads)
 
 
 def quiet_star_step(

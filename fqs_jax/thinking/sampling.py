@@ -78,10 +78,10 @@ def rollout(
 
 
 def control_tokens(keys_BxPxR: jax.Array, thinker: Thinker) -> Thoughts:
-    """Thought tokens of the controls `random` (uniform over the allowed ids) and `pause` (id 0)."""
+    """Tokens of thoughts that are not sampled: `random` (uniform over the allowed ids), else id 0."""
     thought = thinker.thought
     keys = fold_in_all(keys_BxPxR[..., None], jnp.arange(thought.num_tokens))
-    if thought.tokens == "pause":
+    if not thought.has_words:
         return Thoughts(jnp.zeros(keys.shape, jnp.int32), jnp.zeros(keys.shape))
     ids = np.arange(thinker.model.vocab_size, dtype=np.int32)
     allowed = np.setdiff1d(ids, thought.masked_ids)
@@ -230,7 +230,7 @@ class _Blocks:
         return Thoughts(tokens, entropy), last_BxPxRxD, own
 
     def read(self, params: Params, tokens_BxPxRxK: jax.Array) -> jax.Array:
-        """Read given thoughts: final-norm hidden states [B, P, R, D] of the end mark."""
+        """Read given thoughts, or latent ones: final-norm hidden states [B, P, R, D] of the end mark."""
         start, end = (mark(params, name, self.thinker) for name in ("start", "end"))
         drawn_BxPxRxKxD = decoder.embed(params["lm"], tokens_BxPxRxK, self.thinker.model)
         if self.thinker.thought.tokens == "pause":
@@ -241,6 +241,9 @@ class _Blocks:
 
         def step(carry: Any, given: Any) -> tuple[Any, None]:
             embedding_BxPxRxD, slot = given
+            if self.thinker.thought.tokens == "latent":
+                is_latent = (slot > 0) & (slot <= self.thinker.thought.num_tokens)
+                embedding_BxPxRxD = jnp.where(is_latent, carry[0], embedding_BxPxRxD)
             hidden_BxPxRxD, own = self.step(params, embedding_BxPxRxD, slot, carry[1])
             return (hidden_BxPxRxD, own), None
 

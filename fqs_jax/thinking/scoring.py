@@ -1,7 +1,8 @@
 """Thought blocks after a text, in one differentiable pass: the second phase of a training step.
 
 A block is the M slots of a thought (thinking/thoughts.py). All blocks go through the network at once;
-each slot sees the text's keys and values up to its position, and the block's slots up to itself.
+each slot sees the text's keys and values up to its position, and the block's slots up to itself. Latent
+thoughts are the exception: their slots follow one another (thinking/latent.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fqs_jax.model import attention, attention_xla, decoder, vocab
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import KeysValues, Params
 from fqs_jax.runtime.axes import check_axes
-from fqs_jax.thinking import talk_head
+from fqs_jax.thinking import latent, talk_head
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
 from fqs_jax.thinking.parameters import mark
 
@@ -51,7 +52,8 @@ class BlockScores(NamedTuple):
     """Scores of thought blocks at P text positions; log-probabilities are float32.
 
     Attributes:
-      thought_BxPxRxK: log-probabilities of the thought tokens, at the REINFORCE temperature.
+      thought_BxPxRxK: log-probabilities of the thought tokens, at the REINFORCE temperature; zeros
+        for latent thoughts, which have none.
       talk_BxPxRxA: log-probabilities of x_{t+1+s} under the mixed prediction, s = 0..A-1; wrapped
         around at the row's end.
       mixing_weight_BxPxRxA: weight of the thought.
@@ -100,7 +102,7 @@ def score_blocks(
       thought_only: compute the unmixed predictions as well.
     """
     model, thought = thinker.model, thinker.thought
-    A, K, M = thought.n_ahead_talk, thought.num_tokens, thought.num_slots
+    A, K = thought.n_ahead_talk, thought.num_tokens
     check_axes(
         **text._asdict(),
         thought_BxPxRxK=thought_BxPxRxK,
@@ -111,44 +113,20 @@ def score_blocks(
     B, P, R, _ = thought_BxPxRxK.shape  # R is 1 where rationales are rows
     everywhere_BxT = jnp.broadcast_to(jnp.arange(text.tokens_BxT.shape[1]), text.tokens_BxT.shape)
     position_BxP = everywhere_BxT if index_BxP is None else index_BxP
-    slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
-
-    def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
-    ) -> tuple[jax.Array, None]:
-        text_k, text_v = layer
-        segment_BxT = text.segment_BxT
-        if index_BxP is None:
-            return attention.blocks(
-                q, k, v, text_k, text_v, M, segment_BxT, window, model.attention
-            ), None
-        over_text = attention_xla.indexed_text(
-            q, text_k, text_v, index_BxP, slot_RM, segment_BxT, window, spans
-        )
-        return attention_xla.merge(over_text, attention_xla.own_blocks(q, k, v, M, window)), None
-
-    blocks_BxPxRxMxD = _block_embeddings(
-        params, text.tokens_BxT, thought_BxPxRxK, position_BxP, thinker
+    block_BxPxRxMxD = _block_hidden(
+        params, text, thought_BxPxRxK, position_BxP, thinker, index_BxP, spans
     )
-    hidden, _ = decoder.run_layers(
-        params["lm"],
-        blocks_BxPxRxMxD.reshape(B, P, R * M, model.width),
-        position_BxP[..., None] + slot_RM,
-        attend,
-        model,
-        text.cache,
-    )
-
-    block_BxPxRxMxD = hidden.reshape(B, P, R, M, model.width)
     kernel_DxV = decoder.head_kernel(params["lm"])
-    thought_log_probs = vocab.log_probs(
-        block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
-        kernel_DxV,
-        thought_BxPxRxK,
-        chunk=model.vocab_chunk,
-        temperature=thought.reinforce_temperature,
-        masked_ids=thought.masked_ids,
-    )
+    thought_log_probs = jnp.zeros(thought_BxPxRxK.shape)
+    if thought.tokens != "latent":
+        thought_log_probs = vocab.log_probs(
+            block_BxPxRxMxD[..., :K, :],  # start and the first K - 1 tokens predict the K tokens
+            kernel_DxV,
+            thought_BxPxRxK,
+            chunk=model.vocab_chunk,
+            temperature=thought.reinforce_temperature,
+            masked_ids=thought.masked_ids,
+        )
 
     after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
     base_BxPx1xAxD = ahead(text.hidden_BxTxD, position_BxP, A)[:, :, None]
@@ -183,6 +161,60 @@ def head_score(
     """The talk head's score with the configured bias."""
     score = talk_head.score(params["thought"]["talk_head"], base, after)
     return score if thought.mixing == "linear" else score + thought.mixing_bias
+
+
+def _block_hidden(
+    params: Params,
+    text: Text,
+    thought_BxPxRxK: jax.Array,
+    position_BxP: jax.Array,
+    thinker: Thinker,
+    index_BxP: jax.Array | None,
+    spans: int,
+) -> jax.Array:
+    """Final-norm hidden states [B, P, R, M, D] of the blocks; see `score_blocks`."""
+    model, M = thinker.model, thinker.thought.num_slots
+    B, P, R, K = thought_BxPxRxK.shape
+    segment_BxT = text.segment_BxT
+    if is_latent := thinker.thought.tokens == "latent":
+        thought_BxPxRxK = thought_BxPxRxK[..., :0]  # there is no token to look up
+    embeddings = _block_embeddings(params, text.tokens_BxT, thought_BxPxRxK, position_BxP, thinker)
+    if is_latent:
+        return latent.block_hidden(
+            params["lm"],
+            text.cache,
+            embeddings,
+            K,
+            position_BxP,
+            model,
+            segment_BxT,
+            index_BxP,
+            spans,
+        )
+    slot_RM = jnp.tile(jnp.arange(1, M + 1), R)
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, layer: Any, window: int | None
+    ) -> tuple[jax.Array, None]:
+        text_k, text_v = layer
+        if index_BxP is None:
+            return attention.blocks(
+                q, k, v, text_k, text_v, M, segment_BxT, window, model.attention
+            ), None
+        over_text = attention_xla.indexed_text(
+            q, text_k, text_v, index_BxP, slot_RM, segment_BxT, window, spans
+        )
+        return attention_xla.merge(over_text, attention_xla.own_blocks(q, k, v, M, window)), None
+
+    hidden, _ = decoder.run_layers(
+        params["lm"],
+        embeddings.reshape(B, P, R * M, model.width),
+        position_BxP[..., None] + slot_RM,
+        attend,
+        model,
+        text.cache,
+    )
+    return hidden.reshape(B, P, R, M, model.width)
 
 
 def _block_embeddings(

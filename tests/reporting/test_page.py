@@ -208,6 +208,8 @@ def test_collapse_is_said(root):
         assert len(diagnostics.warnings) == 1 and word in diagnostics.warnings[0], word
     greedy = dataclasses.replace(loaded, thought=dataclasses.replace(loaded.thought, temperature=0))
     assert fake(greedy, helped, various, 0.0).warnings == ()  # nothing is drawn
+    latent = loaded.with_thought(tokens="latent")
+    assert fake(latent, helped, np.zeros((100, 1, 3), int), 0.0).warnings == ()  # without words
 
 
 def test_lengths_to_try():
