@@ -76,6 +76,7 @@ def compare(
     seq_len: int | None = None,
     batch_size: int | None = None,
     timed: bool = True,
+    split: str = "test",
 ) -> list[Row]:
     """Compare all trained stages of a working directory.
 
@@ -88,6 +89,8 @@ def compare(
       seed: of sampled thoughts.
       seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
       timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
+      split: of the problems. Temperatures are fitted on "validation", so there they are fitted and
+        measured on the same problems.
 
     Returns:
       A row for the initial model if that was imported, and one for each trained stage. Behind the
@@ -116,7 +119,7 @@ def compare(
             flops_per_token=flops_per_token(loaded, prompt),
         )
         if task is not None:
-            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first)
+            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first, split)
         else:
             row, scaled, nll_N = _on_text(
                 loaded, row, text, thought_seeds, seed, first, seq_len, batch_size or 8
@@ -144,6 +147,7 @@ def _on_answers(
     thoughts: int,
     seed: int,
     first_N: np.ndarray | None,
+    split: str,
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, its row at a fitted temperature, and its loss by item.
 
@@ -151,7 +155,7 @@ def _on_answers(
       first_N: the first model's loss by item; None for that model itself. Only the first model, if it
         does not think, gets a fitted temperature.
     """
-    answers = problems.read(loaded, task, "test", thoughts, seed)
+    answers = problems.read(loaded, task, split, thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     row = dataclasses.replace(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 from absl import flags
@@ -19,17 +18,16 @@ from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.runs import source
-from fqs_jax.runtime import cli, config_flag, seeds
+from fqs_jax.runtime import cli, config_flag
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweeps.variants import Variant
-
-REQUIRED = ("config", "seeds", "variants")
-OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}
+from fqs_jax.sweeps import brackets, fields
+from fqs_jax.sweeps.fields import Variant
+from fqs_jax.sweeps.variants import Setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One variant with one seed.
+    """One variant with one seed and, if it has a bracket, one setting of that.
 
     Attributes:
       number: index among all cells, from 0.
@@ -40,6 +38,8 @@ class Cell:
       overrides: "field=value" of the experiment's config, the seed first.
       stages: value of launch's --stage.
       stage_numbers: numbers of these stages.
+      setting: one of the variant's bracket, the last of the overrides; () = it has none.
+      judged: number of the stage by which the bracket's settings are compared; None without a bracket.
     """
 
     number: int
@@ -50,6 +50,8 @@ class Cell:
     overrides: tuple[str, ...]
     stages: str
     stage_numbers: tuple[int, ...]
+    setting: Setting = ()
+    judged: int | None = None
 
     @property
     def flags(self) -> list[str]:
@@ -68,7 +70,8 @@ class Cell:
         return " ".join(["python", *map(cli.quote, self.arguments)])
 
     def __str__(self) -> str:
-        return f"cell {self.number} ({self.variant}, seed {self.seed})"
+        setting = f"{brackets.text(self.setting)}, " if self.setting else ""
+        return f"cell {self.number} ({self.variant}, {setting}seed {self.seed})"
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
@@ -80,36 +83,59 @@ def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
     Raises:
       UserError: a field is unknown or missing; a name is used twice or cannot name a folder; the
         experiment lacks a field that is overridden; a stage does not exist, or a stage that it is made
-        from is left out.
+        from is left out; a bracket compares nothing, or several stages.
     """
-    sweep = _fields(config)
+    sweep = fields.read(config)
     cells: list[Cell] = []
-    for name, own, stages in map(_variant, sweep["variants"]):
-        try:
-            common = (*sweep["overrides"], *own)
-            experiment = experiment_config(sweep["config"], common)
-            rows = _stages(experiment)
-            todo = stage_lib.select(rows, stages)
-            _check_complete(todo)
-            if missing := set(sweep["show_once"]) - {stage.number for stage in rows}:
-                raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
-        except UserError as error:
-            raise UserError(f"variant {name}: {error}") from error
-        for seed in sweep["seeds"]:
-            cells.append(
+    for variant in sweep.variants:
+        folder = root / "cells" / variant.name
+        for setting in variant.bracket or ((),):
+            common = (*sweep.overrides, *variant.overrides, *setting)
+            try:
+                todo, judged = _todo(sweep, variant, common)
+            except UserError as error:
+                raise UserError(f"variant {variant.name}: {error}") from error
+            place = folder / brackets.folder(setting) if setting else folder
+            cells += [
                 Cell(
-                    number=len(cells),
-                    variant=name,
+                    number=len(cells) + n,
+                    variant=variant.name,
                     seed=seed,
-                    folder=root / "cells" / name / f"seed_{seed}",
-                    config=sweep["config"],
+                    folder=place / f"seed_{seed}",
+                    config=sweep.config,
                     overrides=(f"seed={seed}", *common),
-                    stages=stages,
+                    stages=variant.stages,
                     stage_numbers=tuple(stage.number for stage in todo),
+                    setting=setting,
+                    judged=judged,
                 )
-            )
-    _check_unique([cell.variant for cell in cells if cell.seed == sweep["seeds"][0]])
+                for n, seed in enumerate(sweep.seeds)
+            ]
     return cells
+
+
+def _todo(
+    sweep: fields.Sweep, variant: Variant, overrides: tuple[str, ...]
+) -> tuple[list[Stage], int | None]:
+    """The stages that a cell trains, and the one that a bracket is judged by."""
+    rows = _stages(experiment_config(sweep.config, overrides))
+    todo = stage_lib.select(rows, variant.stages)
+    _check_complete(todo)
+    if missing := set(sweep.show_once) - {stage.number for stage in rows}:
+        raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
+    return todo, _judged(todo) if variant.bracket else None
+
+
+def _judged(todo: Sequence[Stage]) -> int:
+    """The number of the stage that all others of a variant lead to."""
+    used = {number for stage in todo for number in (stage.start, stage.teacher)}
+    last = [stage for stage in todo if stage.number not in used]
+    if len(last) > 1:
+        raise UserError(
+            f"its bracket would choose for {' and '.join(map(str, last))} at once; give each a variant "
+            "of its own, with the stages that it is made from"
+        )
+    return last[0].number
 
 
 def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.ConfigDict:
@@ -144,49 +170,6 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
         raise UserError(config_flag.problem(error)) from error
 
 
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    known = (*REQUIRED, *OPTIONAL)
-    for key in config:
-        if key not in known:
-            raise UserError(f"the sweep has an unknown field {key!r}; it may have {_list(known)}")
-    for key in REQUIRED:
-        if key not in config:
-            raise UserError(f"the sweep has no field {key!r}; it needs {_list(REQUIRED)}")
-    sweep = OPTIONAL | {key: config[key] for key in config}
-    for key in known[1:]:
-        if not isinstance(sweep[key], tuple | list):
-            raise UserError(f"the sweep's {key} is {sweep[key]!r}; give a tuple, as in (0, 1)")
-    for key in ("seeds", "variants"):
-        if not sweep[key]:
-            raise UserError(f"the sweep's {key} are empty; give at least one")
-    for seed in sweep["seeds"]:
-        if not isinstance(seed, int) or not 0 <= seed <= seeds.MAX_SEED:
-            raise UserError(
-                f"the sweep's seed {seed!r} is no whole number from 0 to {seeds.MAX_SEED}"
-            )
-    if twice := _twice(sweep["seeds"]):
-        raise UserError(f"the sweep's seed {twice[0]} is listed twice")
-    return sweep
-
-
-def _variant(given: Any) -> Variant:
-    try:
-        name, overrides, stages = given
-        valid = all(isinstance(text, str) for text in (name, *overrides, stages))
-    except (TypeError, ValueError):
-        valid = False
-    if not valid or isinstance(overrides, str):
-        raise UserError(
-            f"a variant of the sweep is {given!r}; make it with "
-            'variant("name", "field=value", stages="0,1") of fqs_jax.sweeps'
-        )
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
-        raise UserError(
-            f"variant {name!r} cannot name a folder; use letters, digits and any of _ . + -"
-        )
-    return name, tuple(overrides), stages
-
-
 def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
     """All stages of an experiment, checked as `launch` checks them before it trains."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
@@ -208,17 +191,3 @@ def _check_complete(todo: list[Stage]) -> None:
                     f"{stage} is made from stage {needed}, which is not among its stages "
                     f"{', '.join(map(str, sorted(numbers)))}"
                 )
-
-
-def _check_unique(names: list[str]) -> None:
-    folded = [name.lower() for name in names]  # some file systems do not tell a from A
-    if twice := _twice(folded):
-        raise UserError(f"two variants of the sweep are named {twice[0]!r}; rename one")
-
-
-def _twice(values: Any) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children
+from fqs_jax.sweeps import children, choosing, measuring
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.choosing import Choice
 
 LOG = "log.txt"  # in a cell's folder
 
@@ -62,7 +64,7 @@ def _run_cell(cell: Cell) -> None:
         if end.code < 0:
             _note(f"error: {cell}: the training program was ended by signal {-end.code}")
         processes.leave(end.code if end.code > 0 else 128 - end.code)
-    results_lib.evaluate(cell)
+    measuring.evaluate(cell)
 
 
 def _run_all(cells: Sequence[Cell]) -> list[str]:
@@ -102,14 +104,43 @@ def _write_table(root: Path, cells: Sequence[Cell]) -> None:
     if not any(results):
         raise UserError(f"no cell of this sweep is done in {root}; run it without --table first")
     show_once = tuple(flags.FLAGS.config.get("show_once", ()))
-    table = results_lib.lines(cells, results, show_once)
+    choices = choosing.choose(cells, list(map(results_lib.score, cells, results)))
+    edges = [name for name, choice in choices.items() if choice.is_at_edge]
+    shown = choosing.shown(cells, results, choices)
+    kept, kept_results = [cell for cell, _ in shown], [result for _, result in shown]
+    table = results_lib.lines(kept, kept_results, show_once, edges)
     command = " ".join(["python -m fqs_jax.sweep", *map(cli.quote, _sweep_flags())])
-    notes = results_lib.about(cells, results, show_once, command)
-    table_lib.write(root, table, cells, results, notes, command)
+    notes = [
+        *results_lib.about(cells, results, command),
+        *choosing.notes(choices),
+        *results_lib.unlike(kept, kept_results, show_once),
+    ]
+    more = {
+        "brackets": list(map(choosing.as_json, choices.values())),
+        "lines_not_chosen": _lines_not_chosen(cells, results, choices),
+    }
+    table_lib.write(root, table, cells, results, notes, command, more if choices else {})
     screen.show(table_lib.screen(table, str(root)), 160)
     for note in notes:
         print(printable(note))
     print(printable(str(root / f"{table_lib.NAME}.md")))
+
+
+def _lines_not_chosen(
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any] | None],
+    choices: Mapping[str, Choice],
+) -> list[dict[str, Any]]:
+    """Lines of the settings that the table leaves out, for JSON."""
+    lines: list[dict[str, Any]] = []
+    for choice in choices.values():
+        for tried in choice.tried:
+            own = [n for n, cell in enumerate(cells) if cell.setting == tried.setting]
+            own = [n for n in own if cells[n].variant == choice.variant]
+            if tried.setting != choice.chosen and any(results[n] for n in own):
+                found = results_lib.lines([cells[n] for n in own], [results[n] for n in own])
+                lines += map(results_lib.as_json, found)
+    return lines
 
 
 def _sweep_flags() -> list[str]:

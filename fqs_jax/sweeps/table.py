@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.results import Line, as_json, mean, standard_error
 
 NAME = "results"  # .json, .md and .png, in the sweep's folder
+SETTING = "setting"  # behind the variant, where a variant has a bracket
 COLUMNS = (
     "variant",
     "model",
@@ -30,7 +31,7 @@ COLUMNS = (
     "FLOPs",
     "after the base",
 )
-_LEFT = 2  # columns of text
+_TEXT = ("variant", SETTING, "model")  # columns that begin at the left
 
 
 def write(
@@ -40,6 +41,7 @@ def write(
     results: Sequence[dict[str, Any] | None],
     notes: Sequence[str],
     command: str,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Write W/results.json, .md and .png.
 
@@ -50,23 +52,34 @@ def write(
       results: one for each cell; None = not done.
       notes: sentences below the table.
       command: command line that makes the table.
+      more: further parts of the JSON.
     """
     content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
     missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
-    files.write_json(root / f"{NAME}.json", content | {"missing_cells": missing})
+    content |= {"missing_cells": missing} | dict(more or {})
+    files.write_json(root / f"{NAME}.json", content)
     files.write_text(root / f"{NAME}.md", markdown(table, notes))
     figure = draw(table)
     files.replace(root / f"{NAME}.png", functools.partial(figure.savefig, format="png"))
 
 
-def texts(line: Line) -> list[str]:
+def columns(table: Sequence[Line]) -> list[str]:
+    """The titles of the columns that a table needs."""
+    first, *others = COLUMNS
+    return [first, *([SETTING] if any(line.setting for line in table) else []), *others]
+
+
+def texts(line: Line, with_setting: bool = False) -> list[str]:
     """The text of a line in each column."""
     done = len(line.seeds)
     seeds = str(done) if done == line.planned else f"{done} of {line.planned}"
+    setting = [f"{line.setting or '-'}{' (edge)' * line.is_at_edge}"] if with_setting else []
     if not done:
-        return [line.variant, "not done yet", seeds, *["-"] * (len(COLUMNS) - 3)]
+        numbers = ["-"] * (len(COLUMNS) - 3)
+        return [line.variant, *setting, "not done yet", seeds, *numbers]
     return [
         line.variant,
+        *setting,
         line.model,
         seeds,
         _with_error(line.accuracy),
@@ -85,15 +98,17 @@ def _with_error(values: Sequence[float]) -> str:
 
 def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
     """A Markdown table, and the notes below it."""
+    titles = columns(table)
     rows = [
-        COLUMNS,
-        ["---" if i < _LEFT else "---:" for i in range(len(COLUMNS))],
-        *map(texts, table),
+        titles,
+        ["---" if title in _TEXT else "---:" for title in titles],
+        *(texts(line, SETTING in titles) for line in table),
     ]
     cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     written = ["| " + " | ".join(row) + " |" for row in cells]
+    legend = LEGEND + (f" {CHOSEN}" if SETTING in titles else "")
     below = (f"\n{printable(note)}" for note in notes)
-    return "\n".join([*written, "", LEGEND, *below, ""])
+    return "\n".join([*written, "", legend, *below, ""])
 
 
 LEGEND = (
@@ -101,15 +116,17 @@ LEGEND = (
     "random parameters to the model, with its teachers and their scores; after the base, without the "
     "plain first stage."
 )
+CHOSEN = "Each setting was chosen on validation items, which no other number of the table is measured on."
 
 
 def screen(table: Sequence[Line], title: str) -> Table:
     """The table for a terminal."""
     shown = Table(title=title)
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if i < _LEFT else "right")
+    titles = columns(table)
+    for column in titles:
+        shown.add_column(column, justify="left" if column in _TEXT else "right")
     for line in table:
-        shown.add_row(*texts(line))
+        shown.add_row(*texts(line, SETTING in titles))
     return shown
 
 

@@ -7,35 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 import pytest
 
 from configs.sweeps import thinking
 from fqs_jax.curriculum import objective, resolve
-from fqs_jax.runs import folders, source
+from fqs_jax.data import corpus
+from fqs_jax.evaluation import problems
+from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
+from fqs_jax.sweeps import measuring
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import variant
+from tests.sweeps.invented import row, sweep, write_result
 from tests.tiny_runs import clock_config, refusal, run, save_stage
-
-
-def sweep(**changes: Any) -> ml_collections.ConfigDict:
-    fields = {
-        "config": "configs/shorten.py",
-        "seeds": (0, 3),
-        "overrides": ("data.num_documents=500",),
-        "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="1,base")),
-        "show_once": (0,),
-    }
-    config = ml_collections.ConfigDict(fields | changes)
-    for key in [key for key in config if config[key] is None]:
-        del config[key]
-    return config
-
 
 # cells --------------------
 
@@ -78,7 +66,7 @@ def test_fields_that_may_be_left_out():
         ({"variants": (variant("a"), variant("A"))}, "two variants of the sweep are named 'a'"),
         ({"variants": (variant("a/b"),)}, "variant 'a/b' cannot name a folder"),
         ({"variants": (variant(".."),)}, "variant '..' cannot name a folder"),
-        ({"variants": (("a", "seed=1", "all"),)}, "make it with variant"),
+        ({"variants": (("a", "seed=1", "all", ()),)}, "make it with variant"),
         ({"variants": (("a", ()),)}, "make it with variant"),
         ({"variants": (variant("a", "thought.mixin=linear"),)}, "variant a: .* no field 'mixin'"),
         ({"variants": (variant("a", "thought.mixing=no"),)}, "variant a: .*'no'"),
@@ -108,23 +96,6 @@ def test_refusals(changes, complaint):
 
 
 # results --------------------
-
-
-def write_result(cell: Cell, rows: list[dict[str, Any]], **changes: Any) -> None:
-    """Write a result with costs that are easy to tell apart."""
-    training = {
-        str(n): {"tokens": 100 + n, "flops": 1000 + n, "after_base_flops": n}
-        for n in cell.stage_numbers
-    }
-    fields = {"seed": cell.seed, "flags": cell.flags, "commit": "abc", "chance": 1 / 7}
-    cell.folder.mkdir(parents=True)
-    content = fields | {"training": training, "rows": rows} | changes
-    (cell.folder / "result.json").write_text(json.dumps(content))
-
-
-def row(stage: str, name: str, accuracy: float, nll: float, **changes: Any) -> dict[str, Any]:
-    fields = {"stage": stage, "name": name, "accuracy": accuracy, "nll": nll, "temperature": 1.0}
-    return fields | {"kind": "base" if stage == "0" else "thinking"} | changes
 
 
 ACCURACIES = np.random.default_rng(0).uniform(size=(2, 3, 2))  # variants, seeds, stages
@@ -202,7 +173,7 @@ def test_what_is_missing_is_marked(measured):
     nothing_of_b = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
     table = results_lib.lines(measured, nothing_of_b)
     assert table_lib.texts(table[-1])[:3] == ["b", "not done yet", "0 of 3"]
-    notes = results_lib.about(measured, results, (), "COMMAND")
+    notes = results_lib.about(measured, results, "COMMAND")
     assert notes == [
         "Commit abc; made by: COMMAND",
         "Not done, 1 of 6: cell 5 (b, seed 5)",
@@ -247,10 +218,11 @@ def test_a_cell_is_evaluated(tmp_path):
     cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,2,3", (0, 2, 3))
     for number in range(4):
         save_stage(cell.folder, config, number, seed=number)
-    result = results_lib.evaluate(cell)
+    result = measuring.evaluate(cell)
     assert result == json.loads((cell.folder / "result.json").read_text())
     assert [r["stage"] for r in result["rows"]] == ["0", "0", "2", "3"]
     assert all(r["ms_per_token"] is None and 0 <= r["accuracy"] <= 1 for r in result["rows"])
+    _check_validation(cell, result)
     assert result["chance"] == 1 / 7 and re.fullmatch(
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
@@ -271,6 +243,21 @@ def test_a_cell_is_evaluated(tmp_path):
         # It starts from the base, which its teacher is made from too.
         "3": {"tokens": 4 * tokens, "flops": sum(flops), "after_base_flops": sum(flops[1:])},
     }
+
+
+def _check_validation(cell: Cell, result: dict[str, Any]) -> None:
+    """The thinking model's answers to validation problems, read again and averaged here."""
+    task = corpus.built_in_task(clock_config({"data.clock.lengths": (1,)}).data, 0)
+    assert task is not None
+    [answers] = problems.read(loading.load(str(cell.folder), "2"), task, "validation", thoughts=4)
+    right = answers.log_probs_RxNxAxC[
+        :, np.arange(answers.right_NxA.size), 0, answers.right_NxA[:, 0]
+    ]
+    hits = answers.log_probs_RxNxAxC[:, :, 0].argmax(-1) == answers.right_NxA[:, 0]
+    found = result["rows"][2]
+    assert found["stage"] == "2" and found["validation_nll"] == pytest.approx(-right.mean())
+    assert found["validation_accuracy"] == pytest.approx(hits.mean())
+    assert found["validation_nll"] != found["nll"]
 
 
 # the program --------------------
