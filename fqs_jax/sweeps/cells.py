@@ -9,6 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 from absl import flags
@@ -17,11 +18,12 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.runs import source
 from fqs_jax.runtime import cli, config_flag
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import brackets, fields
-from fqs_jax.sweeps.fields import Variant
+from fqs_jax.sweeps.fields import Benchmark, Variant
 from fqs_jax.sweeps.variants import Setting
 
 
@@ -40,6 +42,9 @@ class Cell:
       stage_numbers: numbers of these stages.
       setting: one of the variant's bracket, the last of the overrides; () = it has none.
       judged: number of the stage by which the bracket's settings are compared; None without a bracket.
+      benchmarks: that its models are measured on; () = on the problems of a built-in task.
+      held_out: text that their loss is measured on; "" = none.
+      root: the sweep's working directory.
     """
 
     number: int
@@ -52,12 +57,25 @@ class Cell:
     stage_numbers: tuple[int, ...]
     setting: Setting = ()
     judged: int | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
+    held_out: str = ""
+    root: Path = Path()
 
     @property
     def flags(self) -> list[str]:
         """Flags of `fqs_jax.launch` that the result depends on: all but the working directory."""
         changes = [f"--config.{override}" for override in self.overrides]
         return [f"--config={self.config}", *changes, f"--stage={self.stages}"]
+
+    @property
+    def measures(self) -> dict[str, Any]:
+        """Everything else that the result depends on: benchmarks and text; {} for a built-in task."""
+        if not self.benchmarks and not self.held_out:
+            return {}
+        shown = list(map(dataclasses.asdict, self.benchmarks))
+        for benchmark in shown:
+            del benchmark["batch_size"]  # changes nothing but memory and time
+        return {"benchmarks": shown, "held_out": self.held_out}
 
     @property
     def arguments(self) -> list[str]:
@@ -75,22 +93,29 @@ class Cell:
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
-    """All cells of a sweep, variant by variant, with everything checked.
+    """All cells of a sweep's config; see `of`."""
+    return of(fields.read(config), root)
+
+
+def of(sweep: fields.Sweep, root: Path) -> list[Cell]:
+    """All cells of a sweep, variant by variant, with their experiments checked.
 
     Args:
       root: the sweep's working directory.
 
     Raises:
-      UserError: a field is unknown or missing; a name is used twice or cannot name a folder; the
-        experiment lacks a field that is overridden; a stage does not exist, or a stage that it is made
-        from is left out; a bracket compares nothing, or several stages.
+      UserError: the experiment lacks a field that is overridden; a stage does not exist, or a stage that
+        it is made from is left out; a bracket would choose for several stages; a checkpoint, text or
+        benchmarks are missing.
     """
-    sweep = fields.read(config)
+    start = [f"init_from={sweep.init_from}"] * bool(sweep.init_from)
+    if sweep.text:
+        start += ["data.source=text", f"data.text={sweep.text}"]
     cells: list[Cell] = []
     for variant in sweep.variants:
         folder = root / "cells" / variant.name
         for setting in variant.bracket or ((),):
-            common = (*sweep.overrides, *variant.overrides, *setting)
+            common = (*start, *sweep.overrides, *variant.overrides, *setting)
             try:
                 todo, judged = _todo(sweep, variant, common)
             except UserError as error:
@@ -108,6 +133,9 @@ def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
                     stage_numbers=tuple(stage.number for stage in todo),
                     setting=setting,
                     judged=judged,
+                    benchmarks=sweep.benchmarks,
+                    held_out=sweep.held_out,
+                    root=root,
                 )
                 for n, seed in enumerate(sweep.seeds)
             ]
@@ -118,11 +146,16 @@ def _todo(
     sweep: fields.Sweep, variant: Variant, overrides: tuple[str, ...]
 ) -> tuple[list[Stage], int | None]:
     """The stages that a cell trains, and the one that a bracket is judged by."""
-    rows = _stages(experiment_config(sweep.config, overrides))
+    rows = _stages(experiment_config(sweep.config, overrides), sweep.measures)
     todo = stage_lib.select(rows, variant.stages)
     _check_complete(todo)
     if missing := set(sweep.show_once) - {stage.number for stage in rows}:
         raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
+    if variant.bracket and sweep.measures and not sweep.validation_items:
+        raise UserError(
+            "its bracket needs benchmark items to choose by, which are not reported: set the sweep's "
+            "validation_items"
+        )
     return todo, _judged(todo) if variant.bracket else None
 
 
@@ -170,15 +203,44 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
         raise UserError(config_flag.problem(error)) from error
 
 
-def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
-    """All stages of an experiment, checked as `launch` checks them before it trains."""
+def _stages(experiment: ml_collections.ConfigDict, measures: bool) -> list[Stage]:
+    """All stages of an experiment, checked as `launch` checks them before it trains.
+
+    Args:
+      measures: the sweep has benchmarks or held-out text.
+    """
+    return [recipe.stage for recipe in resolve.recipes(experiment, _model(experiment, measures))]
+
+
+def _model(experiment: ml_collections.ConfigDict, measures: bool) -> ModelConfig:
+    """The architecture of an experiment: from scratch on a built-in task, or a checkpoint on text."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
-    if task is None:
-        raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
-    if experiment.get("init_from") or experiment.get("requires_init_from"):
-        raise UserError("the experiment starts from a checkpoint; a sweep trains from scratch")
-    model = source.described_model(experiment, vocab_size=corpus.vocab_size(task))
-    return [recipe.stage for recipe in resolve.recipes(experiment, model)]
+    if task is not None:
+        if experiment.get("init_from") or experiment.get("requires_init_from"):
+            raise UserError(
+                "the experiment starts from a checkpoint, so it needs text to train on: give the sweep "
+                "--config.text=FILE"
+            )
+        if measures:
+            raise UserError(
+                f"data.source is {experiment.data.source!r}, whose own problems compare models; leave "
+                "benchmarks and held_out out, or give the sweep --config.text=FILE"
+            )
+        return source.described_model(experiment, vocab_size=corpus.vocab_size(task))
+    config_flag.expand_paths(experiment)
+    if not experiment.get("init_from"):
+        raise UserError(
+            "data.source is 'text', so the experiment needs a checkpoint: give the sweep "
+            "--config.init_from=HF_DIR"
+        )
+    if not experiment.data.text:
+        raise UserError("there is no text to train on: give the sweep --config.text=FILE")
+    if not measures:
+        raise UserError(
+            "data.source is 'text', which has no problems to compare models by: give the sweep "
+            "benchmarks or held_out text"
+        )
+    return source.read_model(Path(experiment.init_from), experiment)
 
 
 def _check_complete(todo: list[Stage]) -> None:

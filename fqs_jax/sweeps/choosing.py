@@ -13,6 +13,8 @@ from fqs_jax.sweeps import brackets
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import Setting
 
+WORDS = {"accuracy": "accuracy", "nll": "NLL"}
+
 
 class Score(NamedTuple):
     """A cell on validation items: accuracy, and NLL in nats. NaN = could not be measured."""
@@ -58,6 +60,7 @@ class Choice:
       tried: all settings, as the sweep lists them.
       chosen: the best one; None while none is complete.
       is_at_edge: the best one is the least or greatest of the bracket.
+      by: "accuracy" or "nll", which counts first.
     """
 
     variant: str
@@ -65,13 +68,17 @@ class Choice:
     tried: tuple[Tried, ...]
     chosen: Setting | None
     is_at_edge: bool
+    by: str
 
 
-def choose(cells: Sequence[Cell], scores: Sequence[Score | None]) -> dict[str, Choice]:
+def choose(
+    cells: Sequence[Cell], scores: Sequence[Score | None], by: str = "accuracy"
+) -> dict[str, Choice]:
     """The outcome of each variant that has a bracket, by its name.
 
     Args:
       scores: one for each cell, of the stage that is judged; None = not done.
+      by: "accuracy" or "nll", which counts first.
     """
     outcomes: dict[str, Choice] = {}
     for variant in dict.fromkeys(cell.variant for cell in cells if cell.setting):
@@ -81,19 +88,22 @@ def choose(cells: Sequence[Cell], scores: Sequence[Score | None]) -> dict[str, C
             own = [score for cell, score in mine if cell.setting == setting]
             done = tuple(score for score in own if score is not None)
             tried.append(Tried(setting, len(own), done))
-        chosen = best(tried)
+        chosen = best(tried, by)
         at_edge = chosen is not None and brackets.is_at_edge(chosen, [t.setting for t in tried])
         judged = mine[0][0].judged
         assert judged is not None  # of all cells with a setting
-        outcomes[variant] = Choice(variant, judged, tuple(tried), chosen, at_edge)
+        outcomes[variant] = Choice(variant, judged, tuple(tried), chosen, at_edge, by)
     return outcomes
 
 
-def best(tried: Sequence[Tried]) -> Setting | None:
+def best(tried: Sequence[Tried], by: str = "accuracy") -> Setting | None:
     """The setting with the highest mean accuracy; of equal ones the one with the lower NLL.
 
     Settings that lack a seed are left out, because means over other seeds cannot be compared. What could
     not be measured is worse than anything else.
+
+    Args:
+      by: "nll" = the lowest mean NLL; of equal ones the one with the higher accuracy.
 
     Returns:
       None if no setting is complete.
@@ -102,10 +112,9 @@ def best(tried: Sequence[Tried]) -> Setting | None:
 
     def rank(each: Tried) -> tuple[float, float]:
         accuracy, nll = each.mean
-        return (
-            -math.inf if math.isnan(accuracy) else accuracy,
-            -math.inf if math.isnan(nll) else -nll,
-        )
+        more = -math.inf if math.isnan(accuracy) else accuracy
+        less = -math.inf if math.isnan(nll) else -nll
+        return (more, less) if by == "accuracy" else (less, more)
 
     return max(complete, key=rank).setting if complete else None
 
@@ -142,7 +151,8 @@ def notes(choices: dict[str, Choice]) -> list[str]:
             mean = next(each.mean for each in choice.tried if each.setting == choice.chosen)
             sentence = (
                 f"{brackets.text(choice.chosen)} was chosen of {len(choice.tried)} settings, by the "
-                f"accuracy of stage {choice.judged} on validation items, {mean.accuracy:.3f}"
+                f"{WORDS[choice.by]} of stage {choice.judged} on validation items, "
+                f"{getattr(mean, choice.by):.3f}"
             )
         if choice.is_at_edge:
             sentence += "; warning: it lies at the edge of its bracket, so widen that"
@@ -169,6 +179,7 @@ def as_json(choice: Choice) -> dict[str, Any]:
     return {
         "variant": choice.variant,
         "judged_stage": choice.judged,
+        "chosen_by": choice.by,
         "is_at_edge": choice.is_at_edge,
         "settings": settings,
     }

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children, choosing, measuring
+from fqs_jax.sweeps import children, fields, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
-from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
-from fqs_jax.sweeps.choosing import Choice
+from fqs_jax.sweeps.fields import Sweep
 
 LOG = "log.txt"  # in a cell's folder
 
@@ -28,7 +26,10 @@ def main() -> None:
         raise UserError("--list, --cell and --table exclude one another; give one")
     root = Path(flags.FLAGS.workdir)
     paths.check_workdir(root)
-    cells = cells_lib.read(flags.FLAGS.config, root)
+    sweep = fields.read(flags.FLAGS.config)
+    cells = cells_lib.of(sweep, root)
+    if not flags.FLAGS.table:
+        measuring.check(sweep)
     if flags.FLAGS.list:
         for cell in cells:
             print(f"{cell.number} {cell.command}")
@@ -39,11 +40,11 @@ def main() -> None:
             )
         _run_cell(cells[flags.FLAGS.cell])
     elif flags.FLAGS.table:
-        _write_table(root, cells)
+        _write_table(root, sweep, cells)
     else:
         failed = _run_all(cells)
         if len(failed) < len(cells):
-            _write_table(root, cells)
+            _write_table(root, sweep, cells)
         for line in failed:
             _note(line)
         if failed:
@@ -55,7 +56,9 @@ def main() -> None:
 def _run_cell(cell: Cell) -> None:
     """Train and evaluate one cell, unless it is done."""
     if results_lib.is_stale(cell):
-        _note(f"{cell} has a result of another command; its stages resume from their checkpoints")
+        _note(
+            f"{cell} has a result of another command or benchmark; its stages resume from their checkpoints"
+        )
     elif results_lib.read(cell):
         _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
@@ -99,48 +102,17 @@ def _run_all(cells: Sequence[Cell]) -> list[str]:
     return failed
 
 
-def _write_table(root: Path, cells: Sequence[Cell]) -> None:
+def _write_table(root: Path, sweep: Sweep, cells: Sequence[Cell]) -> None:
     results = [results_lib.read(cell) for cell in cells]
     if not any(results):
         raise UserError(f"no cell of this sweep is done in {root}; run it without --table first")
-    show_once = tuple(flags.FLAGS.config.get("show_once", ()))
-    choices = choosing.choose(cells, list(map(results_lib.score, cells, results)))
-    edges = [name for name, choice in choices.items() if choice.is_at_edge]
-    shown = choosing.shown(cells, results, choices)
-    kept, kept_results = [cell for cell, _ in shown], [result for _, result in shown]
-    table = results_lib.lines(kept, kept_results, show_once, edges)
     command = " ".join(["python -m fqs_jax.sweep", *map(cli.quote, _sweep_flags())])
-    notes = [
-        *results_lib.about(cells, results, command),
-        *choosing.notes(choices),
-        *results_lib.unlike(kept, kept_results, show_once),
-    ]
-    more = {
-        "brackets": list(map(choosing.as_json, choices.values())),
-        "lines_not_chosen": _lines_not_chosen(cells, results, choices),
-    }
-    table_lib.write(root, table, cells, results, notes, command, more if choices else {})
-    screen.show(table_lib.screen(table, str(root)), 160)
-    for note in notes:
+    found = overview.make(sweep, cells, results, command)
+    sheet.write(root, found.sheet, found.notes, found.content, found.figure)
+    screen.show(sheet.screen(found.sheet, str(root)), 160)
+    for note in found.notes:
         print(printable(note))
-    print(printable(str(root / f"{table_lib.NAME}.md")))
-
-
-def _lines_not_chosen(
-    cells: Sequence[Cell],
-    results: Sequence[dict[str, Any] | None],
-    choices: Mapping[str, Choice],
-) -> list[dict[str, Any]]:
-    """Lines of the settings that the table leaves out, for JSON."""
-    lines: list[dict[str, Any]] = []
-    for choice in choices.values():
-        for tried in choice.tried:
-            own = [n for n, cell in enumerate(cells) if cell.setting == tried.setting]
-            own = [n for n in own if cells[n].variant == choice.variant]
-            if tried.setting != choice.chosen and any(results[n] for n in own):
-                found = results_lib.lines([cells[n] for n in own], [results[n] for n in own])
-                lines += map(results_lib.as_json, found)
-    return lines
+    print(printable(str(root / f"{sheet.NAME}.md")))
 
 
 def _sweep_flags() -> list[str]:

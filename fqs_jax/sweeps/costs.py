@@ -15,7 +15,8 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
     """Tokens and FLOPs of training a stage and every stage that it is made from, each once.
 
     These are its start and its teacher, and theirs in turn. The FLOPs of the teachers' scores are
-    included. `after_base_flops` leaves out plain first stages.
+    included; the training of a checkpoint is not, since it is not known. `after_base_flops` leaves out
+    plain first stages from random parameters.
     """
     source = folders.source_folder(cell.folder)
     runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
@@ -35,7 +36,8 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
             teacher, teacher_config = runs[stage.teacher]
             thought = settings.thought_config(teacher_config, teacher)
         per_step = objective.step_flops(recipe) + objective.teacher_flops(recipe, thought)
-        is_base = stage.start is None and stage.objective == "next_token"
+        from_scratch = not config.init_from and stage.start is None
+        is_base = from_scratch and stage.objective == "next_token"
         cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
         cost["flops"] += stage.steps * per_step
         cost["after_base_flops"] += (not is_base) * stage.steps * per_step

@@ -10,12 +10,17 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from fqs_jax.runtime import seeds
+from fqs_jax.evaluation import command_flags
+from fqs_jax.runtime import paths, seeds
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import brackets
 from fqs_jax.sweeps.variants import Setting
 
 REQUIRED = ("config", "seeds", "variants")
+TUPLES = ("seeds", "variants", "overrides", "show_once", "benchmarks")
+TEXTS = ("config", "init_from", "text", "benchmark_folder", "held_out")
+SCORINGS = ("letters", "text")
+CHOOSE_BY = ("accuracy", "nll")
 
 
 class Variant(NamedTuple):
@@ -28,6 +33,21 @@ class Variant(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """A benchmark as `variants.benchmark` made it, with the paths of its files."""
+
+    task: str
+    file: str
+    name: str
+    scoring: str
+    labels_file: str
+    limit: int | None
+    seed: int
+    thought_seeds: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Sweep:
     """The fields of a sweep; docs/sweeps.md explains each."""
 
@@ -36,6 +56,18 @@ class Sweep:
     variants: tuple[Variant, ...]
     overrides: tuple[str, ...] = ()
     show_once: tuple[int, ...] = ()
+    choose_by: str = "accuracy"
+    init_from: str = ""
+    text: str = ""
+    benchmarks: tuple[Benchmark, ...] = ()
+    benchmark_folder: str = ""
+    validation_items: int = 0
+    held_out: str = ""
+
+    @property
+    def measures(self) -> bool:
+        """True if models are compared by benchmarks or held-out text, and not by built-in problems."""
+        return bool(self.benchmarks or self.held_out)
 
 
 def read(config: ml_collections.ConfigDict) -> Sweep:
@@ -52,7 +84,7 @@ def read(config: ml_collections.ConfigDict) -> Sweep:
         if key not in config:
             raise UserError(f"the sweep has no field {key!r}; it needs {_list(REQUIRED)}")
     given = {key: config[key] for key in config}
-    for key in given.keys() & {"seeds", "variants", "overrides", "show_once"}:
+    for key in [key for key in TUPLES if key in given]:
         if not isinstance(given[key], tuple | list):
             raise UserError(f"the sweep's {key} is {given[key]!r}; give a tuple, as in (0, 1)")
         given[key] = tuple(given[key])
@@ -70,7 +102,75 @@ def read(config: ml_collections.ConfigDict) -> Sweep:
     # Some file systems do not tell a from A.
     if twice := _twice(variant.name.lower() for variant in given["variants"]):
         raise UserError(f"two variants of the sweep are named {twice[0]!r}; rename one")
+    for key in [key for key in TEXTS if key in given]:
+        if not isinstance(given[key], str):
+            raise UserError(f"the sweep's {key} is {given[key]!r}; give a text")
+    if given.get("choose_by", "accuracy") not in CHOOSE_BY:
+        raise UserError(
+            f"the sweep's choose_by is {given['choose_by']!r}; choose from {_list(CHOOSE_BY)}"
+        )
+    folder = given.get("benchmark_folder", "")
+    given["benchmarks"] = tuple(_benchmark(each, folder) for each in given.get("benchmarks", ()))
+    names = [
+        *(each.name for each in given["benchmarks"]),
+        *(["held-out text"] * ("held_out" in given)),
+    ]
+    if twice := _twice(names):
+        raise UserError(
+            f"two benchmarks of the sweep are named {twice[0]!r}; give one another name="
+        )
+    items = given.get("validation_items", 0)
+    if type(items) is not int or items < 0 or (items and not given["benchmarks"]):
+        raise UserError(
+            f"the sweep's validation_items are {items!r}; give a number of items of its benchmarks"
+        )
     return Sweep(**given)
+
+
+def _benchmark(given: Any, folder: str) -> Benchmark:
+    try:
+        benchmark = Benchmark(*given)
+        valid = all(isinstance(text, str) for text in given[:5])
+        valid = valid and all(type(number) is int for number in given[6:])
+    except TypeError:
+        valid = False
+    if not valid:
+        raise UserError(
+            f"a benchmark of the sweep is {given!r}; make it with "
+            'benchmark("csqa", "FILE", limit=500) of fqs_jax.sweeps'
+        )
+    task, name = benchmark.task, benchmark.name
+    if task not in command_flags.NAMES:
+        raise UserError(
+            f"benchmark {name}: there is no task {task!r}; choose from {_list(command_flags.NAMES)}"
+        )
+    if benchmark.scoring not in SCORINGS:
+        raise UserError(
+            f"benchmark {name}: scoring is {benchmark.scoring!r}; choose from {_list(SCORINGS)}"
+        )
+    if benchmark.scoring == "text" and task == "gsm8k":
+        raise UserError(
+            f"benchmark {name}: scoring is 'text', but gsm8k has no options; leave it out"
+        )
+    limit = 1 if benchmark.limit is None else benchmark.limit
+    numbers = (limit, benchmark.thought_seeds, benchmark.batch_size)
+    if any(type(number) is not int or number < 1 for number in numbers):
+        raise UserError(
+            f"benchmark {name}: limit, thought_seeds and batch_size must be whole numbers of at least 1"
+        )
+    if not 0 <= benchmark.seed <= seeds.MAX_SEED:
+        raise UserError(f"benchmark {name}: seed is {benchmark.seed}; set 0 to {seeds.MAX_SEED}")
+    if not benchmark.file:
+        raise UserError(f"benchmark {name} has no file; give one")
+    file, labels_file = (_placed(each, folder) for each in (benchmark.file, benchmark.labels_file))
+    return dataclasses.replace(benchmark, file=file, labels_file=labels_file)
+
+
+def _placed(file: str, folder: str) -> str:
+    """A file in the folder of benchmarks, unless it is a dataset or has a full path."""
+    if not folder or not file or re.match(r"(tfds|hub):|~", file):
+        return file
+    return str(paths.expand(folder) / file)
 
 
 def _variant(given: Any) -> Variant:

@@ -59,13 +59,15 @@ class Line:
 
 
 def read(cell: Cell) -> dict[str, Any] | None:
-    """The result of a cell; None if it has none, or the result of another command (`is_stale`)."""
+    """The result of a cell; None if it has none, or that of another command or of other benchmarks
+    (`is_stale`)."""
     result = inputs.read_optional_json(cell.folder / RESULT)
-    return result if result.get("flags") == cell.flags else None
+    is_own = result.get("flags") == cell.flags and result.get("measures", {}) == cell.measures
+    return result if is_own else None
 
 
 def is_stale(cell: Cell) -> bool:
-    """True if the cell has a result that was made by another command."""
+    """True if the cell has a result that was made by another command, or with other benchmarks."""
     return (cell.folder / RESULT).exists() and read(cell) is None
 
 

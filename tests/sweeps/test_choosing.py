@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweeps import brackets, choosing
+from fqs_jax.sweeps import brackets, choosing, sheet
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
@@ -132,17 +132,21 @@ def test_validation_chooses_and_test_is_reported(tmp_path):
     assert told["settings"][2]["validation_accuracy"] == pytest.approx([0.6, 0.57])
 
 
+def written(lines: list[results_lib.Line]) -> list[str]:
+    return sheet.markdown(table_lib.sheet(lines), []).splitlines()
+
+
 def test_the_table_has_a_column_of_settings_only_with_a_bracket(tmp_path):
     cells = bracketed(tmp_path)
     write_all(cells)
     results, choices = choices_of(cells)
     kept, kept_results = zip(*choosing.shown(cells, results, choices), strict=True)
-    lines = table_lib.markdown(results_lib.lines(kept, kept_results, (), ["b"]), []).splitlines()
+    lines = written(results_lib.lines(kept, kept_results, (), ["b"]))
     assert lines[0].startswith("| variant | setting | model | seeds |")
     assert lines[3].startswith("| a | - | think-8-2 | 2 |")
     assert lines[5].startswith(f"| b | {BRACKET[1]} (edge) | think-8-2 | 2 | 0.185 ")
     assert len({line.count("|") for line in lines[:6]}) == 1 and "validation items" in lines[7]
-    without = table_lib.markdown(results_lib.lines(kept[:2], kept_results[:2]), []).splitlines()
+    without = written(results_lib.lines(kept[:2], kept_results[:2]))
     assert without[0].startswith("| variant | model | seeds |")
     assert "validation" not in without[-1]
 
@@ -165,7 +169,7 @@ def test_nothing_is_chosen_before_a_setting_is_complete(tmp_path):
     assert choices["b"].chosen is None
     kept, kept_results = zip(*choosing.shown(cells, results, choices), strict=True)
     table = results_lib.lines(kept, kept_results)
-    assert table_lib.texts(table[-1], True)[:4] == ["b", "-", "not done yet", "0 of 2"]
+    assert table_lib.texts(table[-1])[:3] == ["b", "not done yet", "0 of 2"]
     assert "none is chosen; unfinished: 3 of 6 cells" in choosing.notes(choices)[0]
     json.dumps(results_lib.as_json(table[-1]), allow_nan=False)
 
@@ -179,6 +183,7 @@ def test_ties_and_what_could_not_be_measured():
     assert choosing.best(tried((0.5, 1.0), (0.5, 0.9), (0.5, 1.1))) == ("x=1",)
     assert choosing.best(tried((nan, nan), (0.0, 9.0))) == ("x=1",)
     assert choosing.best(tried((0.5, nan), (0.5, 9.0))) == ("x=1",)
+    assert choosing.best(tried((0.6, 1.0), (0.5, 0.9), (0.4, 0.9)), "nll") == ("x=1",)
 
 
 def test_edges_are_of_numbers():

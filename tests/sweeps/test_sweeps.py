@@ -17,7 +17,7 @@ from fqs_jax.evaluation import problems
 from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import measuring
+from fqs_jax.sweeps import fields, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
@@ -190,8 +190,8 @@ def test_a_result_of_another_command_does_not_count(measured):
 
 def test_files_of_the_table(measured, tmp_path):
     results = [results_lib.read(cell) for cell in measured]
-    table = results_lib.lines(measured, results)
-    table_lib.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
+    found = overview.make(fields.read(sweep(show_once=())), measured, results, "COMMAND")
+    sheet.write(tmp_path, found.sheet, ["a note"], found.content, found.figure)
     written = json.loads((tmp_path / "results.json").read_text())
     assert len(written["lines"]) == 6 and written["missing_cells"] == [5]
     text = (tmp_path / "results.md").read_text().splitlines()
