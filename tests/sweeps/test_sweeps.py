@@ -81,11 +81,20 @@ def test_fields_that_may_be_left_out():
         ({"variants": (variant("a", stages="0,7"),)}, "variant a: stage 7 .* made from stage 6"),
         ({"show_once": (18,)}, "variant plain: stage 18, named in show_once, does not exist"),
         ({"config": "configs/none.py"}, "variant plain: cannot read the config: No such file"),
-        ({"config": "configs/small_hf.py"}, "variant plain: data.source is 'text'"),
+        (
+            {"config": "configs/small_hf.py"},
+            "variant plain: data.source is 'text', so the experiment needs a checkpoint: give the sweep "
+            "--config.init_from=HF_DIR",
+        ),
         ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment starts from a"),
         (
             {"variants": (variant("a", "requires_init_from=True"),)},
-            "variant a: .*a sweep trains from scratch",
+            "variant a: .*so it needs text to train on: give the sweep --config.text=FILE",
+        ),
+        ({"choose_by": "loss"}, "choose_by is 'loss'; choose from accuracy, nll"),
+        (
+            {"held_out": "x.txt"},
+            "variant plain: data.source is 'clock', whose own problems compare",
         ),
     ],
 )
@@ -268,15 +277,16 @@ import ml_collections
 from fqs_jax.sweeps import variant
 
 def get_config():
-    variants = (variant("good", stages="1,0"), variant("bad", "microbatches=3", stages="0"))
-    fields = {"config": EXPERIMENT, "seeds": (1,), "variants": variants, "show_once": (0,)}
+    bad = variant("bad", stages="0", bracket=("microbatches=3", "microbatches=1"))
+    variants = (variant("good", stages="1,0"), bad)
+    fields = {"config": EXPERIMENT, "seeds": (1,), "variants": variants, "show_once": ()}
     return ml_collections.ConfigDict(fields)
 """
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Flags of a sweep of two cells; the second one fails when it starts to train."""
+    """Flags of a sweep of three cells; the second one fails when it starts to train."""
     place = tmp_path_factory.mktemp("sweep")
     (place / "experiment.py").write_text(EXPERIMENT)
     (place / "sweep.py").write_text(SWEEP.replace("EXPERIMENT", repr(str(place / "experiment.py"))))
@@ -285,9 +295,10 @@ def given(tmp_path_factory):
 
 def test_flags(given):
     listed = run("sweep", *given, "--list").stdout.splitlines()
-    assert [line.split(" ", 2)[:2] for line in listed] == [["0", "python"], ["1", "python"]]
-    assert "cell 2 does not exist; cells are numbered 0 to 1" in refusal(
-        "sweep", *given, "--cell=2"
+    assert [line.split(" ", 2)[:2] for line in listed] == [[str(n), "python"] for n in range(3)]
+    assert listed[1].endswith("/cells/bad/microbatches=3/seed_1")
+    assert "cell 3 does not exist; cells are numbered 0 to 2" in refusal(
+        "sweep", *given, "--cell=3"
     )
     assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
     assert not Path(given[1].split("=")[1]).exists()
@@ -298,18 +309,19 @@ def test_a_sweep_from_start_to_table(given):
     root = Path(given[1].split("=")[1])
     done = run("sweep", *given, "--jobs=2", code=2)
     *_, cause, error = done.stderr.splitlines()
-    assert error == "error: 1 of 2 cells failed; run the same command again to retry them"
-    assert (
-        cause.startswith("cell 1 (bad, seed 1) failed, code 2: error: ") and "microbatches" in cause
-    )
-    assert "cell 0 (good, seed 1) is done" in done.stderr and "Not done, 1 of 2" in done.stdout
+    assert error == "error: 1 of 3 cells failed; run the same command again to retry them"
+    failed = "cell 1 (bad, microbatches=3, seed 1) failed, code 2: error: "
+    assert cause.startswith(failed) and "microbatches" in cause.removeprefix(failed)
+    assert "cell 0 (good, seed 1) is done" in done.stderr and "Not done, 1 of 3" in done.stdout
     result = json.loads((root / "cells/good/seed_1/result.json").read_text())
     assert [r["steps"] for r in result["rows"]] == [6, 6, 6]
-    assert "| bad | not done yet | 0 of 1 |" in (root / "results.md").read_text()
+    page = (root / "results.md").read_text()
+    assert "| bad | microbatches=1 (edge) | base at its best temperature | 1 |" in page
+    assert "unfinished: 1 of 2 cells are not done" in page
     # Done is done: the good one is not touched again.
     (root / "cells/good/seed_1/log.txt").unlink()
     again = run("sweep", *given, "--cell=0")
     assert "cell 0 (good, seed 1) is done" in again.stderr
     again = run("sweep", *given, code=2)
-    assert "1 of 2 cells are done" in again.stderr
+    assert "2 of 3 cells are done" in again.stderr
     assert not (root / "cells/good/seed_1/log.txt").exists()
