@@ -68,7 +68,7 @@ class Cell:
         return [f"--config={self.config}", *changes, f"--stage={self.stages}"]
 
     @property
-    def measures(self) -> dict[str, Any]:
+    def measured_on(self) -> dict[str, Any]:
         """Everything else that the result depends on: benchmarks and text; {} for a built-in task."""
         if not self.benchmarks and not self.held_out:
             return {}
@@ -146,12 +146,12 @@ def _todo(
     sweep: fields.Sweep, variant: Variant, overrides: tuple[str, ...]
 ) -> tuple[list[Stage], int | None]:
     """The stages that a cell trains, and the one that a bracket is judged by."""
-    rows = _stages(experiment_config(sweep.config, overrides), sweep.measures)
+    rows = _stages(experiment_config(sweep.config, overrides), sweep.is_of_checkpoint)
     todo = stage_lib.select(rows, variant.stages)
     _check_complete(todo)
     if missing := set(sweep.show_once) - {stage.number for stage in rows}:
         raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
-    if variant.bracket and sweep.measures and not sweep.validation_items:
+    if variant.bracket and sweep.is_of_checkpoint and not sweep.validation_items:
         raise UserError(
             "its bracket needs benchmark items to choose by, which are not reported: set the sweep's "
             "validation_items"
@@ -203,16 +203,18 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
         raise UserError(config_flag.problem(error)) from error
 
 
-def _stages(experiment: ml_collections.ConfigDict, measures: bool) -> list[Stage]:
+def _stages(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> list[Stage]:
     """All stages of an experiment, checked as `launch` checks them before it trains.
 
     Args:
-      measures: the sweep has benchmarks or held-out text.
+      is_of_checkpoint: the sweep has benchmarks or held-out text.
     """
-    return [recipe.stage for recipe in resolve.recipes(experiment, _model(experiment, measures))]
+    return [
+        recipe.stage for recipe in resolve.recipes(experiment, _model(experiment, is_of_checkpoint))
+    ]
 
 
-def _model(experiment: ml_collections.ConfigDict, measures: bool) -> ModelConfig:
+def _model(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> ModelConfig:
     """The architecture of an experiment: from scratch on a built-in task, or a checkpoint on text."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
     if task is not None:
@@ -221,7 +223,7 @@ def _model(experiment: ml_collections.ConfigDict, measures: bool) -> ModelConfig
                 "the experiment starts from a checkpoint, so it needs text to train on: give the sweep "
                 "--config.text=FILE"
             )
-        if measures:
+        if is_of_checkpoint:
             raise UserError(
                 f"data.source is {experiment.data.source!r}, whose own problems compare models; leave "
                 "benchmarks and held_out out, or give the sweep --config.text=FILE"
@@ -235,7 +237,7 @@ def _model(experiment: ml_collections.ConfigDict, measures: bool) -> ModelConfig
         )
     if not experiment.data.text:
         raise UserError("there is no text to train on: give the sweep --config.text=FILE")
-    if not measures:
+    if not is_of_checkpoint:
         raise UserError(
             "data.source is 'text', which has no problems to compare models by: give the sweep "
             "benchmarks or held_out text"

@@ -65,7 +65,7 @@ class Sweep:
     held_out: str = ""
 
     @property
-    def measures(self) -> bool:
+    def is_of_checkpoint(self) -> bool:
         """True if models are compared by benchmarks or held-out text, and not by built-in problems."""
         return bool(self.benchmarks or self.held_out)
 

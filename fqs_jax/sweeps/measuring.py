@@ -57,9 +57,13 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "commit": history.commit(),
     }
     training = {str(n): costs.training_cost(cell, n) for n in cell.stage_numbers}
-    if cell.measures:
+    if cell.measured_on:
         found = _outcomes(cell, config)
-        result |= {"measures": cell.measures, "setting": list(cell.setting), "training": training}
+        result |= {
+            "measured_on": cell.measured_on,
+            "setting": list(cell.setting),
+            "training": training,
+        }
         result |= {"outcomes": list(map(outcomes.as_json, found))}
         # Without a line for each of its many numbers.
         files.write_text(cell.folder / RESULT, files.json_text(result))
@@ -132,6 +136,6 @@ def _measured(
 def _base_file(cell: Cell, config: ml_collections.ConfigDict, items: list[str]) -> Path:
     """The file of a checkpoint's outcomes, named after all that they depend on."""
     place = str(Path(config.init_from).resolve())
-    parts = [place, config.compute.to_dict(), config.data.seq_len, cell.measures, items]
+    parts = [place, config.compute.to_dict(), config.data.seq_len, cell.measured_on, items]
     whole = json.dumps(parts, sort_keys=True)
     return cell.root / BASES / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}.json"

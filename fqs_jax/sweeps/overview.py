@@ -35,7 +35,7 @@ def make(sweep: Sweep, cells: Sequence[Cell], results: Results, command: str) ->
     """
     scores = [
         gains.score(cell, result, sweep.validation_items)
-        if sweep.measures
+        if sweep.is_of_checkpoint
         else results_lib.score(cell, result)
         for cell, result in zip(cells, results, strict=True)
     ]
@@ -44,7 +44,7 @@ def make(sweep: Sweep, cells: Sequence[Cell], results: Results, command: str) ->
     shown = choosing.shown(cells, results, choices)
     kept, kept_results = [cell for cell, _ in shown], [result for _, result in shown]
     notes = [*results_lib.about(cells, results, command), *choosing.notes(choices)]
-    if sweep.measures:
+    if sweep.is_of_checkpoint:
         measured = gains.lines(kept, kept_results, sweep.validation_items, sweep.show_once, edges)
         sheet, figure = gains_table.sheet(measured), gains_table.draw(measured)
         lines = list(map(gains.as_json, measured))
@@ -58,7 +58,7 @@ def make(sweep: Sweep, cells: Sequence[Cell], results: Results, command: str) ->
     if choices:
 
         def of_setting(own: Sequence[Cell], done: Results) -> list[dict[str, Any]]:
-            if sweep.measures:
+            if sweep.is_of_checkpoint:
                 return list(map(gains.as_json, gains.lines(own, done, sweep.validation_items)))
             return list(map(results_lib.as_json, results_lib.lines(own, done)))
 

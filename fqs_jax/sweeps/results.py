@@ -62,7 +62,7 @@ def read(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell; None if it has none, or that of another command or of other benchmarks
     (`is_stale`)."""
     result = inputs.read_optional_json(cell.folder / RESULT)
-    is_own = result.get("flags") == cell.flags and result.get("measures", {}) == cell.measures
+    is_own = result.get("flags") == cell.flags and result.get("measured_on", {}) == cell.measured_on
     return result if is_own else None
 
 

@@ -69,7 +69,12 @@ def outcome(model: Model, right: Any, name: str = "choices", **changes: Any) -> 
 
 def result(cell: Cell, found: list[Outcome]) -> dict[str, Any]:
     training = {"1": {"tokens": 70, "flops": 9000, "after_base_flops": 9000}}
-    about = {"seed": cell.seed, "flags": cell.flags, "measures": cell.measures, "commit": "abc"}
+    about = {
+        "seed": cell.seed,
+        "flags": cell.flags,
+        "measured_on": cell.measured_on,
+        "commit": "abc",
+    }
     return json.loads(
         json.dumps(about | {"training": training, "outcomes": list(map(as_json, found))})
     )
