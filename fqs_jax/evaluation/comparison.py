@@ -76,6 +76,7 @@ def compare(
     seq_len: int | None = None,
     batch_size: int | None = None,
     timed: bool = True,
+    split: str = "test",
 ) -> list[Row]:
     """Compare all trained stages of a working directory.
 
@@ -88,6 +89,8 @@ def compare(
       seed: of sampled thoughts.
       seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
       timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
+      split: of the problems. Temperatures are fitted on "validation", so there they are fitted and
+        measured on the same problems.
 
     Returns:
       A row for the initial model if that was imported, and one for each trained stage. Behind the
@@ -112,11 +115,11 @@ def compare(
             stage=number,
             name=name,
             steps=step,
-            kind=_kind(root, number),
+            kind=kind_of(root, number),
             flops_per_token=flops_per_token(loaded, prompt),
         )
         if task is not None:
-            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first)
+            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first, split)
         else:
             row, scaled, nll_N = _on_text(
                 loaded, row, text, thought_seeds, seed, first, seq_len, batch_size or 8
@@ -130,7 +133,8 @@ def compare(
     return [dataclasses.replace(row, ms_per_token=milliseconds[program]) for row, program in scores]
 
 
-def _kind(root: Path, number: str) -> str:
+def kind_of(root: Path, number: str) -> str:
+    """The `kind` of a row: of the initial model ("init"), or of a stage's number."""
     if number == "init":
         return "base"
     stage, _ = folders.read_run(root, int(number))
@@ -144,6 +148,7 @@ def _on_answers(
     thoughts: int,
     seed: int,
     first_N: np.ndarray | None,
+    split: str,
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, its row at a fitted temperature, and its loss by item.
 
@@ -151,7 +156,7 @@ def _on_answers(
       first_N: the first model's loss by item; None for that model itself. Only the first model, if it
         does not think, gets a fitted temperature.
     """
-    answers = problems.read(loaded, task, "test", thoughts, seed)
+    answers = problems.read(loaded, task, split, thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     row = dataclasses.replace(
@@ -185,19 +190,36 @@ def _on_text(
     nll_N = -scores.best_RxN.mean(axis=0, dtype=np.float64)
     difficulty_N = nll_N if first_N is None else first_N
     row = _by_difficulty(dataclasses.replace(row, nll=float(nll_N.mean())), nll_N, difficulty_N)
-    if not temperatures or scores.window_N[-1] == 0 or not math.isfinite(row.nll):
-        return row, None, nll_N  # one window cannot be divided, and a broken model not be fitted
+    if not temperatures or not math.isfinite(row.nll):
+        return row, None, nll_N  # a broken model cannot be fitted
+    scaled_N, chosen = at_best_temperature(scores)
+    if not chosen:
+        return row, None, nll_N
+    scaled = _at_temperature(row, math.sqrt(math.prod(chosen)), max(TEMPERATURES))
+    scaled = dataclasses.replace(scaled, nll=float(scaled_N.mean()))
+    return row, _by_difficulty(scaled, scaled_N, difficulty_N), nll_N
+
+
+def at_best_temperature(scores: text_lib.TokenScores) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The losses of a text's tokens at the temperatures that fit the other half of its windows best.
+
+    Args:
+      scores: of a model that does not think, at all TEMPERATURES.
+
+    Returns:
+      Losses [N] in nats, and both temperatures; none for one window, which cannot be divided.
+    """
     odd_N = scores.window_N % 2 == 1
-    scaled_N, chosen = nll_N.copy(), []
+    scaled_N, chosen = -scores.plain_N.astype(np.float64), []
+    if scores.window_N[-1] == 0:
+        return scaled_N, ()
     for half_N in (odd_N, ~odd_N):
         # Measured on one half at the temperature that fits the other best.
         losses_C = -scores.tempered_CxN[:, ~half_N].mean(axis=1, dtype=np.float64)
         best = int(losses_C.argmin())
         scaled_N[half_N] = -scores.tempered_CxN[best, half_N]
         chosen.append(TEMPERATURES[best])
-    scaled = _at_temperature(row, math.sqrt(math.prod(chosen)), max(TEMPERATURES))
-    scaled = dataclasses.replace(scaled, nll=float(scaled_N.mean()))
-    return row, _by_difficulty(scaled, scaled_N, difficulty_N), nll_N
+    return scaled_N, tuple(chosen)
 
 
 def _by_difficulty(row: Row, nll_N: np.ndarray, difficulty_N: np.ndarray) -> Row:

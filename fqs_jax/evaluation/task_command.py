@@ -20,13 +20,10 @@ from fqs_jax.evaluation.tasks import (
     asking,
     chain_of_thought,
     chats,
-    choices,
-    commonsense_qa,
-    gsm8k,
     items,
+    known,
     option_scores,
     option_texts,
-    piqa,
     scores,
     social_iqa,
 )
@@ -53,7 +50,7 @@ def main() -> int:
     _refuse_mistakes()
     options = Options(download=f.download, download_flag="--download")
     if f.scoring == "text":
-        cloze = items.read(_CLOZE[f.task], f.task_file, f.labels_file, f.limit, options)
+        cloze = items.read(known.TEXTS[f.task], f.task_file, f.labels_file, f.limit, options)
         _print(_score_texts(cloze), _TEXT_SCORES)
         return 0
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
@@ -99,9 +96,9 @@ def _refuse_mistakes() -> None:
 
 def _refuse_mistakes_with_texts() -> None:
     f = flags.FLAGS
-    if f.task not in _CLOZE:
+    if f.task not in known.TEXTS:
         raise UserError(
-            f"--scoring=text is for --task={'|'.join(_CLOZE)}; {f.task} has no options, leave it out"
+            f"--scoring=text is for --task={'|'.join(known.TEXTS)}; {f.task} has no options, leave it out"
         )
     if f.fit_file:
         raise UserError(
@@ -121,15 +118,8 @@ def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
 
 
 def _task(name: str) -> Task[Item]:
-    if name == "siqa":
-        return social_iqa.task(" " if flags.FLAGS.siqa_space else social_iqa.PUBLISHED_JOIN)
-    known = (commonsense_qa.TASK, piqa.TASK, gsm8k.TASK, choices.TASK)
-    return next(task for task in known if task.name == name)
-
-
-_CLOZE: dict[str, Task[Cloze]] = {
-    task.name: task for task in (commonsense_qa.CLOZE, piqa.CLOZE, social_iqa.CLOZE, choices.CLOZE)
-}
+    join = " " if flags.FLAGS.siqa_space else social_iqa.PUBLISHED_JOIN
+    return known.published(name, join)
 
 
 def _models(mesh: Mesh) -> Iterator[tuple[str, str, Loaded]]:

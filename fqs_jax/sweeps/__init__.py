@@ -1,5 +1,5 @@
 """Sweeps: one config varied over settings and seeds, its runs, and their table."""
 
-from fqs_jax.sweeps.variants import variant
+from fqs_jax.sweeps.variants import benchmark, variant
 
-__all__ = ["variant"]
+__all__ = ["benchmark", "variant"]

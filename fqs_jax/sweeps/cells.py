@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,18 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.runs import source
-from fqs_jax.runtime import cli, config_flag, seeds
+from fqs_jax.runtime import cli, config_flag
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweeps.variants import Variant
-
-REQUIRED = ("config", "seeds", "variants")
-OPTIONAL: dict[str, Any] = {"overrides": (), "show_once": ()}
+from fqs_jax.sweeps import brackets, fields
+from fqs_jax.sweeps.fields import Benchmark, Variant
+from fqs_jax.sweeps.variants import Setting
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One variant with one seed.
+    """One variant with one seed and, if it has a bracket, one setting of that.
 
     Attributes:
       number: index among all cells, from 0.
@@ -40,6 +40,11 @@ class Cell:
       overrides: "field=value" of the experiment's config, the seed first.
       stages: value of launch's --stage.
       stage_numbers: numbers of these stages.
+      setting: one of the variant's bracket, the last of the overrides; () = it has none.
+      judged: number of the stage by which the bracket's settings are compared; None without a bracket.
+      benchmarks: that its models are measured on; () = on the problems of a built-in task.
+      held_out: text that their loss is measured on; "" = none.
+      root: the sweep's working directory.
     """
 
     number: int
@@ -50,12 +55,27 @@ class Cell:
     overrides: tuple[str, ...]
     stages: str
     stage_numbers: tuple[int, ...]
+    setting: Setting = ()
+    judged: int | None = None
+    benchmarks: tuple[Benchmark, ...] = ()
+    held_out: str = ""
+    root: Path = Path()
 
     @property
     def flags(self) -> list[str]:
         """Flags of `fqs_jax.launch` that the result depends on: all but the working directory."""
         changes = [f"--config.{override}" for override in self.overrides]
         return [f"--config={self.config}", *changes, f"--stage={self.stages}"]
+
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """Everything else that the result depends on: benchmarks and text; {} for a built-in task."""
+        if not self.benchmarks and not self.held_out:
+            return {}
+        shown = list(map(dataclasses.asdict, self.benchmarks))
+        for benchmark in shown:
+            del benchmark["batch_size"]  # changes nothing but memory and time
+        return {"benchmarks": shown, "held_out": self.held_out}
 
     @property
     def arguments(self) -> list[str]:
@@ -68,48 +88,87 @@ class Cell:
         return " ".join(["python", *map(cli.quote, self.arguments)])
 
     def __str__(self) -> str:
-        return f"cell {self.number} ({self.variant}, seed {self.seed})"
+        setting = f"{brackets.text(self.setting)}, " if self.setting else ""
+        return f"cell {self.number} ({self.variant}, {setting}seed {self.seed})"
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:
-    """All cells of a sweep, variant by variant, with everything checked.
+    """All cells of a sweep's config; see `of`."""
+    return of(fields.read(config), root)
+
+
+def of(sweep: fields.Sweep, root: Path) -> list[Cell]:
+    """All cells of a sweep, variant by variant, with their experiments checked.
 
     Args:
       root: the sweep's working directory.
 
     Raises:
-      UserError: a field is unknown or missing; a name is used twice or cannot name a folder; the
-        experiment lacks a field that is overridden; a stage does not exist, or a stage that it is made
-        from is left out.
+      UserError: the experiment lacks a field that is overridden; a stage does not exist, or a stage that
+        it is made from is left out; a bracket would choose for several stages; a checkpoint, text or
+        benchmarks are missing.
     """
-    sweep = _fields(config)
+    start = [f"init_from={sweep.init_from}"] * bool(sweep.init_from)
+    if sweep.text:
+        start += ["data.source=text", f"data.text={sweep.text}"]
     cells: list[Cell] = []
-    for name, own, stages in map(_variant, sweep["variants"]):
-        try:
-            common = (*sweep["overrides"], *own)
-            experiment = experiment_config(sweep["config"], common)
-            rows = _stages(experiment)
-            todo = stage_lib.select(rows, stages)
-            _check_complete(todo)
-            if missing := set(sweep["show_once"]) - {stage.number for stage in rows}:
-                raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
-        except UserError as error:
-            raise UserError(f"variant {name}: {error}") from error
-        for seed in sweep["seeds"]:
-            cells.append(
+    for variant in sweep.variants:
+        folder = root / "cells" / variant.name
+        for setting in variant.bracket or ((),):
+            common = (*start, *sweep.overrides, *variant.overrides, *setting)
+            try:
+                todo, judged = _todo(sweep, variant, common)
+            except UserError as error:
+                raise UserError(f"variant {variant.name}: {error}") from error
+            place = folder / brackets.folder(setting) if setting else folder
+            cells += [
                 Cell(
-                    number=len(cells),
-                    variant=name,
+                    number=len(cells) + n,
+                    variant=variant.name,
                     seed=seed,
-                    folder=root / "cells" / name / f"seed_{seed}",
-                    config=sweep["config"],
+                    folder=place / f"seed_{seed}",
+                    config=sweep.config,
                     overrides=(f"seed={seed}", *common),
-                    stages=stages,
+                    stages=variant.stages,
                     stage_numbers=tuple(stage.number for stage in todo),
+                    setting=setting,
+                    judged=judged,
+                    benchmarks=sweep.benchmarks,
+                    held_out=sweep.held_out,
+                    root=root,
                 )
-            )
-    _check_unique([cell.variant for cell in cells if cell.seed == sweep["seeds"][0]])
+                for n, seed in enumerate(sweep.seeds)
+            ]
     return cells
+
+
+def _todo(
+    sweep: fields.Sweep, variant: Variant, overrides: tuple[str, ...]
+) -> tuple[list[Stage], int | None]:
+    """The stages that a cell trains, and the one that a bracket is judged by."""
+    rows = _stages(experiment_config(sweep.config, overrides), sweep.is_of_checkpoint)
+    todo = stage_lib.select(rows, variant.stages)
+    _check_complete(todo)
+    if missing := set(sweep.show_once) - {stage.number for stage in rows}:
+        raise UserError(f"stage {min(missing)}, named in show_once, does not exist")
+    if variant.bracket and sweep.is_of_checkpoint and not sweep.validation_items:
+        raise UserError(
+            "its bracket needs benchmark items to choose by, which are not reported: set the sweep's "
+            "validation_items"
+        )
+    return todo, _judged(todo) if variant.bracket else None
+
+
+def _judged(todo: Sequence[Stage]) -> int:
+    """The number of the stage that all others of a variant lead to."""
+    used = {number for stage in todo for number in (stage.start, stage.teacher)}
+    last = [stage for stage in todo if stage.number not in used]
+    if len(last) > 1:
+        raise UserError(
+            f"its bracket would choose for {' and '.join(map(str, last))} at once; give each a variant "
+            "of its own, with the stages that it is made from"
+        )
+    return last[0].number
 
 
 def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.ConfigDict:
@@ -144,58 +203,46 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
         raise UserError(config_flag.problem(error)) from error
 
 
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    known = (*REQUIRED, *OPTIONAL)
-    for key in config:
-        if key not in known:
-            raise UserError(f"the sweep has an unknown field {key!r}; it may have {_list(known)}")
-    for key in REQUIRED:
-        if key not in config:
-            raise UserError(f"the sweep has no field {key!r}; it needs {_list(REQUIRED)}")
-    sweep = OPTIONAL | {key: config[key] for key in config}
-    for key in known[1:]:
-        if not isinstance(sweep[key], tuple | list):
-            raise UserError(f"the sweep's {key} is {sweep[key]!r}; give a tuple, as in (0, 1)")
-    for key in ("seeds", "variants"):
-        if not sweep[key]:
-            raise UserError(f"the sweep's {key} are empty; give at least one")
-    for seed in sweep["seeds"]:
-        if not isinstance(seed, int) or not 0 <= seed <= seeds.MAX_SEED:
-            raise UserError(
-                f"the sweep's seed {seed!r} is no whole number from 0 to {seeds.MAX_SEED}"
-            )
-    if twice := _twice(sweep["seeds"]):
-        raise UserError(f"the sweep's seed {twice[0]} is listed twice")
-    return sweep
+def _stages(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> list[Stage]:
+    """All stages of an experiment, checked as `launch` checks them before it trains.
+
+    Args:
+      is_of_checkpoint: the sweep has benchmarks or held-out text.
+    """
+    return [
+        recipe.stage for recipe in resolve.recipes(experiment, _model(experiment, is_of_checkpoint))
+    ]
 
 
-def _variant(given: Any) -> Variant:
-    try:
-        name, overrides, stages = given
-        valid = all(isinstance(text, str) for text in (name, *overrides, stages))
-    except (TypeError, ValueError):
-        valid = False
-    if not valid or isinstance(overrides, str):
-        raise UserError(
-            f"a variant of the sweep is {given!r}; make it with "
-            'variant("name", "field=value", stages="0,1") of fqs_jax.sweeps'
-        )
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
-        raise UserError(
-            f"variant {name!r} cannot name a folder; use letters, digits and any of _ . + -"
-        )
-    return name, tuple(overrides), stages
-
-
-def _stages(experiment: ml_collections.ConfigDict) -> list[Stage]:
-    """All stages of an experiment, checked as `launch` checks them before it trains."""
+def _model(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> ModelConfig:
+    """The architecture of an experiment: from scratch on a built-in task, or a checkpoint on text."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
-    if task is None:
-        raise UserError("data.source is 'text'; a sweep compares answers to built-in problems")
-    if experiment.get("init_from") or experiment.get("requires_init_from"):
-        raise UserError("the experiment starts from a checkpoint; a sweep trains from scratch")
-    model = source.described_model(experiment, vocab_size=corpus.vocab_size(task))
-    return [recipe.stage for recipe in resolve.recipes(experiment, model)]
+    if task is not None:
+        if experiment.get("init_from") or experiment.get("requires_init_from"):
+            raise UserError(
+                "the experiment starts from a checkpoint, so it needs text to train on: give the sweep "
+                "--config.text=FILE"
+            )
+        if is_of_checkpoint:
+            raise UserError(
+                f"data.source is {experiment.data.source!r}, whose own problems compare models; leave "
+                "benchmarks and held_out out, or give the sweep --config.text=FILE"
+            )
+        return source.described_model(experiment, vocab_size=corpus.vocab_size(task))
+    config_flag.expand_paths(experiment)
+    if not experiment.get("init_from"):
+        raise UserError(
+            "data.source is 'text', so the experiment needs a checkpoint: give the sweep "
+            "--config.init_from=HF_DIR"
+        )
+    if not experiment.data.text:
+        raise UserError("there is no text to train on: give the sweep --config.text=FILE")
+    if not is_of_checkpoint:
+        raise UserError(
+            "data.source is 'text', which has no problems to compare models by: give the sweep "
+            "benchmarks or held_out text"
+        )
+    return source.read_model(Path(experiment.init_from), experiment)
 
 
 def _check_complete(todo: list[Stage]) -> None:
@@ -208,17 +255,3 @@ def _check_complete(todo: list[Stage]) -> None:
                     f"{stage} is made from stage {needed}, which is not among its stages "
                     f"{', '.join(map(str, sorted(numbers)))}"
                 )
-
-
-def _check_unique(names: list[str]) -> None:
-    folded = [name.lower() for name in names]  # some file systems do not tell a from A
-    if twice := _twice(folded):
-        raise UserError(f"two variants of the sweep are named {twice[0]!r}; rename one")
-
-
-def _twice(values: Any) -> list[Any]:
-    return [value for value, count in Counter(values).items() if count > 1]
-
-
-def _list(names: Any) -> str:
-    return ", ".join(names)

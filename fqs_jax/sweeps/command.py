@@ -11,10 +11,10 @@ from absl import flags
 from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children
+from fqs_jax.sweeps import children, fields, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
-from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.fields import Sweep
 
 LOG = "log.txt"  # in a cell's folder
 
@@ -26,7 +26,10 @@ def main() -> None:
         raise UserError("--list, --cell and --table exclude one another; give one")
     root = Path(flags.FLAGS.workdir)
     paths.check_workdir(root)
-    cells = cells_lib.read(flags.FLAGS.config, root)
+    sweep = fields.read(flags.FLAGS.config)
+    cells = cells_lib.of(sweep, root)
+    if not flags.FLAGS.table:
+        measuring.check(sweep)
     if flags.FLAGS.list:
         for cell in cells:
             print(f"{cell.number} {cell.command}")
@@ -37,11 +40,11 @@ def main() -> None:
             )
         _run_cell(cells[flags.FLAGS.cell])
     elif flags.FLAGS.table:
-        _write_table(root, cells)
+        _write_table(root, sweep, cells)
     else:
         failed = _run_all(cells)
         if len(failed) < len(cells):
-            _write_table(root, cells)
+            _write_table(root, sweep, cells)
         for line in failed:
             _note(line)
         if failed:
@@ -53,7 +56,9 @@ def main() -> None:
 def _run_cell(cell: Cell) -> None:
     """Train and evaluate one cell, unless it is done."""
     if results_lib.is_stale(cell):
-        _note(f"{cell} has a result of another command; its stages resume from their checkpoints")
+        _note(
+            f"{cell} has a result of another command or benchmark; its stages resume from their checkpoints"
+        )
     elif results_lib.read(cell):
         _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
@@ -62,7 +67,7 @@ def _run_cell(cell: Cell) -> None:
         if end.code < 0:
             _note(f"error: {cell}: the training program was ended by signal {-end.code}")
         processes.leave(end.code if end.code > 0 else 128 - end.code)
-    results_lib.evaluate(cell)
+    measuring.evaluate(cell)
 
 
 def _run_all(cells: Sequence[Cell]) -> list[str]:
@@ -97,19 +102,17 @@ def _run_all(cells: Sequence[Cell]) -> list[str]:
     return failed
 
 
-def _write_table(root: Path, cells: Sequence[Cell]) -> None:
+def _write_table(root: Path, sweep: Sweep, cells: Sequence[Cell]) -> None:
     results = [results_lib.read(cell) for cell in cells]
     if not any(results):
         raise UserError(f"no cell of this sweep is done in {root}; run it without --table first")
-    show_once = tuple(flags.FLAGS.config.get("show_once", ()))
-    table = results_lib.lines(cells, results, show_once)
     command = " ".join(["python -m fqs_jax.sweep", *map(cli.quote, _sweep_flags())])
-    notes = results_lib.about(cells, results, show_once, command)
-    table_lib.write(root, table, cells, results, notes, command)
-    screen.show(table_lib.screen(table, str(root)), 160)
-    for note in notes:
+    found = overview.make(sweep, cells, results, command)
+    sheet.write(root, found.sheet, found.notes, found.content, found.figure)
+    screen.show(sheet.screen(found.sheet, str(root)), 160)
+    for note in found.notes:
         print(printable(note))
-    print(printable(str(root / f"{table_lib.NAME}.md")))
+    print(printable(str(root / f"{sheet.NAME}.md")))
 
 
 def _sweep_flags() -> list[str]:

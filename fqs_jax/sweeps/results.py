@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
-import ml_collections
 import numpy as np
 
-from fqs_jax.curriculum import objective, resolve, settings
-from fqs_jax.curriculum.stage import Stage
-from fqs_jax.data import corpus
-from fqs_jax.evaluation import comparison, comparison_file
-from fqs_jax.runs import folders, history
-from fqs_jax.runs import source as source_lib
 from fqs_jax.runtime import files, inputs
+from fqs_jax.sweeps import brackets
 from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.choosing import Score
 
 RESULT = "result.json"  # in the folder of a cell
 
@@ -35,10 +30,14 @@ class Line:
       seeds: seeds that are done.
       accuracy: one value for each of them.
       nll: likewise, in nats.
+      validation_accuracy, validation_nll: the same on validation problems; NaN where a result of an
+        earlier version lacks them.
       tokens: text tokens of all training from random parameters to this model, with its teachers.
       flops: FLOPs of that training and of the teachers' scores.
       after_base_flops: the part of them after the plain first stage.
       chance: accuracy of a guess.
+      setting: the setting of the variant's bracket, as text; "" = it has none.
+      is_at_edge: it was chosen, and is the least or greatest of its bracket.
     """
 
     variant: str
@@ -49,90 +48,52 @@ class Line:
     seeds: tuple[int, ...] = ()
     accuracy: tuple[float, ...] = ()
     nll: tuple[float, ...] = ()
+    validation_accuracy: tuple[float, ...] = ()
+    validation_nll: tuple[float, ...] = ()
     tokens: int = 0
     flops: int = 0
     after_base_flops: int = 0
     chance: float = math.nan
-
-
-def evaluate(cell: Cell) -> dict[str, Any]:
-    """Measure the trained stages of a cell, and write its result.json.
-
-    Raises:
-      UserError: a stage was not trained.
-    """
-    rows = [
-        comparison_file.as_json(row)
-        for row in comparison.compare(cell.folder, timed=False)
-        if int(row.stage) in cell.stage_numbers
-    ]
-    _, config = folders.read_run(cell.folder, cell.stage_numbers[0])
-    task = corpus.built_in_task(config.data, cell.seed)
-    assert task is not None  # checked when the sweep was read
-    result = {
-        "variant": cell.variant,
-        "seed": cell.seed,
-        "flags": cell.flags,
-        "command": cell.command,
-        "commit": history.commit(),
-        "chance": task.chance,
-        "rows": rows,
-        "training": {str(number): training_cost(cell, number) for number in cell.stage_numbers},
-    }
-    files.write_json(cell.folder / RESULT, result)
-    return result
-
-
-def training_cost(cell: Cell, number: int) -> dict[str, int]:
-    """Tokens and FLOPs of training a stage and every stage that it is made from, each once.
-
-    These are its start and its teacher, and theirs in turn. The FLOPs of the teachers' scores are
-    included. `after_base_flops` leaves out plain first stages.
-    """
-    source = folders.source_folder(cell.folder)
-    runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
-    unread = [number]
-    while unread:
-        number = unread.pop()
-        if number not in runs:
-            stage, _ = runs[number] = folders.read_run(cell.folder, number)
-            teacher_number = stage.teacher if objective.of(stage).has_teacher else None
-            unread += [n for n in (stage.start, teacher_number) if n is not None]
-    cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
-    for stage, config in runs.values():
-        model = source_lib.read_model(source, config)
-        recipe = resolve.recipe(config, stage, model)
-        thought = None
-        if stage.teacher in runs:
-            teacher, teacher_config = runs[stage.teacher]
-            thought = settings.thought_config(teacher_config, teacher)
-        per_step = objective.step_flops(recipe) + objective.teacher_flops(recipe, thought)
-        is_base = stage.start is None and stage.objective == "next_token"
-        cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
-        cost["flops"] += stage.steps * per_step
-        cost["after_base_flops"] += (not is_base) * stage.steps * per_step
-    return cost
+    setting: str = ""
+    is_at_edge: bool = False
 
 
 def read(cell: Cell) -> dict[str, Any] | None:
-    """The result of a cell; None if it has none, or the result of another command (`is_stale`)."""
+    """The result of a cell; None if it has none, or that of another command or of other benchmarks
+    (`is_stale`)."""
     result = inputs.read_optional_json(cell.folder / RESULT)
-    return result if result.get("flags") == cell.flags else None
+    is_own = result.get("flags") == cell.flags and result.get("measured_on", {}) == cell.measured_on
+    return result if is_own else None
 
 
 def is_stale(cell: Cell) -> bool:
-    """True if the cell has a result that was made by another command."""
+    """True if the cell has a result that was made by another command, or with other benchmarks."""
     return (cell.folder / RESULT).exists() and read(cell) is None
 
 
+def score(cell: Cell, result: dict[str, Any] | None) -> Score | None:
+    """The validation score by which the setting of a bracket's cell is judged; None = not done."""
+    if result is None or cell.judged is None:
+        return None
+    for row in result["rows"]:
+        if row["stage"] == str(cell.judged) and row["temperature"] == 1:
+            return Score(*(_number(row.get(f"validation_{name}")) for name in ("accuracy", "nll")))
+    return Score(math.nan, math.nan)
+
+
 def lines(
-    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], show_once: Sequence[int] = ()
+    cells: Sequence[Cell],
+    results: Sequence[dict[str, Any] | None],
+    show_once: Sequence[int] = (),
+    edges: Container[str] = (),
 ) -> list[Line]:
     """The table: a line for each variant and model, in the order of the sweep.
 
     Args:
+      cells: of each variant, those of one setting.
       results: one for each cell; None = not done.
       show_once: stages that are shown only for the first variant that has them.
+      edges: variants whose chosen setting is at the edge of its bracket.
     """
     table: list[Line] = []
     shown: set[int] = set()
@@ -143,10 +104,14 @@ def lines(
         if not done:
             table.append(Line(variant, "", "", "", len(mine)))
             continue
+        setting = brackets.text(mine[0][0].setting)
         for stage, name in dict.fromkeys(_key(row) for result in done for row in result["rows"]):
             if int(stage) not in hidden:
                 shown.add(int(stage))
-                table.append(_line(variant, stage, name, len(mine), done))
+                line = _line(variant, stage, name, len(mine), done)
+                table.append(
+                    dataclasses.replace(line, setting=setting, is_at_edge=variant in edges)
+                )
     return table
 
 
@@ -160,7 +125,7 @@ def unlike(
         for row in (result or {}).get("rows", ()):
             stage, name = _key(row)
             if int(stage) in show_once and row["temperature"] == 1:
-                value = (row["accuracy"], row["nll"])
+                value = (row["accuracy"], _number(row["nll"]))
                 variant, other = shown.setdefault((name, cell.seed), (cell.variant, value))
                 if value != other:
                     found.append(
@@ -193,6 +158,8 @@ def _line(
         seeds=tuple(result["seed"] for result, _ in found),
         accuracy=tuple(_number(row["accuracy"]) for _, row in found),
         nll=tuple(_number(row["nll"]) for _, row in found),
+        validation_accuracy=tuple(_number(row.get("validation_accuracy")) for _, row in found),
+        validation_nll=tuple(_number(row.get("validation_nll")) for _, row in found),
         tokens=training["tokens"],
         flops=training["flops"],
         after_base_flops=training["after_base_flops"],
@@ -219,7 +186,7 @@ def standard_error(values: Sequence[float]) -> float:
 def as_json(line: Line) -> dict[str, Any]:
     """A line with its statistics, for JSON: None instead of NaN, which JSON lacks."""
     fields = dataclasses.asdict(line)
-    for name in ("accuracy", "nll"):
+    for name in ("accuracy", "nll", "validation_accuracy", "validation_nll"):
         values = getattr(line, name)
         fields[f"{name}_mean"] = mean(values)
         fields[f"{name}_standard_error"] = standard_error(values)
@@ -229,7 +196,6 @@ def as_json(line: Line) -> dict[str, Any]:
 def about(
     cells: Sequence[Cell],
     results: Sequence[dict[str, Any] | None],
-    show_once: Sequence[int],
     command: str,
 ) -> list[str]:
     """Notes below the table: commits, the command, and the cells that are missing."""
@@ -238,4 +204,4 @@ def about(
     missing = [str(c) for c, r in zip(cells, results, strict=True) if r is None]
     if missing:
         notes.append(f"Not done, {len(missing)} of {len(cells)}: {', '.join(missing)}")
-    return notes + unlike(cells, results, show_once)
+    return notes

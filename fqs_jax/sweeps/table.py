@@ -1,24 +1,19 @@
-"""The table of a sweep, on the screen and as files: JSON, Markdown and a picture."""
+"""The table of a sweep on a built-in task, and its picture."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from rich.table import Table
 
 from fqs_jax.evaluation.tradeoff import STYLES
-from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import printable
-from fqs_jax.sweeps.cells import Cell
-from fqs_jax.sweeps.results import Line, as_json, mean, standard_error
+from fqs_jax.sweeps import sheet as sheet_lib
+from fqs_jax.sweeps.results import Line, mean, standard_error
+from fqs_jax.sweeps.sheet import SETTING, Sheet
 
-NAME = "results"  # .json, .md and .png, in the sweep's folder
 COLUMNS = (
     "variant",
     "model",
@@ -30,72 +25,6 @@ COLUMNS = (
     "FLOPs",
     "after the base",
 )
-_LEFT = 2  # columns of text
-
-
-def write(
-    root: Path,
-    table: Sequence[Line],
-    cells: Sequence[Cell],
-    results: Sequence[dict[str, Any] | None],
-    notes: Sequence[str],
-    command: str,
-) -> None:
-    """Write W/results.json, .md and .png.
-
-    Args:
-      root: W, the sweep's working directory.
-      table: lines of the table.
-      cells: all cells of the sweep.
-      results: one for each cell; None = not done.
-      notes: sentences below the table.
-      command: command line that makes the table.
-    """
-    content = {"command": command, "notes": list(notes), "lines": [as_json(line) for line in table]}
-    missing = [c.number for c, r in zip(cells, results, strict=True) if r is None]
-    files.write_json(root / f"{NAME}.json", content | {"missing_cells": missing})
-    files.write_text(root / f"{NAME}.md", markdown(table, notes))
-    figure = draw(table)
-    files.replace(root / f"{NAME}.png", functools.partial(figure.savefig, format="png"))
-
-
-def texts(line: Line) -> list[str]:
-    """The text of a line in each column."""
-    done = len(line.seeds)
-    seeds = str(done) if done == line.planned else f"{done} of {line.planned}"
-    if not done:
-        return [line.variant, "not done yet", seeds, *["-"] * (len(COLUMNS) - 3)]
-    return [
-        line.variant,
-        line.model,
-        seeds,
-        _with_error(line.accuracy),
-        f"{min(line.accuracy):.3f}..{max(line.accuracy):.3f}",
-        _with_error(line.nll),
-        f"{line.tokens:,}",
-        f"{line.flops:.2e}",
-        f"{line.after_base_flops:.2e}" if line.after_base_flops else "0",
-    ]
-
-
-def _with_error(values: Sequence[float]) -> str:
-    error = standard_error(values)
-    return f"{mean(values):.3f}" + ("" if math.isnan(error) else f" \u00b1 {error:.3f}")
-
-
-def markdown(table: Sequence[Line], notes: Sequence[str]) -> str:
-    """A Markdown table, and the notes below it."""
-    rows = [
-        COLUMNS,
-        ["---" if i < _LEFT else "---:" for i in range(len(COLUMNS))],
-        *map(texts, table),
-    ]
-    cells = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
-    written = ["| " + " | ".join(row) + " |" for row in cells]
-    below = (f"\n{printable(note)}" for note in notes)
-    return "\n".join([*written, "", LEGEND, *below, ""])
-
-
 LEGEND = (
     "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are those of all training from "
     "random parameters to the model, with its teachers and their scores; after the base, without the "
@@ -103,14 +32,33 @@ LEGEND = (
 )
 
 
-def screen(table: Sequence[Line], title: str) -> Table:
-    """The table for a terminal."""
-    shown = Table(title=title)
-    for i, column in enumerate(COLUMNS):
-        shown.add_column(column, justify="left" if i < _LEFT else "right")
+def sheet(table: Sequence[Line]) -> Sheet:
+    """The table as texts, with a column of settings if one of its variants has a bracket."""
+    if not any(line.setting for line in table):
+        return Sheet(list(COLUMNS), list(map(texts, table)), LEGEND)
+    rows = []
     for line in table:
-        shown.add_row(*texts(line))
-    return shown
+        variant, *others = texts(line)
+        rows.append([variant, sheet_lib.setting(line.setting, line.is_at_edge), *others])
+    return Sheet([COLUMNS[0], SETTING, *COLUMNS[1:]], rows, f"{LEGEND} {sheet_lib.CHOSEN}")
+
+
+def texts(line: Line) -> list[str]:
+    """The text of a line in each column."""
+    seeds = sheet_lib.seeds(len(line.seeds), line.planned)
+    if not line.seeds:
+        return [line.variant, "not done yet", seeds, *["-"] * (len(COLUMNS) - 3)]
+    return [
+        line.variant,
+        line.model,
+        seeds,
+        sheet_lib.with_error(line.accuracy),
+        f"{min(line.accuracy):.3f}..{max(line.accuracy):.3f}",
+        sheet_lib.with_error(line.nll),
+        f"{line.tokens:,}",
+        f"{line.flops:.2e}",
+        f"{line.after_base_flops:.2e}" if line.after_base_flops else "0",
+    ]
 
 
 def draw(table: Sequence[Line]) -> Figure:

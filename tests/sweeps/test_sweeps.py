@@ -7,35 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 import pytest
 
 from configs.sweeps import thinking
 from fqs_jax.curriculum import objective, resolve
-from fqs_jax.runs import folders, source
+from fqs_jax.data import corpus
+from fqs_jax.evaluation import problems
+from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
+from fqs_jax.sweeps import fields, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import variant
+from tests.sweeps.invented import row, sweep, write_result
 from tests.tiny_runs import clock_config, refusal, run, save_stage
-
-
-def sweep(**changes: Any) -> ml_collections.ConfigDict:
-    fields = {
-        "config": "configs/shorten.py",
-        "seeds": (0, 3),
-        "overrides": ("data.num_documents=500",),
-        "variants": (variant("plain"), variant("short", "stage_1.n_ahead=6", stages="1,base")),
-        "show_once": (0,),
-    }
-    config = ml_collections.ConfigDict(fields | changes)
-    for key in [key for key in config if config[key] is None]:
-        del config[key]
-    return config
-
 
 # cells --------------------
 
@@ -78,7 +66,7 @@ def test_fields_that_may_be_left_out():
         ({"variants": (variant("a"), variant("A"))}, "two variants of the sweep are named 'a'"),
         ({"variants": (variant("a/b"),)}, "variant 'a/b' cannot name a folder"),
         ({"variants": (variant(".."),)}, "variant '..' cannot name a folder"),
-        ({"variants": (("a", "seed=1", "all"),)}, "make it with variant"),
+        ({"variants": (("a", "seed=1", "all", ()),)}, "make it with variant"),
         ({"variants": (("a", ()),)}, "make it with variant"),
         ({"variants": (variant("a", "thought.mixin=linear"),)}, "variant a: .* no field 'mixin'"),
         ({"variants": (variant("a", "thought.mixing=no"),)}, "variant a: .*'no'"),
@@ -93,11 +81,20 @@ def test_fields_that_may_be_left_out():
         ({"variants": (variant("a", stages="0,7"),)}, "variant a: stage 7 .* made from stage 6"),
         ({"show_once": (18,)}, "variant plain: stage 18, named in show_once, does not exist"),
         ({"config": "configs/none.py"}, "variant plain: cannot read the config: No such file"),
-        ({"config": "configs/small_hf.py"}, "variant plain: data.source is 'text'"),
+        (
+            {"config": "configs/small_hf.py"},
+            "variant plain: data.source is 'text', so the experiment needs a checkpoint: give the sweep "
+            "--config.init_from=HF_DIR",
+        ),
         ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment starts from a"),
         (
             {"variants": (variant("a", "requires_init_from=True"),)},
-            "variant a: .*a sweep trains from scratch",
+            "variant a: .*so it needs text to train on: give the sweep --config.text=FILE",
+        ),
+        ({"choose_by": "loss"}, "choose_by is 'loss'; choose from accuracy, nll"),
+        (
+            {"held_out": "x.txt"},
+            "variant plain: data.source is 'clock', whose own problems compare",
         ),
     ],
 )
@@ -108,23 +105,6 @@ def test_refusals(changes, complaint):
 
 
 # results --------------------
-
-
-def write_result(cell: Cell, rows: list[dict[str, Any]], **changes: Any) -> None:
-    """Write a result with costs that are easy to tell apart."""
-    training = {
-        str(n): {"tokens": 100 + n, "flops": 1000 + n, "after_base_flops": n}
-        for n in cell.stage_numbers
-    }
-    fields = {"seed": cell.seed, "flags": cell.flags, "commit": "abc", "chance": 1 / 7}
-    cell.folder.mkdir(parents=True)
-    content = fields | {"training": training, "rows": rows} | changes
-    (cell.folder / "result.json").write_text(json.dumps(content))
-
-
-def row(stage: str, name: str, accuracy: float, nll: float, **changes: Any) -> dict[str, Any]:
-    fields = {"stage": stage, "name": name, "accuracy": accuracy, "nll": nll, "temperature": 1.0}
-    return fields | {"kind": "base" if stage == "0" else "thinking"} | changes
 
 
 ACCURACIES = np.random.default_rng(0).uniform(size=(2, 3, 2))  # variants, seeds, stages
@@ -202,7 +182,7 @@ def test_what_is_missing_is_marked(measured):
     nothing_of_b = [r if c.variant == "a" else None for c, r in zip(measured, results, strict=True)]
     table = results_lib.lines(measured, nothing_of_b)
     assert table_lib.texts(table[-1])[:3] == ["b", "not done yet", "0 of 3"]
-    notes = results_lib.about(measured, results, (), "COMMAND")
+    notes = results_lib.about(measured, results, "COMMAND")
     assert notes == [
         "Commit abc; made by: COMMAND",
         "Not done, 1 of 6: cell 5 (b, seed 5)",
@@ -219,8 +199,8 @@ def test_a_result_of_another_command_does_not_count(measured):
 
 def test_files_of_the_table(measured, tmp_path):
     results = [results_lib.read(cell) for cell in measured]
-    table = results_lib.lines(measured, results)
-    table_lib.write(tmp_path, table, measured, results, ["a note"], "COMMAND")
+    found = overview.make(fields.read(sweep(show_once=())), measured, results, "COMMAND")
+    sheet.write(tmp_path, found.sheet, ["a note"], found.content, found.figure)
     written = json.loads((tmp_path / "results.json").read_text())
     assert len(written["lines"]) == 6 and written["missing_cells"] == [5]
     text = (tmp_path / "results.md").read_text().splitlines()
@@ -247,10 +227,11 @@ def test_a_cell_is_evaluated(tmp_path):
     cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "0,2,3", (0, 2, 3))
     for number in range(4):
         save_stage(cell.folder, config, number, seed=number)
-    result = results_lib.evaluate(cell)
+    result = measuring.evaluate(cell)
     assert result == json.loads((cell.folder / "result.json").read_text())
     assert [r["stage"] for r in result["rows"]] == ["0", "0", "2", "3"]
     assert all(r["ms_per_token"] is None and 0 <= r["accuracy"] <= 1 for r in result["rows"])
+    _check_validation(cell, result)
     assert result["chance"] == 1 / 7 and re.fullmatch(
         r"([0-9a-f]{10}(-changed)?)?", result["commit"]
     )
@@ -273,6 +254,21 @@ def test_a_cell_is_evaluated(tmp_path):
     }
 
 
+def _check_validation(cell: Cell, result: dict[str, Any]) -> None:
+    """The thinking model's answers to validation problems, read again and averaged here."""
+    task = corpus.built_in_task(clock_config({"data.clock.lengths": (1,)}).data, 0)
+    assert task is not None
+    [answers] = problems.read(loading.load(str(cell.folder), "2"), task, "validation", thoughts=4)
+    right = answers.log_probs_RxNxAxC[
+        :, np.arange(answers.right_NxA.size), 0, answers.right_NxA[:, 0]
+    ]
+    hits = answers.log_probs_RxNxAxC[:, :, 0].argmax(-1) == answers.right_NxA[:, 0]
+    found = result["rows"][2]
+    assert found["stage"] == "2" and found["validation_nll"] == pytest.approx(-right.mean())
+    assert found["validation_accuracy"] == pytest.approx(hits.mean())
+    assert found["validation_nll"] != found["nll"]
+
+
 # the program --------------------
 
 EXPERIMENT = "from tests.tiny_runs import clock_config as get_config\n"
@@ -281,15 +277,16 @@ import ml_collections
 from fqs_jax.sweeps import variant
 
 def get_config():
-    variants = (variant("good", stages="1,0"), variant("bad", "microbatches=3", stages="0"))
-    fields = {"config": EXPERIMENT, "seeds": (1,), "variants": variants, "show_once": (0,)}
+    bad = variant("bad", stages="0", bracket=("microbatches=3", "microbatches=1"))
+    variants = (variant("good", stages="1,0"), bad)
+    fields = {"config": EXPERIMENT, "seeds": (1,), "variants": variants, "show_once": ()}
     return ml_collections.ConfigDict(fields)
 """
 
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Flags of a sweep of two cells; the second one fails when it starts to train."""
+    """Flags of a sweep of three cells; the second one fails when it starts to train."""
     place = tmp_path_factory.mktemp("sweep")
     (place / "experiment.py").write_text(EXPERIMENT)
     (place / "sweep.py").write_text(SWEEP.replace("EXPERIMENT", repr(str(place / "experiment.py"))))
@@ -298,9 +295,10 @@ def given(tmp_path_factory):
 
 def test_flags(given):
     listed = run("sweep", *given, "--list").stdout.splitlines()
-    assert [line.split(" ", 2)[:2] for line in listed] == [["0", "python"], ["1", "python"]]
-    assert "cell 2 does not exist; cells are numbered 0 to 1" in refusal(
-        "sweep", *given, "--cell=2"
+    assert [line.split(" ", 2)[:2] for line in listed] == [[str(n), "python"] for n in range(3)]
+    assert listed[1].endswith("/cells/bad/microbatches=3/seed_1")
+    assert "cell 3 does not exist; cells are numbered 0 to 2" in refusal(
+        "sweep", *given, "--cell=3"
     )
     assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
     assert not Path(given[1].split("=")[1]).exists()
@@ -311,18 +309,19 @@ def test_a_sweep_from_start_to_table(given):
     root = Path(given[1].split("=")[1])
     done = run("sweep", *given, "--jobs=2", code=2)
     *_, cause, error = done.stderr.splitlines()
-    assert error == "error: 1 of 2 cells failed; run the same command again to retry them"
-    assert (
-        cause.startswith("cell 1 (bad, seed 1) failed, code 2: error: ") and "microbatches" in cause
-    )
-    assert "cell 0 (good, seed 1) is done" in done.stderr and "Not done, 1 of 2" in done.stdout
+    assert error == "error: 1 of 3 cells failed; run the same command again to retry them"
+    failed = "cell 1 (bad, microbatches=3, seed 1) failed, code 2: error: "
+    assert cause.startswith(failed) and "microbatches" in cause.removeprefix(failed)
+    assert "cell 0 (good, seed 1) is done" in done.stderr and "Not done, 1 of 3" in done.stdout
     result = json.loads((root / "cells/good/seed_1/result.json").read_text())
     assert [r["steps"] for r in result["rows"]] == [6, 6, 6]
-    assert "| bad | not done yet | 0 of 1 |" in (root / "results.md").read_text()
+    page = (root / "results.md").read_text()
+    assert "| bad | microbatches=1 (edge) | base at its best temperature | 1 |" in page
+    assert "unfinished: 1 of 2 cells are not done" in page
     # Done is done: the good one is not touched again.
     (root / "cells/good/seed_1/log.txt").unlink()
     again = run("sweep", *given, "--cell=0")
     assert "cell 0 (good, seed 1) is done" in again.stderr
     again = run("sweep", *given, code=2)
-    assert "1 of 2 cells are done" in again.stderr
+    assert "2 of 3 cells are done" in again.stderr
     assert not (root / "cells/good/seed_1/log.txt").exists()

@@ -40,11 +40,13 @@ class Likelihoods(NamedTuple):
 class Evaluation(NamedTuple):
     """Likelihoods without thoughts, and after thoughts (None for a model that does not think).
 
-    too_long: number of items that were left out because they do not fit.
+    answered: numbers of the items that were scored, from 0. too_long: how many were left out because
+    they do not fit.
     """
 
     plain: Likelihoods
     thinking: Likelihoods | None
+    answered: list[int]
     too_long: int
 
 
@@ -74,6 +76,7 @@ def evaluate(
     return Evaluation(
         likelihoods(found.plain),
         likelihoods(found.thinking) if found.thinking is not None else None,
+        found.answered,
         found.too_long,
     )
 

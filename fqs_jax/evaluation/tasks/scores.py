@@ -131,15 +131,27 @@ def scaled(
     if elsewhere is not None:
         temperature = fit(elsewhere)
         return expected_prob(decisions, temperature), (temperature,)
+    log_prob_NxR, temperatures = scaled_by_halves(decisions, fit)
+    return float(np.exp(log_prob_NxR).mean()) if temperatures else math.nan, temperatures
+
+
+def scaled_by_halves(
+    decisions: Decisions, fit: Callable[[Decisions], float]
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """`right_log_prob` of each item, at the temperature that is fitted on the other half of the items.
+
+    Returns:
+      Log-probabilities [N, R], and the temperatures of the items with even and with odd numbers. A
+      single item has no other half: its log-probability is NaN, and there are no temperatures.
+    """
     halves = [decisions.some(slice(first, None, 2)) for first in (0, 1)]
+    log_prob_NxR = np.full(decisions.log_probs_NxRxDxA.shape[:2], math.nan)
     if not len(halves[1].target_NxD):
-        return math.nan, ()
+        return log_prob_NxR, ()
     temperatures = fit(halves[1]), fit(halves[0])
-    probs = [
-        np.exp(half.right_log_prob(temperature)).mean(axis=1)
-        for half, temperature in zip(halves, temperatures, strict=True)
-    ]
-    return float(np.concatenate(probs).mean()), temperatures
+    for first, (half, temperature) in enumerate(zip(halves, temperatures, strict=True)):
+        log_prob_NxR[first::2] = half.right_log_prob(temperature)
+    return log_prob_NxR, temperatures
 
 
 def least_nll_temperature(decisions: Decisions) -> float:

@@ -158,3 +158,18 @@ def test_scores_without_any_spread(count, probs, accuracy):
         assert score.expected_prob_error == pytest.approx(0, abs=1e-12)
         assert score.expected_prob_spread == score.accuracy_spread == 0
         assert math.isnan(score.calibrated) == math.isnan(score.sharpened) == (count == 1)
+
+
+def test_each_half_has_the_temperature_of_the_other():
+    """Items of even number are at the temperature of the odd ones, in the order of the items."""
+    items = [[([0.8, 0.2], n % 2)] for n in (0, 0, 1, 0, 0)]
+    found = decisions(*items)
+    temperatures = {3: 2.0, 2: 0.5}  # by the number of items that are fitted: even, odd
+    log_prob_NxR, fitted = scores.scaled_by_halves(
+        found, lambda half: temperatures[len(half.target_NxD)]
+    )
+    assert fitted == (0.5, 2.0)  # of the even items, then of the odd ones
+    warm, cold = 0.8**0.5, 0.8**2
+    right = [cold / (cold + 0.2**2), warm / (warm + 0.2**0.5)]
+    expected = [right[0], right[1], 1 - right[0], right[1], right[0]]
+    np.testing.assert_allclose(np.exp(log_prob_NxR)[:, 0], expected)
