@@ -19,8 +19,9 @@ def get_config() -> ml_collections.ConfigDict:
 
     docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the
     likelihood terms, "rpt" is "rlp" with another reward, and "jepo" is "default" with the
-    multi-sample bound. With four tokens and two talk steps the policy weight of 1 is the one at which
-    the two terms of "jepo" are the gradient of one bound.
+    multi-sample bound. With four tokens and two talk steps, the policy weight of 1 makes the two terms
+    of "jepo" the gradient of one bound, but for padding. In "rlp" and "rpt" nothing trains the talk
+    head: the weight of a thought stays at 0.12.
     """
     c = thinking.get_config()
     c.variants = (

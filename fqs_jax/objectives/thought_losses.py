@@ -165,9 +165,9 @@ def thought_losses(
     all rationales of a sequence alike.
 
     For `correct` rewards R(t,r) is instead the mean over the talk steps with a target of 1 where the
-    target is the likeliest token. A single step (A = 1) is RPT's reward; with more the reward stays
-    between 0 and 1, and a thought that helps one token later is not worthless. `averaged` and
-    `advantages` have the other formulas.
+    target is the likeliest token. With a single step (A = 1) it is 1 or 0, as in RPT, whose model
+    samples the token; with more it stays between them, and a thought that helps one token later is
+    not worthless. `averaged` and `advantages` have the other formulas.
 
     Args:
       target_BxAxU: `talk_targets`.
