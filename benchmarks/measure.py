@@ -81,6 +81,7 @@ class Kind:
                 positions,
                 choosing,
                 self.settings.reads_thought_only,
+                self.settings.reads_correct,
             )
         return flops_lib.next_token_step(self.model, self.rows, self.length)
 

@@ -221,9 +221,15 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.quiet_star = ml_collections.ConfigDict()
     c.quiet_star.base_weight = 0.5  # share of the plain next-token loss (released)
+    c.quiet_star.mixed_scale = 1.0  # factor on the rest, the mixed prediction's loss (released: 1)
+    # each (released) | average: of the mean probability over a position's rationales (JEPO).
+    c.quiet_star.likelihood = "each"
     c.quiet_star.policy_weight = 1e6  # weight of the REINFORCE loss (released)
-    c.quiet_star.advantage = "clipped"  # clipped (released) | leave_one_out
-    c.quiet_star.reward = "mixed"  # mixed (released) | post_thought: the thought's prediction alone
+    # clipped (released) | leave_one_out (RLP) | bound: what a thought adds to the average (JEPO).
+    c.quiet_star.advantage = "clipped"
+    # mixed (released) | post_thought: the thought's prediction alone | correct: 1 where the true token
+    # is the mixed prediction's likeliest (RPT).
+    c.quiet_star.reward = "mixed"
     c.quiet_star.post_thought_weight = 0.0  # weight of the loss of that prediction (released: none)
 
     c.ntp = ml_collections.ConfigDict()

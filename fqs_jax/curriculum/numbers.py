@@ -131,6 +131,7 @@ RANGES: dict[str, Range] = {
     "thought.reinforce_temperature": TEMPERATURE,
     "thought.position_fraction": Range(0, 1, above=True),
     "quiet_star.base_weight": SHARE,
+    "quiet_star.mixed_scale": AT_LEAST_0,
     "quiet_star.policy_weight": AT_LEAST_0,
     "quiet_star.post_thought_weight": AT_LEAST_0,
     "ntp.temperature": TEMPERATURE,

@@ -107,6 +107,7 @@ def _quiet_star_flops(recipe: Recipe) -> int:
         weights.num_positions(recipe.seq_len),
         choosing=weights.position_fraction < 1 and weights.positions == "high_entropy",
         thought_only=weights.reads_thought_only,
+        correct=weights.reads_correct,
         lora=recipe.lora,
     )
 

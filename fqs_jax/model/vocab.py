@@ -85,12 +85,30 @@ def read(
       others_BxXx: arrays [B, ..., and more], cut like the hidden states [B, ..., D].
       chunk: see `log_probs`.
     """
-    head = _trained_head(kernel_DxV, hidden_BxXxD)
 
-    def apply(hidden: jax.Array, others: tuple[Any, ...]) -> Any:
-        return function(_logits(hidden, head, ()), *others)
+    def read_one(logits: tuple[jax.Array], *others: Any) -> Any:
+        return function(*logits, *others)
 
-    return by_chunks(_recomputed(apply, chunk), chunk, hidden_BxXxD, others_BxXx)
+    return read_several(read_one, (hidden_BxXxD,), kernel_DxV, *others_BxXx, chunk=chunk)
+
+
+def read_several(
+    function: Callable[..., Any],
+    hiddens_BxXxD: tuple[jax.Array, ...],
+    kernel_DxV: jax.Array,
+    *others_BxXx: Any,
+    chunk: int,
+) -> Any:
+    """As `read`, of several arrays of hidden states: `function` gets a tuple with the logits of each."""
+    head = _trained_head(kernel_DxV, hiddens_BxXxD[0])
+
+    def apply(hidden: jax.Array, rest: tuple[Any, ...]) -> Any:
+        more, others = rest
+        return function(tuple(_logits(h, head, ()) for h in (hidden, *more)), *others)
+
+    first, *more = hiddens_BxXxD
+    size = -(-chunk // len(hiddens_BxXxD))
+    return by_chunks(_recomputed(apply, chunk), size, first, (tuple(more), others_BxXx))
 
 
 def expected_log_probs(logits: jax.Array, temperature: float) -> jax.Array:

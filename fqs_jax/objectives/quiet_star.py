@@ -260,6 +260,7 @@ def _chunk_loss(
         chunk.index_BxP,
         spans,
         config.reads_thought_only,
+        config.reads_correct,
     )
     scores = jax.tree.map(lambda x: thoughts.together(x, thinker.thought.rationales), scores)
     parts = block_losses(scores, base_BxT, target_BxAxU, counts_A, chunk.positions, config)

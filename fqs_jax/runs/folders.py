@@ -27,7 +27,14 @@ from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
 # Fields of a config that only training reads, and that records of earlier versions may lack.
-LATER = ("checkpoint_minutes", "keep_checkpoints", "max_bad_steps", "log_every", "checkpoint_every")
+LATER = (
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "max_bad_steps",
+    "log_every",
+    "checkpoint_every",
+    "quiet_star.mixed_scale",
+)
 REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"
 )

@@ -145,6 +145,7 @@ def quiet_star_step(
     positions: int | None = None,
     choosing: bool = False,
     thought_only: bool = False,
+    correct: bool = False,
     lora: Lora | None = None,
 ) -> int:
     """One thinking step: sampling without gradient, scoring with it; they share the text pass.
@@ -153,11 +154,14 @@ def quiet_star_step(
       positions: number of positions of a row with thoughts; None = all.
       choosing: whether they are chosen by the plain prediction's entropy, which reads the head.
       thought_only: see `scoring`.
+      correct: whether the likeliest tokens of mixed predictions are found (`score_blocks`).
     """
     positions = length if positions is None else positions
     steps = thought.head_reads  # tokens that are not sampled need no network
     sample = sampling(model, thought, length, positions, steps, steps)
     sample += choosing * length * vocabulary(model) - text_forward(model, length)
+    if correct and thought.mixing == "probability":  # reads the plain prediction again
+        sample += positions * thought.rationales * thought.n_ahead_talk * vocabulary(model)
     difference = adaptation(
         model,
         lora,

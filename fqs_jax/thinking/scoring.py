@@ -59,12 +59,15 @@ class BlockScores(NamedTuple):
       mixing_weight_BxPxRxA: weight of the thought.
       thought_only_BxPxRxA: as `talk`, for the prediction that the thought makes unmixed; None unless
         requested.
+      correct_BxPxRxA: bool, whether x_{t+1+s} is the likeliest token of the mixed prediction; None
+        unless requested.
     """
 
     thought_BxPxRxK: jax.Array
     talk_BxPxRxA: jax.Array
     mixing_weight_BxPxRxA: jax.Array
     thought_only_BxPxRxA: jax.Array | None = None
+    correct_BxPxRxA: jax.Array | None = None
 
 
 def read_text(
@@ -92,6 +95,7 @@ def score_blocks(
     index_BxP: jax.Array | None = None,
     spans: int = 1,
     thought_only: bool = False,
+    correct: bool = False,
 ) -> BlockScores:
     """One differentiable pass over thought blocks behind a text.
 
@@ -100,9 +104,10 @@ def score_blocks(
       index_BxP: text positions of the blocks; None = all T.
       spans: see `attention_xla.indexed_text`.
       thought_only: compute the unmixed predictions as well.
+      correct: find the likeliest tokens of the mixed predictions as well. `probability` mixing reads
+        the head once more for it, without gradient: the plain prediction at every talk step.
     """
-    model, thought = thinker.model, thinker.thought
-    A, K = thought.n_ahead_talk, thought.num_tokens
+    model, thought, K = thinker.model, thinker.thought, thinker.thought.num_tokens
     check_axes(
         **text._asdict(),
         thought_BxPxRxK=thought_BxPxRxK,
@@ -128,31 +133,93 @@ def score_blocks(
             masked_ids=thought.masked_ids,
         )
 
-    after_BxPxRxAxD = block_BxPxRxMxD[..., K + 1 :, :]  # the end mark and the forced tokens
+    talk = _talk_scores(
+        params,
+        kernel_DxV,
+        text,
+        block_BxPxRxMxD[..., K + 1 :, :],  # the end mark and the forced tokens
+        position_BxP,
+        thinker,
+        thought_only,
+        correct,
+    )
+    return BlockScores(thought_log_probs, **talk)
+
+
+def _talk_scores(
+    params: Params,
+    kernel_DxV: jax.Array,
+    text: Text,
+    after_BxPxRxAxD: jax.Array,
+    position_BxP: jax.Array,
+    thinker: Thinker,
+    thought_only: bool,
+    correct: bool,
+) -> dict[str, Any]:
+    """The fields of `BlockScores` about the talk steps, from the hidden states after thoughts."""
+    thought, chunk = thinker.thought, thinker.model.vocab_chunk
+    *shape, A, _ = after_BxPxRxAxD.shape
     base_BxPx1xAxD = ahead(text.hidden_BxTxD, position_BxP, A)[:, :, None]
     score_BxPxRxA = head_score(params, base_BxPx1xAxD, after_BxPxRxAxD, thought)
     weight_BxPxRxA = talk_head.weight(score_BxPxRxA, thought.mixing)
     target_BxPx1xA = ahead(text.tokens_BxT, position_BxP + 1, A)[:, :, None]
-    target_BxPxRxA = jnp.broadcast_to(target_BxPx1xA, (B, P, R, A))
+    target_BxPxRxA = jnp.broadcast_to(target_BxPx1xA, (*shape, A))
 
-    def target_log_probs(hidden_BxPxRxAxD: jax.Array) -> jax.Array:
-        return vocab.log_probs(
-            hidden_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=model.vocab_chunk
-        )
+    def read(hidden_BxPxRxAxD: jax.Array) -> jax.Array:
+        return vocab.log_probs(hidden_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=chunk)
 
-    only_BxPxRxA = None
-    if thought_only or thought.mixing == "probability":
-        only_BxPxRxA = target_log_probs(after_BxPxRxAxD)
+    only_BxPxRxA = correct_BxPxRxA = None
     if thought.mixing == "probability":
+        if correct:
+            base_BxPxRxAxD = jnp.broadcast_to(base_BxPx1xAxD, after_BxPxRxAxD.shape)
+            only_BxPxRxA, correct_BxPxRxA = vocab.read_several(
+                _read_mixture,
+                (after_BxPxRxAxD, jax.lax.stop_gradient(base_BxPxRxAxD)),
+                kernel_DxV,
+                target_BxPxRxA,
+                score_BxPxRxA,
+                chunk=chunk,
+            )
+        else:
+            only_BxPxRxA = read(after_BxPxRxAxD)
         base_BxPx1xA = ahead(text.log_prob_BxT, position_BxP, A)[:, :, None]
-        assert only_BxPxRxA is not None
         talk_BxPxRxA = talk_head.mix_log_probs(base_BxPx1xA, only_BxPxRxA, score_BxPxRxA)
     else:
-        mixed = talk_head.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
-        talk_BxPxRxA = target_log_probs(mixed)
-    return BlockScores(
-        thought_log_probs, talk_BxPxRxA, weight_BxPxRxA, only_BxPxRxA if thought_only else None
+        only_BxPxRxA = read(after_BxPxRxAxD) if thought_only else None
+        mixed_BxPxRxAxD = talk_head.mix_hidden(base_BxPx1xAxD, after_BxPxRxAxD, weight_BxPxRxA)
+        if correct:
+            talk_BxPxRxA, correct_BxPxRxA = vocab.read(
+                _read_mixed, mixed_BxPxRxAxD, kernel_DxV, target_BxPxRxA, chunk=chunk
+            )
+        else:
+            talk_BxPxRxA = read(mixed_BxPxRxAxD)
+    return {
+        "talk_BxPxRxA": talk_BxPxRxA,
+        "mixing_weight_BxPxRxA": weight_BxPxRxA,
+        "thought_only_BxPxRxA": only_BxPxRxA if thought_only else None,
+        "correct_BxPxRxA": correct_BxPxRxA,
+    }
+
+
+def _read_mixed(logits: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A target's log-probability, and whether it is the likeliest token; logits [..., V]."""
+    return vocab.log_probs_of(logits, target), vocab.argmax(jax.lax.stop_gradient(logits)) == target
+
+
+def _read_mixture(
+    logits: tuple[jax.Array, jax.Array], target: jax.Array, score: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """A target's log-probability after the thought alone, and whether it is likeliest in the mixture.
+
+    Args:
+      logits: after the thought, and of the plain prediction, [..., V].
+      score: the talk head's, see `talk_head.mix_log_probs`.
+    """
+    after, base, score = jax.lax.stop_gradient((*logits, score))
+    mixed = talk_head.mix_log_probs(
+        jax.nn.log_softmax(base), jax.nn.log_softmax(after), score[..., None]
     )
+    return vocab.log_probs_of(logits[0], target), vocab.argmax(mixed) == target
 
 
 def head_score(

@@ -67,6 +67,7 @@ def test_whole_numbers(name):
         ("thought.reinforce_temperature", 0, "reinforce_temperature is 0; set at least 1e-06"),
         ("thought.position_fraction", 0.0, "position_fraction is 0.0; set above 0, at most 1"),
         ("quiet_star.base_weight", 1.5, "quiet_star.base_weight is 1.5; set 0 to 1"),
+        ("quiet_star.mixed_scale", -1.0, "quiet_star.mixed_scale is -1.0; set at least 0"),
         ("checkpoint_minutes", math.nan, "checkpoint_minutes is nan; set at least 0"),
         ("batch_size", 2**31, "batch_size is 2147483648; set at least 1, at most 2147483647"),
         ("seed", -1, "seed is -1; set at least 0"),

@@ -97,8 +97,11 @@ PUBLISHED = {
     "thought.reset_talk_head_on_load": True,
     "thought.reset_marks_at_eval": True,
     "quiet_star.base_weight": 0.5,
+    "quiet_star.mixed_scale": 1.0,
+    "quiet_star.likelihood": "each",
     "quiet_star.policy_weight": 1e6,
     "quiet_star.advantage": "clipped",
+    "quiet_star.reward": "mixed",
     "ntp.action": "sampled",
     "ntp.temperature": 3.0,
     "ntp.policy_weight": 1e6,
@@ -154,6 +157,15 @@ def test_step_flops_are_those_of_the_objective():
     assert objective.step_flops(ntp) == flops.next_token_step(MODEL, 2, 16)
 
 
+def test_finding_the_likeliest_tokens_of_mixtures_costs_a_read_of_the_head():
+    changes = {"thought.mixing": "probability", "quiet_star.advantage": "leave_one_out"}
+    usual = resolve.recipes(clock_config(changes), MODEL)[1]
+    judged = resolve.recipes(clock_config(changes | {"quiet_star.reward": "correct"}), MODEL)[1]
+    reads = 2 * 16 * usual.thought.rationales * usual.thought.n_ahead_talk
+    more = objective.step_flops(judged) - objective.step_flops(usual)
+    assert more == reads * flops.vocabulary(MODEL)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -179,6 +191,7 @@ def test_step_flops_are_those_of_the_objective():
         ({"thought.masked_ids": (32,)}, "masked_ids go from 0 to 31"),
         ({"thought.masked_ids": (-1,)}, "masked_ids go from 0 to 31"),
         ({"quiet_star.advantage": "best"}, "advantage 'best' is none of clipped"),
+        ({"quiet_star.likelihood": "sum"}, "likelihood 'sum' is none of each, average"),
         ({"ntp.action": "all"}, "action 'all' is none of sampled, expected, label"),
         ({"lora.rank": -1}, "lora.rank is -1; set at least 0"),
         (

@@ -144,15 +144,41 @@ def test_bfloat16_is_read_off_in_float32(chunk: int) -> None:
     np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 8, 29])
-def test_no_more_logits_at_once_than_asked_for(chunk: int) -> None:
-    """Neither in the forward pass nor in its gradient; at least one token of every row."""
-    read = functools.partial(vocab.log_probs, ids_BxX=IDS, chunk=chunk)
-    gradient = jax.grad(lambda h, k: jnp.sum(read(h, k)), (0, 1))
+@few
+@given(chunks)
+def test_read_several(chunk: int) -> None:
+    """Logits of two hidden states at once, beside another array of the same tokens."""
+
+    def ours(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        hiddens = hidden, 2.0 * hidden[..., ::-1]
+        return vocab.read_several(overlap, hiddens, kernel, IDS, chunk=chunk)
+
+    def plain(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+        return overlap((hidden @ kernel, 2.0 * hidden[..., ::-1] @ kernel), IDS)
+
+    assert_same(ours, plain)
+
+
+def overlap(logits: tuple[jax.Array, ...], ids: jax.Array) -> jax.Array:
+    p, q = (jax.nn.softmax(x) for x in logits)
+    return ids * jnp.sum(p * q, -1)
+
+
+def most_logits(function: Any) -> int:
+    """The most tokens whose logits exist in one array of a program or of its gradient."""
+    gradient = jax.grad(lambda h, k: jnp.sum(function(h, k)), (0, 1))
     shapes = [
         variable.aval.shape
         for equation, _ in jaxprs.equations(gradient, HIDDEN, KERNEL)
         for variable in equation.outvars
     ]
-    rows = [math.prod(shape) // V for shape in shapes if V in shape]
-    assert max(rows) <= max(chunk, B, D)  # D rows: the kernel's gradient
+    return max(math.prod(shape) // V for shape in shapes if V in shape)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 8, 29])
+def test_no_more_logits_at_once_than_asked_for(chunk: int) -> None:
+    """Neither in the forward pass nor in its gradient; at least one token of every row."""
+    most = most_logits(functools.partial(vocab.log_probs, ids_BxX=IDS, chunk=chunk))
+    assert most <= max(chunk, B, D)  # D rows: the kernel's gradient
+    two = lambda h, k: vocab.read_several(overlap, (h, h), k, IDS, chunk=chunk)  # noqa: E731
+    assert most_logits(two) <= max(chunk // 2 + 1, B, D)

@@ -116,6 +116,13 @@ def test_a_damaged_record_is_named_where_it_is_compared(trained, run_file, name)
         assert finding in str(refused.value) and str(run_file) in str(refused.value)
 
 
+def test_a_record_of_an_earlier_version_is_read(trained, run_file):
+    change(run_file, config__quiet_star__mixed_scale=None, config__quiet_star__likelihood=None)
+    stage, config = folders.read_run(trained, 1)
+    model, _ = source.prepare(trained, clock_config())
+    assert resolve.recipe(config, stage, model).objective.mixed_weight == 0.5
+
+
 def test_a_record_that_was_removed_is_written_again(trained, run_file):
     before = run_file.read_text()
     run_file.unlink()

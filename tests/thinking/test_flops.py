@@ -146,7 +146,7 @@ def test_scoring(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
 
 @models
 @kinds
-@pytest.mark.parametrize("reward", ["mixed", "post_thought"])
+@pytest.mark.parametrize("reward", ["mixed", "post_thought", "correct"])
 def test_a_thinking_step(
     model: config_lib.ModelConfig, thought: ThoughtConfig, reward: str
 ) -> None:
@@ -161,7 +161,8 @@ def test_a_thinking_step(
     in_vain = K * masked_slots(model, K) + flops.TRAIN * M * masked_slots(model, M)
     again = M * (scores_again(model, (T + 1) / 2) + scores_again(model, M))
     in_vain = R * (in_vain + again) + scores_again(model, (T + 1) / 2)
-    counted = flops.quiet_star_step(model, thought, B, T, thought_only=config.reads_thought_only)
+    only, correct = config.reads_thought_only, config.reads_correct
+    counted = flops.quiet_star_step(model, thought, B, T, thought_only=only, correct=correct)
     assert traced == counted + B * T * in_vain
 
 

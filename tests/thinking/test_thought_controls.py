@@ -199,5 +199,5 @@ def test_the_post_thought_loss_is_added_with_its_weight() -> None:
 
 
 def test_an_unknown_reward_is_refused() -> None:
-    with pytest.raises(UserError, match="reward 'praise' is none of mixed, post_thought"):
+    with pytest.raises(UserError, match="reward 'praise' is none of mixed, post_thought, correct"):
         QuietStarConfig(reward="praise")
