@@ -1,4 +1,4 @@
-"""Rival gradients of the same thoughts: which of them teaches a model to think?
+"""What should a thought consist of, and which gradient should train it? Rivals on clock arithmetic.
 
 python -m fqs_jax.sweep --config=configs/sweeps/gradients.py --workdir=W
 """
@@ -10,31 +10,44 @@ import ml_collections
 from configs.sweeps import thinking
 from fqs_jax.sweeps import variant
 
+RATES = (3e-4, 1e-3, 3e-3)
 # No likelihood has a gradient: thoughts learn by their rewards alone.
 POLICY_ONLY = ("quiet_star.base_weight=0.0", "quiet_star.mixed_scale=0.0")
+BOUND = ("quiet_star.likelihood=average", "quiet_star.advantage=bound")
+RIVALS = {
+    "default": (),
+    "no-policy": (thinking.NO_POLICY,),
+    "rlp": POLICY_ONLY,
+    "rpt": (*POLICY_ONLY, "quiet_star.reward=correct"),
+    "jepo": BOUND,
+    "published-form": thinking.PUBLISHED,
+    "latent": ("thought.tokens=latent", "thought.rationales=1", thinking.NO_POLICY),
+    "random-tokens": ("thought.tokens=random", thinking.NO_POLICY),
+    "pause-tokens": ("thought.tokens=pause", thinking.NO_POLICY),
+}
+CONTROLS = {"same-steps": 2, "same-flops": 3}  # stages of configs/think_once.py
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Thirty cells of 1 to 3 minutes on one CPU core each.
+    """165 cells of 1 to 2 minutes on one CPU core each.
 
-    docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the
-    likelihood terms, "rpt" is "rlp" with another reward, and "jepo" is "default" with the
-    multi-sample bound. With four tokens and two talk steps, the policy weight of 1 makes the two terms
-    of "jepo" the gradient of one bound, but for padding. In "rlp" and "rpt" nothing trains the talk
-    head: the weight of a thought stays at 0.12.
+    Each row has the best of three learning rates, chosen on validation problems. docs/fidelity.md has
+    the formulas, and what differs from the papers. "rlp" is "default" without the likelihood terms, "rpt"
+    is "rlp" with another reward, and "jepo" is "default" with the multi-sample bound. With four tokens
+    and two talk steps the policy weight of 1 is the one at which the two terms of "jepo" are the gradient
+    of one bound.
     """
     c = thinking.get_config()
     c.variants = (
-        variant("default", stages="0,1"),
-        variant("no-policy", thinking.NO_POLICY, stages="0,1"),
-        variant("rlp", *POLICY_ONLY, stages="0,1"),
-        variant(
-            "jepo",
-            "quiet_star.likelihood=average",
-            "quiet_star.advantage=bound",
-            stages="0,1",
+        *(variant(name, *changes, stages="0,1", bracket=rates(1)) for name, changes in RIVALS.items()),
+        *(
+            variant(name, stages=f"0,{stage}", bracket=rates(stage))
+            for name, stage in CONTROLS.items()
         ),
-        variant("rpt", *POLICY_ONLY, "quiet_star.reward=correct", stages="0,1"),
-        variant("published-form", *thinking.PUBLISHED, stages="0,1"),
     )
     return c
+
+
+def rates(stage: int) -> tuple[str, ...]:
+    """A bracket: each of RATES for one stage."""
+    return tuple(f"stage_{stage}.learning_rate={rate}" for rate in RATES)
