@@ -25,11 +25,14 @@ RIVALS = {
     "random-tokens": ("thought.tokens=random", thinking.NO_POLICY),
     "pause-tokens": ("thought.tokens=pause", thinking.NO_POLICY),
 }
+# Thoughts weigh 0.5 from the start, not 0.12: without a likelihood the weight is not trained.
+HALF = ("thought.mixing_bias=0.0",)
+AT_HALF = {f"{name}-half": (*RIVALS[name], *HALF) for name in ("default", "rlp", "rpt")}
 CONTROLS = {"same-steps": 2, "same-flops": 3}  # stages of configs/think_once.py
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """165 cells of 1 to 2 minutes on one CPU core each.
+    """210 cells of 1 to 2 minutes on one CPU core each.
 
     Each row has the best of three learning rates, chosen on validation problems. docs/fidelity.md has
     the formulas, and what differs from the papers. "rlp" is "default" without the likelihood terms, "rpt"
@@ -39,10 +42,17 @@ def get_config() -> ml_collections.ConfigDict:
     """
     c = thinking.get_config()
     c.variants = (
-        *(variant(name, *changes, stages="0,1", bracket=rates(1)) for name, changes in RIVALS.items()),
+        *(
+            variant(name, *changes, stages="0,1", bracket=rates(1))
+            for name, changes in RIVALS.items()
+        ),
         *(
             variant(name, stages=f"0,{stage}", bracket=rates(stage))
             for name, stage in CONTROLS.items()
+        ),
+        *(
+            variant(name, *changes, stages="0,1", bracket=rates(1))
+            for name, changes in AT_HALF.items()
         ),
     )
     return c
