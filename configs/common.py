@@ -176,7 +176,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.word_problems = built_in()
     c.data.word_problems.lengths = (2, 3, 4)  # steps in a problem
     c.data.stories = built_in()  # fields of fqs_jax.data.problems.stories.Stories
-    c.data.stories.work = "values"  # values: a token a change | equations
+    c.data.stories.largest = 20  # number
+    c.data.stories.work = "equations"  # | values: the number after each change alone
     c.data.stories.lengths = (2,)  # changes in a story
 
     c.optimizer = ml_collections.ConfigDict()

@@ -129,11 +129,12 @@ def write_bpe(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     if digits:
-        first = tokenizers.pre_tokenizers.Digits(individual_digits=True)
-        pre_tokenizer = tokenizers.pre_tokenizers.Sequence([first, pre_tokenizer])
-    tokenizer.pre_tokenizer = pre_tokenizer
+        figures = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [figures, tokenizer.pre_tokenizer]
+        )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,

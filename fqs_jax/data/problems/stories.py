@@ -7,8 +7,8 @@
         or: : five plus three is eight , eight minus two is six = six
     chatter: : nine four = six
 
-Numbers are words from zero to twenty: with the space before it, each is one token in most tokenizers
-made for English, which figures and their spaces are not.
+Numbers are words, from zero to twenty at most: with the space before it, each is one token in most
+tokenizers made for English, which figures and their spaces are not.
 
 A problem is its numbers and operations. Its sentences, people and things are drawn from the problem
 and the seed. The further split `new_wording` has the problems of `test`, people and things included, told in
@@ -31,7 +31,7 @@ LENGTHS = (2, 3, 4)
 WORK = ("values", "equations")
 NEW_WORDING = "new_wording"
 _STARTS = range(2, 10)
-_LARGEST = len(NUMBERS) - 1
+_LEAST_LARGEST = max(_STARTS)
 _FILLINGS = {"p": PEOPLE, "q": PEOPLE, "s": THINGS, "n": NUMBERS[1:10]}
 
 
@@ -53,35 +53,42 @@ class Stories(Task):
     Attributes:
       seed: random seed of sentences, people and things too.
       lengths: numbers of changes in a story: 2, 3 or 4.
-      work: form of the work: `values`, a token a change, or `equations`, six a change less one.
+      largest: no number in a problem, its work or its answer is larger; 9 to 20.
+      work: form of the work: `equations`, or `values`, the number after each change alone.
     """
 
     more_splits: ClassVar[tuple[str, ...]] = (NEW_WORDING,)
 
     lengths: tuple[int, ...] = (2,)
-    work: str = "values"
+    largest: int = 20
+    work: str = "equations"
 
     def __post_init__(self) -> None:
         if not set(self.lengths) <= set(LENGTHS):
             raise UserError(f"lengths are {self.lengths}; stories have 2, 3 or 4 changes")
+        if self.largest not in range(_LEAST_LARGEST, len(NUMBERS)):
+            raise UserError(
+                f"largest is {self.largest!r}; set {_LEAST_LARGEST} to {len(NUMBERS) - 1}"
+            )
         if self.work not in WORK:
             raise UserError(f"work is {self.work!r}; choose from {', '.join(WORK)}")
         super().__post_init__()
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """The words for 0 to 20."""
-        return NUMBERS
+        """The words for 0 to `largest`."""
+        return NUMBERS[: self.largest + 1]
 
     @property
     def symbols(self) -> tuple[str, ...]:
         """The numbers, signs and words, with their punctuation, of all problems in all wordings."""
         signs = ("plus", "minus", "times", "is", ",") if self.work == "equations" else ()
-        return (*NUMBERS, *sorted({*_words(), *signs} - set(NUMBERS)), self.equals, self.marker)
+        others = sorted({*_words(), *signs} - set(NUMBERS))
+        return (*self.answers, *others, self.equals, self.marker)
 
     def num_problems(self, length: int) -> int:
-        """The number of sequences of a start and changes that stay between 0 and 20."""
-        return sum(_sequences(start, length) for start in _STARTS)
+        """The number of sequences of a start and changes that stay between 0 and `largest`."""
+        return sum(_sequences(start, length, self.largest) for start in _STARTS)
 
     def problem(self, length: int, number: int) -> Problem:
         """The problem of a number: starts in order, then first changes, and so on."""
@@ -108,7 +115,7 @@ class Stories(Task):
             "q": PEOPLE[other + (other >= p)],  # anybody else
             "s": THINGS[s],
         }
-        start, changes = _numbers(length, number)
+        start, changes = _numbers(length, number, self.largest)
         parts = [("opening", start), *((c.operation, c.number) for c in changes), ("question", 0)]
         choices = [getattr(wordings, part) for part, _ in parts]
         drawn = rng.integers([len(choice) for choice in choices])
@@ -131,30 +138,32 @@ class Stories(Task):
 
 
 @functools.cache
-def _changes(value: int) -> tuple[Change, ...]:
+def _changes(value: int, largest: int) -> tuple[Change, ...]:
     """All that can happen to a value."""
     added = [Change("plus", n, value + n) for n in range(1, 10)]
     taken = [Change("minus", n, value - n) for n in range(1, 10)]
     doubled = [Change("double", 2, 2 * value)] if value else []
-    return tuple(c for c in (*added, *taken, *doubled) if 0 <= c.after <= _LARGEST)
+    return tuple(c for c in (*added, *taken, *doubled) if 0 <= c.after <= largest)
 
 
 @functools.cache
-def _sequences(value: int, length: int) -> int:
+def _sequences(value: int, length: int, largest: int) -> int:
     """The number of sequences of changes from a value."""
-    return sum(_sequences(c.after, length - 1) for c in _changes(value)) if length else 1
+    if length == 0:
+        return 1
+    return sum(_sequences(c.after, length - 1, largest) for c in _changes(value, largest))
 
 
-def _numbers(length: int, number: int) -> tuple[int, tuple[Change, ...]]:
+def _numbers(length: int, number: int, largest: int) -> tuple[int, tuple[Change, ...]]:
     """The start and the changes of a problem."""
     for start in _STARTS:
-        if number < (count := _sequences(start, length)):
+        if number < (count := _sequences(start, length, largest)):
             break
         number -= count
     value, changes = start, []
     for left in reversed(range(length)):
-        for change in _changes(value):
-            if number < (count := _sequences(change.after, left)):
+        for change in _changes(value, largest):
+            if number < (count := _sequences(change.after, left, largest)):
                 break
             number -= count
         value = change.after

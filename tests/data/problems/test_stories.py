@@ -102,12 +102,13 @@ def test_every_answer_is_what_happens(told):
 )
 def test_the_work_leads_to_the_answer(seed, index, split, length):
     fields = {"seed": seed, "lengths": (length,), "worked": 1, "direct": 0, "chatter": 0}
-    prompt, work, answer = Stories(**fields).document(index, split).split(" = ")
+    document = Stories(**fields, work="values").document(index, split)
+    prompt, work, answer = document.split(" = ")
     values = trace(f"{prompt} =")
     assert work == ": " + " ".join(WORDS[value] for value in values[1:])
     assert answer == WORDS[values[-1]]
 
-    shown = Stories(**fields, work="equations").document(index, split)
+    shown = Stories(**fields).document(index, split)
     assert shown.startswith(f"{prompt} = : ") and shown.endswith(f" = {answer}")
     before = values[0]
     for equation, value in zip(shown.split(" = ")[1][2:].split(" , "), values[1:], strict=True):
@@ -140,6 +141,15 @@ def problem(prompt: str) -> tuple[int, ...]:
     doubled = [re.fullmatch(TWICE, retold(part, main)) for part in changes]
     pairs = zip(doubled, itertools.pairwise(values), strict=True)
     return (*values, *(0 if twice else b - a for twice, (a, b) in pairs))
+
+
+@pytest.mark.parametrize("largest", [9, 12])
+def test_no_number_is_too_large(largest):
+    task = Stories(largest=largest)
+    for split in ALL_SPLITS:
+        for prompt, answer in task.problems(split):
+            assert max(trace(prompt)) <= largest and answer in task.answers
+    assert task.answers == tuple(WORDS[: largest + 1]) and task.chance == 1 / (largest + 1)
 
 
 def test_new_wordings_tell_the_problems_of_test_in_sentences_of_their_own(told):
@@ -192,5 +202,7 @@ def test_another_process_tells_the_same():
 def test_bad_fields():
     with pytest.raises(UserError, match=r"lengths are \(5,\); stories have 2, 3 or 4 changes"):
         Stories(lengths=(5,))
+    with pytest.raises(UserError, match="largest is 21; set 9 to 20"):
+        Stories(largest=21)
     with pytest.raises(UserError, match="work is 'poems'; choose from values, equations"):
         Stories(work="poems")
