@@ -72,7 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.keep_checkpoints = 1  # of 1.6 GB
     taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
     plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": QUESTIONS}
-    c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=200)
+    c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=150)
     c.stage_1 = row(
         "think-14-1",
         "quiet_star",
@@ -80,11 +80,11 @@ def get_config() -> ml_collections.ConfigDict:
         n_ahead=14,
         n_ahead_talk=1,
         learning_rate=1e-4,
-        steps=50,
+        steps=40,
         settings=QUESTIONS,
     )
-    c.stage_2 = row("distilled", "distill", learning_rate=3e-4, steps=40, **taught)
-    c.stage_3 = row("ntp", "ntp", control=True, rows_of=2, learning_rate=1e-6, steps=40, **taught)
+    c.stage_2 = row("distilled", "distill", learning_rate=3e-4, steps=50, **taught)
+    c.stage_3 = row("ntp", "ntp", control=True, rows_of=2, learning_rate=1e-6, steps=50, **taught)
     c.stage_4 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
     c.stage_5 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
     return c
