@@ -140,7 +140,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.compute.attention = "auto"
 
     c.data = ml_collections.ConfigDict()
-    # text, or a built-in task (docs/data.md): clock | chain | parity | multiplication | word_problems
+    # text, or a built-in task (docs/data.md):
+    # clock | chain | parity | multiplication | word_problems | stories
     c.data.source = "text"
     # Files, globs, saved datasets, tfds:NAME, hub:OWNER/NAME; comma-separated, each with an optional
     # #KEY and @WEIGHT (docs/data.md).
@@ -174,6 +175,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.multiplication.lengths = (2,)  # digits of both factors
     c.data.word_problems = built_in()
     c.data.word_problems.lengths = (2, 3, 4)  # steps in a problem
+    c.data.stories = built_in()  # fields of fqs_jax.data.problems.stories.Stories
+    c.data.stories.largest = 20  # number
+    c.data.stories.work = "equations"  # | values: the number after each change alone
+    c.data.stories.lengths = (2,)  # changes in a story
 
     c.optimizer = ml_collections.ConfigDict()
     c.optimizer.beta1 = 0.9

@@ -114,18 +114,30 @@ def write_tokenizer(folder: Path, template: str = CHATML) -> int:
 
 
 def write_bpe(
-    folder: Path, texts: list[str], specials: list[str], template: str, **named: str
+    folder: Path,
+    texts: list[str],
+    specials: list[str],
+    template: str,
+    vocab_size: int = 400,
+    digits: bool = False,
+    **named: str,
 ) -> int:
     """Byte-level BPE of these texts, which begin with the first special token; returns its size.
 
+    digits: each figure is a token apart from its space, as in SmolLM2.
     named: special tokens by their name in tokenizer_config.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits:
+        figures = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [figures, tokenizer.pre_tokenizer]
+        )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocab_size,
         special_tokens=specials,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

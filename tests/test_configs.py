@@ -11,9 +11,14 @@ import pytest
 
 from fqs_jax import huggingface
 from fqs_jax.curriculum import resolve
+from fqs_jax.data import corpus
+from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data.problems.stories import Stories
 from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import step_plan, topologies
 from fqs_jax.runtime import sharding
+from tests.chats import write_bpe
 
 # Parameters as the checkpoints' own index files count them.
 PARAMETERS = {
@@ -91,3 +96,31 @@ def test_the_thought_free_step_is_compiled_for_eight_devices(name: str) -> None:
     assert plan.flops.program / plan.flops.model < 1.15
     state = plan.parameters * 3 * (4 if c.compute.param_dtype == "float32" else 2)
     assert plan.memory is not None and state / 8 < plan.memory.arguments < 1.1 * state / 8
+
+
+def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
+    """In a tokenizer in which each word is a token, as nearly all are in SmolLM2's."""
+    c = config("smollm2_word_problems")
+    task = corpus.built_in_task(c.data, 0)
+    assert c.requires_init_from and isinstance(task, Stories)
+    documents = dataclasses.replace(task, worked=1.0, direct=0.0).documents(3000)
+    write_bpe(tmp_path, documents, ["<s>"], "", vocab_size=1500)
+    tokenizer = tokenizer_lib.load(tmp_path)
+    lengths = [len(tokenizer.encode(document)) for document in documents]
+    assert (
+        c.data.seq_len - 2 <= max(lengths) <= c.data.seq_len
+    )  # one word may begin with two tokens
+    assert len(task.problems("test")) == len(task.problems("new_wording")) == 172
+
+    start, end = (tokenizer.encode(text) for text in (c.thought.start_text, c.thought.end_text))
+    assert len(start) == len(end) == 1
+    ids = tokenizer.encode(documents[0])
+    begin = ids.index(start[0])
+    assert ids[begin - 1] == ids[-2] == end[0]  # "= : WORK = ANSWER"
+    think = c.stage_1
+    assert len(ids[begin + 1 : -2]) == think.n_ahead - 3 == len(task.problem(2, 0).work)
+
+    model = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, tied_embeddings=True)
+    stages = [recipe.stage for recipe in resolve.recipes(c, model)]
+    assert stages[4].steps == stages[1].steps + stages[2].steps < stages[5].steps
+    assert len({stage.settings for stage in stages[1:]}) == 1 and not stages[0].settings

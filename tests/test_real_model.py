@@ -1,5 +1,6 @@
 """A real pretrained model, from a GGUF file through `convert`, against transformers' reading of that file."""
 
+import dataclasses
 import functools
 import re
 
@@ -10,6 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 
+from configs import smollm2_word_problems
+from fqs_jax.data import corpus
+from fqs_jax.data.problems import answer_tokens
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading
 from fqs_jax.runs.metrics_file import read_rows
@@ -85,6 +89,22 @@ def test_token_ids_are_theirs(smollm2, loaded):
     for one in (tokenizer, exported):
         text = one.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert text.endswith("<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_stories_fit_its_tokens(loaded):
+    """The lengths in configs/smollm2_word_problems.py."""
+    c = smollm2_word_problems.get_config()
+    tokenizer, task = loaded.tokenizer, corpus.built_in_task(c.data, 0)
+    documents = dataclasses.replace(task, worked=1.0, direct=0.0).documents(3000)
+    encoded = [tokenizer.encode(document) for document in set(documents)]
+    assert max(map(len, encoded)) <= c.data.seq_len
+    asked = task.problems("test") + task.problems("new_wording")
+    _, tokens = answer_tokens.encode(tokenizer, [prompt for prompt, _ in asked], task.answers)
+    assert tokens.shared == () and len(set(tokens.own)) == 11
+    [begin], [end] = (tokenizer.encode(c.thought[key]) for key in ("start_text", "end_text"))
+    for ids in encoded:
+        assert ids[-2] == ids[ids.index(begin) - 1] == end
+        assert len(ids[ids.index(begin) + 1 : -2]) == c.stage_1.n_ahead - 3
 
 
 def test_loss_is_theirs(loaded, theirs):

@@ -12,10 +12,12 @@ import numpy as np
 from fqs_jax.data import chat, long_texts
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.conversations import Conversations
+from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.data.problems.parity import Parity
+from fqs_jax.data.problems.stories import Stories
 from fqs_jax.data.problems.task import Task
 from fqs_jax.data.problems.word_problems import WordProblems
 from fqs_jax.data.rows import order, token_store
@@ -32,6 +34,7 @@ TASKS: dict[str, type[Task]] = {
     "parity": Parity,
     "multiplication": Multiplication,
     "word_problems": WordProblems,
+    "stories": Stories,
 }
 ROWS = ("pack", "crop")
 _TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
@@ -156,7 +159,8 @@ def dataset(
       folder: as for `sources`.
 
     Raises:
-      UserError: a setting is out of range, or the text cannot be read.
+      UserError: a setting is out of range, the text cannot be read, or the tokenizer has no token of its
+        own for each answer of a built-in task.
     """
     if data.rows not in ROWS:
         raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
@@ -164,6 +168,9 @@ def dataset(
         raise UserError(f"data.seq_len is {data.seq_len}; set 2 to {_MAX_SEQ_LEN}")
     if not 0 <= data.workers <= _MAX_WORKERS:
         raise UserError(f"data.workers is {data.workers}; set 0 (threads) to {_MAX_WORKERS}")
+    if (task := built_in_task(data, seed)) is not None:  # found out now, not when it is evaluated
+        prompts = [task.problem(length, 0).prompt for length in task.lengths]
+        answer_tokens.encode(tokenizer, prompts, task.answers)
     parts = sources(data, seed, folder)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])

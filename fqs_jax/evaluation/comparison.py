@@ -27,6 +27,7 @@ from fqs_jax.thinking import flops
 
 # Temperatures tried for the base on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
+TEST = "test"  # the split on which models are compared; `Task.more_splits` have rows of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Row:
       flops_per_token: FLOPs of a generated token, thought and head included (thinking/flops.py).
       nll_easy, nll_middle, nll_hard: nll of each third of the items, or tokens, sorted by their loss
         under the first row's model; NaN where unknown.
+      split: of the problems (data/problems/task.py); "test" on text too.
     """
 
     stage: str
@@ -64,6 +66,7 @@ class Row:
     nll_middle: float = math.nan
     nll_hard: float = math.nan
     temperature: float = 1.0
+    split: str = TEST
 
 
 def compare(
@@ -76,7 +79,7 @@ def compare(
     seq_len: int | None = None,
     batch_size: int | None = None,
     timed: bool = True,
-    split: str = "test",
+    split: str = TEST,
 ) -> list[Row]:
     """Compare all trained stages of a working directory.
 
@@ -94,7 +97,8 @@ def compare(
 
     Returns:
       A row for the initial model if that was imported, and one for each trained stage. Behind the
-      first of them, if it does not think, there is a row for it at a fitted temperature.
+      first of them, if it does not think, there is a row for it at a fitted temperature. If the task has
+      more splits, the comparison on "test" has a row for each model and each of them too.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -108,9 +112,9 @@ def compare(
     thought_seeds = thought_seeds or (1 if task is None else 4)
     scores: list[tuple[Row, timing.Program]] = []
     times = timing.TokenTimes()
-    first: np.ndarray | None = None  # the first model's loss by item: the difficulty of the items
+    first: dict[str, np.ndarray] = {}  # the first model's loss by item: the difficulty of the items
     for number, name, step, loaded in models(root, note, mesh):
-        prompt = task.problems("test")[0][0] if task else text[0][:200]
+        prompt = task.problems(TEST)[0][0] if task else text[0][:200]
         row = Row(
             stage=number,
             name=name,
@@ -118,19 +122,28 @@ def compare(
             kind=kind_of(root, number),
             flops_per_token=flops_per_token(loaded, prompt),
         )
-        if task is not None:
-            row, scaled, nll_N = _on_answers(loaded, row, task, thought_seeds, seed, first, split)
-        else:
-            row, scaled, nll_N = _on_text(
-                loaded, row, text, thought_seeds, seed, first, seq_len, batch_size or 8
-            )
-        first = nll_N if first is None else first
         program = times.add(loaded)
-        scores += [(row, program)] + ([(scaled, program)] if scaled is not None else [])
+        for each in (split, *(task.more_splits if task and split == TEST else ())):
+            known = first.get(each)
+            if task is not None:
+                own = _on_split(row, each, split)
+                found, scaled, nll_N = _on_answers(loaded, own, task, thought_seeds, seed, known)
+            else:
+                found, scaled, nll_N = _on_text(
+                    loaded, row, text, thought_seeds, seed, known, seq_len, batch_size or 8
+                )
+            first.setdefault(each, nll_N)
+            scores += [(found, program)] + ([(scaled, program)] if scaled is not None else [])
     if not timed:
         return [row for row, _ in scores]
     milliseconds = times.milliseconds(prompt)
     return [dataclasses.replace(row, ms_per_token=milliseconds[program]) for row, program in scores]
+
+
+def _on_split(row: Row, split: str, main: str) -> Row:
+    """The row of a model for one of the splits; its name tells any but the main one."""
+    name = row.name if split == main else f"{row.name}: {split}"
+    return dataclasses.replace(row, name=name, split=split)
 
 
 def kind_of(root: Path, number: str) -> str:
@@ -148,15 +161,15 @@ def _on_answers(
     thoughts: int,
     seed: int,
     first_N: np.ndarray | None,
-    split: str,
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, its row at a fitted temperature, and its loss by item.
 
     Args:
+      row: names the split.
       first_N: the first model's loss by item; None for that model itself. Only the first model, if it
-        does not think, gets a fitted temperature.
+        does not think, gets a fitted temperature, and not on a further split.
     """
-    answers = problems.read(loaded, task, split, thoughts, seed)
+    answers = problems.read(loaded, task, row.split, thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     row = dataclasses.replace(
@@ -166,7 +179,8 @@ def _on_answers(
         nll=nll,
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
-    fits = first_N is None and loaded.thought is None and math.isfinite(nll)
+    is_first = first_N is None and row.split not in task.more_splits
+    fits = is_first and loaded.thought is None and math.isfinite(nll)
     scaled = _scaled(loaded, row, task, answers, nll_N) if fits else None
     return row, scaled, nll_N
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from fqs_jax.evaluation.comparison import Row
+from fqs_jax.evaluation.comparison import TEST, Row
 from fqs_jax.evaluation.labels import Box, place_name
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import printable
@@ -42,8 +42,9 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     """The figure: accuracy with 95% intervals, or an inverted loss axis if a row has no accuracy.
 
     Up is always better. A row at a fitted temperature has its base's accuracy and time, so it is drawn
-    only in the plot of losses. Rows whose value is not finite are left out.
+    only in the plot of losses. Rows of further splits, and those whose value is not finite, are left out.
     """
+    rows = [row for row in rows if row.split == TEST]
     accuracy = not any(math.isnan(row.accuracy.value) for row in rows)
     if accuracy:
         rows = [row for row in rows if not _is_scaled(row)]

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from scipy.special import log_softmax
 
+from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.rows import windows
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
@@ -221,10 +222,10 @@ def answer_log_probs(
     batch_size: int,
     seed: int,
 ) -> np.ndarray:
-    """Log-probability of each one-token answer after each text, renormalised over the answers.
+    """Log-probability of each answer after each text and a space, renormalised over the answers.
 
-    A thinking model thinks at the last token of each text. Draws depend on the seed, the item and
-    that token's position.
+    A thinking model thinks at the last token before the one in which answers differ
+    (data/problems/answer_tokens.py). Draws depend on the seed, the item and that token's position.
 
     Args:
       texts: P texts for each of N items. Texts of an item that each begin with the one before share
@@ -232,21 +233,26 @@ def answer_log_probs(
 
     Returns:
       float64 [R, N, P, A]; R = 1 for a model that does not think.
+
+    Raises:
+      UserError: the tokenizer has no token of its own for each answer.
     """
     tokenizer = loaded.tokenizer
-    encoded = iter(tokenizer.encode_batch([text for item in texts for text in item]))
-    answer_ids = tuple(ids[0] for ids in tokenizer.encode_batch(list(answers)))
+    found, answer = answer_tokens.encode(
+        tokenizer, [text for item in texts for text in item], answers
+    )
+    encoded = iter(found)
     rows: list[Row] = []
     places: list[list[tuple[int, int]]] = []  # of each item's texts, (row, place among its reads)
     for number, item in enumerate(texts):
-        contexts = [tokenizer.opening + next(encoded) for _ in item]
+        contexts = [[*tokenizer.opening, *next(encoded), *answer.shared] for _ in item]
         places.append([])
         for context in reversed(contexts):  # the longest first
             if not places[-1] or rows[-1].tokens[: len(context)] != context:
                 rows.append(Row(context, number=number))
             places[-1].append((len(rows) - 1, len(rows[-1].reads)))
-            rows[-1].reads[len(context) - 1] = answer_ids
+            rows[-1].reads[len(context) - 1] = answer.own
         places[-1].reverse()
-    found = [reading.best_RxPxA for reading in read(loaded, rows, batch_size, seed)]
-    log_probs = [np.stack([found[row][:, p] for row, p in item], axis=1) for item in places]
+    best = [reading.best_RxPxA for reading in read(loaded, rows, batch_size, seed)]
+    log_probs = [np.stack([best[row][:, p] for row, p in item], axis=1) for item in places]
     return log_softmax(np.stack(log_probs, axis=1), axis=-1)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fqs_jax.curriculum import objective
+from fqs_jax.evaluation.comparison import TEST
 from fqs_jax.reporting import charts, sections
 from fqs_jax.reporting.collect import Report, Training, is_number
 from fqs_jax.reporting.markup import escape as _e
@@ -118,7 +119,7 @@ def _summary(report: Report) -> str:
         ("thinking", "Best with thoughts"),
         ("student", "Student"),
     ):
-        of_kind = [m for m in report.models.rows if m["kind"] == kind and is_number(m[metric])]
+        of_kind = [m for m in _on_test(report) if m["kind"] == kind and is_number(m[metric])]
         if of_kind:
             chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])
             time = chosen["ms_per_token"]
@@ -151,7 +152,7 @@ def _models(report: Report) -> str:
                 else ()
             ),
         )
-        for model in report.models.rows
+        for model in _on_test(report)
         if is_number(model[metric]) and is_number(model["ms_per_token"])
         # At a temperature the base gives the same answers.
         if metric != "accuracy" or model["temperature"] == 1
@@ -291,6 +292,11 @@ def _reproduce(report: Report) -> str:
 
 def _number(value: Any) -> float | None:
     return value if is_number(value) else None
+
+
+def _on_test(report: Report) -> list[dict[str, Any]]:
+    """The rows of the models' main comparison; those of further splits are only in the table."""
+    return [model for model in report.models.rows if model["split"] == TEST]
 
 
 def _metric(models: Sequence[dict[str, Any]]) -> tuple[str, str]:

@@ -5,16 +5,22 @@ import itertools
 import math
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from fqs_jax import huggingface
 from fqs_jax.data import corpus
 from fqs_jax.data.problems.multiplication import Multiplication
+from fqs_jax.data.problems.stories import Stories
 from fqs_jax.evaluation import comparison, problems, stages_command, statistics
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.inference import readings
+from fqs_jax.model import decoder
+from fqs_jax.model.config import ModelConfig
 from fqs_jax.runs import loading
 from fqs_jax.runtime.errors import UserError
+from tests.chats import CHATML, write_bpe
 from tests.tiny_runs import clock_config, hf_folder, save_stage, sentences
 
 LOSSES = ("nll", "nll_easy", "nll_middle", "nll_hard")
@@ -200,6 +206,62 @@ def test_a_task_with_answers_of_several_symbols_is_compared(tmp_path, monkeypatc
     assert (base.kind, thinking.kind) == ("base", "thinking") and 0 < thinking.nll < math.inf
     # Nothing is known: the fit makes all digits about equally likely, at both places.
     assert scaled.nll == pytest.approx(2 * math.log(10), rel=0.05) and scaled.nll < base.nll
+
+
+def test_a_task_with_more_splits_has_a_row_for_each(tmp_path, monkeypatch):
+    """A model with its own tokenizer, and a stage of it; the predictor knows `test` alone."""
+    words = tmp_path / "words"
+    texts = Stories().documents(2000)
+    size = write_bpe(words, texts, ["<s>"], CHATML, 800, digits=True, bos_token="<s>")
+    model = ModelConfig(
+        vocab_size=size,
+        width=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        mlp_dim=8,
+        max_seq_len=128,
+    )
+    params = decoder.init(model, jax.random.key(0))
+    huggingface.export(params, model, tmp_path / "hf", words)
+    few = {"data.stories.test_share": 0.01, "data.stories.validation_share": 0.01}
+    given = {"init_from": str(tmp_path / "hf"), "data.source": "stories"} | few
+    config = clock_config(given | {"thought.start_text": " :", "thought.end_text": " ="})
+    save_stage(tmp_path / "W", config, 1)
+    task = Stories(test_share=0.01, validation_share=0.01)
+    known = dict(task.problems("test"))
+    asked = []
+
+    def answer(_, texts, choices, batch_size, seed):
+        asked.append([prompt for [prompt] in texts])
+        scores = np.full((1, len(texts), 1, len(choices)), math.log(0.1 / 20))
+        for i, [prompt] in enumerate(texts):
+            scores[0, i, 0, choices.index(known.get(prompt, "zero"))] = math.log(0.9)
+        return scores
+
+    monkeypatch.setattr(readings, "answer_log_probs", answer)
+    rows = comparison.compare(tmp_path / "W", 1, timed=False)
+    assert [(row.stage, row.split) for row in rows] == [
+        ("init", "test"),
+        ("init", "test"),  # at a temperature
+        ("init", "new_wording"),
+        ("1", "test"),
+        ("1", "new_wording"),
+    ]
+    assert [row.name for row in rows if row.stage == "1"] == ["think-5-2", "think-5-2: new_wording"]
+    zeros = list(known.values()).count("zero") / len(known)
+    for row in rows:
+        assert row.accuracy.value == pytest.approx(1 if row.split == "test" else zeros)
+    test, new = (row for row in rows if row.stage == "1")
+    assert test.nll == pytest.approx(-math.log(0.9))
+    assert new.nll > 2 and new.nll_easy <= new.nll_hard
+    told = [
+        [prompt for prompt, _ in task.problems(s)] for s in ("test", "validation", "new_wording")
+    ]
+    assert asked == [told[0], told[1], told[2], told[0], told[2]]
+    shown = stages_command._table(Path("W"), rows)
+    assert list(shown.columns[1].cells)[2] == "base: new_wording"
 
 
 def test_text_runs_start_from_an_imported_model(tmp_path):

@@ -53,6 +53,12 @@ def test_png(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]
 
 
+def test_further_splits_are_not_drawn():
+    [axes] = tradeoff.draw([*ROWS, dataclasses.replace(ROWS[2], split="new_wording")], "title").axes
+    [alone] = tradeoff.draw(ROWS, "title").axes
+    np.testing.assert_array_equal(drawn(axes)["thinking"], drawn(alone)["thinking"])
+
+
 @pytest.mark.parametrize("rows, value", [(ROWS, "accuracy"), (TEXT, "nll")])
 def test_points_are_the_numbers(rows, value):
     [axes] = tradeoff.draw(rows, "title").axes

@@ -1,5 +1,6 @@
-"""Log-probabilities of one-token answers, against single forward passes and the slow rollout."""
+"""Log-probabilities of answers, against single forward passes and the slow rollout."""
 
+import functools
 import itertools
 
 import jax
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data.problems.clock import Clock
+from fqs_jax.data.problems.stories import Stories
 from fqs_jax.inference import readings
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import decoder
 from fqs_jax.runs import loading
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference, tiny_models
+from tests.chats import CHATML, write_bpe
 from tests.tiny_runs import hf_folder, sentences
 
 THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=(4,))
@@ -33,7 +37,7 @@ def thinking(plain) -> Loaded:
 
 
 def test_answers_without_thoughts(plain):
-    answers = ["a", "b", "."]
+    answers = ["a", "s", "o"]
     ids = [plain.tokenizer.encode(answer)[0] for answer in answers]
     prompts = ["the cat", "a small dog sat on", "one"]
     [scores] = readings.answer_log_probs(plain, [[prompt] for prompt in prompts], answers, 2, 0)
@@ -45,7 +49,7 @@ def test_answers_without_thoughts(plain):
 
 
 def test_answers_after_a_thought_at_the_last_token(thinking):
-    answers, prompts = ["a", "b", "."], ["the cat", "a small dog sat"]
+    answers, prompts = ["a", "s", "o"], ["the cat", "a small dog sat"]
     tokenizer = thinking.tokenizer
     assert isinstance(tokenizer, tokenizer_lib.Tokenizer)
     ids = [tokenizer.encode(answer)[0] for answer in answers]
@@ -81,7 +85,7 @@ def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
 
     monkeypatch.setattr(readings, "_log_probs", recorded)
     prompts = ["the cat", " ".join(sentences(16)), "one old king", "a small dog saw"]
-    texts, answers = [[prompt] for prompt in prompts], ["a", "b", "."]
+    texts, answers = [[prompt] for prompt in prompts], ["a", "s", "o"]
     scores = readings.answer_log_probs(thinking, texts, answers, 2, seed=3)
     (_, longest), second = shapes
     assert longest > 64 and second == (2, 64)
@@ -99,7 +103,7 @@ def test_texts_that_continue_one_another_share_a_row(thinking, monkeypatch):
         return read(loaded, chosen, *arguments)
 
     monkeypatch.setattr(readings, "read", recorded)
-    answers, growing = ["a", "b", "."], ["the cat", "the cat saw", "the cat saw nobody"]
+    answers, growing = ["a", "s", "o"], ["the cat", "the cat saw", "the cat saw nobody"]
     together = readings.answer_log_probs(thinking, [growing], answers, 2, seed=3)
     for place, text in enumerate(growing):
         alone = readings.answer_log_probs(thinking, [[text]], answers, 2, seed=3)
@@ -107,3 +111,44 @@ def test_texts_that_continue_one_another_share_a_row(thinking, monkeypatch):
     apart = readings.answer_log_probs(thinking, [["a big tree", "the cat saw"]], answers, 2, seed=3)
     np.testing.assert_allclose(apart[:, :, 1], together[:, :, 1], atol=1e-5)
     assert rows == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("source", ["clock", "stories"])
+def test_answers_of_another_tokenizer_are_those_of_whole_sequences(tmp_path, source):
+    """Byte-level BPE that keeps figures apart from their spaces: all tokens of an answer are scored."""
+    task = {"clock": Clock(lengths=(2,)), "stories": Stories()}[source]
+    texts = [*Stories().documents(2000), *Clock().documents(200)]
+    size = write_bpe(tmp_path, texts, ["<s>"], CHATML, 800, digits=True, bos_token="<s>")
+    tokenizer = tokenizer_lib.load(tmp_path)
+    model = tiny_models.model_config(vocab_size=size)
+    params = tiny_models.random_params(model)
+    loaded = Loaded(params, model, tokenizer, None, tmp_path, "plain")
+    prompts = [prompt for prompt, _ in task.problems("test")[:3]]
+    [scores] = readings.answer_log_probs(
+        loaded, [[prompt, f"{prompt} {task.answers[3]}"] for prompt in prompts], task.answers, 2, 0
+    )
+    assert scores.shape == (3, 2, len(task.answers))
+    for i, prompt in enumerate(prompts):
+        for place, text in enumerate([prompt, f"{prompt} {task.answers[3]}"]):
+            start = [*tokenizer.opening, *tokenizer.encode(text)]
+            sums = []
+            for answer in task.answers:
+                whole = [*tokenizer.opening, *tokenizer.encode(f"{text} {answer}")]
+                assert whole[: len(start)] == start
+                sums.append(_log_prob(loaded, whole, len(start)))
+            np.testing.assert_allclose(
+                scores[i, place], jax.nn.log_softmax(np.array(sums)), atol=1e-4
+            )
+
+
+def _log_prob(loaded: Loaded, ids: list[int], begin: int) -> float:
+    """Of the ids from `begin` on, one forward pass of the text padded to 64 tokens."""
+    tokens = jnp.array([ids + [0] * (64 - len(ids))])
+    logits = _logits(loaded.params["lm"], tokens, loaded.model)[0]
+    log_probs = np.asarray(jax.nn.log_softmax(logits), np.float64)
+    return float(sum(log_probs[t - 1, ids[t]] for t in range(begin, len(ids))))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _logits(lm, tokens, model):
+    return decoder.logits(lm, tokens, model)

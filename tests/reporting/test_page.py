@@ -350,6 +350,17 @@ def test_a_run_that_never_thinks_has_a_page():
     assert "#text" not in text and "Nothing was logged" in text and 'id="panel"' not in text
 
 
+def test_further_splits_are_in_the_table_alone():
+    """The best model is that on `test`, whatever it does elsewhere."""
+    elsewhere = dataclasses.replace(
+        ROW, name="think: elsewhere", accuracy=Interval(0.99, 0.9, 1.0), split="elsewhere"
+    )
+    rows = [comparison_file.as_json(row) for row in (ROW, elsewhere)]
+    page = page_lib.page(a_report(models=Kept(rows, "problems", {})))
+    assert "75.0%" in page and "99.0%" not in page
+    assert page.count("think: elsewhere") == 1 and "0.990" in page
+
+
 def test_models_without_accuracy_are_compared_by_loss():
     rows = [Row("1", "thinks", nll=1.25, ms_per_token=2.5, steps=2)]
     models = [comparison_file.as_json(row) | {"flops_per_token": 4096} for row in rows]

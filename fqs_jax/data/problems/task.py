@@ -72,6 +72,7 @@ class Task(abc.ABC):
 
     marker: ClassVar[str] = ":"  # announces the work
     equals: ClassVar[str] = "="  # announces the answer
+    more_splits: ClassVar[tuple[str, ...]] = ()  # of held-out problems, which no document has
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -164,8 +165,11 @@ class Task(abc.ABC):
 
     def _problem_at(self, length: int, place: int) -> Problem:
         """The problem at a place of the permutation."""
-        order = _permutation(self.num_problems(length), self.seed)
-        return self.problem(length, int(order[place]))
+        return self.problem(length, self._number_at(length, place))
+
+    def _number_at(self, length: int, place: int) -> int:
+        """The number of the problem at a place of the permutation."""
+        return int(_permutation(self.num_problems(length), self.seed)[place])
 
     def _noise(self, rng: np.random.Generator, symbols: Sequence[str]) -> list[str]:
         """The same symbols, but those that can be in an answer are replaced by random ones."""

@@ -97,6 +97,8 @@ def test_all_that_can_be_written_is_made_of_the_symbols(kind):
         for number in range(task.num_problems(length)):
             prompt, work, answer = task.problem(length, number)
             used |= {*prompt.split(), *work, *answer.split()}
+    for prompt, _ in itertools.chain(*map(task.problems, task.more_splits)):
+        used |= set(prompt.split())
     unused = set(task.symbols) - used
     assert used <= set(task.symbols) and unused <= set(task.answers)
 

@@ -1,0 +1,90 @@
+"""Word problems in plain English: a pretrained model of 135M parameters thinks, its student does without.
+
+python -m fqs_jax.launch --config=configs/smollm2_word_problems.py --init_from=HF_DIR --workdir=W --stage=all
+python -m fqs_jax.evaluate --workdir=W --all_stages
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+
+from configs import common
+from fqs_jax.curriculum import row
+
+# The text after the base: questions. Some are answered at once, some are worked out.
+QUESTIONS = (
+    "data.stories.worked=0.1",
+    "data.stories.direct=0.2",
+    "data.stories.unanswered=0.7",
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Stories of two changes with numbers up to ten: 860 problems, 172 of them held out.
+
+    HF_DIR is SmolLM2-135M, or its Instruct model, in whose tokens rows and thoughts are measured; another
+    model needs another data.seq_len and n_ahead. The base learns from worked problems. Thoughts are as
+    long as the work, two equations of 11 tokens in all, and their marks begin as the symbols around it, a
+    warm start. They are costly, so a step thinks at 4 positions of a row, more often where the base is
+    unsure. Students and plain controls read the same kind of text as the thinking stage.
+
+    `evaluate` shows two rows a model: held-out numbers, and the same problems in sentences that no
+    document has (`new_wording`). The numbers of steps are the few that a CPU can do; multiply them on a GPU.
+    """
+    c = common.for_checkpoint()
+    common.drop_rows(c)
+    c.batch_size = 8
+    c.compute.dtype = "float32"
+    c.compute.remat = "elementwise"
+    c.compute.vocab_chunk = 0
+    c.data.source = "stories"
+    c.data.rows = "crop"
+    c.data.seq_len = 49  # the longest document
+    c.data.num_documents = 20_000
+    c.data.stories.largest = 10
+    c.data.stories.worked = 0.98
+    c.data.stories.direct = 0.02
+    c.data.stories.chatter = 0.0
+    c.data.stories.validation_share = 0.05
+    c.data.stories.test_share = 0.2
+    c.optimizer.beta2 = 0.95
+    c.optimizer.warmup_steps = 10
+    c.optimizer.decay_steps = 0
+    c.thought.start_text = " :"  # with the space: the token that the documents have
+    c.thought.end_text = " ="
+    c.thought.embedding_scale = 1.0
+    c.thought.mixing = "probability"
+    c.thought.mixing_bias = -2.0
+    c.thought.reset_marks_on_load = False
+    c.thought.reset_talk_head_on_load = False
+    c.thought.reinforce_temperature = 1.0
+    c.thought.position_fraction = 0.08
+    c.thought.positions = "high_entropy"
+    c.quiet_star.policy_weight = 1.0
+    c.quiet_star.advantage = "leave_one_out"
+    c.distill.teacher_thoughts = 1
+    c.distill.weighting = "shift"
+    c.distill.top_k = 64
+    c.log_every = 5
+    c.checkpoint_every = 1000
+    c.keep_checkpoints = 1  # of 1.6 GB
+    taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
+    plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": QUESTIONS}
+    c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=150)
+    c.stage_1 = row(
+        "think-14-1",
+        "quiet_star",
+        start=0,
+        n_ahead=14,
+        n_ahead_talk=1,
+        learning_rate=1e-4,
+        steps=40,
+        settings=QUESTIONS,
+    )
+    c.stage_2 = row("distilled", "distill", learning_rate=3e-4, steps=50, **taught)
+    c.stage_3 = row("ntp", "ntp", control=True, rows_of=2, learning_rate=1e-6, steps=50, **taught)
+    c.stage_4 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
+    c.stage_5 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
+    return c
