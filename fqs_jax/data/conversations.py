@@ -1,8 +1,4 @@
-"""Conversations as training rows: the ids of their text, of which only the assistant's part is learned.
-
-A token that is read but not predicted is stored as ~id, a negative number, so that rows are cut and kept
-as those of any text. `split` takes the two apart again.
-"""
+"""Conversations as training rows: the ids of their text, of which only the assistant's part is learned."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fqs_jax.data import marked_tokens
 from fqs_jax.data.chat import ChatTemplate
 from fqs_jax.data.sources.specification import Source
 from fqs_jax.data.tokenizer import Tokenizer
@@ -68,9 +65,4 @@ class Conversations:
                 f"{self.place(index)}: the chat template marks no text of the assistant here, so nothing "
                 "can be learned; correct the template, or remove the conversation"
             )
-        return np.where(learned, ids, np.invert(ids)).astype(np.int32)
-
-
-def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids, int32, of stored tokens, and True for those that are predicted."""
-    return np.where(tokens < 0, ~tokens, tokens), tokens >= 0
+        return marked_tokens.stored(ids, learned)

@@ -12,6 +12,7 @@ import numpy as np
 from fqs_jax.data import chat, long_texts
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.data.conversations import Conversations
+from fqs_jax.data.marked_tokens import Answers, MarkedSource
 from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.problems.chain import Chain
 from fqs_jax.data.problems.clock import Clock
@@ -37,6 +38,7 @@ TASKS: dict[str, type[Task]] = {
     "stories": Stories,
 }
 ROWS = ("pack", "crop")
+LEARN = ("all", "answers")  # of a built-in task
 _TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
 _MAX_DOCUMENTS = 100_000_000  # of a built-in task
 _MAX_SEQ_LEN = 1 << 24
@@ -73,6 +75,10 @@ def sources(
     Raises:
       UserError: no text is configured, or it cannot be read; or there is no chat template.
     """
+    if data.learn not in LEARN:
+        raise UserError(f"data.learn is {data.learn!r}; choose from {', '.join(LEARN)}")
+    if data.learn == "answers" and data.source == "text":
+        raise UserError("data.learn=answers is for built-in tasks; data.source is 'text'")
     if data.messages_key:
         return _conversations(data, folder)
     if (task := built_in_task(data, seed)) is not None:
@@ -81,7 +87,8 @@ def sources(
                 f"data.num_documents is {data.num_documents}; set 1 to {_MAX_DOCUMENTS}, which are "
                 "held in memory"
             )
-        return [(Documents(task.documents(data.num_documents)), 1)]
+        documents = Documents(task.documents(data.num_documents))
+        return [(documents if data.learn == "all" else Answers(documents, task.equals), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
     return open_sources(data.text, options(data))
@@ -181,7 +188,7 @@ def dataset(
         data.seq_len,
         tokenizer.pad_id,
         identity=repr((data.rows, made_from)),
-        marked=bool(data.messages_key),
+        marked=_is_marked(data),
         workers=data.workers,
     )
 
@@ -189,8 +196,13 @@ def dataset(
 def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
     """The keys that the batches of a config have besides tokens and mask."""
     packed = data.rows == "pack" and not data.attend_across_documents
-    keys = {"segment": packed, "target": bool(data.messages_key)}
+    keys = {"segment": packed, "target": _is_marked(data)}
     return tuple(key for key, present in keys.items() if present)
+
+
+def _is_marked(data: ml_collections.ConfigDict) -> bool:
+    """True if only a part of the documents is predicted."""
+    return bool(data.messages_key) or data.learn == "answers"
 
 
 def _rows(
@@ -201,8 +213,8 @@ def _rows(
         tokens = token_store.tokenize(source, tokenizer, options(data).cache)
         across = data.attend_across_documents
         return functools.partial(order.packed_rows, tokens, data.seq_len, across)
-    is_chat = isinstance(source, Conversations)  # whose template writes the BOS token
-    bos_id = None if is_chat else next(iter(tokenizer.opening), None)
+    has_bos = isinstance(source, MarkedSource)  # if the model wants it
+    bos_id = None if has_bos else next(iter(tokenizer.opening), None)
     documents = _encoded(source, tokenizer)
     return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
@@ -213,7 +225,7 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray
     def tokens_of(index: int) -> np.ndarray:
         for step in range(_MAX_BLANK):
             number = (index + step) % len(source)
-            if isinstance(source, Conversations):
+            if isinstance(source, MarkedSource):
                 if len(tokens := source.tokens(number, tokenizer)):
                     return tokens
             elif not is_blank(text := source[number]):

@@ -21,7 +21,7 @@ from typing import TypeAlias
 import grain
 import numpy as np
 
-from fqs_jax.data import conversations
+from fqs_jax.data import marked_tokens
 from fqs_jax.data.rows import windows
 from fqs_jax.data.rows.ahead import read_ahead
 from fqs_jax.runtime.errors import UserError
@@ -38,7 +38,7 @@ class Dataset:
 
     Attributes:
       identity: description of the sources that the rows are made from.
-      marked: tokens that are read but not predicted are stored as ~id (data/conversations.py).
+      marked: tokens that are read but not predicted are stored as ~id (data/marked_tokens.py).
       workers: number of processes that `batches` reads ahead in; 0 = threads.
     """
 
@@ -107,7 +107,7 @@ class Dataset:
             segments = windows.pad_rows([row["segment"] for row in rows], self.seq_len, 0)
             batch["segment"] = segments["tokens"]
         if self.marked:
-            batch["tokens"], predicted_BxT = conversations.split(batch["tokens"])
+            batch["tokens"], predicted_BxT = marked_tokens.split(batch["tokens"])
             batch["target"] = predicted_BxT & batch["mask"]
         return batch
 

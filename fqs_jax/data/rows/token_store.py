@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from fqs_jax.data import cached_arrays, long_texts
-from fqs_jax.data.conversations import Conversations
+from fqs_jax.data.marked_tokens import MarkedSource
 from fqs_jax.data.sources.specification import Source, fingerprint
 from fqs_jax.data.sources.text_files import is_blank, unreadable
 from fqs_jax.data.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ class Tokens:
 def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
     """The tokens of every document that is not blank, each with BOS and EOS if the tokenizer has them.
 
-    The tokens of conversations are those of `Conversations.tokens`, some of which are negative.
+    A marked source makes its own tokens, some of which are negative (data/marked_tokens.py).
 
     Args:
       cache: folder for stores of large texts, each in a folder named after text and tokenizer.
@@ -176,7 +176,7 @@ def _piece(
 
 
 def _kind(source: Source, tokenizer: Tokenizer) -> _Kind:
-    small = tokenizer.vocab_size <= 1 << 16 and not isinstance(source, Conversations)
+    small = tokenizer.vocab_size <= 1 << 16 and not isinstance(source, MarkedSource)
     return np.uint16 if small else np.int32
 
 
@@ -200,7 +200,7 @@ def _rows(
     source: Source, documents: range, tokenizer: Tokenizer
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The numbers of these documents and their tokens; blank documents may be left out."""
-    if isinstance(source, Conversations):
+    if isinstance(source, MarkedSource):
         for index in documents:
             yield index, source.tokens(index, tokenizer)
         return
