@@ -80,7 +80,7 @@ def sections(
     known = flatten_dict(chosen.to_dict(), sep=".")
     # A stage may choose which documents it reads, but not which problems exist.
     source = config.data.source
-    data = {f"data.{source}.{name}" for name in DOCUMENT_FIELDS}
+    data = {"data.learn", *(f"data.{source}.{name}" for name in DOCUMENT_FIELDS)}
     if source == "text":
         data = {"data.text"}
     for setting in stage.settings:
@@ -101,7 +101,7 @@ def sections(
             raise UserError(
                 f"stage_{stage.number}.settings has {setting!r}; write field=value, as in Python, with "
                 f"a field of {', '.join(name for name in names if name != 'data')}, with data.text, or "
-                "the shares of documents of the built-in task that is read"
+                "data.learn and the shares of documents of the built-in task that is read"
             ) from error
         chosen.update_from_flattened_dict({field: value})
     numbers.check(chosen, f"stage_{stage.number}.settings: " if stage.settings else "")
