@@ -66,7 +66,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.quiet_star.advantage = "leave_one_out"
     c.distill.teacher_thoughts = 1
     c.distill.weighting = "shift"
-    c.distill.top_k = 64
+    c.distill.top_k = 16
     c.log_every = 5
     c.checkpoint_every = 1000
     c.keep_checkpoints = 1  # of 1.6 GB
