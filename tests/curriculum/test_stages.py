@@ -22,7 +22,15 @@ from tests.tiny_runs import clock_config
 
 MODEL = ModelConfig(32, 16, 2, 2, 1, 8, 24)
 # Of other rows than the published ones.
-EXPERIMENTS = ("internalize", "noisy_labels", "shorten", "think_on_text", "think_once", "tiny")
+EXPERIMENTS = (
+    "internalize",
+    "noisy_labels",
+    "shorten",
+    "smollm2_word_problems",
+    "think_on_text",
+    "think_once",
+    "tiny",
+)
 CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
 
 
