@@ -26,6 +26,7 @@ EXPERIMENTS = (
     "internalize",
     "noisy_labels",
     "shorten",
+    "smollm2_recipe",
     "smollm2_word_problems",
     "think_on_text",
     "think_once",

@@ -1,0 +1,44 @@
+"""Does the published recipe raise accuracy on SmolLM2-135M, or only the published metric?
+
+python -m fqs_jax.sweep --config=configs/sweeps/smollm2_recipe.py --workdir=W --config.init_from=HF_DIR \
+    --config.text=FILE --config.benchmark_folder=DIR --config.held_out=OTHER_FILE
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.sweeps import benchmark, variant
+
+ITEMS = 400  # of each benchmark
+FILES = {
+    "csqa": "csqa_dev_rand_split.jsonl",
+    "piqa": "piqa_valid.jsonl",
+    "siqa": "siqa_dev.jsonl",
+    "gsm8k": "gsm8k_test.jsonl",
+}
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Nine cells. The text is mathematical, such as the questions and solutions of GSM8K's training split.
+
+    "no-policy" trains thoughts by the likelihood alone, "random-tokens" puts random tokens between the marks.
+    """
+    c = ml_collections.ConfigDict()
+    c.config = "configs/smollm2_recipe.py"
+    c.init_from = ""  # a Hugging Face folder
+    c.text = ""
+    c.held_out = ""  # more of it, for the loss
+    c.benchmark_folder = ""
+    c.benchmarks = (
+        *(benchmark(task, file, limit=ITEMS, thought_seeds=1) for task, file in FILES.items()),
+        benchmark("csqa", FILES["csqa"], scoring="text", limit=ITEMS, thought_seeds=1),
+    )
+    c.seeds = (0, 1, 2)
+    no_policy = "quiet_star.policy_weight=0.0"
+    c.variants = (
+        variant("recipe"),
+        variant("no-policy", no_policy, stages="1,2,3"),
+        variant("random-tokens", no_policy, "thought.tokens=random", stages="1,2,3"),
+    )
+    return c
