@@ -33,7 +33,7 @@ _DRY_RUN = flags.DEFINE_bool(
 def define_flags() -> None:
     """Flags of several processes, and the config's, which reads file and command line at once."""
     processes.define_flags()
-    config_flag.define("configs/tiny.py", "Experiment.")
+    config_flag.define("tiny", "Experiment.")
 
 
 def main(_: Sequence[str]) -> None:

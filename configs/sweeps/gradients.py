@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import thinking
+from fqs_jax.configs.sweeps import thinking
 from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)
@@ -39,7 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     """
     c = thinking.get_config()
     c.variants = (
-        *(variant(name, *changes, stages="0,1", bracket=rates(1)) for name, changes in RIVALS.items()),
+        *(
+            variant(name, *changes, stages="0,1", bracket=rates(1))
+            for name, changes in RIVALS.items()
+        ),
         *(
             variant(name, stages=f"0,{stage}", bracket=rates(stage))
             for name, stage in CONTROLS.items()
