@@ -5,7 +5,6 @@ The current folder is not on the import path.
 
 from __future__ import annotations
 
-import difflib
 import runpy
 import sys
 
@@ -53,10 +52,7 @@ def main() -> None:
         print(f"fqs_jax {__version__}")
         return
     if name not in PROGRAMS:
-        close = difflib.get_close_matches(name, PROGRAMS, 1)
-        meant = f"did you mean {close[0]}? There" if close else "there"
-        known = ", ".join(PROGRAMS)
-        print(f"error: no program {name!r}; {meant} are {known}", file=sys.stderr)
+        print(f"error: no program {name!r}; there are {', '.join(PROGRAMS)}", file=sys.stderr)
         sys.exit(2)
     del sys.argv[1]
     runpy.run_module(f"fqs_jax.{name}", run_name="__main__", alter_sys=True)

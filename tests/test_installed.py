@@ -11,12 +11,11 @@ import pytest
 
 import fqs_jax
 from tests.conftest import ONE_DEVICE, REPO
+from tests.test_import_path import PROGRAMS
 
 # What a build needs.
 SOURCES = ("setup.cfg", "pyproject.toml", "README.md", "LICENSE")
 PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input")
-PROGRAMS = ("convert", "evaluate", "generate", "launch", "lm_eval_adapter", "plan", "prepare")
-PROGRAMS += ("report", "sweep")
 
 
 def checked(*command, **options):
@@ -107,5 +106,5 @@ def test_ones_own_config_imports_shipped_ones(installed, tmp_path):
 def test_versions(installed):
     expected = f"fqs_jax {fqs_jax.__version__}\n"
     assert installed("-m", "fqs_jax", "--version").stdout == expected
-    for program in PROGRAMS:
+    for program in (*PROGRAMS, "lm_eval_adapter"):
         assert installed("-m", "fqs_jax", program, "--version").stdout == expected, program
