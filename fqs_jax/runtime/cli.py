@@ -126,7 +126,7 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         config_flag.expand_file(argv)
         define_flags()
         rest = flags.FLAGS(argv)
-        if flags.FLAGS.get_flag_value("version", False):
+        if "version" in flags.FLAGS and flags.FLAGS["version"].value:
             print(f"fqs_jax {__version__}")
             sys.exit()
         if "config" in flags.FLAGS:
