@@ -9,8 +9,8 @@ from typing import Any
 
 import ml_collections
 
-from configs import tiny
-from configs.tiny import QUESTIONS
+from fqs_jax.configs import tiny
+from fqs_jax.configs.tiny import QUESTIONS
 from fqs_jax.curriculum import row
 
 STEPS = 2000  # per student

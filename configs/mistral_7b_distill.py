@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import common, mistral_7b
+from fqs_jax.configs import common, mistral_7b
 
 
 def get_config() -> ml_collections.ConfigDict:

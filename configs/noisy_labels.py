@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import tiny
+from fqs_jax.configs import tiny
 
 # One question in ten is answered at once, four in five of those at random; one in ten is worked out.
 NOISY = (

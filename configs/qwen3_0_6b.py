@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import common
+from fqs_jax.configs import common
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import tiny
+from fqs_jax.configs import tiny
 from fqs_jax.curriculum import row
 
 

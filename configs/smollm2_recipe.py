@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import common, small_hf
+from fqs_jax.configs import common, small_hf
 from fqs_jax.curriculum import row
 
 NTP_RATES = {"1e-6": 1e-6, "3e-6": 3e-6, "1e-5": 1e-5}

@@ -11,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import common, small_hf
+from fqs_jax.configs import common, small_hf
 from fqs_jax.curriculum import row
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs import tiny
+from fqs_jax.configs import tiny
 from fqs_jax.curriculum import row
 
 

@@ -3,7 +3,7 @@
 import os as _os
 import sys as _sys
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # `python -m fqs_jax.NAME` puts the current folder before all others on the import path. It may be a
 # downloaded checkpoint that holds a module named numpy or json, which must not run. So the folder is

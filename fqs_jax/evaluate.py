@@ -1,9 +1,15 @@
 """Evaluate: `python -m fqs_jax.evaluate --checkpoint=HF_DIR --text=FILE --json`.
 
-With --checkpoint=W --stage=N one stage of a working directory, with its thoughts if it thinks; with
---workdir=W --all_stages all of them side by side. With --task=csqa --task_file=FILE a benchmark
-instead of a text (docs/metrics.md). With --watch --teacher=W:3 --student=W:4 TEXT the check that a
-model without thoughts still follows its teacher: exit code 0 "keep" or 3 "retrain".
+It has four commands:
+
+  --text=FILE --checkpoint=HF_DIR        the loss of one model; of a stage, with its thoughts if it
+                                         thinks: --checkpoint=W --stage=N
+  --all_stages --workdir=W               all stages of a working directory side by side
+  --task=csqa --task_file=FILE           a benchmark instead of a text (docs/metrics.md), for one model
+                                         or with --all_stages
+  --watch --teacher=W:3 --student=W:4 TEXT
+                                         does a model without thoughts still follow its teacher? Exit
+                                         code 0 "keep" or 3 "retrain"
 """
 
 from __future__ import annotations

@@ -1,12 +1,18 @@
-"""Train: `python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=W`.
+"""Train: `python -m fqs_jax.launch --config=tiny --stage=all --workdir=W`.
 
-Runs one stage from the stage before it in W, several (`--stage=0,2`), or all of them in order.
-The same command resumes a stopped run. Any field of the config can be overridden: `--config.batch_size=4`.
+Runs one stage from the stage before it in W (`--stage=2`), several (`--stage=0,2`), those up to one
+(`--stage=..2`), or all of them in order; stages that are done are left as they are. The same command
+resumes a stopped run.
+
+--config is a file, or the name of a config of the package; `tiny`, the default, is the built-in example.
+The working directory is workdir/NAME, after the config, unless --workdir names another. Any field of the
+config can be overridden: `--config.batch_size=4`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +23,11 @@ from fqs_jax.runtime import cli, config_flag, paths, processes, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
 
 _STAGE = flags.DEFINE_string(
-    "stage", "all", "Number or name of a stage, several with commas, or all."
+    "stage", "all", "Number or name of a stage, several with commas, ..N for all up to N, or all."
 )
-_WORKDIR = typed_flags.define_path("workdir", "", "Where checkpoints and metrics go.")
+_WORKDIR = typed_flags.define_path(
+    "workdir", None, "Where checkpoints and metrics go; default workdir/NAME, after the config."
+)
 _INIT_FROM = typed_flags.define_path("init_from", "", "Hugging Face folder of the initial model.")
 _TEXT = flags.DEFINE_string(
     "text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md)."
@@ -33,7 +41,7 @@ _DRY_RUN = flags.DEFINE_bool(
 def define_flags() -> None:
     """Flags of several processes, and the config's, which reads file and command line at once."""
     processes.define_flags()
-    config_flag.define("configs/tiny.py", "Experiment.")
+    config_flag.define("tiny", "Experiment: a file, or a name such as mistral_7b.")
 
 
 def main(_: Sequence[str]) -> None:
@@ -41,7 +49,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import resolve
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
-    from fqs_jax.runs import history, source
+    from fqs_jax.runs import history, source, stages
     from fqs_jax.runtime import accelerators, agreement, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, start, step
@@ -54,10 +62,10 @@ def main(_: Sequence[str]) -> None:
     if _TEXT.value:
         config.data.source, config.data.text = "text", _TEXT.value
     config_flag.expand_paths(config)
-    cli.require(workdir=_WORKDIR.value)
+    workdir = _workdir()
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
-    root = Path(_WORKDIR.value)
+    root = Path(workdir)
     paths.check_workdir(root)
     given = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
@@ -66,8 +74,8 @@ def main(_: Sequence[str]) -> None:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
     recipes = resolve.recipes(config, model, _MAX_STEPS.value)
-    stages = [recipe.stage for recipe in recipes]
-    chosen = stage_lib.select(stages, _STAGE.value)
+    rows = [recipe.stage for recipe in recipes]
+    chosen = stage_lib.select(rows, _STAGE.value)
     todo = [recipe for recipe in recipes if recipe.stage in chosen]
     accelerators.note_unused()
     mesh = sharding.make_mesh(config.mesh)
@@ -79,23 +87,41 @@ def main(_: Sequence[str]) -> None:
         print_overview(root, todo, recipes, mesh)
         print_memory(todo, mesh)
         return
+    command = functools.partial(_command, workdir)
+    stages.check_needed(root, rows, chosen, command)
     with Interrupts() as interrupts:
-        run = Run(root, config, tokenizer, mesh, interrupts, lambda number: _command(str(number)))
+        run = Run(root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)))
         for recipe in todo:
             loop.run_stage(run, recipe)
             interrupts.check(f"{recipe.stage} is done; {RESUME}")
-        history.record_command(root, _command(_STAGE.value))
+        history.record_command(root, command(_STAGE.value))
     print(printable(f"Done: {', '.join(map(str, chosen))} in {root}"), flush=True)
 
 
-def _command(stage: str) -> str:
-    """The command line that makes a stage, several, or all, of this working directory."""
+def _workdir() -> str:
+    """The working directory; by default it is named after the config, and a line says so."""
+    given, config = _WORKDIR.value, config_flag.file()
+    if given is None and not processes.is_distributed():  # all hosts must share a folder
+        given = str(Path("workdir", Path(config.partition(":")[0]).stem))
+    cli.require(workdir=given)
+    defaults = []
+    if config_flag.is_default():
+        defaults.append(f"--config={config}, the built-in example")
+    if _WORKDIR.value is None:
+        defaults.append(f"--workdir={given}")
+    if defaults:
+        print(printable(f"Not given, so: {'; '.join(defaults)}"), flush=True)
+    return given
+
+
+def _command(workdir: str, stage: str) -> str:
+    """The command line that makes a stage, several, or all, of a working directory."""
     command = cli.command_line(
         "fqs_jax.launch",
         config=config_flag.file(),
         init_from=_INIT_FROM.value,
         text=_TEXT.value,
-        workdir=_WORKDIR.value,
+        workdir=workdir,
         max_steps=_MAX_STEPS.value,
         stage=stage,
     )

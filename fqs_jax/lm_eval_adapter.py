@@ -5,9 +5,11 @@ is the harness's own command line with this model known to it.
 """
 
 import importlib
+import sys
 import traceback
 from pathlib import Path
 
+from fqs_jax import __version__
 from fqs_jax.runtime import doors
 from fqs_jax.runtime.errors import UserError, printable
 
@@ -16,6 +18,9 @@ __all__ = ["FqsJax"]
 
 def _serve_harness() -> None:
     """Run the harness's own command line, with the model registered."""
+    if sys.argv[1:] == ["--version"]:
+        print(f"fqs_jax {__version__}")
+        return
     try:
         importlib.import_module("fqs_jax.evaluation.harness")
     except ImportError as error:

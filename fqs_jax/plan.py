@@ -35,7 +35,7 @@ flags.DEFINE_bool("json", False, "Print one line of JSON (with --sweep, one for 
 
 
 def define_flags() -> None:
-    config_flag.define("configs/mistral_7b.py", "Experiment.")
+    config_flag.define("mistral_7b", "Experiment.")
 
 
 def main(_: Sequence[str]) -> None:

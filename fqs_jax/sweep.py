@@ -22,7 +22,7 @@ flags.DEFINE_integer("jobs", 1, "Cells that run at once on this machine.", 1, 40
 
 def define_flags() -> None:
     """Define the flag of the config, which reads the file and its overrides on the command line."""
-    config_flag.define("configs/sweeps/thinking.py", "Sweep.")
+    config_flag.define("sweeps/thinking", "Sweep.")
 
 
 def main(_: Sequence[str]) -> None:

@@ -78,11 +78,13 @@ def test_a_dry_run_leaves_no_trace(place, given, trained):
     assert re.search(r"think-8-4.* 5 .* 2 .*\n", partly)  # of 5 steps 2 are done
 
 
-def test_a_missing_stage_names_the_command_that_makes_it(place, given):
+def test_missing_stages_are_named_with_the_command_that_runs_them_first(place, given):
     line = refusal("launch", *given, f"--workdir={place / 'new'}", "--stage=3", "--max_steps=2")
-    command = line.partition("has no checkpoint of stage 2; make it with: ")[2].split()
-    assert command[:3] == ["python", "-m", "fqs_jax.launch"]
-    assert {*command[3:]} == {*given, f"--workdir={place / 'new'}", "--stage=2", "--max_steps=2"}
+    reason, _, command = line.partition("; run all of them with: ")
+    assert "cannot start before stage 1 (think-16-8), stage 2 (think-12-4), not finished" in reason
+    assert command.split()[:3] == ["python", "-m", "fqs_jax.launch"]
+    words = {*given, f"--workdir={place / 'new'}", "--stage=1,2,3", "--max_steps=2"}
+    assert {*command.split()[3:]} == words
 
 
 @pytest.mark.slow

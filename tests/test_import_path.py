@@ -107,6 +107,23 @@ def test_help_waits_for_nothing_heavy(program):
 
 def test_the_command_fqs(tmp_path):
     names = python("-m", "fqs_jax", "--help", cwd=tmp_path)
-    assert names.returncode == 0 and all(program in names.stdout for program in PROGRAMS)
+    lines = names.stdout.splitlines()
+    for program in (*PROGRAMS, "lm_eval_adapter"):
+        [described] = [line for line in lines if line.startswith(f"  {program} ")]
+        assert len(described.split()) > 3
+    assert python("-m", "fqs_jax", cwd=tmp_path).stdout == names.stdout
     unknown = python("-m", "fqs_jax", "trian", cwd=tmp_path)
     assert unknown.returncode == 2 and unknown.stderr.startswith("error: no program 'trian'; there")
+
+
+def test_the_help_of_fqs_imports_no_program(tmp_path):
+    """The list is there before anything but Python's own modules is imported."""
+    code = "import sys; from fqs_jax import __main__ as m; m.overview(); print(*sys.modules)"
+    found = {name.partition(".")[0] for name in python("-c", code, cwd=tmp_path).stdout.split()}
+    assert "fqs_jax" in found and not found & {*HEAVY, "absl", "numpy", "ml_collections"}
+
+
+def test_the_help_of_evaluate_begins_with_its_four_commands():
+    shown = python("-m", "fqs_jax.evaluate", "--help", cwd=REPO).stdout.partition("flags:")[0]
+    for command in ("--text=", "--all_stages", "--task=", "--watch"):
+        assert f"\n  {command}" in shown

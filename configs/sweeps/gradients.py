@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import thinking
+from fqs_jax.configs.sweeps import thinking
 from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import default
+from fqs_jax.configs.sweeps import default
 from fqs_jax.sweeps import variant
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import default
-from configs.sweeps.learning_rates import rates
+from fqs_jax.configs.sweeps import default
+from fqs_jax.configs.sweeps.learning_rates import rates
 from fqs_jax.sweeps import variant
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import thinking
+from fqs_jax.configs.sweeps import thinking
 from fqs_jax.sweeps import variant
 
 TEN = variant("policy-weight-10", "quiet_star.policy_weight=10.0", stages="0,1")

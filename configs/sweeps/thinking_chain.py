@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
-from configs.sweeps import policy, thinking
+from fqs_jax.configs.sweeps import policy, thinking
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -1,7 +1,8 @@
 """Stages: the rows of the curriculum, read from a config as they stand.
 
 A stage is a row `stage_N` of the config: its objective, the length of its thoughts, where it starts.
-`--stage=2` runs one row, `--stage=all` runs all in order. Controls are rows like any other.
+`--stage=2` runs one row, `--stage=..2` all rows up to it, `--stage=all` runs all in order. Controls are
+rows like any other.
 """
 
 from __future__ import annotations
@@ -157,12 +158,17 @@ def find(stages: list[Stage], which: str) -> Stage:
 
 
 def select(stages: list[Stage], which: str) -> list[Stage]:
-    """The stages in a comma-separated list of numbers or names, or `all`; in the order of the config.
+    """The stages that a flag chooses, in the order of the config.
+
+    Args:
+      which: numbers or names with commas between them; `..N`, all up to the number or name N; or `all`.
 
     Raises:
       UserError: one of them does not exist.
     """
     if which == "all":
         return stages
+    if which.startswith(".."):
+        return stages[: stages.index(find(stages, which[2:].strip())) + 1]
     wanted = [find(stages, part.strip()) for part in which.split(",")]
     return [stage for stage in stages if stage in wanted]

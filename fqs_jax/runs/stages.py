@@ -203,3 +203,43 @@ def check_stage(
         finish = make.replace("make", "finish", 1)
         raise UserError(f"stage {number} in {root} is at step {step} of {stage.steps}{finish}")
     return step, stage, config
+
+
+def check_needed(
+    root: Path, rows: list[Stage], chosen: list[Stage], command: Callable[[str], str]
+) -> None:
+    """Refuse to start stages before those whose results they use, directly or not, are finished.
+
+    Args:
+      rows: all stages of the config. chosen: the stages to run.
+      command: from the value of --stage to the command that runs it.
+
+    Raises:
+      UserError: some are missing; the message has the command that runs them and the chosen ones.
+    """
+    missing: set[int] = set()
+    todo = [stage for stage in chosen if folders.saved_step(root, stage.number) is None]
+    while todo:
+        stage = todo.pop()
+        for row in rows:
+            is_used = row.number in (stage.start, stage.teacher)
+            if is_used and row not in chosen and row.number not in missing:
+                if not _is_finished(root, row.number):
+                    missing.add(row.number)
+                    todo.append(row)
+    if missing:
+        need = ", ".join(str(stage) for stage in chosen)
+        lack = ", ".join(str(row) for row in rows if row.number in missing)
+        both = [str(row.number) for row in rows if row.number in missing or row in chosen]
+        raise UserError(
+            f"{need} cannot start before {lack}, not finished in {root}; run all of them with: "
+            f"{command(','.join(both))}"
+        )
+
+
+def _is_finished(root: Path, number: int) -> bool:
+    """True if a stage has taken all steps that it was started with."""
+    step = folders.saved_step(root, number)
+    if step is None or not (folders.stage_folder(root, number) / "run.json").exists():
+        return False
+    return step >= folders.read_run(root, number)[0].steps

@@ -9,11 +9,13 @@ import functools
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
+from fqs_jax import __version__
 from fqs_jax.runtime import (
     config_flag,
     doors,
@@ -60,6 +62,7 @@ def run(
         keep_programs()
         main(argv)
 
+    flags.DEFINE_bool("version", False, "Print the version, and stop.")
     if computes_long:
         huge_pages.restart()  # first: the new process starts in the environment of this one
     parse = functools.partial(_parse, define_flags=define_flags)
@@ -123,6 +126,9 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         config_flag.expand_file(argv)
         define_flags()
         rest = flags.FLAGS(argv)
+        if "version" in flags.FLAGS and flags.FLAGS["version"].value:
+            print(f"fqs_jax {__version__}")
+            sys.exit()
         if "config" in flags.FLAGS:
             config_flag.check(flags.FLAGS)
         return rest

@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime import inputs, paths, shipped_configs
 from fqs_jax.runtime.errors import UserError
 
 PATH_FIELDS = ("init_from", "data.cache_dir", "data.tfds_dir")  # of an experiment
@@ -29,14 +29,17 @@ def define(
     """Define --config, whose fields can be overridden: those that may be None take the word None.
 
     Args:
-      default: file of the config.
+      default: file of the config, or the name of a shipped one.
       words: a command line with the program; None = this program's.
     """
     config_flags.register_flag_parser_for_type(int, _IntegerOrNoneParser())
     argv = None if words is None else list(words)
-    return config_flags.DEFINE_config_file(
-        "config", default, text, known, lock_config=True, sys_argv=argv
+    located = default and locate(default)
+    flag = config_flags.DEFINE_config_file(
+        "config", located, text, known, lock_config=True, sys_argv=argv
     )
+    known["config"].default_as_str = f"'{default}'"  # for --help
+    return flag
 
 
 def expand_paths(config: ConfigDict) -> None:
@@ -52,9 +55,30 @@ def expand_paths(config: ConfigDict) -> None:
             part[name] = str(paths.expand(value))
 
 
+def locate(given: str) -> str:
+    """The file of a config, given as its path or name, perhaps with a colon and an argument after it.
+
+    Raises:
+      UserError: no shipped config has this name, or it is an address or no file.
+    """
+    expanded = paths.expand(given)  # refuses addresses
+    written = str(expanded) if given.startswith("~") else given
+    name, colon, argument = written.partition(":")
+    found = shipped_configs.locate(name)
+    if Path(found).exists():
+        inputs.check_file(Path(found))
+    return found + colon + argument
+
+
 def file() -> str:
-    """The file of the config, as it was given."""
-    return config_flags.get_config_filename(flags.FLAGS["config"])
+    """The file of the config as it was given; the name of a shipped one."""
+    path, colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return shipped_configs.shorten(path) + colon + argument
+
+
+def is_default() -> bool:
+    """True if the command line names no config."""
+    return not flags.FLAGS["config"].present
 
 
 def overrides(
@@ -78,19 +102,15 @@ def overrides(
 
 
 def expand_file(argv: list[str]) -> None:
-    """Expand `~` in the value of --config, in place; refuse addresses and what is no file."""
+    """Put the file of a config into the value of --config, in place; errors are those of `locate`."""
     for i, word in enumerate(argv):
         match = re.fullmatch(r"(--?config)(?:=(.*))?", word, re.DOTALL)
         if match is None or (match[2] is None and i + 1 == len(argv)):
             continue
-        given = argv[i + 1] if match[2] is None else match[2]
-        expanded = paths.expand(given)
-        if given.startswith("~"):
-            place = i + 1 if match[2] is None else i
-            argv[place] = f"{expanded}" if match[2] is None else f"{match[1]}={expanded}"
-        program = Path(str(expanded).partition(":")[0])  # after the colon, an argument for it
-        if program.exists():
-            inputs.check_file(program)
+        if match[2] is None:
+            argv[i + 1] = locate(argv[i + 1])
+        else:
+            argv[i] = f"{match[1]}={locate(match[2])}"
 
 
 def check(known: flags.FlagValues = flags.FLAGS) -> None:

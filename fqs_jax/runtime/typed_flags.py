@@ -12,7 +12,7 @@ from fqs_jax.runtime import paths
 flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
 
 
-def define_path(name: str, default: str, text: str) -> flags.FlagHolder[Any]:
+def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder[Any]:
     """Define the flag of a path: `~` is expanded, and the address of another machine is refused."""
     return flags.DEFINE(_PathParser(), name, default, text)
 

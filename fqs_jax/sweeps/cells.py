@@ -175,7 +175,7 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
     """An experiment's config with overrides, read as `launch` reads its command line.
 
     Args:
-      path: file of the experiment.
+      path: file of the experiment, or the name of a shipped one.
       overrides: "field=value" of its config.
 
     Raises:
@@ -189,8 +189,9 @@ def experiment_config(path: str, overrides: tuple[str, ...]) -> ml_collections.C
                 f"override {override!r}: seeds are set by the sweep's own field c.seeds"
             )
     values = flags.FlagValues()
-    line = ["sweep", f"--config={path}", *(f"--config.{override}" for override in overrides)]
     try:
+        file = config_flag.locate(path)
+        line = ["sweep", f"--config={file}", *(f"--config.{override}" for override in overrides)]
         holder = config_flag.define(None, "Experiment.", values, line)
         values(line)
         config_flag.check(values)

@@ -351,8 +351,17 @@ def test_several_stages_in_the_order_of_the_config():
         ("2,0,think-5-2", [0, 1, 2]),
         ("ntp, 3", [3]),
         ("1", [1]),
+        ("..1", [0, 1]),
+        ("..ntp", [0, 1, 2, 3]),
     ):
         assert [stage.number for stage in stage_lib.select(stages, which)] == numbers
-    for which, missing in (("0,7", "7"), ("", ""), ("0,", ""), ("0,all", "all")):
+    for which, missing in (
+        ("0,7", "7"),
+        ("", ""),
+        ("0,", ""),
+        ("0,all", "all"),
+        ("..7", "7"),
+        ("..", ""),
+    ):
         with pytest.raises(UserError, match=f"no stage '{missing}'; there are 0 .base."):
             stage_lib.select(stages, which)
