@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import common
 from fqs_jax import huggingface
+from fqs_jax.configs import common
 from fqs_jax.model import decoder
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.objectives import plain, quiet_star

@@ -19,7 +19,7 @@ import ml_collections
 from absl import app, flags
 
 from benchmarks import plan_records
-from configs import llama3_8b
+from fqs_jax.configs import llama3_8b
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import chips, gpus, step_plan
 from fqs_jax.runtime.device_memory import GIB

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from configs import shorten
+from fqs_jax.configs import shorten
 from fqs_jax.curriculum import objective, resolve, settings
 from fqs_jax.curriculum.recipe import Recipe
 from fqs_jax.data import corpus

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import measure
-from configs import common
+from fqs_jax.configs import common
 
 
 def make(folder: Path, rows: int, length: int, threads: int) -> measure.Other:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from configs import common
+from fqs_jax.configs import common
 from fqs_jax.curriculum import row
 
 # The text after the base: questions. Some are answered at once, some are worked out.
