@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from absl import flags
 
+from fqs_jax.runtime import sigterm
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
 
@@ -97,7 +98,9 @@ def initialize(
     if cluster is None:
         _warn_of_stale_slices()
         return
+    sigterm.take()
     roll_call(cluster, timeout)
+    sigterm.joined()
     import jax
 
     _process_id = cluster.process_id
