@@ -179,7 +179,7 @@ def slurm_job(
     tool(tools, "srun", srun)
     tool(tools, "scontrol", 'echo "scontrol $*"')
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(job)}
-    command = ["bash", ROOT / "launch/slurm.sbatch", *flags]
+    command = ["bash", str(ROOT / "launch/slurm.sbatch"), *flags]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 

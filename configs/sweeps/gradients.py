@@ -39,7 +39,10 @@ def get_config() -> ml_collections.ConfigDict:
     """
     c = thinking.get_config()
     c.variants = (
-        *(variant(name, *changes, stages="0,1", bracket=rates(1)) for name, changes in RIVALS.items()),
+        *(
+            variant(name, *changes, stages="0,1", bracket=rates(1))
+            for name, changes in RIVALS.items()
+        ),
         *(
             variant(name, stages=f"0,{stage}", bracket=rates(stage))
             for name, stage in CONTROLS.items()

@@ -1,8 +1,9 @@
 """Error handling of all programs: one line on standard error and an exit code.
 
-Code 0 is success, 2 any fault, 130 a stop by Ctrl-C, and 143 one by SIGTERM after which everything is saved. A fault of the input, the machine or the
-user is explained. Any other exception is an error of this program: its line asks for a report and
-names a file with the traceback. FQS_TRACEBACK=1 prints tracebacks on standard error too.
+Code 0 is success, 2 any fault, 130 a stop by Ctrl-C, and 143 one by SIGTERM after which everything is
+saved. A fault of the input, the machine or the user is explained. Any other exception is an error of this
+program: its line asks for a report and names a file with the traceback. FQS_TRACEBACK=1 prints tracebacks on
+standard error too.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def run(work: Callable[[], object]) -> None:
         sys.stdout.flush()
     except OSError as error:
         _end(error)
+    if code in (None, 0):
+        processes.meet()
+    else:
+        processes.part(f"exit code {code}")
     if code is not None:
         sys.exit(code)  # type: ignore[arg-type]
 
@@ -106,8 +111,11 @@ def _end(error: BaseException) -> None:
     else:
         line, code = f"error: {explain(error) or _unexpected(error)}", FAULT
     _drop_output()
-    if line:
-        _say(printable(line, _MOST_SHOWN))
+    line = printable(line, _MOST_SHOWN)
+    together = isinstance(error, Interrupted) and error.saved
+    # What all processes would say, process 0 says.
+    if processes.part(None if together else line or "stopped") and line:
+        _say(line)
     processes.leave(code)
 
 
