@@ -18,11 +18,14 @@ from absl import flags
 from fqs_jax.runtime import sigterm
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
-from fqs_jax.runtime.watch import DONE, FAULT, Watch
+from fqs_jax.runtime.watch import DONE, FAULT, SILENCE, Watch
 
 T = TypeVar("T")
 
 TIMEOUT = 300.0  # seconds, as in jax.distributed.initialize
+
+# Seconds of JAX's own watch, of which a beat may use up half. Ours is first, and names the process.
+_HEARTBEAT = round(4 * SILENCE)
 
 _process_id = 0
 _watch: Watch | None = None
@@ -115,6 +118,7 @@ def initialize(
         cluster.local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=max(1, round(timeout)),
+        heartbeat_timeout_seconds=_HEARTBEAT,
     )
 
 

@@ -1,11 +1,11 @@
 """The watch that the processes of a run keep over one another, on the connections of their roll call.
 
 A process that ends, hangs or fails leaves the others waiting in a collective. JAX's own heartbeat finds a
-lost process after 100 s, names no host, and ends the others with SIGABRT. Its callback for that cannot be in
-Python: jaxlib 0.10.2 ends with std::bad_cast instead.
+lost process after 50 to 100 s, names no host, and ends the others with SIGABRT. Its callback for that cannot
+be in Python: jaxlib 0.10.2 ends with std::bad_cast instead.
 
 Process 0 has a line to every other process, and they have one to it. Messages end with a newline: BEAT,
-DONE, FAULT and its text, LOST. What process 0 says, the others do not say again.
+DONE, FAULT and its text, LOST and an exit code. What process 0 says, the others do not say again.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 BEAT, DONE, FAULT, LOST = "beat", "done", "fault", "lost"
-EXIT = 2  # exit code of all when one is lost, that of a fault
-SILENCE = 60.0  # seconds; JAX's heartbeat takes 100
+# Exit codes of all others. A lost process may be worth another start: its code is the one with which JAX ends
+# them, which batch systems know. A fault comes back.
+AFTER_LOSS, AFTER_FAULT = 134, 2
+SILENCE = 60.0  # seconds
 _PAUSE = 2.0  # seconds between beats
 _GRACE = 4.0  # seconds for a process to end by itself when another has failed
 _WORD = 2.0  # seconds that a process with a fault waits for process 0 to say the same
@@ -139,8 +141,8 @@ class Watch:
             # All that has come is read before anybody is called silent: this process may have hung itself.
             for key, _ in self._selector.select(min(0.5, self._silence / 4)):
                 self._read(key.data)
-            if not self._ends and (problem := self._find_problem()) is not None:
-                self._give_up(problem)
+            if not self._ends and (problem := self._find_problem()):
+                self._give_up(*problem)
                 return
 
     def _read(self, peer: Peer) -> None:
@@ -162,43 +164,44 @@ class Watch:
                 self._selector.unregister(peer.line)
             self._news.notify_all()
 
-    def _find_problem(self) -> str | None:
-        """Why this process cannot go on; "" if that was said elsewhere, None if it can."""
+    def _find_problem(self) -> tuple[str, int] | None:
+        """Why this process cannot go on, "" if that was said elsewhere, and its exit code; None if it can."""
         now = time.monotonic()
         for peer in self._peers:
-            if peer.parted == LOST:
-                return ""
+            if peer.parted and peer.parted.startswith(LOST):
+                return "", int(peer.parted.split()[1])
             if peer.parted == DONE:
                 continue
             if peer.parted is not None:
                 if now - peer.parted_at > _GRACE:
-                    return "" if self._own else f"{peer} stopped with an error: see its line"
+                    said = "" if self._own else f"{peer} stopped with an error: see its line"
+                    return said, AFTER_FAULT
             elif peer.gone:
                 return (
                     f"{peer} is gone without a word: see whether it was killed (out of memory, by the system "
                     "or by hand) or its host is down, and run the same command again to resume"
-                )
+                ), AFTER_LOSS
             elif now - peer.heard > self._silence:
                 return (
                     f"{peer} has been silent for {now - peer.heard:.0f} s: see whether it hangs, or its host "
                     "or network is down; end what is left of it, and run the same command again to resume"
-                )
+                ), AFTER_LOSS
         return None
 
-    def _give_up(self, problem: str) -> None:
+    def _give_up(self, problem: str, code: int) -> None:
         # Of the others, which lose process 0 together, process 1 speaks.
         if problem and self._own <= 1:
             with contextlib.suppress(OSError, ValueError):
                 print(f"error: {problem}", file=sys.stderr, flush=True)
         if self._own == 0:
-            self._tell(LOST)
+            self._tell(f"{LOST} {code}")
             end = time.monotonic() + _GOODBYE
             while time.monotonic() < end and not all(
                 peer.gone or self._is_silent(peer) for peer in self._peers
             ):
                 for key, _ in self._selector.select(0.2):
                     self._read(key.data)
-        self._end(EXIT)
+        self._end(code)
 
     def _is_silent(self, peer: Peer) -> bool:
         return time.monotonic() - peer.heard > self._silence

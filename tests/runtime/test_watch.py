@@ -40,11 +40,11 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_killed_process_is_named_with_its_host(capsys: pytest.CaptureFixture[str]) -> None:
     _, (stays, killed), codes = watched(0, 1, 2)
     killed.close()
-    assert codes.get(timeout=10) == 2
+    assert codes.get(timeout=10) == 134
     said = capsys.readouterr().err
     assert said.startswith("error: process 2 on n2 is gone without a word: ")
     assert said.count("\n") == 1
-    assert heard(stays) == [LOST]
+    assert heard(stays) == [f"{LOST} 134"]
 
 
 def test_a_silent_process_is_named_and_one_that_beats_is_not(
@@ -67,13 +67,15 @@ def test_a_failed_process_ends_the_others_after_its_own_line(
     assert capsys.readouterr().err == "error: process 1 on n1 stopped with an error: see its line\n"
 
 
-@pytest.mark.parametrize("word", [LOST, f"{FAULT} full disk"])
+@pytest.mark.parametrize(
+    ("word", "code"), [(f"{LOST} 134", 134), (f"{LOST} 2", 2), (f"{FAULT} full disk", 2)]
+)
 def test_what_process_0_has_said_is_not_said_again(
-    word: str, capsys: pytest.CaptureFixture[str]
+    word: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, (main,), codes = watched(1, 0)
     main.send(f"{word}\n".encode())
-    assert codes.get(timeout=10) == 2
+    assert codes.get(timeout=10) == code
     assert capsys.readouterr().err == ""
 
 
@@ -83,7 +85,7 @@ def test_process_1_speaks_when_process_0_is_gone(
 ) -> None:
     _, (main,), codes = watched(own, 0)
     main.close()
-    assert codes.get(timeout=10) == 2
+    assert codes.get(timeout=10) == 134
     said = capsys.readouterr().err
     assert said.startswith("error: process 0 on n0 is gone") if speaks else said == ""
 
