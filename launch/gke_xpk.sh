@@ -18,8 +18,8 @@ need_tool xpk "pip install xpk"
 # exec: xpk's shell passes SIGTERM to its child, which must be the training itself.
 command="exec $(quoted python -m fqs_jax.launch "--expect_processes=$hosts" "${flags[@]}")"
 read -ra more <<<"$xpk"
-# A pod that stopped on SIGTERM exits with 143, and xpk restarts all. Bad input exits with 2, and xpk
-# does not restart.
+# A pod that stopped on SIGTERM and saved exits with 143, one that lost another with 134, and xpk restarts
+# all. Bad input and other faults exit with 2, and xpk does not restart.
 run xpk workload create "--cluster=$cluster" "--workload=$workload" "--tpu-type=$tpu_type" \
   "--num-slices=$num_slices" "--docker-image=$image" "--max-restarts=$max_restarts" \
   --termination-grace-period-seconds=300 ${zone:+"--zone=$zone"} ${project:+"--project=$project"} \

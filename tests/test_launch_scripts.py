@@ -164,17 +164,47 @@ def test_gpu_box_counts_gpus(tmp_path: Path) -> None:
 def test_slurm_job_goes_back_into_the_queue_when_it_was_stopped(
     code: int, requeued: bool, tmp_path: Path
 ) -> None:
-    tool(tmp_path, "srun", f'printf "%s\\n" "$@"; exit {code}')
-    tool(tmp_path, "scontrol", 'echo "scontrol $*"')
-    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    script = ROOT / "launch/slurm.sbatch"
-    done = subprocess.run(
-        ["bash", script, *FLAGS], capture_output=True, text=True, env=os.environ | environment
-    )
+    flags = (*FLAGS[:-1], f"--workdir={tmp_path}")
+    done = slurm_job(tmp_path, f'printf "%s\\n" "$@"; exit {code}', *flags)
     assert done.returncode == code
     lines = done.stdout.splitlines()
     assert ("scontrol requeue 7" in lines) == requeued
-    assert [line for line in lines if line in FLAGS] == list(FLAGS)
+    assert [line for line in lines if line in flags] == list(flags)
+
+
+def slurm_job(
+    tools: Path, srun: str, *flags: str, job: int = 7
+) -> subprocess.CompletedProcess[str]:
+    """One start of a job of SLURM, with a program in the place of its tasks."""
+    tool(tools, "srun", srun)
+    tool(tools, "scontrol", 'echo "scontrol $*"')
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(job)}
+    command = ["bash", str(ROOT / "launch/slurm.sbatch"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+@pytest.mark.parametrize("form", ["--workdir={}", "--workdir {}"])
+def test_slurm_job_that_saves_nothing_new_ends_at_the_third_start(
+    form: str, tmp_path: Path
+) -> None:
+    """A checkpoint, and another job, begin a new count."""
+    run = tmp_path / "run"
+    stopped, saving = "exit 143", f"mkdir -p {run}/stage_0/checkpoints/$(date +%N); exit 143"
+    starts = [(stopped, 7), (saving, 7), (stopped, 7), (stopped, 7), (stopped, 8), (stopped, 8)]
+    run.mkdir()
+    codes = []
+    for srun, job in [*starts, (stopped, 8)]:
+        done = slurm_job(tmp_path, srun, *form.format(run).split(" "), job=job)
+        codes.append(done.returncode)
+        assert (f"scontrol requeue {job}\n" == done.stdout) == (done.returncode == 143)
+    assert codes == [143] * 6 + [2]
+    assert done.stderr.startswith(f"error: three starts in a row saved nothing new in {run}, ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_slurm_job_that_cannot_be_counted_ends(tmp_path: Path) -> None:
+    done = slurm_job(tmp_path, "exit 143", f"--workdir={tmp_path}/none")
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="the workers are Linux")

@@ -23,7 +23,16 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
 from fqs_jax.runs.folders import existing_stages, source_folder
-from fqs_jax.runtime import agreement, files, inputs, locks, own_files, seeds, sharding
+from fqs_jax.runtime import (
+    agreement,
+    files,
+    inputs,
+    locks,
+    own_files,
+    seeds,
+    sharding,
+    shared_folder,
+)
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 from fqs_jax.thinking import parameters
@@ -42,7 +51,8 @@ def prepare(
       everyone: each process has a working directory of its own and writes there.
 
     Raises:
-      UserError: the working directory was begun with another initial model.
+      UserError: the working directory was begun with another initial model, or is not the same folder
+        on all hosts.
     """
     numbers.check_complete(config)  # before anything is made of them
     if (root / "config.json").exists():
@@ -55,6 +65,7 @@ def prepare(
     if everyone:
         _fill(root, config)
     else:
+        shared_folder.check(root)
         agreement.on_main(lambda: _fill(root, config))
     source = source_folder(root)
     model = read_model(source, config)

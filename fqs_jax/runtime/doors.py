@@ -1,8 +1,9 @@
 """Error handling of all programs: one line on standard error and an exit code.
 
-Code 0 is success, 128 + signal an interruption, and 2 any fault. A fault of the input, the machine or the
-user is explained. Any other exception is an error of this program: its line asks for a report and
-names a file with the traceback. FQS_TRACEBACK=1 prints tracebacks on standard error too.
+Code 0 is success, 2 any fault, 130 a stop by Ctrl-C, and 143 one by SIGTERM after which everything is
+saved. A fault of the input, the machine or the user is explained. Any other exception is an error of this
+program: its line asks for a report and names a file with the traceback. FQS_TRACEBACK=1 prints tracebacks on
+standard error too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.runtime import files, inputs, processes
+from fqs_jax.runtime import files, inputs, processes, sigterm
 from fqs_jax.runtime.errors import Interrupted, UserError, printable
 
 FAULT = 2  # exit code
@@ -46,6 +47,10 @@ def run(work: Callable[[], object]) -> None:
         sys.stdout.flush()
     except OSError as error:
         _end(error)
+    if code in (None, 0):
+        processes.meet()
+    else:
+        processes.part(f"exit code {code}")
     if code is not None:
         sys.exit(code)  # type: ignore[arg-type]
 
@@ -94,17 +99,23 @@ def _has_no_backend(error: BaseException) -> bool:
 
 def _end(error: BaseException) -> None:
     """Print the line of an exception, and exit."""
+    sigterm.ignore()
     if os.environ.get("FQS_TRACEBACK") == "1":
         _say("".join(traceback.format_exception(error)).rstrip())
     if isinstance(error, Interrupted):
-        line, code = str(error) if processes.is_main() else "", 128 + error.signum
+        line = str(error) if processes.is_main() else ""
+        # A batch system starts a run again that exits with 143.
+        code = 128 + error.signum if error.saved or error.signum != signal.SIGTERM else FAULT
     elif isinstance(error, KeyboardInterrupt):
         line, code = "stopped", 128 + signal.SIGINT
     else:
         line, code = f"error: {explain(error) or _unexpected(error)}", FAULT
     _drop_output()
-    if line:
-        _say(printable(line, _MOST_SHOWN))
+    line = printable(line, _MOST_SHOWN)
+    together = isinstance(error, Interrupted) and error.saved
+    # What all processes would say, process 0 says.
+    if processes.part(None if together else line or "stopped") and line:
+        _say(line)
     processes.leave(code)
 
 

@@ -13,11 +13,16 @@ class UserError(ValueError):
 
 
 class Interrupted(Exception):
-    """Work stopped on request, after its state was saved; the message tells how to resume."""
+    """Work stopped on request; the message tells how to resume.
 
-    def __init__(self, message: str, signum: int):
+    Attributes:
+      signum: number of the signal that asked for it.
+      saved: all processes stopped together and lost nothing. False after a second signal.
+    """
+
+    def __init__(self, message: str, signum: int, saved: bool = True):
         super().__init__(message)
-        self.signum = signum
+        self.signum, self.saved = signum, saved
 
 
 def printable(text: str, most: int | None = None, keep: str = "") -> str:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax.runtime import processes
+from fqs_jax.runtime import processes, sigterm
 from fqs_jax.runtime.errors import Interrupted as Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -54,13 +54,16 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         self._previous = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        if sigterm.came():  # while this process started
+            self.signum = signal.SIGTERM
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         if kind is KeyboardInterrupt and self.signum is not None:
-            raise Interrupted("stopped without saving; the last checkpoint stands", self.signum)
+            message = "stopped without saving; the last checkpoint stands"
+            raise Interrupted(message, self.signum, saved=False)
 
     def _handle(self, signum: int, _: types.FrameType | None) -> None:
         if self.signum is not None:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
 from absl import flags
 
+from fqs_jax.runtime import sigterm
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
+from fqs_jax.runtime.watch import DONE, FAULT, SILENCE, Watch
 
 T = TypeVar("T")
 
 TIMEOUT = 300.0  # seconds, as in jax.distributed.initialize
-_LEAVE = 5.0  # seconds for which a failed process waits for the others to fail too
+
+# Seconds of JAX's own watch, of which a beat may use up half. Ours is first, and names the process.
+_HEARTBEAT = round(4 * SILENCE)
 
 _process_id = 0
+_watch: Watch | None = None
 
 
 class _DetectionMissing(Exception):
@@ -84,7 +88,7 @@ def initialize(
       UserError: there are more or fewer processes than expected, one did not come in time or came
         twice, or the coordinator's port is taken.
     """
-    global _process_id
+    global _process_id, _watch
     cluster = _find(expected, coordinator, num_processes, process_id, timeout)
     count = 1 if cluster is None else cluster.num_processes
     if expected is not None and count != expected:
@@ -97,7 +101,10 @@ def initialize(
     if cluster is None:
         _warn_of_stale_slices()
         return
-    roll_call(cluster, timeout)
+    sigterm.take()
+    lines = roll_call(cluster, timeout)
+    sigterm.joined()
+    _watch = Watch(cluster.process_id, lines)
     import jax
 
     _process_id = cluster.process_id
@@ -111,6 +118,7 @@ def initialize(
         cluster.local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=max(1, round(timeout)),
+        heartbeat_timeout_seconds=_HEARTBEAT,
     )
 
 
@@ -138,19 +146,34 @@ def settled(tree: T) -> T:
     return tree
 
 
+def part(fault: str | None = None) -> bool:
+    """Tell the other processes that this one ends by itself. False if process 0 ends for the same fault.
+
+    Args:
+      fault: the line that says why; None if it ends as it should.
+    """
+    if _watch is None:
+        return True
+    _watch.part(DONE if fault is None else f"{FAULT} {fault}")
+    return fault is None or not _watch.said_by_main(fault)
+
+
+def meet() -> None:
+    """Return when all processes have done their work; exit if one is lost meanwhile."""
+    if _watch is not None:
+        _watch.meet()
+
+
 def leave(code: int) -> None:
     """Exit with this code, without waiting long for processes that may never exit.
 
-    JAX's normal exit waits minutes for every process. If one fails, the others hang in a collective and
-    do not learn of it until that wait is over.
+    JAX's normal exit waits minutes for every process. Call `part` first.
     """
-    if is_distributed():
+    if _watch is not None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()
-        goodbye = threading.Thread(target=sys.modules["jax"].distributed.shutdown, daemon=True)
-        goodbye.start()
-        goodbye.join(_LEAVE)
+        _watch.wait_for_others()
         os._exit(code)
     sys.exit(code)
 

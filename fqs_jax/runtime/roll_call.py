@@ -15,7 +15,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
+
+# From the number of a process to its host and the connection to it.
+Lines = dict[int, tuple[str, socket.socket]]
 
 _GO = "go"
 _NAME = "fqs_jax"
@@ -57,6 +60,7 @@ class _Caller:
     line: socket.socket
     process_id: int
     num_processes: int
+    host: str
 
     def hung_up(self) -> bool:
         """True if the process has closed its connection."""
@@ -71,19 +75,25 @@ class _Caller:
             self.line.settimeout(_PATIENCE)
 
 
-def roll_call(cluster: Cluster, timeout: float) -> None:
-    """Return when all processes have come.
+def roll_call(cluster: Cluster, timeout: float) -> Lines:
+    """Wait until all processes have come.
 
     Args:
       timeout: in seconds.
+
+    Returns:
+      In process 0, the host of every other process and the connection to it, by its number; in the
+      others, those of process 0.
 
     Raises:
       UserError: some processes are missing, or contradict one another; raised in every process that
         came.
     """
     call = _receive if cluster.process_id == 0 else _connect
-    if problem := call(cluster, timeout):
-        raise UserError(problem)
+    outcome = call(cluster, timeout)
+    if isinstance(outcome, str):
+        raise UserError(outcome)
+    return outcome
 
 
 def stale_slices() -> str:
@@ -92,8 +102,8 @@ def stale_slices() -> str:
     return f"; unset {', '.join(names)} unless this is a multi-slice run" if names else ""
 
 
-def _receive(cluster: Cluster, timeout: float) -> str | None:
-    """Wait in process 0 for the others, and send them the outcome: None, or the problem."""
+def _receive(cluster: Cluster, timeout: float) -> Lines | str:
+    """Wait in process 0 for the others, and send them the outcome: the lines to them, or the problem."""
     callers: list[_Caller] = []
     problem = None
     with contextlib.ExitStack() as stack:
@@ -117,13 +127,13 @@ def _receive(cluster: Cluster, timeout: float) -> str | None:
                     callers.append(caller)
         for caller in callers:
             with contextlib.suppress(OSError):
-                caller.line.sendall((problem or _GO).encode())
-    return problem
+                caller.line.sendall(f"{problem or f'{_GO} {_own_host()}'}\n".encode())
+        return problem or {c.process_id: (c.host, c.line.dup()) for c in callers}
 
 
-def _connect(cluster: Cluster, timeout: float) -> str | None:
-    """Report to process 0 from any other process, and receive the outcome: None, or the problem."""
-    hello = f"{_NAME} {cluster.process_id} {cluster.num_processes}".encode()
+def _connect(cluster: Cluster, timeout: float) -> Lines | str:
+    """Report to process 0 from any other process, and receive the outcome: the line to it, or the problem."""
+    hello = f"{_NAME} {cluster.process_id} {cluster.num_processes} {_own_host()}".encode()
     deadline = time.monotonic() + timeout + _PATIENCE
     answer = ""
     for left in _until(deadline):
@@ -133,9 +143,10 @@ def _connect(cluster: Cluster, timeout: float) -> str | None:
                     continue  # on one machine, TCP can connect a port to itself if nobody listens
                 line.sendall(hello)
                 line.settimeout(max(deadline - time.monotonic(), 0.1))
-                answer = b"".join(iter(lambda: line.recv(4096), b"")).decode(errors="replace")
-        if answer == _GO:
-            return None
+                answer = _read_answer(line)
+                word, _, host = answer.partition(" ")
+                if word == _GO:
+                    return {0: (host, line.dup())}
         if answer and answer.isprintable():
             return answer
     coordinator = f"process 0 at {cluster.coordinator}"
@@ -148,6 +159,19 @@ def _connect(cluster: Cluster, timeout: float) -> str | None:
         f"{coordinator} did not answer process {cluster.process_id} within {timeout:g} s: see whether it is "
         f"running, the address is right, and the network lets that port through{stale_slices()}"
     )
+
+
+def _read_answer(line: socket.socket) -> str:
+    """What process 0 sends, up to the end of the line; all of it if that is not this program."""
+    answer = b""
+    while not answer.endswith(b"\n") and (part := line.recv(4096)):
+        answer += part
+    return answer.removesuffix(b"\n").decode(errors="replace")
+
+
+def _own_host() -> str:
+    """The name of this host, without spaces."""
+    return "-".join(printable(socket.gethostname(), 100).split()) or "?"
 
 
 def _listen(port: int, timeout: float) -> socket.socket:
@@ -183,8 +207,8 @@ def _identify(line: socket.socket) -> _Caller | None:
     """The process at the other end; None for a stranger, such as a port scan or a health check."""
     line.settimeout(_PATIENCE)
     try:
-        name, process_id, num_processes = line.recv(64).decode().split()
-        return _Caller(line, int(process_id), int(num_processes)) if name == _NAME else None
+        name, process_id, num_processes, host = line.recv(512).decode().split()
+        return _Caller(line, int(process_id), int(num_processes), host) if name == _NAME else None
     except (OSError, ValueError):
         return None
 

@@ -131,6 +131,8 @@ def test_tracebacks_are_printed_on_request(
     [
         (KeyboardInterrupt(), 130, "stopped"),
         (Interrupted("saved; run it again", signal.SIGTERM), 143, "saved; run it again"),
+        (Interrupted("without saving", signal.SIGTERM, saved=False), 2, "without saving"),
+        (Interrupted("without saving", signal.SIGINT, saved=False), 130, "without saving"),
     ],
 )
 def test_interruptions(

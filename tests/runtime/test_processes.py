@@ -20,11 +20,12 @@ from tests.conftest import REPO
 from tests.programs import free_port
 
 PROGRAM = """
-import json, sys
+import json, os, signal, sys
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from fqs_jax.runtime import cli, processes
+from fqs_jax.runtime.errors import UserError
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
@@ -33,7 +34,8 @@ def main(_):
     everyone = multihost_utils.process_allgather(np.int32(jax.process_index()))
     print(json.dumps([jax.process_count(), jax.device_count(), everyone.tolist()]))
     if jax.process_index() == FAILS:
-        processes.leave(2)
+        os.kill(os.getpid(), signal.SIGTERM)  # as of a batch system that ends the rest
+        raise UserError("full disk")
 
 cli.run(main, processes.define_flags)
 """
@@ -124,7 +126,7 @@ def test_a_restarted_process_takes_its_own_place_and_strangers_none() -> None:
     told: list[list[str]] = []
     hold = threading.Thread(target=lambda: told.append(call(clusters[:1], timeout=5)))
     hold.start()
-    for words in (b"fqs_jax 1 3", b"GET / HTTP/1.1\r\n\r\n", b""):
+    for words in (b"fqs_jax 1 3 n1", b"GET / HTTP/1.1\r\n\r\n", b""):
         with connected(clusters[0].port) as line:
             line.sendall(words)
     assert call(clusters[1:], timeout=5) == ["", ""]
@@ -225,10 +227,13 @@ def test_a_jax_that_detects_no_cluster(
 def test_two_processes() -> None:
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--expect_processes=2"]
     started = [start(*flags, f"--process_id={i}", fails=1) for i in (0, 1)]
-    (results, noise), (silence, _) = [process.communicate(timeout=180) for process in started]
+    (results, noise), (silence, said) = [process.communicate(timeout=180) for process in started]
     assert [json.loads(line) for line in results.splitlines()] == [[2, 4, [0, 1]]], noise
     assert silence == ""  # only process 0 prints, and Gloo nowhere
-    assert [process.returncode for process in started] == [0, 2]
+    assert said.startswith("\nSIGTERM: ") and said.endswith("\nerror: full disk\n")
+    where = f"process 1 on {socket.gethostname()}"
+    assert noise == f"error: {where} stopped with an error: see its line\n"
+    assert [process.returncode for process in started] == [2, 2]  # not 143, nor that of an abort
 
 
 def test_doors_say_it_in_a_sentence() -> None:
