@@ -13,7 +13,14 @@ import ml_collections
 from fqs_jax.configs import common
 from fqs_jax.curriculum import row
 
-# The text after the base: questions. Some are answered at once, some are worked out.
+# The text of thoughts and plain controls: answered questions, of which only the answers are predicted.
+ANSWERS = (
+    "data.stories.worked=0.0",
+    "data.stories.direct=1.0",
+    "data.stories.unanswered=0.0",
+    "data.learn=answers",
+)
+# The text of students: most questions have no answer.
 QUESTIONS = (
     "data.stories.worked=0.1",
     "data.stories.direct=0.2",
@@ -27,8 +34,9 @@ def get_config() -> ml_collections.ConfigDict:
     HF_DIR is SmolLM2-135M, or its Instruct model, in whose tokens rows and thoughts are measured; another
     model needs another data.seq_len and n_ahead. The base learns from worked problems. Thoughts are as
     long as the work, two equations of 11 tokens in all, and their marks begin as the symbols around it, a
-    warm start. They are costly, so a step thinks at 4 positions of a row, more often where the base is
-    unsure. Students and plain controls read the same kind of text as the thinking stage.
+    warm start. A step thinks at one position of a row, where the answer begins: elsewhere nothing can be
+    worked out, and the talk head learns to ignore all thoughts. Plain controls read the same text as
+    thoughts do.
 
     `evaluate` shows two rows a model: held-out numbers, and the same problems in sentences that no
     document has (`new_wording`). The numbers of steps are the few that a CPU can do; multiply them on a GPU.
@@ -52,16 +60,16 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.beta2 = 0.95
     c.optimizer.warmup_steps = 10
     c.optimizer.decay_steps = 0
+    c.optimizer.lr_scale.talk_head = 100.0  # the head begins at nothing, the model is pretrained
     c.thought.start_text = " :"  # with the space: the token that the documents have
     c.thought.end_text = " ="
     c.thought.embedding_scale = 1.0
     c.thought.mixing = "probability"
-    c.thought.mixing_bias = -2.0
+    c.thought.mixing_bias = 0.0
     c.thought.reset_marks_on_load = False
     c.thought.reset_talk_head_on_load = False
     c.thought.reinforce_temperature = 1.0
-    c.thought.position_fraction = 0.08
-    c.thought.positions = "high_entropy"
+    c.thought.position_fraction = 0.02  # one position: where the answer begins
     c.quiet_star.policy_weight = 1.0
     c.quiet_star.advantage = "leave_one_out"
     c.distill.teacher_thoughts = 1
@@ -71,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.checkpoint_every = 1000
     c.keep_checkpoints = 1  # of 1.6 GB
     taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
-    plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": QUESTIONS}
+    plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": ANSWERS}
     c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=150)
     c.stage_1 = row(
         "think-14-1",
@@ -79,9 +87,9 @@ def get_config() -> ml_collections.ConfigDict:
         start=0,
         n_ahead=14,
         n_ahead_talk=1,
-        learning_rate=1e-4,
+        learning_rate=2e-5,
         steps=40,
-        settings=QUESTIONS,
+        settings=ANSWERS,
     )
     c.stage_2 = row("distilled", "distill", learning_rate=3e-4, steps=50, **taught)
     c.stage_3 = row("ntp", "ntp", control=True, rows_of=2, learning_rate=1e-6, steps=50, **taught)

@@ -123,4 +123,6 @@ def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
     model = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, tied_embeddings=True)
     stages = [recipe.stage for recipe in resolve.recipes(c, model)]
     assert stages[4].steps == stages[1].steps + stages[2].steps < stages[5].steps
-    assert len({stage.settings for stage in stages[1:]}) == 1 and not stages[0].settings
+    think, student, ntp, *controls = [stage.settings for stage in stages[1:]]
+    assert not stages[0].settings and student == ntp != think
+    assert all(settings == think for settings in controls)  # the same text
