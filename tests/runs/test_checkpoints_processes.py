@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fqs_jax.runs.checkpoints import Checkpoints
-from fqs_jax.runtime import orbax_errors
+from fqs_jax.runtime import doors, orbax_errors
 from fqs_jax.runtime import processes as processes_lib
 from fqs_jax.runtime.errors import UserError
 from tests.conftest import REPO
@@ -154,15 +154,15 @@ def main():
     orbax_errors.silence()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
-    jax.distributed.initialize(
-        f"127.0.0.1:{port}", PROCESSES, int(process), heartbeat_timeout_seconds=10
-    )
-    assert jax.device_count() == 2 * PROCESSES
-    try:
+
+    def work_of_this_process():
+        processes_lib.initialize(
+            coordinator=f"127.0.0.1:{port}", num_processes=PROCESSES, process_id=int(process)
+        )
+        assert jax.device_count() == 2 * PROCESSES
         globals()[task](Path(root))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        processes_lib.leave(2)
+
+    doors.run(work_of_this_process)
 
 
 # The tests --------------------
@@ -229,7 +229,8 @@ def test_two_processes_agree_on_what_is_damaged(after):
 def test_a_process_that_cannot_write_says_so_and_ends_the_run(tmp_path):
     save_steps(tmp_path / "one", 6, 9)
     codes, errors = run("fail", tmp_path)
-    assert codes[1] == 2 and codes[0] != 0  # JAX ends process 0 when it misses the other one
+    assert codes == [2, 2]
+    assert re.match("error: process 1 on .* stopped with an error: see its line\n$", errors[0])
     assert errors[1].startswith(f"error: cannot save step 15 in {tmp_path}/one: ")
     assert "File too large" in errors[1] and errors[1].count("\n") == 1
     assert_newest(tmp_path / "one", 12)
