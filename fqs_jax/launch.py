@@ -67,7 +67,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
     root = Path(workdir)
     paths.check_workdir(root)
-    given = (config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
+    given = (workdir, config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.

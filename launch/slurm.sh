@@ -14,6 +14,7 @@ need_number nodes gpus_per_node
 need time
 need_tool sbatch "the cluster's login node"
 
+[[ " ${flags[*]} " == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing behind --: a folder that all nodes share"
 extra=${EXTRA:-cuda} # cuda12 for drivers before 580
 run make -C "$root" "EXTRAS=$extra" ".venv/.installed-$extra" # here, because compute nodes may lack a network
 read -ra more <<<"$sbatch"

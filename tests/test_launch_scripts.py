@@ -124,6 +124,7 @@ def test_tpu_vm() -> None:
         ((*TPU_VM, "--action=run"), "--action=run is not start, follow or stop"),
         ((*SLURM, "--nodes=two"), "--nodes=two is not a whole number above 0"),
         (("slurm.sh", "--nodes=2", "--gpus_per_node=8"), "--time is missing; see --help"),
+        (SLURM, "--workdir=DIR is missing behind --: a folder that all nodes share"),
         ((*GKE, "--hosts=3", "--num_slices=2"), "--hosts=3 cannot be spread over --num_slices=2"),
         (("gke_xpk.sh", "--workload=w"), "--cluster is missing; see --help"),
         (("gpu_box.sh", "--config=c.py"), "gpu_box.sh has no option --config; see --help"),
@@ -173,12 +174,12 @@ def test_slurm_job_goes_back_into_the_queue_when_it_was_stopped(
 
 
 def slurm_job(
-    tools: Path, srun: str, *flags: str, job: int = 7
+    tools: Path, srun: str, *flags: str, job: int = 7, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """One start of a job of SLURM, with a program in the place of its tasks."""
     tool(tools, "srun", srun)
     tool(tools, "scontrol", 'echo "scontrol $*"')
-    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(job)}
+    environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(job), **variables}
     command = ["bash", str(ROOT / "launch/slurm.sbatch"), *flags]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
@@ -200,6 +201,21 @@ def test_slurm_job_that_saves_nothing_new_ends_at_the_third_start(
     assert codes == [143] * 6 + [2]
     assert done.stderr.startswith(f"error: three starts in a row saved nothing new in {run}, ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["--workdir={}", "--workdir {}"])
+def test_slurm_job_counts_in_the_folder_that_the_program_uses(form: str, tmp_path: Path) -> None:
+    """The shell leaves the ~ in --workdir=~/W as it is; the program does not."""
+    (tmp_path / "W").mkdir()
+    flags = form.format("~/W").split(" ")
+    done = slurm_job(tmp_path, "exit 143", *flags, HOME=str(tmp_path))
+    assert done.returncode == 143 and (tmp_path / "W" / ".slurm_restarts").is_file()
+
+
+def test_slurm_job_without_a_working_directory_is_refused(tmp_path: Path) -> None:
+    done = slurm_job(tmp_path, "exit 143", "--stage=1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: give --workdir=DIR, a folder that all nodes share\n"
 
 
 def test_slurm_job_that_cannot_be_counted_ends(tmp_path: Path) -> None:

@@ -75,9 +75,9 @@ def sources(
     Raises:
       UserError: no text is configured, or it cannot be read; or there is no chat template.
     """
-    if data.learn not in LEARN:
-        raise UserError(f"data.learn is {data.learn!r}; choose from {', '.join(LEARN)}")
-    if data.learn == "answers" and data.source == "text":
+    if (learn := _learn(data)) not in LEARN:
+        raise UserError(f"data.learn is {learn!r}; choose from {', '.join(LEARN)}")
+    if learn == "answers" and data.source == "text":
         raise UserError("data.learn=answers is for built-in tasks; data.source is 'text'")
     if data.messages_key:
         return _conversations(data, folder)
@@ -88,7 +88,7 @@ def sources(
                 "held in memory"
             )
         documents = Documents(task.documents(data.num_documents))
-        return [(documents if data.learn == "all" else Answers(documents, task.equals), 1)]
+        return [(documents if learn == "all" else Answers(documents, task.equals), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
     return open_sources(data.text, options(data))
@@ -202,7 +202,12 @@ def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def _is_marked(data: ml_collections.ConfigDict) -> bool:
     """True if only a part of the documents is predicted."""
-    return bool(data.messages_key) or data.learn == "answers"
+    return bool(data.messages_key) or _learn(data) == "answers"
+
+
+def _learn(data: ml_collections.ConfigDict) -> str:
+    """The setting data.learn, which records of earlier versions lack."""
+    return data.get("learn", "all")
 
 
 def _rows(

@@ -1,9 +1,9 @@
 """Error handling of all programs: one line on standard error and an exit code.
 
-Code 0 is success, 2 any fault, 130 a stop by Ctrl-C, and 143 one by SIGTERM after which everything is
-saved. A fault of the input, the machine or the user is explained. Any other exception is an error of this
-program: its line asks for a report and names a file with the traceback. FQS_TRACEBACK=1 prints tracebacks on
-standard error too.
+Code 0 is success, 2 any fault, 130 a stop by Ctrl-C, 143 one by SIGTERM after which everything is saved,
+and 134 the loss of another process of the run (runtime/watch.py). A fault of the input, the machine or the
+user is explained. Any other exception is an error of this program: its line asks for a report and names a
+file with the traceback. FQS_TRACEBACK=1 prints tracebacks on standard error too.
 """
 
 from __future__ import annotations

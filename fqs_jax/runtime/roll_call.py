@@ -162,9 +162,12 @@ def _connect(cluster: Cluster, timeout: float) -> Lines | str:
 
 
 def _read_answer(line: socket.socket) -> str:
-    """What process 0 sends, up to the end of the line; all of it if that is not this program."""
+    """What process 0 sends, up to the end of the line; all of it if that is not this program.
+
+    What comes behind the line is for the watch (runtime/watch.py).
+    """
     answer = b""
-    while not answer.endswith(b"\n") and (part := line.recv(4096)):
+    while not answer.endswith(b"\n") and (part := line.recv(1)):
         answer += part
     return answer.removesuffix(b"\n").decode(errors="replace")
 
@@ -209,6 +212,8 @@ def _identify(line: socket.socket) -> _Caller | None:
     try:
         name, process_id, num_processes, host = line.recv(512).decode().split()
         return _Caller(line, int(process_id), int(num_processes), host) if name == _NAME else None
+    except UserError:  # from a signal (runtime/sigterm.py)
+        raise
     except (OSError, ValueError):
         return None
 

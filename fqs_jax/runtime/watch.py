@@ -24,9 +24,10 @@ BEAT, DONE, FAULT, LOST = "beat", "done", "fault", "lost"
 # Exit codes of all others. A lost process may be worth another start: its code is the one with which JAX ends
 # them, which batch systems know. A fault comes back.
 AFTER_LOSS, AFTER_FAULT = 134, 2
-SILENCE = 60.0  # seconds
+SILENCE = 120.0  # seconds; long calls of native libraries let no other thread run
 _PAUSE = 2.0  # seconds between beats
 _GRACE = 4.0  # seconds for a process to end by itself when another has failed
+_CAUSE = 1.0  # seconds in which a loss that has made another process fail is heard of
 _WORD = 2.0  # seconds that a process with a fault waits for process 0 to say the same
 _GOODBYE = (
     5.0  # seconds; longer than the grace: the others are aborted if process 0 ends before them
@@ -93,7 +94,15 @@ class Watch:
         self._thread.start()
 
     def part(self, message: str) -> None:
-        """Tell the others that this process ends by itself: DONE, or FAULT and its line."""
+        """Tell the others that this process ends by itself: DONE, or FAULT and its line.
+
+        A fault may come of the loss of another process, which breaks collectives. Then the loss is what
+        is said, and its exit code counts.
+        """
+        if message != DONE:
+            self._wait(self._is_one_lost, _CAUSE)
+            if self._is_one_lost():
+                time.sleep(2 * _GOODBYE)  # the thread of this watch ends the process meanwhile
         self._ends = message != DONE
         self._tell(message)
 
@@ -127,6 +136,12 @@ class Watch:
     def _wait(self, condition: Callable[[], bool], seconds: float | None = None) -> None:
         with self._news:
             self._news.wait_for(condition, seconds)
+
+    def _is_one_lost(self) -> bool:
+        return any(
+            peer.gone if peer.parted is None else peer.parted.startswith(LOST)
+            for peer in self._peers
+        )
 
     def _tell(self, message: str) -> None:
         for peer in self._peers:

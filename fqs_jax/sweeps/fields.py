@@ -88,6 +88,12 @@ def read(config: ml_collections.ConfigDict) -> Sweep:
         if not isinstance(given[key], tuple | list):
             raise UserError(f"the sweep's {key} is {given[key]!r}; give a tuple, as in (0, 1)")
         given[key] = tuple(given[key])
+    for override in given.get("overrides", ()):
+        if not isinstance(override, str):
+            raise UserError(f'the sweep\'s override {override!r} is no text "field=value"')
+    for number in given.get("show_once", ()):
+        if type(number) is not int:
+            raise UserError(f"the sweep's show_once has {number!r}; give numbers of stages")
     for key in ("seeds", "variants"):
         if not given[key]:
             raise UserError(f"the sweep's {key} are empty; give at least one")

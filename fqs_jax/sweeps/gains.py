@@ -154,6 +154,11 @@ def _line(
         {found.model: found for found in every if found.benchmark == benchmark}
         for *_, every in done
     ]
+    if not all(model in own for own in by_seed):
+        raise UserError(
+            f"seeds of {shared.variant} have different models, and not all have {model.name}: the experiment "
+            f"has changed; remove the older files {shared.variant}/**/result.json, and run again"
+        )
     first = by_seed[0][model]
     for own in by_seed:
         if own[model].digest != first.digest or len(own[model].items_N) != len(first.items_N):

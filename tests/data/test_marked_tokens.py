@@ -76,6 +76,14 @@ def test_what_is_refused():
         corpus.sources(text, 0)
 
 
+def test_records_of_earlier_versions_learn_everything():
+    data = clock_config().data
+    data.unlock()
+    del data.learn
+    [(source, _)] = corpus.sources(data, 0)
+    assert isinstance(source, Documents) and corpus.extra_keys(data) == ()
+
+
 def test_documents_stay_texts():
     source = marked_tokens.Answers(Documents(["1 +1 = 2", "2 +1 ="]), "=")
     assert [source[i] for i in range(len(source))] == ["1 +1 = 2", "2 +1 ="]

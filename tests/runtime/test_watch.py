@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import queue
 import socket
+import threading
 
 import pytest
 
+from fqs_jax.runtime import roll_call
 from fqs_jax.runtime import watch as watch_lib
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.watch import DONE, FAULT, LOST, Watch
 
 
@@ -110,3 +113,39 @@ def test_all_meet_at_the_end_and_nobody_is_missed() -> None:
         line.close()
     watch.wait_for_others()
     assert codes.empty()
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_fault_that_comes_of_a_loss_counts_as_the_loss(
+    own: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A killed process breaks the collectives of the others, who must not call that their own fault."""
+    watch, (other, *_), codes = watched(own, *([1, 2] if own == 0 else [0]))
+    if own == 0:
+        other.close()
+    else:
+        main = threading.Timer(0.2, lambda: other.send(f"{LOST} 134\n".encode()))
+        main.start()
+    watch.part(f"{FAULT} a device failed")
+    assert codes.get(timeout=10) == 134
+    named = "error: process 1 on n1 is gone without a word: "
+    said = capsys.readouterr().err
+    assert said.startswith(named) if own == 0 else said == ""
+
+
+def test_what_follows_the_answer_of_the_roll_call_is_for_the_watch() -> None:
+    near, far = socket.socketpair()
+    far.send(f"go n01\n{watch_lib.BEAT}\n".encode())
+    assert roll_call._read_answer(near) == "go n01"
+    assert near.recv(100) == f"{watch_lib.BEAT}\n".encode()
+
+
+def test_a_signal_during_the_roll_call_is_not_taken_for_a_stranger() -> None:
+    class Stopped:
+        def settimeout(self, _: float) -> None: ...
+
+        def recv(self, _: int) -> bytes:
+            raise UserError("stopped by SIGTERM")
+
+    with pytest.raises(UserError, match="stopped by SIGTERM"):
+        roll_call._identify(Stopped())  # type: ignore[arg-type]

@@ -187,6 +187,10 @@ def test_items_that_changed_between_seeds_are_refused(place):
     results = [result(cells[0], [own]), result(cells[1], [dataclasses.replace(own, digest="x")])]
     with pytest.raises(UserError, match="seeds of a measured different items of choices"):
         gains.lines(cells, results, 0)
+    renamed = dataclasses.replace(THINKING, name="other")
+    results[1] = result(cells[1], [dataclasses.replace(own, model=renamed)])
+    with pytest.raises(UserError, match="seeds of a have different models, .* remove the older"):
+        gains.lines(cells, results, 0)
     with pytest.raises(UserError, match="none is left to report"):
         gains.lines(cells, [results[0], results[0]], N)
 

@@ -91,6 +91,8 @@ def test_fields_that_may_be_left_out():
             {"variants": (variant("a", "requires_init_from=True"),)},
             "variant a: .*so it needs text to train on: give the sweep --config.text=FILE",
         ),
+        ({"overrides": (1,)}, 'override 1 is no text "field=value"'),
+        ({"show_once": ("0",)}, "show_once has '0'; give numbers of stages"),
         ({"choose_by": "loss"}, "choose_by is 'loss'; choose from accuracy, nll"),
         (
             {"held_out": "x.txt"},
