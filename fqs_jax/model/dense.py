@@ -51,7 +51,7 @@ class Dense(nn.DenseGeneral):
 def product(rows_RxI: jax.Array, kernel_OxI: jax.Array, dtype: Any = None) -> jax.Array:
     """rows @ kernel^T, [R, O], in `dtype`; None = that of the factors.
 
-    XLA multiplies few rows on a CPU about twice as fast if the kernel is the left factor and lies as it
+    XLA multiplies few rows on a CPU up to twice as fast if the kernel is the left factor and lies as it
     is read. Barriers keep XLA from turning the product round.
     """
     matmul = functools.partial(jnp.matmul, preferred_element_type=dtype)
