@@ -4,45 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 
 from fqs_jax.data import marked_tokens
 from fqs_jax.data.chat import ChatTemplate
-from fqs_jax.data.sources.specification import Source
+from fqs_jax.data.marked_tokens import MarkedSource
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Conversations:
+class Conversations(MarkedSource):
     """The conversations of a source as texts, and as tokens.
 
     Attributes:
       source: documents that are the JSON of messages.
     """
 
-    source: Source
     template: ChatTemplate
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.source.files
 
     @property
     def settings(self) -> str:
         return f"{self.source.settings} {self.template.fingerprint()}"
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def __getitem__(self, index: int) -> str:
         document = self.source[index]
         return self.template.mark(json.loads(document)).text if document else ""
-
-    def place(self, index: int) -> str:
-        return self.source.place(index)
 
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """The ids of a conversation, int32 [tokens], ~id for those outside of the assistant's part.

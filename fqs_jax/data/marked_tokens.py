@@ -6,10 +6,10 @@ as those of any text. `split` takes the two apart again.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,10 +17,34 @@ from fqs_jax.data.sources.specification import Source
 from fqs_jax.data.tokenizer import Tokenizer
 
 
-@runtime_checkable
-class MarkedSource(Source, Protocol):
-    """A source that makes the tokens of its documents itself."""
+@dataclasses.dataclass(frozen=True)
+class MarkedSource(abc.ABC):
+    """A `Source` made of another one, which makes the tokens of its documents itself.
 
+    Attributes:
+      source: the documents of the other one.
+    """
+
+    source: Source
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.source.files
+
+    @property
+    @abc.abstractmethod
+    def settings(self) -> str: ...
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> str: ...
+
+    def place(self, index: int) -> str:
+        return self.source.place(index)
+
+    @abc.abstractmethod
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """The ids of a document, int32 [tokens], ~id for those that are only read; a blank one has none.
 
@@ -29,33 +53,21 @@ class MarkedSource(Source, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Answers(MarkedSource):
     """Problems of a built-in task: what follows the question is predicted, work and answer.
 
     Attributes:
-      source: the documents.
       equals: symbol at the end of every question.
     """
 
-    source: Source
     equals: str
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self.source.files
 
     @property
     def settings(self) -> str:
         return f"{self.source.settings} answers"
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def __getitem__(self, index: int) -> str:
         return self.source[index]
-
-    def place(self, index: int) -> str:
-        return self.source.place(index)
 
     def tokens(self, index: int, tokenizer: Tokenizer) -> np.ndarray:
         """As `MarkedSource.tokens`; a question without an answer is read and nothing is predicted."""

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_collections
 from absl import flags
@@ -25,6 +25,8 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import brackets, fields
 from fqs_jax.sweeps.fields import Benchmark, Variant
 from fqs_jax.sweeps.variants import Setting
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,18 @@ class Cell:
     def __str__(self) -> str:
         setting = f"{brackets.text(self.setting)}, " if self.setting else ""
         return f"cell {self.number} ({self.variant}, {setting}seed {self.seed})"
+
+
+def by_variant(cells: Sequence[Cell], values: Sequence[T]) -> dict[str, list[tuple[Cell, T]]]:
+    """The cells of each variant with their values, in the order of the sweep.
+
+    Args:
+      values: one for each cell.
+    """
+    found: dict[str, list[tuple[Cell, T]]] = {}
+    for cell, value in zip(cells, values, strict=True):
+        found.setdefault(cell.variant, []).append((cell, value))
+    return found
 
 
 def read(config: ml_collections.ConfigDict, root: Path) -> list[Cell]:

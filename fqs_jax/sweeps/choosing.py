@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fqs_jax.sweeps import brackets
-from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.cells import Cell, by_variant
 from fqs_jax.sweeps.variants import Setting
 
 WORDS = {"accuracy": "accuracy", "nll": "NLL"}
@@ -81,8 +81,9 @@ def choose(
       by: "accuracy" or "nll", which counts first.
     """
     outcomes: dict[str, Choice] = {}
-    for variant in dict.fromkeys(cell.variant for cell in cells if cell.setting):
-        mine = [(c, s) for c, s in zip(cells, scores, strict=True) if c.variant == variant]
+    for variant, mine in by_variant(cells, scores).items():
+        if not mine[0][0].setting:
+            continue
         tried = []
         for setting in dict.fromkeys(cell.setting for cell, _ in mine):
             own = [score for cell, score in mine if cell.setting == setting]

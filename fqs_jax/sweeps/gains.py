@@ -14,7 +14,7 @@ from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.runtime import files
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import brackets, outcomes
-from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.cells import Cell, by_variant
 from fqs_jax.sweeps.choosing import Score
 from fqs_jax.sweeps.outcomes import HELD_OUT, Model, Outcome
 from fqs_jax.sweeps.results import mean, standard_error
@@ -118,8 +118,7 @@ def lines(
     table: list[Line] = []
     shown: set[str] = set()
     bases: list[Any] = []
-    for variant in dict.fromkeys(cell.variant for cell in cells):
-        mine = [(c, r) for c, r in zip(cells, results, strict=True) if c.variant == variant]
+    for variant, mine in by_variant(cells, results).items():
         hidden = shown & {str(number) for number in show_once}
         done = [(cell.seed, result, read(result)) for cell, result in mine if result is not None]
         shared = Line(

@@ -11,7 +11,7 @@ import numpy as np
 
 from fqs_jax.runtime import files, inputs
 from fqs_jax.sweeps import brackets
-from fqs_jax.sweeps.cells import Cell
+from fqs_jax.sweeps.cells import Cell, by_variant
 from fqs_jax.sweeps.choosing import Score
 
 RESULT = "result.json"  # in the folder of a cell
@@ -97,8 +97,7 @@ def lines(
     """
     table: list[Line] = []
     shown: set[int] = set()
-    for variant in dict.fromkeys(cell.variant for cell in cells):
-        mine = [(c, r) for c, r in zip(cells, results, strict=True) if c.variant == variant]
+    for variant, mine in by_variant(cells, results).items():
         hidden = shown & set(show_once)
         done = [result for _, result in mine if result is not None]
         if not done:
