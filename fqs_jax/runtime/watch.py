@@ -29,9 +29,8 @@ _PAUSE = 2.0  # seconds between beats
 _GRACE = 4.0  # seconds for a process to end by itself when another has failed
 _CAUSE = 1.0  # seconds in which a loss that has made another process fail is heard of
 _WORD = 2.0  # seconds that a process with a fault waits for process 0 to say the same
-_GOODBYE = (
-    5.0  # seconds; longer than the grace: the others are aborted if process 0 ends before them
-)
+# Seconds; longer than the grace: the others are aborted if process 0 ends before them.
+_GOODBYE = 5.0
 _MOST = 4000  # characters of a message
 
 
@@ -59,9 +58,8 @@ class Peer:
         return f"process {self.process_id} on {self.host}"
 
     def tell(self, message: str) -> None:
-        with contextlib.suppress(
-            OSError
-        ):  # it is gone, or has hung for so long that its line is full
+        # It may be gone, or have hung for so long that its line is full.
+        with contextlib.suppress(OSError):
             self.line.send(f"{message[:_MOST]}\n".encode())
 
 
