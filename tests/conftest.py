@@ -59,6 +59,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(SLOWEST)))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure as soon as it happens: a run that is stopped before its end prints no summary."""
+    # The workers of pytest-xdist report to the process that prints.
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed in {report.when}:\n{report.longreprtext}", flush=True)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_compiled_programs():
     """A process has room for so many memory maps, and every compiled program takes some."""
