@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import config_reference
 
 REPO = Path(__file__).resolve().parents[2]
+REFERENCE = "reference/config.md"
 # Pages of the root by the name that they have in the site. README is the home page.
 ROOT = {
     "README.md": "index.md",
@@ -27,6 +28,7 @@ ROOT = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
 }
+PAGES = ROOT | {"configs/common.py": REFERENCE}
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")  # of Markdown, to a file
 
 
@@ -43,10 +45,11 @@ def _pages() -> Iterator[tuple[str, str]]:
     for name, page in ROOT.items():
         text = (REPO / name).read_text(encoding="utf-8")
         yield page, relink(text, "", page)
-    yield "reference/config.md", config_reference.page()
+    yield REFERENCE, config_reference.page()
     for path in sorted((REPO / "configs").rglob("*.py")):
-        if path.name != "__init__.py":
-            yield site_page(path.relative_to(REPO).as_posix()) or "", _source_page(path)
+        name = path.relative_to(REPO).as_posix()
+        if path.name != "__init__.py" and name not in PAGES:
+            yield site_page(name) or "", _source_page(path)
     for wing in wings():
         yield f"reference/api/{wing}.md", api_page(wing)
 
@@ -81,8 +84,8 @@ def relink(markdown: str, folder: str, page: str) -> str:
 
 def site_page(path: str) -> str | None:
     """The page of the site for a file of the repository; None if it has none."""
-    if path in ROOT:
-        return ROOT[path]
+    if path in PAGES:
+        return PAGES[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("configs/") and path.endswith(".py"):
