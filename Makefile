@@ -44,7 +44,7 @@ lint: $(INSTALLED_EXTRAS) ## style and types only
 	$(VENV)/bin/python -m mypy
 
 docs: $(INSTALLED_DOCS) ## build the documentation site in the folder site; a broken link is an error
-	$(VENV)/bin/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
 clean: ## remove caches and build outputs (working directories stay)
 	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info

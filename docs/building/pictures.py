@@ -53,7 +53,7 @@ def box(x: float, y: float, width: float, text: str, colour: str, height: float 
     rect = (
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="5" fill="{colour}"/>'
     )
-    return rect + middle(x + width / 2, y + height / 2 + 5, text, 14, PAPER)
+    return rect + middle(x + width / 2, y + height / 2 + 5.5, text, 16, PAPER)
 
 
 def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
@@ -67,75 +67,59 @@ def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
 # The two phases --------------------
 
 
+SAMPLING = (
+    (TEXT, "the text, once:"),
+    (TEXT, "all thoughts read it"),
+    (MARK, "‹ ›  learned marks"),
+    (THOUGHT, "t1 t2  sampled tokens"),
+)
+SCORING = (
+    (INK, "two predictions of the"),
+    (INK, "next words: without"),
+    (INK, "and with the thought,"),
+    (INK, "mixed with weight w"),
+    (INK, "reward: how much likelier"),
+    (INK, "the next words became"),
+    (FORCED, "next words, given"),
+)
+
+
 def two_phases() -> str:
     """A step of training: thoughts are sampled after the text pass, then scored together with it."""
-    left, wide, column = 190, 70, 84
-    slots = ["start", *(f"t{k + 1}" for k in range(NUM_SAMPLED)), "end"]
-    parts = []
-    for top, name, note in (
-        (
-            20,
-            "Phase 1: sample",
-            ("no gradient", "one slot after another,", "all positions at once"),
-        ),
-        (330, "Phase 2: score", ("one differentiable pass", "all slots at once", "")),
-    ):
-        second = top > 20
-        parts.append(words(24, top + 40, name, 19, INK, ' font-weight="bold"'))
-        parts += [words(24, top + 64 + 19 * i, line, 13, FORCED) for i, line in enumerate(note)]
-        parts.append(words(24, top + 150, "text pass, shared", 13, TEXT))
-        shown = [*slots, *["forced"] * (NUM_FORCED * second)]
-        for i, word in enumerate(WORDS):
-            x = left + i * column
-            parts.append(box(x, top + 130, wide, word, TEXT))
-            parts += _column(x, wide, top, shown, i, second)
-        right = left + len(WORDS) * column + 16
-        parts += _reading(right, top) if second else _drawing_note(right, top)
-    return drawing(900, 660, "The two phases of a training step", parts)
+    sampled = ["‹", *(f"t{k + 1}" for k in range(NUM_SAMPLED))]
+    scored = [*sampled, "›", *["next"] * NUM_FORCED]
+    parts = _phase(
+        20, "1: sample", "no gradient; draw by draw, at all positions", sampled, SAMPLING
+    )
+    parts += _phase(216, "2: score", "one differentiable pass, all slots at once", scored, SCORING)
+    return drawing(660, 470, "The two phases of a training step", parts)
 
 
-def _column(
-    x: float, wide: float, top: float, shown: list[str], position: int, scored: bool
+def _phase(
+    top: float, name: str, note: str, slots: list[str], legend: tuple[tuple[str, str], ...]
 ) -> list[str]:
-    """The slots of the thought after one word, below it; in phase 1 an arrow for each draw."""
-    parts = []
-    for m, name in enumerate(shown):
-        y = top + 172 + 30 * m
-        known = position + 1 < len(WORDS)
-        label = {"start": "‹", "end": "›", "forced": WORDS[position + 1] if known else "–"}.get(
-            name, name
-        )
-        colour = {"start": MARK, "end": MARK, "forced": FORCED}.get(name, THOUGHT)
-        parts.append(box(x + 6, y, wide - 12, label, colour, 24))
-        if not scored and m < NUM_SAMPLED:
-            parts.append(arrow(x + wide - 4, y + 12, x + wide - 4, y + 40))
+    """A title, the text as a row of boxes, below each word its thought, and a legend on the right."""
+    left, wide, column = 20, 70, 84
+    parts = [
+        words(left, top + 20, name, 20, INK, ' font-weight="bold"'),
+        words(left + 112, top + 20, note, 16, FORCED),
+    ]
+    for i, word in enumerate(WORDS):
+        x = left + i * column
+        parts.append(box(x, top + 40, wide, word, TEXT))
+        following = WORDS[i + 1] if i + 1 < len(WORDS) else "\N{EN DASH}"
+        for m, slot in enumerate(slots):
+            y = top + 80 + 30 * m
+            label = following if slot == "next" else slot
+            colour = {"‹": MARK, "›": MARK, "next": FORCED}.get(slot, THOUGHT)
+            parts.append(box(x + 6, y, wide - 12, label, colour, 24))
+            if "next" not in slots and m + 1 < len(slots):  # one draw after another
+                parts.append(arrow(x + wide + 1, y + 12, x + wide + 1, y + 40))
+    parts += [
+        words(left + len(WORDS) * column + 14, top + 60 + 27 * i, text, 16, colour)
+        for i, (colour, text) in enumerate(legend)
+    ]
     return parts
-
-
-def _drawing_note(x: float, top: float) -> list[str]:
-    lines = (
-        (MARK, "‹ ›  learned marks"),
-        (THOUGHT, "t1 t2  sampled tokens, K of them"),
-        (INK, "Each thought sees the text up to"),
-        (INK, "its word, and itself."),
-    )
-    return [
-        words(x, top + 188 + 26 * i, text, 14, colour) for i, (colour, text) in enumerate(lines)
-    ]
-
-
-def _reading(x: float, top: float) -> list[str]:
-    lines = (
-        (FORCED, "next words, given: A - 1 of them"),
-        (INK, "mixed = (1 - w) plain + w thought"),
-        (INK, "w from the talk head, for each"),
-        (INK, "thought and each next word"),
-        (INK, "reward: how much likelier the"),
-        (INK, "next words became"),
-    )
-    return [
-        words(x, top + 162 + 26 * i, text, 14, colour) for i, (colour, text) in enumerate(lines)
-    ]
 
 
 # What a query sees --------------------
@@ -177,14 +161,14 @@ def visibility() -> str:
     slots, cell, left, top = all_slots(), 28, 250, 96
     size = cell * len(slots)
     parts = [
-        middle(left + size / 2, 28, "keys: what is seen", 16),
-        words(24, 28, "queries: what sees", 16),
+        middle(left + size / 2, 28, "keys: what is seen", 18),
+        words(24, 28, "queries: what sees", 18),
     ]
     for n, slot in enumerate(slots):
         place = n * cell
-        parts.append(middle(left + place + cell / 2, top - 10, slot.name, 14, slot.colour))
+        parts.append(middle(left + place + cell / 2, top - 10, slot.name, 16, slot.colour))
         parts.append(
-            words(left - 12, top + place + 19, slot.name, 14, slot.colour, ' text-anchor="end"')
+            words(left - 12, top + place + 19, slot.name, 16, slot.colour, ' text-anchor="end"')
         )
         for k, key in enumerate(slots):
             colour = key.colour if sees(slot, key) else "#eef1f4"
@@ -194,8 +178,8 @@ def visibility() -> str:
             )
     for first, label in ((0, "the text"), (5, "thought after +1"), (10, "thought after =")):
         count = 5 * cell
-        parts.append(words(24, top + first * cell + count / 2 + 5, label, 15))
-        parts.append(middle(left + first * cell + count / 2, top - 36, label, 13, FORCED))
+        parts.append(words(24, top + first * cell + count / 2 + 5, label, 16))
+        parts.append(middle(left + first * cell + count / 2, top - 36, label, 15, FORCED))
         if first:
             across, down = left + first * cell, top + first * cell
             parts.append(
