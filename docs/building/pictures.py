@@ -92,7 +92,7 @@ def two_phases() -> str:
         20, "1: sample", "no gradient; draw by draw, at all positions", sampled, SAMPLING
     )
     parts += _phase(216, "2: score", "one differentiable pass, all slots at once", scored, SCORING)
-    return drawing(660, 470, "The two phases of a training step", parts)
+    return drawing(690, 466, "The two phases of a training step", parts)
 
 
 def _phase(
@@ -102,7 +102,7 @@ def _phase(
     left, wide, column = 20, 70, 84
     parts = [
         words(left, top + 20, name, 20, INK, ' font-weight="bold"'),
-        words(left + 112, top + 20, note, 16, FORCED),
+        words(left + 124, top + 20, note, 16, FORCED),
     ]
     for i, word in enumerate(WORDS):
         x = left + i * column
