@@ -31,6 +31,7 @@ def described_arrays(step: Path) -> dict[str, Description]:
       Damaged: they cannot be read, or differ from the saved ones.
       UserError: they may not be read.
     """
+    step = step.absolute()  # as Orbax needs it
     with damage.reading(step), orbax_setup.reader() as reader:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         record = reader.restore(step, args=args)["progress"]
@@ -57,7 +58,7 @@ def check_arrays(
       UserError: it may not be read.
     """
     for item, leaves in described.items():
-        folder = step / item
+        folder = step.absolute() / item
         with damage.reading(step):
             tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         found = damage.by_path(tree)

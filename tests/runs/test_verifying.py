@@ -3,6 +3,8 @@
 Damaged ones are in tests/runs/test_checkpoints_damage.py.
 """
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -21,8 +23,10 @@ def verify(step):
     return sizes, verifying.count_bytes(described)
 
 
-def test_every_array_of_a_whole_checkpoint_is_read(tmp_path):
-    sizes, announced = verify(save_steps(tmp_path / "c", 3) / "3")
+def test_every_array_of_a_whole_checkpoint_is_read(tmp_path, monkeypatch):
+    save_steps(tmp_path / "c", 3)
+    monkeypatch.chdir(tmp_path)
+    sizes, announced = verify(Path("c/3"))
     expected = [leaf.nbytes for leaf in jax.tree.leaves(state_at(3))]
     assert sorted(sizes) == sorted(expected) and announced == sum(expected)
 
