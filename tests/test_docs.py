@@ -80,9 +80,24 @@ def pages_of(nav: list[dict[str, object]]) -> list[str]:
 def test_every_page_is_in_the_site():
     listed = pages_of(yaml.safe_load((REPO / "mkdocs.yml").read_text())["nav"])
     assert len(listed) == len(set(listed))
+    made = dict(building("hooks").made_pages())
     assert {page.name for page in DOCS.glob("*.md")} <= set(listed)
+    assert {page for page in made if not page.startswith("configs/")} <= set(listed)
+    assert all((DOCS / page).exists() or page in made for page in listed)
     wings = {path.parent.name for path in (REPO / "fqs_jax").glob("*/__init__.py")} - {"configs"}
     assert {f"reference/api/{wing}.md" for wing in wings} <= set(listed)
+
+
+def test_links_of_made_pages_stay_in_the_site():
+    text = "[a](docs/scale.md#plan) ![b](docs/p/c.svg) [d](configs/tiny.py) [e](https://x.y) [f](LICENSE)"
+    expected = "[a](scale.md#plan) ![b](p/c.svg) [d](configs/tiny.md) [e](https://x.y) [f](LICENSE)"
+    hooks = building("hooks")
+    assert hooks.relink(text, "", "index.md") == expected
+    up = "[a](../README.md) [b](../configs/common.py#x) [c](scale.md)"
+    assert (
+        hooks.relink(up, "docs", "data.md")
+        == "[a](index.md) [b](reference/config.md#x) [c](scale.md)"
+    )
 
 
 def test_pictures_are_those_that_the_program_draws():

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import config_reference
 
@@ -32,15 +30,16 @@ PAGES = ROOT | {"configs/common.py": REFERENCE}
 _LINK = re.compile(r"(\]\()([^)#\s:]+)((?:#[^)\s]*)?\))")  # of Markdown, to a file
 
 
-def on_files(files: Files, config: Any) -> Files:
+def on_files(files: Any, config: Any) -> Any:
     """Add the pages that are made."""
-    pages = dict(_pages())
-    for name, text in pages.items():
+    from mkdocs.structure.files import File  # the tests import this file without mkdocs
+
+    for name, text in made_pages():
         files.append(File.generated(config, name, content=text))
     return files
 
 
-def _pages() -> Iterator[tuple[str, str]]:
+def made_pages() -> Iterator[tuple[str, str]]:
     """Name in the site and Markdown of every page that is made."""
     for name, page in ROOT.items():
         text = (REPO / name).read_text(encoding="utf-8")
