@@ -19,10 +19,11 @@ endif
 comma            := ,
 INSTALLED        := $(VENV)/.installed
 INSTALLED_EXTRAS := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+INSTALLED_DOCS   := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint clean distclean
+.PHONY: help demo test lint docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,8 +43,11 @@ lint: $(INSTALLED_EXTRAS) ## style and types only
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 
+docs: $(INSTALLED_DOCS) ## build the documentation site in the folder site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
+
 clean: ## remove caches and build outputs (working directories stay)
-	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment
@@ -58,6 +62,11 @@ $(INSTALLED_EXTRAS): setup.cfg
 	@$(make_venv)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@touch $(INSTALLED) $@
+
+$(INSTALLED_DOCS): setup.cfg
+	@$(make_venv)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[docs]'
+	@touch $@
 
 define make_venv
 if $(VENV)/bin/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \

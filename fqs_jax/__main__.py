@@ -20,6 +20,7 @@ GROUPS = {
     "Look": {
         "evaluate": "score text, benchmarks or all stages, or watch a student",
         "report": "one page with the curves, and the thoughts before every token",
+        "inspect": "what is in a working directory, and whether it is whole",
         "lm_eval_adapter": "the lm-evaluation-harness with thinking models",
     },
     "Use": {

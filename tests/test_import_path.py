@@ -14,6 +14,7 @@ PROGRAMS = (
     "convert",
     "evaluate",
     "generate",
+    "inspect",
     "launch",
     "plan",
     "prepare",

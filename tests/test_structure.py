@@ -149,7 +149,7 @@ def find_unknown_paths(repository: Path, texts: Iterable[Path]) -> list[str]:
     A name may be the end of a path, such as `thinking/flops.py`. Placeholders in capitals, and files that a
     guide calls a "new file", are left out.
     """
-    folders = ("benchmarks", "configs", "fqs_jax", "launch", "tests")
+    folders = ("benchmarks", "configs", "docs", "fqs_jax", "launch", "tests")
     known = [f"/{path}" for folder in folders for path in (repository / folder).rglob("*.py")]
     named = {
         f"{path}: {name}"

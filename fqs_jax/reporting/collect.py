@@ -152,6 +152,25 @@ def collect(
     )
 
 
+def read_thoughts(
+    root: Path,
+    settings: Settings,
+    note: Callable[[str], None] = lambda _: None,
+    mesh: Mesh | None = None,
+) -> Reading:
+    """Text with the thoughts before each token, and nothing else of a report; see `collect`.
+
+    Raises:
+      UserError: the folder has no finished stage, or none that thinks.
+    """
+    training = read_training(root)
+    _, config = folders.read_run(root, training[-1].stage.number)
+    found = _reading(root, training, settings, _documents(root, config, settings), note, mesh)
+    if found is None:
+        raise UserError(f"no stage of {root} thinks; train one with the objective quiet_star")
+    return found
+
+
 def read_training(root: Path) -> list[Training]:
     """The stages of a working directory that have a checkpoint.
 

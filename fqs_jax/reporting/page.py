@@ -12,7 +12,7 @@ from typing import Any
 from fqs_jax.curriculum import objective
 from fqs_jax.evaluation.comparison import TEST
 from fqs_jax.reporting import charts, sections
-from fqs_jax.reporting.collect import Report, Training, is_number
+from fqs_jax.reporting.collect import Reading, Report, Training, is_number
 from fqs_jax.reporting.markup import escape as _e
 from fqs_jax.reporting.sections import facts, figure, signed, table
 
@@ -65,10 +65,6 @@ def is_page(start: bytes, end: bytes) -> bool:
 
 def page(report: Report) -> str:
     """The HTML of the page."""
-    style, script = _asset("report.css"), _asset("report.js")
-    # The policy makes the browser load nothing and run only this script.
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    title = f"{report.name}: what it thinks"
     reading = "" if report.reading is None else sections.section(report.reading)
     metric = _metric(report.models.rows)[1].capitalize()
     links = "".join(
@@ -76,6 +72,38 @@ def page(report: Report) -> str:
         for anchor, name in LINKS
         if reading or anchor not in ("text", "diagnostics")
     )
+    title = f"{report.name}: what it thinks"
+    body = f"""<a class="skip" href="#main">Skip to the content</a>
+<header>
+<h1>{_e(title)}</h1>
+<p class="soft">{len(report.training)} stages; initial model: {_e(report.origin)}.</p>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main id="main">
+{_summary(report)}
+{_models(report)}
+{reading}
+{_training(report.training)}
+{_reproduce(report)}
+</main>"""
+    return _document(title, body, report.versions["fqs_jax"])
+
+
+def viewer(reading: Reading, version: str) -> str:
+    """The HTML of a page with nothing but text and the thoughts before its tokens.
+
+    Args:
+      version: of this program.
+    """
+    body = f'<main id="main">\n{sections.section(reading)}\n</main>'
+    return _document(f"{reading.stage}: what it thinks", body, version)
+
+
+def _document(title: str, body: str, version: str) -> str:
+    """A whole HTML document around a body, with the style and the script of the report."""
+    style, script = _asset("report.css"), _asset("report.js")
+    # The policy makes the browser load nothing and run only this script.
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
     return f"""{_START}
 <html lang="en">
 <head>
@@ -88,20 +116,8 @@ def page(report: Report) -> str:
 <style>{style}</style>
 </head>
 <body>
-<a class="skip" href="#main">Skip to the content</a>
-<header>
-<h1>{_e(title)}</h1>
-<p class="soft">{len(report.training)} stages; initial model: {_e(report.origin)}.</p>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-</header>
-<main id="main">
-{_summary(report)}
-{_models(report)}
-{reading}
-{_training(report.training)}
-{_reproduce(report)}
-</main>
-{_END}{_e(report.versions["fqs_jax"])}.</p></footer>
+{body}
+{_END}{_e(version)}.</p></footer>
 <script>{script}</script>
 </body>
 </html>

@@ -304,16 +304,9 @@ class Checkpoints:
         return {item: restored[item] for item in trees}
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
-        try:
-            return self._reader.restore(self._folder / str(step), args=args)
-        except (MemoryError, jax.errors.JaxRuntimeError):
-            raise  # not the checkpoint's fault
-        except Exception as error:  # damaged files make Orbax raise almost any exception
-            if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
-                raise UserError(
-                    f"cannot read step {step} of {self._folder}: {reason(error)}"
-                ) from None
-            raise Damaged(f"it cannot be read ({reason(error)})") from error
+        path = self._folder / str(step)
+        with damage.reading(path):
+            return self._reader.restore(path, args=args)
 
     def _steps(self) -> list[int]:
         """All whole steps that process 0 sees, newest first."""

@@ -8,9 +8,11 @@ with probability 2**-32 per leaf.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import jax
@@ -20,6 +22,7 @@ from jax import lax
 from jax.experimental import multihost_utils
 
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.orbax_errors import reason
 from fqs_jax.runtime.processes import settled
 
 T = TypeVar("T")
@@ -192,6 +195,29 @@ def _mix(words: jax.Array) -> jax.Array:
 
 def _uint32(value: int) -> np.uint32:
     return np.uint32(value % 2**32)
+
+
+@contextlib.contextmanager
+def reading(step: Path) -> Iterator[None]:
+    """Let whatever Orbax raises about damaged files, which is almost anything, be `Damaged`.
+
+    Args:
+      step: the folder of the checkpoint that is read.
+
+    Raises:
+      Damaged: the step cannot be read.
+      UserError: it may not be read.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # not the checkpoint's fault
+    except Exception as error:
+        if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+            raise UserError(
+                f"cannot read step {step.name} of {step.parent}: {reason(error)}"
+            ) from None
+        raise Damaged(f"it cannot be read ({reason(error)})") from error
 
 
 def together(read: Callable[[], T]) -> T:

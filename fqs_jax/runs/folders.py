@@ -94,13 +94,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def existing_stages(root: Path) -> list[Stage]:
     """The stages of a working directory that have a checkpoint, by number."""
-    found = sorted(
-        int(name[1])
-        for path in root.glob("stage_*")
-        if (name := _STAGE.fullmatch(path.name)) and (path / "run.json").exists()
-    )
+    found = [n for n in stage_numbers(root) if (stage_folder(root, n) / "run.json").exists()]
     saved = [n for n in found if latest_step(checkpoint_folder(root, n)) is not None]
     return [read_run(root, n)[0] for n in saved]
+
+
+def stage_numbers(root: Path) -> list[int]:
+    """The numbers of all stages that have a folder in a working directory, whatever is in it."""
+    names = (_STAGE.fullmatch(path.name) for path in root.glob("stage_*") if path.is_dir())
+    return sorted(int(name[1]) for name in names if name)
 
 
 def saved_step(root: Path, number: int) -> int | None:

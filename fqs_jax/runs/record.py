@@ -19,7 +19,9 @@ from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs.folders import (
     REPAIR,
+    checkpoint_folder,
     existing_stages,
+    latest_step,
     read_record,
     saved_step,
     stage_folder,
@@ -146,9 +148,19 @@ def origin_of(root: Path, number: int) -> dict[str, Any]:
 
     All processes must call this.
     """
+    return {"step": saved_step(root, number), "lineage": _lineage(root, number)}
+
+
+def is_current(root: Path, number: int, origin: dict[str, Any]) -> bool:
+    """True if a stage is still as an entry of `made_from` in another record has it."""
+    step = latest_step(checkpoint_folder(root, number))
+    return origin == {"step": step, "lineage": _lineage(root, number)}
+
+
+def _lineage(root: Path, number: int) -> str | None:
+    """The hash of a stage's record; None without one."""
     folder = stage_folder(root, number)
-    lineage = digest(_read(folder)) if (folder / "run.json").exists() else None
-    return {"step": saved_step(root, number), "lineage": lineage}
+    return digest(_read(folder)) if (folder / "run.json").exists() else None
 
 
 def _relevant(config: ml_collections.ConfigDict, stage: Stage, adapted: bool) -> dict[str, Any]:

@@ -18,6 +18,11 @@ def print_json(value: Any) -> None:
     print(files.json_text(value), flush=True)
 
 
+def print_line(text: str) -> None:
+    """Print a line of text, with control characters escaped."""
+    print(printable(text), flush=True)
+
+
 def show(table: Table, width: int | None = None) -> None:
     """Print a table to standard output. Nothing is cut off, however narrow the terminal is.
 

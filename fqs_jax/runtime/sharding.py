@@ -6,7 +6,8 @@
 
 The compiler derives all other placements from those of the parameters and the batch, and from
 `constrain` at a few activations; nothing else in the project mentions devices. (`pjit` is now `jax.jit`
-with shardings.) The letters are those of array names: see `model/placement.py` and the README.
+with shardings.) The letters are those of array names: see `model/placement.py` and
+docs/architecture.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from fqs_jax.runs import verifying
 from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runs.damage import Damaged
 from fqs_jax.runs.folders import latest_step
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
@@ -98,6 +100,21 @@ def test_the_one_before_is_used(folder, harm, capfd):
     assert sorted(p.name for p in folder.iterdir()) == ["6", "damaged_9"]
     assert_newest(folder, 6)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_verifying_finds_it_and_changes_nothing(folder, harm):
+    harm(folder / "9")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(Damaged) as found:
+        verify(folder / "9")
+    assert "\n" not in str(found.value)
+    verify(folder / "6")
+    assert sorted(folder.rglob("*")) == before
+
+
+def verify(step):
+    verifying.check_arrays(step, verifying.described_arrays(step), lambda count: None)
 
 
 def test_training_goes_on_after_the_fall_back(folder):

@@ -104,7 +104,7 @@ from pathlib import Path
 from fqs_jax.runtime import cli
 cli.keep_programs()
 import jax
-jax.jit(lambda x: sum(jax.lax.sort(x * i).cumsum() for i in range(12)))(jax.numpy.ones(8))
+jax.jit(lambda x: sum(jax.lax.sort(x * i).cumsum() for i in range(24)))(jax.numpy.ones(8))
 print(jax.config.jax_persistent_cache_min_compile_time_secs)
 """
 

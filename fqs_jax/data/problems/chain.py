@@ -48,7 +48,7 @@ class Chain(Task):
 
     @property
     def tables(self) -> tuple[tuple[int, ...], ...]:
-        """The value of each function for each symbol: tables[function][symbol]."""
+        """The value of each function for each symbol: `tables[function][symbol]`."""
         return _tables(self.seed, self.size, self.functions, self.permutations)
 
     @property

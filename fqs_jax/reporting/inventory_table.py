@@ -1,0 +1,106 @@
+"""The contents of a working directory as a table and lines, and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from fqs_jax.reporting.inventory import Checkpoint, Contents, StageContents
+
+_SHOWN = ("nll_base", "nll_mixed")  # losses of a row of metrics that can be compared
+_COLUMNS = (
+    "stage",
+    "name",
+    "objective",
+    "steps",
+    "made from",
+    "checkpoints",
+    "size",
+    "last metrics",
+)
+
+
+def table(contents: Contents) -> Table:
+    """A row for each stage."""
+    found = Table()
+    for column in _COLUMNS:
+        found.add_column(column, justify="right" if column in ("stage", "size") else "left")
+    for stage in contents.stages:
+        found.add_row(
+            str(stage.number),
+            stage.name or "?",
+            stage.objective or "?",
+            f"{stage.step:,} of {stage.steps:,}" if stage.name else f"{stage.step:,}",
+            "\n".join(stage.made_from),
+            ", ".join(map(_saved, stage.checkpoints)) or "none",
+            size(stage.bytes),
+            _metrics(stage),
+        )
+    return found
+
+
+def title(contents: Contents) -> str:
+    """The line above the table: the size of everything, and the initial model."""
+    count = len(contents.stages)
+    stages = f"{count} stage{'s' * (count != 1)}"
+    parameters = [stage.parameters for stage in contents.stages if stage.parameters]
+    model = f", {max(parameters):,} parameters" if parameters else ""
+    whole = f"{contents.root}: {stages}, {size(contents.bytes)}{model}"
+    return f"{whole}; initial model: {contents.initial_model}"
+
+
+def lines(contents: Contents) -> Iterator[str]:
+    """The lines below the table: exports, checkpoints that were set aside, and all damage."""
+    if contents.exports:
+        yield f"exported folders in it: {', '.join(contents.exports)}"
+    for stage in contents.stages:
+        if stage.set_aside:
+            yield (
+                f"stage {stage.number} has set aside {', '.join(stage.set_aside)}: found damaged earlier, "
+                "and safe to remove"
+            )
+    yield from contents.damages()
+
+
+def as_json(contents: Contents) -> dict[str, Any]:
+    """The contents as a JSON object; the fields are those of `Contents` and its parts."""
+    stages = [
+        dataclasses.asdict(stage) | {"checkpoints": [one._asdict() for one in stage.checkpoints]}
+        for stage in contents.stages
+    ]
+    return {
+        "workdir": str(contents.root),
+        "initial_model": contents.initial_model,
+        "bytes": contents.bytes,
+        "stages": stages,
+        "exports": list(contents.exports),
+        "damage": list(contents.damages()),
+    }
+
+
+def size(count: float) -> str:
+    """A number of bytes in decimal units, such as 12.3 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _saved(checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.step:,}{' (damaged)' * bool(checkpoint.damage)}"
+
+
+def _metrics(stage: StageContents) -> str:
+    """The step of the last row of metrics, and its losses."""
+    if not stage.metrics:
+        return "none"
+    losses = [
+        f"{name} {stage.metrics[name]:.3f}"
+        for name in _SHOWN
+        if isinstance(stage.metrics.get(name), int | float)
+    ]
+    return f"step {stage.metrics['step']:,}: " + (", ".join(losses) or "no finite loss")
