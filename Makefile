@@ -23,10 +23,10 @@ INSTALLED_DOCS   := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint docs clean distclean
+.PHONY: help demo test test-all lint docs clean distclean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "settings: PYTHON=$(PYTHON) VENV=$(VENV) WORKDIR=$(WORKDIR) EXTRAS=$(EXTRAS) PYTEST_ARGS='$(PYTEST_ARGS)'"
 
 demo: $(INSTALLED) ## train the tiny model through every stage, print tables, make the report (WORKDIR=...)
@@ -36,8 +36,11 @@ demo: $(INSTALLED) ## train the tiny model through every stage, print tables, ma
 	@grep '^|' docs/science/default.md | cut -d '|' -f 3-7
 	$(VENV)/bin/python -m fqs_jax.report --workdir=$(WORKDIR)
 
-test: lint ## lint, then all tests (PYTEST_ARGS="-n 2 -m 'not slow'")
+test: lint ## lint, then the tests (PYTEST_ARGS="-n 2 -m 'not slow'")
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-all: ## the same with the tests that are marked exhaustive
+	$(MAKE) test PYTEST_ARGS="$(PYTEST_ARGS) -m ''"
 
 lint: $(INSTALLED_EXTRAS) ## style and types only
 	$(VENV)/bin/python -m ruff check .

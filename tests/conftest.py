@@ -4,6 +4,7 @@ The settings go through the environment, before anything imports JAX, so that pr
 tests start run under them too.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -18,13 +19,13 @@ ENVIRONMENT = {
     "JAX_NUM_CPU_DEVICES": "8",
     # Devices that wait for one another hold their threads (fqs_jax/runtime/virtual_devices.py).
     "PJRT_NPROC": "64",
-    # Programs run once or a few times: compiling them well is not worth the time. The second flag below
-    # compiles each fused operation the older way, which takes half as long on CPUs.
+    # Programs run once or a few times: compiling them well is not worth the time.
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # The threads of virtual devices wait for one another; after 40 s XLA would end the process, which
-    # on a loaded machine only means that it is loaded.
+    # on a loaded machine only means that it is loaded. The other flags halve the time of compiling: each
+    # fused operation is compiled the older way, and a program is not cut in pieces for threads.
     "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=1200 "
-    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
     # Parity to 1e-4 and better needs true float32 products on every platform.
     "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     # Most of the suite's time is compilation: keep every compiled program between runs.
@@ -39,6 +40,9 @@ ENVIRONMENT = {
 }
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+
+# Tracing makes many small objects that live long: looking for dead ones so often takes a tenth of its time.
+gc.set_threshold(100_000, 50, 50)
 
 # Programs that tests start have one device, and XLA's own number of threads.
 ONE_DEVICE = {"JAX_NUM_CPU_DEVICES": "1", "PJRT_NPROC": ""}

@@ -1,7 +1,5 @@
 """`make demo` in small: every row of configs/tiny.py, a few steps each, the table, and the report's path."""
 
-import json
-
 import pytest
 
 from configs import tiny
@@ -31,7 +29,10 @@ def test_demo(tmp_path):
         assert rows[-1]["skipped_steps"] == 0
 
     options = (f"--workdir={root}", "--all_stages", "--thought_seeds=2")
-    table = [json.loads(line) for line in run("evaluate", *options, "--json").stdout.splitlines()]
+    printed = run("evaluate", *options).stdout
+    # The numbers that were just printed; the report does not make them again.
+    saved = comparison_file.read(root)
+    table = saved.rows
     names = [row["name"].split(" at ")[0] for row in table]
     assert names == ["base", *(stage.name for stage in stages)]  # the second one is scaled
     assert "temperature" in table[1]["name"]
@@ -39,14 +40,11 @@ def test_demo(tmp_path):
         # Answers are one of seven, all about as likely before any training to speak of.
         assert 0 <= row["accuracy"] <= 0.5 and 1.5 < row["nll"] < 3 and row["ms_per_token"] > 0
 
-    printed = run("evaluate", *options).stdout
     assert all(f"│ {name}" in printed for name in names) and "accuracy" in printed
 
     assert run("report", f"--workdir={root}").stdout == f"{root / 'report.html'}\n"
     page = (root / "report.html").read_text()
     assert f"--config=configs/tiny.py --workdir={root} --max_steps={STEPS}" in page
-    # Numbers are those that were just printed: the comparison was not made again.
-    saved = comparison_file.read(root)
     assert all(f"{row['nll']:.3f}" in page for row in saved.rows)
     assert all(f"<h3>{stage}</h3>" in page for stage in stages)
 

@@ -188,7 +188,7 @@ def our_logits(loaded, tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("qwen2", marks=pytest.mark.exhaustive)])
 def test_exported_folders_are_stock(place, trained, family):
     root, stage = trained, 4
     if family != "llama":

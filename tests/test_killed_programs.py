@@ -34,6 +34,7 @@ def whole(tmp_path_factory):
     return place
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
 def test_a_killed_program_leaves_what_was_there_and_runs_again(program, whole, tmp_path):
     place = tmp_path / "place"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.data.sources.documents import read_documents
 from fqs_jax.evaluation.tasks.answers import final_number
 from fqs_jax.inference.generation import generate
 from fqs_jax.runs import loading
@@ -127,16 +128,16 @@ def test_09_numbers_of_worked_answers(case):
 def test_10_columns_of_strings(case):
     files = sorted([*case.glob("*.parquet"), *case.glob("*.jsonl")])
     assert len(files) == 7
-    assert len({loss(case / "model", file) for file in files}) == 1
+    documents = {tuple(read_documents(str(file))) for file in files}
+    assert len(documents) == 1
 
 
 def test_11_harness_options(case):
     pytest.importorskip("lm_eval")
     options = ("run", "--model", "fqs_jax", "--tasks", "one", "--include_path", str(case))
-    for given, named in ((f"pretrained={case}", "pretrained"), (",dtype=float32", "dtype")):
-        arguments = f"checkpoint={case / 'model'}{given}" if given[0] == "," else given
-        line = last_line("lm_eval_adapter", *options, "--model_args", arguments)
-        assert named in line and "checkpoint" in line
+    given = f"checkpoint={case / 'model'},dtype=float32"
+    line = last_line("lm_eval_adapter", *options, "--model_args", given)
+    assert "dtype" in line and "checkpoint" in line
 
 
 def test_12_overrides(case, tmp_path):

@@ -94,6 +94,7 @@ def test_answers_do_not_depend_on_batches(thinking, monkeypatch):
     )
 
 
+@pytest.mark.exhaustive
 def test_texts_that_continue_one_another_share_a_row(thinking, monkeypatch):
     rows = []
     read = readings.read

@@ -114,7 +114,7 @@ def test_splash_over_blocks(window: int | None, kind: str, dtype: str) -> None:
     check(both(run, arrays, weight, "splash"), both(run, arrays, weight, "xla"), weight, dtype)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_the_thinking_loss_is_the_same(packed: bool) -> None:
     """Text pass and blocks by the kernels: padding queries, which differ, are in no loss and no
     gradient."""

@@ -40,7 +40,9 @@ def test_a_sum_and_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("remat", ["none", "elementwise"])
+@pytest.mark.parametrize(
+    "remat", ["elementwise", pytest.param("none", marks=pytest.mark.exhaustive)]
+)
 def test_positions_in_chunks(remat: str, split: bool) -> None:
     """Chunks that do not divide the text, padding, and rationales that are rows or not."""
     thought = ThoughtConfig(n_ahead=5, n_ahead_talk=2)

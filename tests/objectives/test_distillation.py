@@ -307,6 +307,7 @@ def stage_config(**changes: Any) -> Any:
     return c
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("steps_made_once")
 def test_a_stage_goes_on_as_if_it_had_not_been_stopped(tmp_path, monkeypatch) -> None:
     """Stopped between pieces of the teacher's, and between steps; it starts from its teacher."""

@@ -336,6 +336,7 @@ def test_the_command_says_what_to_change() -> None:
     assert "program FLOPs" in done.stdout and done.stderr == ""
 
 
+@pytest.mark.exhaustive
 def test_the_sweep_names_the_fastest() -> None:
     done = run("plan", *COMMAND, "--stage=4", "--topology=cpu:1", "--sweep")
     last = done.stdout.splitlines()[-1]

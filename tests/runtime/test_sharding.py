@@ -186,6 +186,7 @@ def assert_placed_as_the_table_says(state: step.State, sizes: Sizes) -> None:
             assert tuple(np.array(leaf.shape) // shard) == expected, (name, shard)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "objective"),
@@ -203,7 +204,9 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(
 
 @pytest.mark.slow
 # 4 rows: rationales are rows of their own.
-@pytest.mark.parametrize(("batch_size", "fraction"), [(8, 1.0), (4, 0.5)])
+@pytest.mark.parametrize(
+    ("batch_size", "fraction"), [pytest.param(8, 1.0, marks=pytest.mark.exhaustive), (4, 0.5)]
+)
 def test_positions_in_chunks_on_a_mesh(batch_size: int, fraction: float) -> None:
     """Chunks of 5 of 12 or 6 positions; all at once on one device is what they must equal."""
     changes = {

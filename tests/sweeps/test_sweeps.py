@@ -306,6 +306,7 @@ def test_flags(given):
     assert not Path(given[1].split("=")[1]).exists()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_sweep_from_start_to_table(given):
     root = Path(given[1].split("=")[1])

@@ -63,6 +63,10 @@ MOMENTS = {
 # No process is asked to stop at these, only killed: it would do what it does at other moments.
 KILLED_ONLY = {
     "the step is compiled",
+    "a step is made, and has no row yet",
+    WRITTEN,
+    "a save has begun",
+    "inside a piece",
     "the metrics are trimmed",
     "a stage is over",
     "the next one is made ready",

@@ -127,6 +127,7 @@ def test_two_processes_stop_together_and_one_goes_on(place, alone):
     assert_same_rows(root, alone)
 
 
+@pytest.mark.exhaustive
 def test_one_process_stops_and_two_go_on(place, alone):
     """The second process comes to the record of the command only when the first has written it."""
 

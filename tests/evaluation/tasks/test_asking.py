@@ -111,6 +111,7 @@ def test_choices_of_text_after_thoughts(thinking):
         np.testing.assert_allclose(found - found[0], np.array(totals) - totals[0], atol=2e-4)
 
 
+@pytest.mark.exhaustive
 def test_another_choice_moves_no_other_score(thinking):
     """Longer or shorter than the others, so that it is read before or after them."""
     settings, few = Settings(thought_seeds=2, seed=4), TEXTS[1]

@@ -77,6 +77,7 @@ def test_of_options_that_are_alike_the_first_counts(plain):
     assert found[0] == found[2] != found[1]
 
 
+@pytest.mark.exhaustive
 def test_tasks_are_those_of_the_harness(folder, loaded, tmp_path):
     """Its own evaluator, model and definitions of tasks, on files in the original formats."""
     pytest.importorskip("lm_eval", reason="pip install 'fqs_jax[eval]'")

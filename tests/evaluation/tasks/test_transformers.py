@@ -190,6 +190,7 @@ def test_metrics_are_those_of_transformers(shared, family, name, count):
     check(shared, family, name, slice(count))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_all_over_the_files(shared, name):
