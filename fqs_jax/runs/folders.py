@@ -22,19 +22,11 @@ import ml_collections
 from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
+from fqs_jax.runs import older_records
 from fqs_jax.runtime import agreement, inputs
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
-# Fields of a config that only training reads, and that records of earlier versions may lack.
-LATER = (
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "max_bad_steps",
-    "log_every",
-    "checkpoint_every",
-    "quiet_star.mixed_scale",
-)
 REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"
 )
@@ -66,12 +58,12 @@ def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]
     """
     path = stage_folder(root, number) / "run.json"
     try:
-        run = read_record(path)
+        run = older_records.completed(read_record(path))
         stage = stage_lib.from_fields(run["stage"], "stage")
         if stage.number != number:
             raise UserError(f"stage.number is {stage.number}")
         config = ml_collections.ConfigDict(run["config"])
-        numbers.check_complete(config, "config.", but=LATER)
+        numbers.check_complete(config, "config.")
     except (UserError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no record of stage {number}: {printable(str(error), 300)}; {REPAIR}"
