@@ -206,7 +206,7 @@ def _documents(root: Path, config: Any, settings: Settings) -> Documents:
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, comparison_file.PROBLEMS, True)
     try:
-        source = corpus.sources(config.data, config.seed, folders.source_folder(root))[0][0]
+        source = corpus.sources(config.data, config.seed, folders.local_source(root))[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
     every = (source[i] for i in range(len(source)))

@@ -6,7 +6,7 @@ W/commands.txt       the commands that trained its stages, in order
 W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config that the stage was started with
 W/stage_N/checkpoints/STEP/
-W/stage_N/metrics.jsonl
+W/stage_N/metrics.jsonl; in a bucket metrics.jsonl/000000.jsonl and so on
 W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage
 """
 
@@ -23,10 +23,11 @@ from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import older_records
-from fqs_jax.runtime import agreement, inputs
+from fqs_jax.runtime import agreement, inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
+COMMITTED, DAMAGED = "commit_success.txt", "damaged.txt"  # in a bucket; the first is Orbax's
 REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"
 )
@@ -38,6 +39,11 @@ _STAGE = re.compile("stage_(0|[1-9][0-9]*)")
 def source_folder(root: Path) -> Path:
     """W/source of the working directory `root`."""
     return root / "source"
+
+
+def local_source(root: Path) -> Path:
+    """W/source for libraries that read files of this machine only: a copy of one in a bucket."""
+    return local_copies.of(source_folder(root))
 
 
 def stage_folder(root: Path, number: int) -> Path:
@@ -113,12 +119,23 @@ def saved_steps(folder: Path) -> list[int]:
     """
     if not folder.is_dir():
         return []
-    steps = (int(path.name) for path in folder.iterdir() if _is_step(path))
-    return sorted(steps, reverse=True)
+    numbered = (path for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
+    return sorted((int(path.name) for path in numbered if is_whole(path)), reverse=True)
 
 
-def _is_step(path: Path) -> bool:
-    return bool(_NUMBER.fullmatch(path.name)) and any((path / item).exists() for item in ITEMS)
+def is_whole(step: Path) -> bool:
+    """True if the folder of a checkpoint counts as one.
+
+    In a bucket, where a save does not end with a rename, it ends with the object COMMITTED; a checkpoint that
+    was found damaged has the object DAMAGED.
+    """
+    if not paths.is_bucket(step):
+        return any((step / item).exists() for item in ITEMS)
+    try:
+        names = {path.name for path in step.iterdir()}
+    except FileNotFoundError:
+        return False
+    return COMMITTED in names and DAMAGED not in names
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:

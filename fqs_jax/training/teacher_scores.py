@@ -21,7 +21,7 @@ from fqs_jax.data.rows.order import Dataset
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, record, source, stages
-from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
+from fqs_jax.runtime import agreement, files, inputs, local_copies, locks, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
@@ -172,7 +172,7 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
         recipe.model,
         run.tokenizer,
         thought,
-        folders.source_folder(run.root),
+        folders.local_source(run.root),
         str(row),
         run.mesh,
     )
@@ -193,7 +193,7 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
                     f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
                 )
 
-        folder = folders.stage_folder(run.root, stage.stream) / "teacher"
+        folder = local_copies.place_for(folders.stage_folder(run.root, stage.stream) / "teacher")
         with locks.FolderLock(folder):  # students of the same rows share it
             return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
 

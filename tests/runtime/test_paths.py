@@ -23,13 +23,41 @@ def test_the_home_folder(monkeypatch):
 
 @pytest.mark.parametrize(
     "address",
-    ["gs://bucket/run", "s3://bucket", "hf://org/name", "file:///etc", "GS://b", "https://a/b"],
+    ["s3://bucket/run", "s3://bucket", "hf://org/name", "file:///etc", "GS://b", "https://a/b"],
 )
 def test_addresses_are_refused(address):
     with pytest.raises(UserError, match="is an address"):
         paths.expand(address)
     with pytest.raises(UserError, match="is an address"):  # what pathlib makes of it
         paths.expand(Path(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gs://",
+        "gs://bucket",
+        "gs://bucket/",
+        "gs://Bucket/W",
+        "gs://b/a/../c",
+        "gs://b//c",
+        "gs://b/a\nb",
+    ],
+)
+def test_no_places_in_a_bucket(address):
+    with pytest.raises(UserError, match="gs://") as refused:
+        paths.expand(address)
+    assert str(refused.value).isprintable()
+
+
+def test_what_a_path_makes_of_a_place_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match="write it as gs://BUCKET/NAME"):
+        paths.expand(Path("gs://bucket/W"))
+
+
+def test_some_places_must_be_of_this_machine():
+    with pytest.raises(UserError, match="copy it here first"):
+        paths.expand_local("gs://bucket/W")
 
 
 @pytest.mark.parametrize(
