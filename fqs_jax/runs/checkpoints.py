@@ -27,8 +27,8 @@ import orbax.checkpoint as ocp
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import damage, orbax_setup, step_folders
 from fqs_jax.runs.damage import Damaged, together
-from fqs_jax.runs.folders import appears, saved_steps
-from fqs_jax.runtime import paths
+from fqs_jax.runs.folders import appears, checkpoint, checkpoints, saved_steps
+from fqs_jax.runtime import leases, paths
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
@@ -48,6 +48,7 @@ class Checkpoints:
         self._folder, self._keep = paths.full(folder), keep
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
+        self._place = self._folder  # the step's
         self._last: int | None = None  # the newest step, once something was saved
         self._reader = orbax_setup.reader()
         self._deleting: list[threading.Thread] = []
@@ -65,7 +66,8 @@ class Checkpoints:
             if kind is None:
                 raise
             if isinstance(value, UserError):  # one line says both
-                value.args = (f"{value}; and {error}",)
+                if str(error) != str(value):
+                    value.args = (f"{value}; and {error}",)
             else:  # which is raised
                 print(f"error: {error}", file=sys.stderr, flush=True)
         finally:
@@ -102,11 +104,11 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(record),
         )
-        self._saving = step
+        self._saving, self._place = step, step_folders.place(self._folder, step)
         try:
             if jax.process_index() == 0:
-                step_folders.make_way(self._folder / str(step))
-            self._open_writer().save(self._folder / str(step), args=args)
+                step_folders.make_way(self._place)
+            self._open_writer().save(self._place, args=args)
         except Exception as error:
             raise self._failed(error) from error
         self._last = step
@@ -141,8 +143,8 @@ class Checkpoints:
         self._saving = None
         if jax.process_index() == 0:
             step_folders.sync(self._folder)  # the new name, before the old ones go
-            for step in saved_steps(self._folder)[self._keep :]:
-                self._delete(self._folder / str(step))
+            for path in list(checkpoints(self._folder).values())[self._keep :]:
+                self._delete(path)
 
     def _open_writer(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:
@@ -153,7 +155,7 @@ class Checkpoints:
 
     def _sync(self) -> None:
         """Runs in the thread of the save, when the step is written and has not got its name."""
-        step_folders.settle(self._folder, str(self._saving))
+        step_folders.settle(self._place)
 
     def _finished(self) -> bool:
         """True if the save in the background is whole. In a bucket, which costs a request, seldom asked."""
@@ -162,7 +164,7 @@ class Checkpoints:
             if now - self._asked < _SELDOM:
                 return False
             self._asked = now
-        return step_folders.exists(self._folder / str(self._saving))
+        return step_folders.exists(self._place)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -174,6 +176,10 @@ class Checkpoints:
         """Forget a failed save, free its space, and return the error that reports it."""
         step = self._saving
         self._close_writer()
+        try:
+            leases.check(self._folder)
+        except UserError as lost:
+            return lost
         if jax.process_index() == 0:
             with contextlib.suppress(UserError):  # the failure itself says more
                 step_folders.delete_unfinished(self._folder)
@@ -293,7 +299,7 @@ class Checkpoints:
         return restored, progress
 
     def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, damage.Description]]:
-        path = self._folder / str(step)
+        path = checkpoint(self._folder, step)
         if jax.process_count() > 1 and not appears(path):
             raise UserError(
                 f"{path} does not appear on this host; put --workdir on a disk that all processes share"
@@ -308,7 +314,7 @@ class Checkpoints:
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
         try:
-            return self._reader.restore(self._folder / str(step), args=args)
+            return self._reader.restore(checkpoint(self._folder, step), args=args)
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # not the checkpoint's fault
         except Exception as error:  # damaged files make Orbax raise almost any exception
@@ -329,7 +335,7 @@ class Checkpoints:
           finding: the damage that was found.
           used: the step that is restored instead.
         """
-        source = self._folder / str(step)
+        source = checkpoint(self._folder, step)
 
         def rename() -> None:
             now = step_folders.set_aside(source, finding)

@@ -32,7 +32,8 @@ REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"
 )
 _PAUSE = 0.3  # seconds between two looks
-_NUMBER = re.compile("0|[1-9][0-9]*")  # as this program writes numbers into names
+_NUMBER = re.compile("(0|[1-9][0-9]*)()")  # as this program writes numbers into names
+_OF_A_LEASE = re.compile("(0|[1-9][0-9]*)(?:-([1-9][0-9]*))?")
 _STAGE = re.compile("stage_(0|[1-9][0-9]*)")
 
 
@@ -117,10 +118,31 @@ def saved_steps(folder: Path) -> list[int]:
 
     A folder without any item of a checkpoint is ignored.
     """
+    return list(checkpoints(folder))
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The folder of each whole checkpoint by its step, newest first.
+
+    On a disk its name is the step. In a bucket, where a run that lost its lease in the middle of a save may
+    still have writes on their way, the number of the lease follows: no run writes into the folder of another.
+    """
     if not folder.is_dir():
-        return []
-    numbered = (path for path in folder.iterdir() if _NUMBER.fullmatch(path.name))
-    return sorted((int(path.name) for path in numbered if is_whole(path)), reverse=True)
+        return {}
+    pattern = _OF_A_LEASE if paths.is_bucket(folder) else _NUMBER
+    found = sorted(
+        (int(match[1]), int(match[2] or 0), path)
+        for path in folder.iterdir()
+        if (match := pattern.fullmatch(path.name)) and is_whole(path)
+    )
+    by_step = {step: path for step, _, path in found}  # of several of one step the last one
+    return dict(reversed(by_step.items()))
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step, which may not exist."""
+    own = folder / str(step)
+    return checkpoints(folder).get(step, own) if paths.is_bucket(folder) else own
 
 
 def is_whole(step: Path) -> bool:

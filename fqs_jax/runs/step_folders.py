@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fqs_jax.runs.folders import COMMITTED, DAMAGED, free_name, is_whole
-from fqs_jax.runtime import buckets, files, leases, paths
+from fqs_jax.runtime import agreement, buckets, files, leases, paths
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
 
@@ -28,12 +28,22 @@ def prepare(folder: Path) -> None:
     delete_unfinished(folder)
 
 
+def place(folder: Path, step: int) -> Path:
+    """The folder that a step is to be saved in; see `folders.checkpoints`. All processes must call this."""
+    if not paths.is_bucket(folder):
+        return folder / str(step)
+    number = leases.number(folder)  # which process 0 alone knows
+    return folder / "-".join(
+        map(str, [step, *agreement.agreed([] if number is None else [number])])
+    )
+
+
 def exists(step: Path) -> bool:
     """True if a save that has begun has ended well."""
     return is_whole(step) if paths.is_bucket(step) else step.is_dir()
 
 
-def settle(folder: Path, step: str) -> None:
+def settle(step: Path) -> None:
     """Make a step that is written, and does not count yet, survive a power cut.
 
     TensorStore has synced the arrays, but Orbax neither its own files nor any folder. In a bucket all is
@@ -42,10 +52,10 @@ def settle(folder: Path, step: str) -> None:
     Raises:
       UserError: it has.
     """
-    if paths.is_bucket(folder):
-        leases.check(folder)
+    if paths.is_bucket(step):
+        leases.check(step)
     else:
-        files.sync_tree(folder / _UNFINISHED.replace("*", step))
+        files.sync_tree(step.with_name(_UNFINISHED.replace("*", step.name)))
 
 
 def sync(folder: Path) -> None:

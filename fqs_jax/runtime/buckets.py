@@ -44,8 +44,9 @@ def client() -> Any:
         import gcsfs  # noqa: F401
     except ImportError as error:
         raise UserError(f"a path in a bucket (gs://) {_MISSING}") from error
-    # It says for every bucket that it could not ask what kind it is, which nobody needs to know.
-    logging.getLogger("gcsfs").setLevel(logging.ERROR)
+    # They say for each bucket that they could not ask what kind it is, and print each error that they raise.
+    for name in ("gcsfs", "fsspec"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)
 

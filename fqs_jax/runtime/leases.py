@@ -48,7 +48,7 @@ class Lease:
     """
 
     def __init__(self, folder: Path, number: int, holder: dict[str, Any]):
-        self.folder, self._number, self._holder = folder, number, holder
+        self.folder, self.number, self._holder = folder, number, holder
         self._confirmed = _now()
         self._lost: str | None = None
         self._ended = threading.Event()
@@ -91,12 +91,12 @@ class Lease:
         """Look whether there is a higher number."""
         started = _now()
         newest = _newest(self.folder)
-        if newest is not None and newest[0] > self._number:
+        if newest is not None and newest[0] > self.number:
             self._lost = _name(_read(newest[1]))
         self._confirmed = started
 
     def _write(self, **more: Any) -> None:
-        buckets.write(_object(self.folder, self._number), _content(self._holder | more))
+        buckets.write(_object(self.folder, self.number), _content(self._holder | more))
 
 
 @contextlib.contextmanager
@@ -126,6 +126,12 @@ def check(path: Path) -> None:
     """
     if (lease := _of(path)) is not None:
         lease.check()
+
+
+def number(path: Path) -> int | None:
+    """The number of the lease that this process holds for a path; None if it holds none."""
+    lease = _of(path)
+    return None if lease is None else lease.number
 
 
 def _of(path: Path) -> Lease | None:
