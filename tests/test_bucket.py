@@ -23,7 +23,7 @@ from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
 from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
 from fqs_jax.runtime.errors import UserError
-from tests.tiny_runs import run_alone, start
+from tests.tiny_runs import run, run_alone, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -65,15 +65,16 @@ def environment(tmp_path_factory):
         "-host=127.0.0.1",
         f"-port={port}",
         "-backend=memory",
-        "-log-level=error",
     ]
     options += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
-    server = subprocess.Popen([copy, *options])
+    with copy.with_name("log").open("wb") as log:
+        server = subprocess.Popen([copy, *options], stderr=log, stdout=log)
     wanted = {
         "STORAGE_EMULATOR_HOST": address,
         "TENSORSTORE_GCS_HTTP_URL": address,
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
         "NO_GCE_CHECK": "true",
+        "LOG_OF_EMULATOR": str(copy.with_name("log")),
         "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -99,6 +100,19 @@ def _make_bucket(address):
             return
         time.sleep(0.1)
     raise AssertionError("the emulator does not answer")
+
+
+@pytest.fixture
+def count(environment):
+    """A function that returns the number of requests since it was called last."""
+    log, seen = Path(environment["LOG_OF_EMULATOR"]), [0]
+
+    def requests():
+        before, seen[0] = seen[0], log.read_text().count("HTTP/1.1")
+        return seen[0] - before
+
+    requests()
+    return requests
 
 
 @pytest.fixture
@@ -214,6 +228,25 @@ def test_a_run_that_slept_through_its_lease_writes_nothing_more(root, quick, mon
 # Metrics and checkpoints --------------------
 
 
+def test_requests_of_a_log_interval_and_a_save(root, count):
+    """docs/scale.md has them in a table."""
+    with MetricsFile(root / "metrics.jsonl", 0) as file:
+        count()
+        for step in range(50):
+            file.step(step, {"loss": 0.5})
+        assert count() == 0
+        file.flush()
+        assert count() == 1
+    with Checkpoints(root / "checkpoints") as saved:
+        saved.save(1, *state_at(1), {})
+        saved.wait()
+        count()
+        saved.save(2, *state_at(2), {})
+        saved.wait()
+        found = count()
+    assert len(buckets.objects(root / "checkpoints" / "2")) <= 40 and found <= 220, found
+
+
 def test_metrics_of_a_run_that_is_resumed(root, monkeypatch):
     monkeypatch.setattr(metrics_parts, "SIZE", 300)
     path = root / "metrics.jsonl"
@@ -259,20 +292,20 @@ def test_no_run_saves_into_the_folder_of_another(root, quick):
 
 
 def test_a_run_that_is_killed_ends_as_an_undisturbed_local_one(root, environment, tmp_path):
-    flags = ["--config=tiny", "--stage=0", "--max_steps=60", "--config.checkpoint_every=5"]
+    flags = ["--config=tiny", "--stage=0", "--max_steps=30", "--config.checkpoint_every=5"]
     flags += ["--config.log_every=1"]
     with start("launch", *flags, f"--workdir={root}", environment=environment) as killed:
         deadline = time.monotonic() + 120
-        while (folders.latest_step(root / "stage_0" / "checkpoints") or 0) < 10:
+        while (folders.latest_step(root / "stage_0" / "checkpoints") or 0) < 5:
             assert killed.poll() is None and time.monotonic() < deadline
-            time.sleep(0.2)
+            time.sleep(0.1)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
     run_alone("launch", *flags, f"--workdir={root}", environment=environment)
-    run_alone("launch", *flags, f"--workdir={tmp_path / 'W'}", environment=environment)
+    run("launch", *flags, f"--workdir={tmp_path / 'W'}")
     rows = [read_rows(place / "stage_0" / "metrics.jsonl") for place in (root, tmp_path / "W")]
     for row in (*rows[0], *rows[1]):
         del row["time"]
-    assert rows[0] == rows[1] and len(rows[0]) == 60
+    assert rows[0] == rows[1] and len(rows[0]) == 30
     ours, local = (loading.load(str(place), "0").params for place in (root, tmp_path / "W"))
     jax.tree.map(np.testing.assert_array_equal, ours, local)

@@ -158,9 +158,10 @@ def read_training(root: Path) -> list[Training]:
     Raises:
       UserError: the folder is no working directory, or none of its stages is finished.
     """
-    if not root.is_dir():
+    is_run = folders.is_workdir(root)
+    if not is_run and not root.is_dir():
         raise UserError(f"there is no folder {root}; give the --workdir of a training run")
-    if not (folders.source_folder(root) / "config.json").exists():
+    if not is_run:
         raise UserError(f"{root} is no working directory; give the --workdir of a training run")
     found = []
     for stage in folders.existing_stages(root):

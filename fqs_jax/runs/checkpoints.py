@@ -150,7 +150,7 @@ class Checkpoints:
         if self._writer is None:
             if jax.process_index() == 0:
                 step_folders.prepare(self._folder)
-            self._writer = orbax_setup.writer(before_rename=self._sync)
+            self._writer = orbax_setup.writer(self._sync, paths.is_bucket(self._folder))
         return self._writer
 
     def _sync(self) -> None:

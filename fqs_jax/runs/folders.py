@@ -23,7 +23,7 @@ from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import older_records
-from fqs_jax.runtime import agreement, inputs, local_copies, paths
+from fqs_jax.runtime import agreement, buckets, inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
@@ -40,6 +40,22 @@ _STAGE = re.compile("stage_(0|[1-9][0-9]*)")
 def source_folder(root: Path) -> Path:
     """W/source of the working directory `root`."""
     return root / "source"
+
+
+def is_workdir(root: Path) -> bool:
+    """True for the folder of a working directory; one in a bucket must be readable.
+
+    Raises:
+      UserError: it is not.
+    """
+    file = source_folder(root) / "config.json"
+    if not paths.is_bucket(root):
+        return file.exists()
+    with buckets.explained("read", root):
+        if file.exists():
+            return True
+        buckets.check_readable(root)  # what may not be read seems not to exist
+        return False
 
 
 def local_source(root: Path) -> Path:

@@ -47,12 +47,13 @@ def load(
       UserError: there is no such model; the message names what would make it.
     """
     root, mesh = paths.expand(checkpoint), mesh or sharding.single_device()
-    if not root.is_dir():
+    is_run = folders.is_workdir(root)
+    if not is_run and not root.is_dir():
         raise UserError(
             f"there is no folder {root}; give a Hugging Face folder or a working directory"
             f"{contents.way_from(root)}"
         )
-    if (folders.source_folder(root) / "config.json").exists():
+    if is_run:
         return _load_from_run(root, stage, dtype, as_trained, mesh)
     if stage is not None:
         raise UserError(

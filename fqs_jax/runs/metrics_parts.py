@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from fqs_jax.runtime import buckets, files, inputs, leases, paths
+from fqs_jax.runtime import files, inputs, paths
 
 SIZE = 1 << 20  # bytes after which a part is full; what a flush uploads at most
 INTERVAL = 30.0  # seconds between two flushes that nobody asks for, so that readers see a run go on
@@ -37,7 +37,7 @@ class Parts:
             self._begin_next_if_full()
         # From the end, so that a kill leaves a beginning of the rows.
         for name in sorted(before.keys() - after.keys(), reverse=True):
-            _delete(before[name])
+            files.remove(before[name])
         for name, content in after.items():
             if name not in before or inputs.read_bytes(before[name]) != content:
                 _write(folder / name, content)
@@ -87,11 +87,3 @@ def _write(part: Path, content: bytes) -> None:
     if not paths.is_bucket(part):
         part.parent.mkdir(parents=True, exist_ok=True)
     files.replace(part, lambda file: file.write(content))
-
-
-def _delete(part: Path) -> None:
-    if paths.is_bucket(part):
-        leases.check(part)
-        buckets.delete(part)
-    else:
-        part.unlink()

@@ -45,7 +45,7 @@ def client() -> Any:
     except ImportError as error:
         raise UserError(f"a path in a bucket (gs://) {_MISSING}") from error
     # They say for each bucket that they could not ask what kind it is, and print each error that they raise.
-    for name in ("gcsfs", "fsspec"):
+    for name in ("gcsfs", "fsspec", "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)
@@ -111,6 +111,16 @@ def check_writable(place: Path) -> None:
         ) from error
 
 
+def check_readable(place: Path) -> None:
+    """Refuse a bucket that this process may not read; a folder that does not exist is no fault.
+
+    Raises:
+      UserError: with the reason.
+    """
+    with contextlib.suppress(FileNotFoundError), explained("read", place):
+        client().ls(os.fspath(place))
+
+
 def _check_tensorstore(place: Path) -> None:
     """Write and delete an object with the library that writes the arrays, and has credentials of its own."""
     import tensorstore
@@ -170,8 +180,11 @@ def objects(folder: Path) -> dict[str, dict[str, Any]]:
       UserError: they cannot be listed.
     """
     prefix = os.fspath(folder).removeprefix("gs://") + "/"
-    with explained("read", folder):
-        found = client().find(os.fspath(folder), detail=True)
+    try:
+        with explained("read", folder):
+            found = client().find(os.fspath(folder), detail=True)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot read {printable(str(folder), 300)}: there is no such bucket") from error
     return {
         name.removeprefix(prefix): info
         for name, info in sorted(found.items())

@@ -223,6 +223,19 @@ def _upload(folder: Path, out: Path) -> None:
         raise UserError(f"cannot write {inputs.name(out)}: there is no such bucket") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file or an object of a bucket.
+
+    Raises:
+      OSError, UserError: it cannot be removed.
+    """
+    if paths.is_bucket(path):
+        leases.check(path)
+        buckets.delete(path)
+    else:
+        path.unlink()
+
+
 def remove_tree(folder: Path) -> None:
     """Remove a folder; of one in a bucket, first what makes it count as whole.
 

@@ -103,11 +103,3 @@ def _download(folder: Path, names: Iterable[str], target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with buckets.explained("read", folder / name):
             buckets.client().get_file(os.fspath(folder / name), str(place))
-
-
-def place_for(folder: Path) -> Path:
-    """A folder of this machine in place of one in a bucket, for what can be made again; others stay."""
-    if not paths.is_bucket(folder):
-        return folder
-    key = hashlib.sha256(os.fspath(folder).encode()).hexdigest()[:16]
-    return files.cache_folder() / "buckets" / f"made-{key}"
