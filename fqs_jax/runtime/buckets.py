@@ -184,7 +184,9 @@ def objects(folder: Path) -> dict[str, dict[str, Any]]:
         with explained("read", folder):
             found = client().find(os.fspath(folder), detail=True)
     except FileNotFoundError as error:
-        raise UserError(f"cannot read {printable(str(folder), 300)}: there is no such bucket") from error
+        raise UserError(
+            f"cannot read {printable(str(folder), 300)}: there is no such bucket"
+        ) from error
     return {
         name.removeprefix(prefix): info
         for name, info in sorted(found.items())

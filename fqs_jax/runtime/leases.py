@@ -14,8 +14,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -144,12 +142,14 @@ def _take(folder: Path) -> Lease:
 
     Raises: as for `held`.
     """
+    import socket  # which every program would wait for
+
     holder = {
         "host": socket.gethostname(),
         "process": os.getpid(),
         "boot": _boot(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "token": secrets.token_hex(8),
+        "token": os.urandom(8).hex(),
     }
     while True:
         newest = _newest(folder)

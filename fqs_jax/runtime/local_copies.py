@@ -59,10 +59,10 @@ def of_text(name: str) -> str:
         return f"{kind}{copy}{split}"
     base, pattern = _split_pattern(place)
     folder = paths.expand(base)
-    with buckets.explained("read", place):
-        matched = set(buckets.client().glob(place))
     prefix = base.removeprefix("gs://")
     known = buckets.objects(folder)
+    with buckets.explained("read", place):
+        matched = set(buckets.client().glob(place))
     found = {name: info for name, info in known.items() if f"{prefix}/{name}" in matched}
     if not found:
         raise UserError(f"no object matches {place}; check the path")

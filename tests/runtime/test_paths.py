@@ -1,11 +1,14 @@
 """Paths as users write them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fqs_jax.runtime import paths
 from fqs_jax.runtime.errors import UserError
+from tests.conftest import REPO
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.jsonl", "/a/~b", "a:b", "tfds:name", "./gs", ""])
@@ -77,6 +80,17 @@ def test_other_working_directories(tmp_path, monkeypatch):
     monkeypatch.chdir(odd)
     with pytest.raises(UserError, match=r"a name with \["):
         paths.check_workdir(Path("W"))
+
+
+def test_nothing_of_buckets_is_imported_for_paths_of_this_machine():
+    program = (
+        "import sys; from fqs_jax.runtime import cli, files, paths; paths.expand('a').exists()"
+    )
+    program += "; print({'etils', 'fsspec', 'gcsfs'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True
+    )
+    assert found.stdout == "set()\n", found.stderr
 
 
 def test_nul():
