@@ -156,6 +156,11 @@ def test_a_folder_is_whole_with_its_last_object(root):
     assert len(written) == 3
     with pytest.raises(UserError, match="exists already"), files.new_folder(str(root)):
         pass
+    files.write_text(root / ".unfinished", "")  # as a killed program leaves it
+    buckets.write(root / "old", b"")
+    with files.new_folder(root) as folder:
+        (folder / "config.json").write_text("new")
+    assert list(buckets.objects(root)) == ["config.json"]
     with pytest.raises(ValueError), files.new_folder(root.parent / "other") as folder:
         (folder / "config.json").write_text("{}")
         raise ValueError

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Of a Hugging Face folder, of adapters, of a dataset, of W/source: in a bucket, each after those before it.
 LAST = ("dataset_info.json", "adapter_config.json", "config.json", "origin.json")
+_UNFINISHED = ".unfinished"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -159,7 +160,8 @@ def check_free(out: str | Path) -> Path:
     path = paths.expand(out)
     shown = inputs.name(out)
     if paths.is_bucket(path):
-        if buckets.objects(path) or path.exists():
+        found = buckets.objects(path)
+        if (found or path.exists()) and _UNFINISHED not in found:
             raise UserError(f"{shown} exists already: choose another name or remove it first")
         return path
     try:
@@ -217,8 +219,12 @@ def _made(folder: Path) -> Path:
 
 
 def _upload(folder: Path, out: Path) -> None:
+    """Copy a folder into a bucket. Until it is whole, an object says so, and the next writer begins anew."""
     try:
+        buckets.delete(out)
+        buckets.write(out / _UNFINISHED, b"")
         buckets.upload(folder, out, LAST)
+        buckets.delete(out / _UNFINISHED)
     except FileNotFoundError as error:
         raise UserError(f"cannot write {inputs.name(out)}: there is no such bucket") from error
 

@@ -47,20 +47,22 @@ class Lease:
 
     def __init__(self, folder: Path, number: int, holder: dict[str, Any]):
         self.folder, self.number, self._holder = folder, number, holder
-        self._confirmed = _now()
+        self._renewed = _now()
         self._lost: str | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew, daemon=True)
+        self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Check that the lease is still held; a request only if that was not confirmed a moment ago.
+        """Check that the lease is still held, for long enough to write something.
+
+        Requests are made only if it was not renewed a moment ago.
 
         Raises:
           UserError: another run has taken it over, or that cannot be found out.
         """
-        if self._lost is None and _now() - self._confirmed > 2 * RENEWAL:
-            self._confirm()
+        if self._lost is None and _now() - self._renewed > 2 * RENEWAL:
+            self._renew()
         if self._lost is not None:
             raise UserError(
                 f"{self.folder} was taken over by {self._lost}, because this run did not renew its lease for "
@@ -71,30 +73,29 @@ class Lease:
         """Let the next run take the folder at once."""
         self._ended.set()
         self._thread.join()
-        if self._lost is None:
-            with contextlib.suppress(UserError, FileNotFoundError):  # then it runs out
-                self._confirm()
-                if self._lost is None:
-                    self._write(released=True)
+        with contextlib.suppress(UserError, FileNotFoundError):  # then it runs out
+            self._renew(released=True)
 
-    def _renew(self) -> None:
-        while not self._ended.wait(RENEWAL):
-            with contextlib.suppress(UserError, OSError):  # `check` finds out
-                self._confirm()
-                if self._lost is not None:
-                    return
-                self._write()
+    def _keep(self) -> None:
+        while self._lost is None and not self._ended.wait(RENEWAL):
+            with contextlib.suppress(UserError, OSError):  # `check` tries again
+                self._renew()
 
-    def _confirm(self) -> None:
-        """Look whether there is a higher number."""
+    def _renew(self, **more: Any) -> None:
+        """Write the lease again. It counts from before, and only if nobody had a higher number afterwards."""
         started = _now()
+        self._look()
+        if self._lost is None:
+            buckets.write(_object(self.folder, self.number), _content(self._holder | more))
+            self._look()
+        if self._lost is None:
+            self._renewed = started
+
+    def _look(self) -> None:
+        """Look whether there is a higher number."""
         newest = _newest(self.folder)
         if newest is not None and newest[0] > self.number:
             self._lost = _name(_read(newest[1]))
-        self._confirmed = started
-
-    def _write(self, **more: Any) -> None:
-        buckets.write(_object(self.folder, self.number), _content(self._holder | more))
 
 
 @contextlib.contextmanager
