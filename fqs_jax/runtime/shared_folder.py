@@ -58,7 +58,7 @@ def check(folder: Path) -> None:
         raise UserError(
             f"{folder} of process 0 ({_own_name()}) is not there on {names}: every host has a disk of "
             "its own under that name; give --workdir a folder on a file system that all hosts share, or a "
-            "bucket mounted as a folder"
+            "place in a bucket, gs://BUCKET/NAME"
         )
 
 
