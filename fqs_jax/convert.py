@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, files, typed_flags
+from fqs_jax.runtime import cli, files, local_copies, paths, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = typed_flags.define_path("workdir", "", "Working directory.")
@@ -55,7 +55,12 @@ def _export_gguf() -> None:
 
     dtype = _DTYPE.value or "float32"
     max_bytes = _MAX_SHARD_GB.value * 1e9
-    gguf_files.convert(_GGUF.value, _EXPORT.value, dtype=dtype, max_shard_bytes=max_bytes)
+    gguf_files.convert(
+        local_copies.of(paths.expand(_GGUF.value)),
+        _EXPORT.value,
+        dtype=dtype,
+        max_shard_bytes=max_bytes,
+    )
     name = Path(_GGUF.value).name
     print(printable(f"{name} exported to {_EXPORT.value} as {dtype}"))
 
@@ -70,12 +75,13 @@ def _export_stage() -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     files.check_free(_EXPORT.value)  # before minutes of work
     if _ADAPTER.value:
-        _export_adapters(Path(_WORKDIR.value), _STAGE.value)
+        _export_adapters(paths.expand(_WORKDIR.value), _STAGE.value)
         return
     # In host memory, which can hold a model that was trained on many devices.
     mesh = sharding.host_memory()
     loaded = loading.load(_WORKDIR.value, _STAGE.value, as_trained=True, mesh=mesh)
     settings = None if loaded.thought is None else dataclasses.asdict(loaded.thought)
+    origin = source.origin_name(paths.expand(_WORKDIR.value))
     huggingface.export(
         loaded.params["lm"],
         loaded.model,
@@ -85,7 +91,7 @@ def _export_stage() -> None:
         thought=loaded.params.get("thought"),
         thought_settings=settings,
         max_shard_bytes=_MAX_SHARD_GB.value * 1e9,
-        base=f"{source.origin_name(Path(_WORKDIR.value))}; this is {model_card.escaped(loaded.label)}",
+        base=f"{origin}; this is {model_card.escaped(loaded.label)}",
     )
     print(printable(f"{loaded.label} exported to {_EXPORT.value}"))
 

@@ -50,7 +50,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
     from fqs_jax.runs import history, source, stages
-    from fqs_jax.runtime import accelerators, agreement, sharding
+    from fqs_jax.runtime import accelerators, agreement, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, start, step
     from fqs_jax.training.overview import print_memory, print_overview
@@ -65,37 +65,39 @@ def main(_: Sequence[str]) -> None:
     workdir = _workdir()
     if config.get("requires_init_from", False) and not config.init_from:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
-    root = Path(workdir)
+    root = paths.expand(workdir)
     paths.check_workdir(root)
     given = (workdir, config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
+        if place == root:
+            stack.enter_context(locks.workdir(root))
         model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
-    recipes = resolve.recipes(config, model, _MAX_STEPS.value)
-    rows = [recipe.stage for recipe in recipes]
-    chosen = stage_lib.select(rows, _STAGE.value)
-    todo = [recipe for recipe in recipes if recipe.stage in chosen]
-    accelerators.note_unused()
-    mesh = sharding.make_mesh(config.mesh)
-    placement.check_model(model, mesh)
-    for recipe in todo:  # now, and not when its turn comes
-        step.split_rows(recipe, mesh)
-        start.check_base(recipe, config)
-    if _DRY_RUN.value:
-        print_overview(root, todo, recipes, mesh)
-        print_memory(todo, mesh)
-        return
-    command = functools.partial(_command, workdir)
-    stages.check_needed(root, rows, chosen, command)
-    with Interrupts() as interrupts:
-        run = Run(root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)))
-        for recipe in todo:
-            loop.run_stage(run, recipe)
-            interrupts.check(f"{recipe.stage} is done; {RESUME}")
-        history.record_command(root, command(_STAGE.value))
-    print(printable(f"Done: {', '.join(map(str, chosen))} in {root}"), flush=True)
+        recipes = resolve.recipes(config, model, _MAX_STEPS.value)
+        rows = [recipe.stage for recipe in recipes]
+        chosen = stage_lib.select(rows, _STAGE.value)
+        todo = [recipe for recipe in recipes if recipe.stage in chosen]
+        accelerators.note_unused()
+        mesh = sharding.make_mesh(config.mesh)
+        placement.check_model(model, mesh)
+        for recipe in todo:  # now, and not when its turn comes
+            step.split_rows(recipe, mesh)
+            start.check_base(recipe, config)
+        if _DRY_RUN.value:
+            print_overview(root, todo, recipes, mesh)
+            print_memory(todo, mesh)
+            return
+        command = functools.partial(_command, workdir)
+        stages.check_needed(root, rows, chosen, command)
+        with Interrupts() as interrupts:
+            run = Run(root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)))
+            for recipe in todo:
+                loop.run_stage(run, recipe)
+                interrupts.check(f"{recipe.stage} is done; {RESUME}")
+            history.record_command(root, command(_STAGE.value))
+        print(printable(f"Done: {', '.join(map(str, chosen))} in {root}"), flush=True)
 
 
 def _workdir() -> str:

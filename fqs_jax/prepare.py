@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from fqs_jax.runtime import cli, files, typed_flags
+from fqs_jax.runtime import cli, files, paths, typed_flags
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -25,10 +25,10 @@ _VALIDATION_SHARE = typed_flags.define_number(
     "validation_share", 0.0, "Share of the documents to put into split `validation`.", 0.0, 1.0
 )
 _CACHE_DIR = typed_flags.define_path(
-    "cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax."
+    "cache_dir", "", "Folder for caches; default ~/.cache/fqs_jax.", local=True
 )
 _TFDS_DIR = typed_flags.define_path(
-    "tfds_dir", "", "Folder of prepared TFDS datasets; default: TFDS's own."
+    "tfds_dir", "", "Folder of prepared TFDS datasets; default: TFDS's own.", local=True
 )
 _DOWNLOAD = flags.DEFINE_bool(
     "download", False, "Allow tfds: and hub: to download missing datasets."
@@ -52,7 +52,7 @@ def main(_: Sequence[str]) -> None:
     if len(found) > 1:
         raise UserError("--text has weights; leave them out here, and give them when training")
     [(source, _weight)] = found
-    name = re.sub("[^a-z0-9]+", "_", out.resolve().name.lower()).strip("_")
+    name = re.sub("[^a-z0-9]+", "_", paths.full(out).name.lower()).strip("_")
     name = _NAME.value or (name if name[:1].isalpha() else f"corpus_{name}".strip("_"))
     passes = 2 if _VALIDATION_SHARE.value else 1
     with Progress("documents", 0, passes * len(source)) as bar:

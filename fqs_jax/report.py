@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     if len(given) > 1:
         raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
     root = paths.expand(given[0])
-    out = Path(_OUT.value) if _OUT.value else root / "report.html"
+    out = paths.expand(_OUT.value) if _OUT.value else root / "report.html"
     collect.read_training(root)  # fails early, before text is read
     _check_writable(out, page_lib.is_page)
     settings = collect.Settings(
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> None:
         root, settings, lambda line: print(printable(line), file=sys.stderr), cli.mesh_from_flags()
     )
     files.write_text(out, page_lib.page(report))
-    print(printable(str(out.resolve())))
+    print(printable(str(paths.full(out))))
 
 
 def _check_writable(out: Path, is_page: Callable[[bytes, bytes], bool]) -> None:

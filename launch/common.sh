@@ -61,6 +61,13 @@ need_tool() {
   [[ $dry_run == yes ]] || command -v "$1" >/dev/null || fail "$1 is not installed here: see $2"
 }
 
+# set_extra NAME: sets extra and stamp, what `make` installs: with gcs if a flag names a place in a bucket.
+set_extra() {
+  extra=$1
+  [[ " ${flags[*]}" != *gs://* ]] || extra+=,gcs
+  stamp=.venv/.installed-${extra//,/-}
+}
+
 # quoted WORD...: prints one line that bash reads back as the same words.
 quoted() {
   local word line=''

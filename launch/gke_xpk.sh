@@ -5,7 +5,7 @@
 #     [--num_slices=1] [--zone=Z] [--project=P] [--max_restarts=10] [--xpk='--storage=S --spot']
 #     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/mnt/shared/W ...
 #
-# --hosts counts the hosts of all slices together. --image is launch/Containerfile, built with EXTRA=tpu and pushed.
+# --hosts counts the hosts of all slices together. --image is launch/Containerfile, built with EXTRA=tpu,gcs and pushed.
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -20,6 +20,6 @@ if [[ -n $gpus && $dry_run == no ]]; then
 fi
 
 cd "$root"
-extra=${EXTRA:-cuda}
-run make "EXTRAS=$extra" ".venv/.installed-$extra"
+set_extra "${EXTRA:-cuda}"
+run make "EXTRAS=$extra" "$stamp"
 become .venv/bin/python -m fqs_jax.launch --expect_processes=1 "${flags[@]}"

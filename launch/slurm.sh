@@ -15,8 +15,8 @@ need time
 need_tool sbatch "the cluster's login node"
 
 [[ " ${flags[*]} " == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing behind --: a folder that all nodes share"
-extra=${EXTRA:-cuda} # cuda12 for drivers before 580
-run make -C "$root" "EXTRAS=$extra" ".venv/.installed-$extra" # here, because compute nodes may lack a network
+set_extra "${EXTRA:-cuda}" # cuda12 for drivers before 580
+run make -C "$root" "EXTRAS=$extra" "$stamp" # here, because compute nodes may lack a network
 read -ra more <<<"$sbatch"
 run sbatch "--nodes=$nodes" "--ntasks-per-node=$gpus_per_node" "--gpus-per-node=$gpus_per_node" \
   "--time=$time" "--chdir=$root" "${more[@]}" "$root/launch/slurm.sbatch" \

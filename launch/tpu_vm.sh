@@ -2,12 +2,12 @@
 # On all workers of a Cloud TPU VM: copies the code, makes the environment, starts the training.
 #
 #   launch/tpu_vm.sh --tpu=NAME --zone=Z --hosts=4 [--project=P] [--setup=COMMAND] [--python=python3.11]
-#     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/mnt/shared/W ...
+#     [--dry_run] -- --config=configs/mistral_7b.py --workdir=gs://BUCKET/W ...
 #   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=follow      shows the workers' output from the beginning
 #   launch/tpu_vm.sh --tpu=NAME --zone=Z --action=stop        SIGTERM: they save; the first command resumes
 #
 # The training continues when this terminal closes. --setup runs first on every worker (for example to
-# install Python 3.11, or to mount the shared folder that holds --workdir and the text).
+# install Python 3.11, or to mount a shared folder, where --workdir and the text are in no bucket).
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154,SC2016 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -29,6 +29,7 @@ case $action in
     run tar -C "$root" -czf "$archive" --exclude=__pycache__ \
       Makefile setup.cfg pyproject.toml README.md LICENSE fqs_jax configs launch
     run gcloud compute tpus tpu-vm scp "$archive" "$tpu:fqs_jax.tgz" "${where[@]}"
+    set_extra tpu
     training=$(quoted .venv/bin/python -m fqs_jax.launch "--expect_processes=$hosts" "${flags[@]}")
     # One command per line. setsid and nohup shield the training from a closed connection and Ctrl-C.
     remote="if $alive; then echo 'error: a run is alive here: --action=follow or --action=stop' >&2; exit 2; fi
@@ -37,7 +38,7 @@ ${setup:-true}
 mkdir -p ~/fqs_jax
 tar -xzf ~/fqs_jax.tgz -C ~/fqs_jax
 cd ~/fqs_jax
-make PYTHON=$(quoted "$python") EXTRAS=tpu .venv/.installed-tpu >make.log 2>&1 || { tail make.log >&2; exit 1; }
+make PYTHON=$(quoted "$python") EXTRAS=$extra $stamp >make.log 2>&1 || { tail make.log >&2; exit 1; }
 : >run.log # before tail looks for it
 setsid nohup $training >>run.log 2>&1 </dev/null &
 echo \$! >run.pid

@@ -72,6 +72,15 @@ def test_gpu_box() -> None:
     assert train[3:] == ["--expect_processes=1", *FLAGS]
 
 
+@pytest.mark.parametrize(
+    "script, given, extra", [("gpu_box.sh", "--gpus=8", "cuda"), ("tpu_vm.sh", "", "tpu")]
+)
+def test_a_place_in_a_bucket_brings_its_extra(script: str, given: str, extra: str) -> None:
+    options = [given] if given else ["--tpu=t", "--zone=z", "--hosts=2"]
+    done = launch(script, *options, "--dry_run", "--", "--workdir=gs://bucket/W")
+    assert f"EXTRAS={extra},gcs .venv/.installed-{extra}-gcs" in done.stdout
+
+
 def test_slurm() -> None:
     install, submit = dry_run(*SLURM, "--sbatch=--partition=p --account=a")
     assert install[0] == "make"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -165,21 +165,18 @@ def check(config: ml_collections.ConfigDict, where: str = "") -> None:
             raise UserError(f"{where}{name} is {printable(repr(value), 100)}; {problem}")
 
 
-def check_complete(
-    config: ml_collections.ConfigDict, where: str = "", but: Iterable[str] = ()
-) -> None:
+def check_complete(config: ml_collections.ConfigDict, where: str = "") -> None:
     """Check that a config has all fields that the table requires, and the numbers in them.
 
     Args:
       where: what the message begins with.
-      but: fields that it may lack.
 
     Raises:
       UserError: a field is missing, or as in `check`.
     """
     present = {name for name, _ in _flat(config.to_dict())}
     for name in REQUIRED:
-        if name not in present and name not in but:
+        if name not in present:
             raise UserError(f"{where}{name} is missing; see configs/common.py for its default")
     check(config, where)
 

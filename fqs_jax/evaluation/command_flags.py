@@ -121,7 +121,10 @@ def _define_task_flags() -> None:
         "Prompt of chains of thought, with {question} in it; default docs/metrics.md.",
     )
     typed_flags.define_path(
-        "chains_file", "", "File to append the chains of thought to, as JSON lines."
+        "chains_file",
+        "",
+        "File to append the chains of thought to, as JSON lines.",
+        local=True,
     )
 
 

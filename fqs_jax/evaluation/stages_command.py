@@ -13,7 +13,7 @@ from rich.table import Table
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison import Row
-from fqs_jax.runtime import cli, doors, screen
+from fqs_jax.runtime import cli, doors, paths, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -26,7 +26,7 @@ def main() -> int:
     """
     f = flags.FLAGS
     cli.require(workdir=f.workdir or f.checkpoint)
-    root = Path(f.workdir or f.checkpoint)
+    root = paths.expand(f.workdir or f.checkpoint)
     documents = documents_lib.read_documents(f.text) if f.text else []
     rows = comparison.compare(
         root,

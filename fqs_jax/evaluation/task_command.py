@@ -34,7 +34,7 @@ from fqs_jax.evaluation.tasks.option_texts import Likelihoods
 from fqs_jax.inference import chat
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
-from fqs_jax.runtime import cli, screen
+from fqs_jax.runtime import cli, paths, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -127,7 +127,7 @@ def _models(mesh: Mesh) -> Iterator[tuple[str, str, Loaded]]:
     if f.all_stages:
         root = f.workdir or f.checkpoint
         cli.require(workdir=root)
-        for stage, name, _, loaded in loading.models(Path(root), mesh=mesh):
+        for stage, name, _, loaded in loading.models(paths.expand(root), mesh=mesh):
             yield stage, name, loaded
         return
     cli.require(checkpoint=f.checkpoint)

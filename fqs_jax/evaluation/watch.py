@@ -215,7 +215,7 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
         represent a mixture.
     """
     _, config = folders.read_run(root, number)
-    sources = corpus.sources(config.data, config.seed, folders.source_folder(root))
+    sources = corpus.sources(config.data, config.seed, folders.local_source(root))
     if len(sources) > 1:
         raise UserError(f"it was trained on a weighted mixture, {config.data.text}")
     return spread(sources[0][0], limit)

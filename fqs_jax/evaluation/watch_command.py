@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from absl import flags
 
 from fqs_jax.curriculum import stage as stage_lib
@@ -12,7 +10,7 @@ from fqs_jax.evaluation import statistics, watch
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import folders, loading
-from fqs_jax.runtime import cli, screen
+from fqs_jax.runtime import cli, paths, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 
@@ -59,7 +57,7 @@ def main() -> int:
 def _load(flag: str, name: str) -> Loaded:
     """The model of WORKDIR:STAGE or of a folder."""
     folder, stage = _split(name)
-    if stage is None and folders.existing_stages(Path(folder)):
+    if stage is None and folders.existing_stages(paths.expand(folder)):
         raise UserError(f"--{flag}={name} is a working directory: add its stage, as in {name}:3")
     try:
         return loading.load(folder, stage, mesh=cli.mesh_from_flags())
@@ -70,7 +68,7 @@ def _load(flag: str, name: str) -> Loaded:
 def _split(name: str) -> tuple[str, str | None]:
     """Folder and stage of WORKDIR:STAGE; a folder that exists by this name, or has no colon, has no stage."""
     folder, colon, stage = name.rpartition(":")
-    return (folder, stage) if colon and not Path(name).is_dir() else (name, None)
+    return (folder, stage) if colon and not paths.expand(name).is_dir() else (name, None)
 
 
 def _reference(student: str, reference: str, limit: int) -> list[str]:
@@ -83,9 +81,9 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
             f"--reference is missing: the training text of {student} is not recorded; give text like "
             "it with --reference=TEXT"
         )
-    number = stage_lib.find(folders.existing_stages(Path(folder)), stage).number
+    number = stage_lib.find(folders.existing_stages(paths.expand(folder)), stage).number
     try:
-        return watch.training_text(Path(folder), number, limit)
+        return watch.training_text(paths.expand(folder), number, limit)
     except UserError as error:
         raise UserError(
             f"the text of --student={student} cannot be used ({error}); give text like it with "

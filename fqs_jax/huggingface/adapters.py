@@ -14,7 +14,7 @@ from fqs_jax.huggingface.tensors import TENSORS
 from fqs_jax.huggingface.writing import save, write_thought
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.lora import A, B, Lora
-from fqs_jax.runtime import files
+from fqs_jax.runtime import files, paths
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CARD = """\
@@ -91,7 +91,7 @@ def export_adapters(
         if thought is not None:
             write_thought(folder, thought, thought_settings)
         card = CARD.format(
-            name=model_card.escaped(Path(out).resolve().name),
+            name=model_card.escaped(paths.full(paths.expand(out)).name),
             rank=lora.rank,
             targets=", ".join(modules.values()),
             base=model_card.code(base),

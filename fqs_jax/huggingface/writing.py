@@ -28,7 +28,7 @@ from fqs_jax.huggingface.config import read_config
 from fqs_jax.huggingface.tensors import INDEX, THOUGHT, WEIGHTS, is_by_token, leaf_shapes, slots
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runtime import files, inputs, own_files
+from fqs_jax.runtime import files, inputs, own_files, paths
 from fqs_jax.runtime.errors import UserError
 
 Leaves = Mapping[tuple[str, ...], Any]
@@ -84,7 +84,9 @@ def export(
             fast_tokenizer.write_tokenizer_json(source, folder)
             tokenizer_config.use_known_names(folder)
         base = base or model_card.base_of(source)
-        card = model_card.text(Path(out).resolve().name, config, dtype, base, thought is not None)
+        card = model_card.text(
+            paths.full(paths.expand(out)).name, config, dtype, base, thought is not None
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from fqs_jax.data import messages
 from fqs_jax.data.chat import ChatTemplate
@@ -11,7 +10,7 @@ from fqs_jax.data.messages import Message
 from fqs_jax.data.sources import text_files
 from fqs_jax.inference.generation import prompt_ids
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.runtime import inputs
+from fqs_jax.runtime import inputs, paths
 from fqs_jax.runtime.errors import UserError
 
 _MOST_LENGTHS = 100  # of what the model was made for
@@ -58,7 +57,7 @@ def render(template: ChatTemplate, conversations: Sequence[Sequence[Message]]) -
 
 def _lines(path: str) -> list[tuple[int, str]]:
     """The lines of a file that are not blank, with their numbers."""
-    text = inputs.read_text(Path(path))
+    text = inputs.read_text(paths.expand(path))
     if "\0" in text:  # which UTF-16 without its mark is full of
         raise UserError(
             f"{inputs.name(path)} has NUL characters, so it is no UTF-8 text; convert it"

@@ -6,7 +6,6 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from fqs_jax.planning import traced as traced_lib
 from fqs_jax.planning.chips import Chip
 from fqs_jax.planning.collectives import Collective
 from fqs_jax.runs import source
-from fqs_jax.runtime import device_memory
+from fqs_jax.runtime import device_memory, local_copies, paths
 from fqs_jax.runtime.device_memory import Memory
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.training import step as step_lib
@@ -137,7 +136,7 @@ def architecture(config: ml_collections.ConfigDict, folder: str = "") -> ModelCo
       UserError: the config names neither.
     """
     if folder := folder or config.init_from:
-        model = huggingface.read_config(Path(folder))
+        model = huggingface.read_config(local_copies.of(paths.expand(folder)))
         return dataclasses.replace(model, **config.compute.to_dict())
     if "vocab_size" not in config.model:
         raise UserError(

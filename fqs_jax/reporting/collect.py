@@ -177,9 +177,10 @@ def read_training(root: Path) -> list[Training]:
     Raises:
       UserError: the folder is no working directory, or none of its stages is finished.
     """
-    if not root.is_dir():
+    is_run = folders.is_workdir(root)
+    if not is_run and not root.is_dir():
         raise UserError(f"there is no folder {root}; give the --workdir of a training run")
-    if not (folders.source_folder(root) / "config.json").exists():
+    if not is_run:
         raise UserError(f"{root} is no working directory; give the --workdir of a training run")
     found = []
     for stage in folders.existing_stages(root):
@@ -225,7 +226,7 @@ def _documents(root: Path, config: Any, settings: Settings) -> Documents:
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, comparison_file.PROBLEMS, True)
     try:
-        source = corpus.sources(config.data, config.seed, folders.source_folder(root))[0][0]
+        source = corpus.sources(config.data, config.seed, folders.local_source(root))[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
     every = (source[i] for i in range(len(source)))

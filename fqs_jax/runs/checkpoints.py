@@ -1,6 +1,7 @@
 """Checkpoints of one stage, written by Orbax: parameters and optimiser state as separate items.
 
-A step's folder appears by a rename when it is whole, so a killed save leaves no half checkpoint.
+A step's folder appears by a rename when it is whole, so a killed save leaves no half checkpoint; in a
+bucket it counts as whole with its last object (runs/step_folders.py).
 The third item, a small JSON object, holds the fingerprint of every array. Every restore compares
 them, on any mesh. With several processes, all of them make the same calls.
 """
@@ -14,9 +15,9 @@ them, on any mesh. With several processes, all of them make the same calls.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,15 @@ import jax
 import orbax.checkpoint as ocp
 
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import damage, orbax_setup
+from fqs_jax.runs import damage, orbax_setup, step_folders
 from fqs_jax.runs.damage import Damaged, together
-from fqs_jax.runs.folders import appears, free_name, saved_steps
-from fqs_jax.runtime import files
+from fqs_jax.runs.folders import appears, checkpoint, checkpoints, saved_steps
+from fqs_jax.runtime import leases, paths
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
 
-_UNFINISHED = "*.orbax-checkpoint-tmp"  # what Orbax calls a step that is being written
-_DELETED = "deleted_"
+_SELDOM = 2.0  # seconds
 
 
 class Checkpoints:
@@ -45,12 +45,14 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, keep: int = 2):
-        self._folder, self._keep = folder.resolve(), keep
+        self._folder, self._keep = paths.full(folder), keep
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
+        self._place = self._folder  # the step's
         self._last: int | None = None  # the newest step, once something was saved
         self._reader = orbax_setup.reader()
         self._deleting: list[threading.Thread] = []
+        self._asked = 0.0  # when a bucket was asked whether a save is whole
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -64,7 +66,8 @@ class Checkpoints:
             if kind is None:
                 raise
             if isinstance(value, UserError):  # one line says both
-                value.args = (f"{value}; and {error}",)
+                if str(error) != str(value):
+                    value.args = (f"{value}; and {error}",)
             else:  # which is raised
                 print(f"error: {error}", file=sys.stderr, flush=True)
         finally:
@@ -101,9 +104,11 @@ class Checkpoints:
             optimizer=ocp.args.StandardSave(optimizer),
             progress=ocp.args.JsonSave(record),
         )
-        self._saving = step
+        self._saving, self._place = step, step_folders.place(self._folder, step)
         try:
-            self._open_writer().save(self._folder / str(step), args=args)
+            if jax.process_index() == 0:
+                step_folders.make_way(self._place)
+            self._open_writer().save(self._place, args=args)
         except Exception as error:
             raise self._failed(error) from error
         self._last = step
@@ -120,7 +125,7 @@ class Checkpoints:
             self._writer.check_for_errors()
         except Exception as error:
             raise self._failed(error) from error
-        if (self._folder / str(self._saving)).is_dir():
+        if self._finished():
             self.wait()
 
     def wait(self) -> None:
@@ -137,24 +142,29 @@ class Checkpoints:
             raise self._failed(error) from error
         self._saving = None
         if jax.process_index() == 0:
-            files.sync_folder(self._folder)  # the new name, before the old ones go
-            for step in saved_steps(self._folder)[self._keep :]:
-                self._delete(self._folder / str(step))
+            step_folders.sync(self._folder)  # the new name, before the old ones go
+            for path in list(checkpoints(self._folder).values())[self._keep :]:
+                self._delete(path)
 
     def _open_writer(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:
             if jax.process_index() == 0:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                self._delete_unfinished()
-            self._writer = orbax_setup.writer(before_rename=self._sync)
+                step_folders.prepare(self._folder)
+            self._writer = orbax_setup.writer(self._sync, paths.is_bucket(self._folder))
         return self._writer
 
     def _sync(self) -> None:
-        """Make a step survive a power cut before it gets its name. Runs in the thread of the save.
+        """Runs in the thread of the save, when the step is written and has not got its name."""
+        step_folders.settle(self._place)
 
-        TensorStore has synced the arrays, but Orbax neither its own files nor any folder.
-        """
-        files.sync_tree(self._folder / _UNFINISHED.replace("*", str(self._saving)))
+    def _finished(self) -> bool:
+        """True if the save in the background is whole. In a bucket, which costs a request, seldom asked."""
+        if paths.is_bucket(self._folder):
+            now = time.monotonic()
+            if now - self._asked < _SELDOM:
+                return False
+            self._asked = now
+        return step_folders.exists(self._place)
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -166,24 +176,23 @@ class Checkpoints:
         """Forget a failed save, free its space, and return the error that reports it."""
         step = self._saving
         self._close_writer()
+        try:
+            leases.check(self._folder)
+        except UserError as lost:
+            return lost
         if jax.process_index() == 0:
-            self._delete_unfinished()
+            with contextlib.suppress(UserError):  # the failure itself says more
+                step_folders.delete_unfinished(self._folder)
         return UserError(
             f"cannot save step {step} in {self._folder}: {reason(error)}; the checkpoints before it "
             "are untouched: make room or give --workdir another place, and run the command again"
         )
 
-    def _delete_unfinished(self) -> None:
-        for pattern in (_UNFINISHED, f"{_DELETED}*"):
-            for path in self._folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
-
     def _delete(self, path: Path) -> None:
-        """Rename a step, so that a kill leaves no half of it, and delete it in the background."""
-        target = path.with_name(f"{_DELETED}{path.name}")
-        with contextlib.suppress(OSError):
-            path.rename(target)
-            thread = threading.Thread(target=shutil.rmtree, args=(target, True))
+        """Let a step no longer count, so that a kill leaves no half, and delete it in the background."""
+        with contextlib.suppress(OSError, UserError):
+            rest = step_folders.disown(path)
+            thread = threading.Thread(target=rest)
             thread.start()
             self._deleting = [t for t in self._deleting if t.is_alive()] + [thread]
 
@@ -222,8 +231,8 @@ class Checkpoints:
     ) -> tuple[int, Params, Any, dict[str, Any]] | None:
         """The step, state and progress of the newest intact checkpoint; None without any checkpoint.
 
-        Newer ones, which are damaged, are renamed to damaged_STEP, and a line on stderr reports each.
-        Nothing is renamed unless an intact one is found.
+        Newer ones, which are damaged, are set aside (renamed to damaged_STEP), and a line on stderr
+        reports each.        Nothing is renamed unless an intact one is found.
 
         Raises:
           UserError: all are damaged, or one does not fit the trees.
@@ -290,7 +299,7 @@ class Checkpoints:
         return restored, progress
 
     def _read_record(self, step: int) -> tuple[dict[str, Any], dict[str, damage.Description]]:
-        path = self._folder / str(step)
+        path = checkpoint(self._folder, step)
         if jax.process_count() > 1 and not appears(path):
             raise UserError(
                 f"{path} does not appear on this host; put --workdir on a disk that all processes share"
@@ -304,7 +313,7 @@ class Checkpoints:
         return {item: restored[item] for item in trees}
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
-        path = self._folder / str(step)
+        path = checkpoint(self._folder, step)
         with damage.reading(path):
             return self._reader.restore(path, args=args)
 
@@ -319,18 +328,12 @@ class Checkpoints:
           finding: the damage that was found.
           used: the step that is restored instead.
         """
-        source = self._folder / str(step)
+        source = checkpoint(self._folder, step)
 
         def rename() -> None:
-            target = free_name(self._folder / f"damaged_{step}")
-            try:
-                source.rename(target)
-            except OSError as error:
-                raise UserError(
-                    f"cannot rename {source}, which is damaged: {reason(error)}"
-                ) from error
+            now = step_folders.set_aside(source, finding)
             instead = "" if used is None else f", and step {used} is used instead"
-            message = f"checkpoint {source} is damaged: {finding}; it is now {target.name}{instead}"
+            message = f"checkpoint {source} is damaged: {finding}; {now}{instead}"
             print(message, file=sys.stderr, flush=True)
 
         on_main(rename)

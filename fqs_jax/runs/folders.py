@@ -6,7 +6,7 @@ W/commands.txt       the commands that trained its stages, in order
 W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config that the stage was started with
 W/stage_N/checkpoints/STEP/
-W/stage_N/metrics.jsonl
+W/stage_N/metrics.jsonl; in a bucket metrics.jsonl/000000.jsonl and so on
 W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage
 """
 
@@ -22,30 +22,45 @@ import ml_collections
 from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runtime import agreement, inputs
+from fqs_jax.runs import older_records
+from fqs_jax.runtime import agreement, buckets, inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
-# Fields of a config that only training reads, and that records of earlier versions may lack.
-LATER = (
-    "checkpoint_minutes",
-    "keep_checkpoints",
-    "max_bad_steps",
-    "log_every",
-    "checkpoint_every",
-    "quiet_star.mixed_scale",
-)
+COMMITTED, DAMAGED = "commit_success.txt", "damaged.txt"  # in a bucket; the first is Orbax's
 REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"
 )
 _PAUSE = 0.3  # seconds between two looks
-_NUMBER = re.compile("0|[1-9][0-9]*")  # as this program writes numbers into names
+_NUMBER = re.compile("(0|[1-9][0-9]*)()")  # as this program writes numbers into names
+_OF_A_LEASE = re.compile("(0|[1-9][0-9]*)(?:-([1-9][0-9]*))?")
 _STAGE = re.compile("stage_(0|[1-9][0-9]*)")
 
 
 def source_folder(root: Path) -> Path:
     """W/source of the working directory `root`."""
     return root / "source"
+
+
+def is_workdir(root: Path) -> bool:
+    """True for the folder of a working directory; one in a bucket must be readable.
+
+    Raises:
+      UserError: it is not.
+    """
+    file = source_folder(root) / "config.json"
+    if not paths.is_bucket(root):
+        return file.exists()
+    with buckets.explained("read", root):
+        if file.exists():
+            return True
+        buckets.check_readable(root)  # what may not be read seems not to exist
+        return False
+
+
+def local_source(root: Path) -> Path:
+    """W/source for libraries that read files of this machine only: a copy of one in a bucket."""
+    return local_copies.of(source_folder(root))
 
 
 def stage_folder(root: Path, number: int) -> Path:
@@ -66,12 +81,12 @@ def read_run(root: Path, number: int) -> tuple[Stage, ml_collections.ConfigDict]
     """
     path = stage_folder(root, number) / "run.json"
     try:
-        run = read_record(path)
+        run = older_records.completed(read_record(path))
         stage = stage_lib.from_fields(run["stage"], "stage")
         if stage.number != number:
             raise UserError(f"stage.number is {stage.number}")
         config = ml_collections.ConfigDict(run["config"])
-        numbers.check_complete(config, "config.", but=LATER)
+        numbers.check_complete(config, "config.")
     except (UserError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no record of stage {number}: {printable(str(error), 300)}; {REPAIR}"
@@ -121,14 +136,46 @@ def saved_steps(folder: Path) -> list[int]:
 
     A folder without any item of a checkpoint is ignored.
     """
+    return list(checkpoints(folder))
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The folder of each whole checkpoint by its step, newest first.
+
+    On a disk its name is the step. In a bucket, where a run that lost its lease in the middle of a save may
+    still have writes on their way, the number of the lease follows: no run writes into the folder of another.
+    """
     if not folder.is_dir():
-        return []
-    steps = (int(path.name) for path in folder.iterdir() if _is_step(path))
-    return sorted(steps, reverse=True)
+        return {}
+    pattern = _OF_A_LEASE if paths.is_bucket(folder) else _NUMBER
+    found = sorted(
+        (int(match[1]), int(match[2] or 0), path)
+        for path in folder.iterdir()
+        if (match := pattern.fullmatch(path.name)) and is_whole(path)
+    )
+    by_step = {step: path for step, _, path in found}  # of several of one step the last one
+    return dict(reversed(by_step.items()))
 
 
-def _is_step(path: Path) -> bool:
-    return bool(_NUMBER.fullmatch(path.name)) and any((path / item).exists() for item in ITEMS)
+def checkpoint(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step, which may not exist."""
+    own = folder / str(step)
+    return checkpoints(folder).get(step, own) if paths.is_bucket(folder) else own
+
+
+def is_whole(step: Path) -> bool:
+    """True if the folder of a checkpoint counts as one.
+
+    In a bucket, where a save does not end with a rename, it ends with the object COMMITTED; a checkpoint that
+    was found damaged has the object DAMAGED.
+    """
+    if not paths.is_bucket(step):
+        return any((step / item).exists() for item in ITEMS)
+    try:
+        names = {path.name for path in step.iterdir()}
+    except FileNotFoundError:
+        return False
+    return COMMITTED in names and DAMAGED not in names
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:

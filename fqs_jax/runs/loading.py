@@ -22,7 +22,7 @@ from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, source, stages
-from fqs_jax.runtime import inputs, paths, sharding
+from fqs_jax.runtime import inputs, local_copies, paths, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.thinking.config import ThoughtConfig
 
@@ -46,20 +46,21 @@ def load(
     Raises:
       UserError: there is no such model; the message names what would make it.
     """
-    root, mesh = Path(checkpoint), mesh or sharding.single_device()
-    if not root.is_dir():
+    root, mesh = paths.expand(checkpoint), mesh or sharding.single_device()
+    is_run = folders.is_workdir(root)
+    if not is_run and not root.is_dir():
         raise UserError(
             f"there is no folder {root}; give a Hugging Face folder or a working directory"
             f"{contents.way_from(root)}"
         )
-    if (folders.source_folder(root) / "config.json").exists():
+    if is_run:
         return _load_from_run(root, stage, dtype, as_trained, mesh)
     if stage is not None:
         raise UserError(
             f"{root} is no working directory, so it has no stage {stage}; give one, or leave "
             "--stage out"
         )
-    return _load_folder(root, dtype or "float32", mesh)
+    return _load_folder(local_copies.of(root), dtype or "float32", mesh)
 
 
 def models(
@@ -115,7 +116,7 @@ def _load_from_run(
     if stage == "init" and not known:
         raise UserError(f"{root} has no stage yet; train one with python -m fqs_jax.launch")
     row = known[0] if stage == "init" else stage_lib.find(known, stage)
-    folder = folders.source_folder(root)
+    folder = folders.local_source(root)
     _, config = folders.read_run(root, row.number)
     model = source.read_model(folder, config)
     tokenizer = tokenizer_lib.load(folder).for_table(model.vocab_size, folder)

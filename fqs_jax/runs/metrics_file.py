@@ -1,7 +1,8 @@
 """metrics.jsonl: one JSON line for each logged step of a stage, and one for each event.
 
 Lines that cannot be read, because a kill or a power cut has torn them or a disk has damaged them, are
-left out by every reader.
+left out by every reader. In a bucket metrics.jsonl is a folder of parts (metrics_parts.py), with the same
+lines.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fqs_jax.runs import metrics_parts
 from fqs_jax.runs.folders import free_name
-from fqs_jax.runtime import files, inputs, processes
+from fqs_jax.runs.metrics_parts import Parts
+from fqs_jax.runtime import files, inputs, paths, processes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 
@@ -43,14 +46,18 @@ class MetricsFile:
 
     def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
         self._path = path
-        if processes.is_main():
-            kept = _kept(path, first_step) if first_step else []
-            files.replace(path, lambda file: file.write(b"".join(kept)))
+        self._file: _Appended | Parts
+        if not processes.is_main():
+            self._file = _Appended(Path(os.devnull))
         else:
-            path = Path(os.devnull)
+            kept = _kept(path, first_step) if first_step else []
+            if paths.is_bucket(path):
+                self._file = Parts(path, kept)
+            else:
+                files.replace(path, lambda file: file.write(b"".join(kept)))
+                self._file = _Appended(path)
         self._tokens_per_step = tokens_per_step
         self._timed_step, self._clock = first_step, time.perf_counter()
-        self._file = path.open("ab", buffering=0)  # a kill loses no row
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -97,15 +104,13 @@ class MetricsFile:
         """
         if processes.is_main():
             try:
-                os.fsync(self._file.fileno())
+                self._file.flush()
             except OSError as error:
                 raise self._refused(error) from error
 
     def _write(self, row: dict[str, Any]) -> None:
-        line = memoryview(json.dumps(row, allow_nan=False).encode() + b"\n")
         try:
-            while line:  # a disk that is nearly full takes a part
-                line = line[self._file.write(line) :]
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         except OSError as error:
             raise self._refused(error) from error
 
@@ -114,6 +119,25 @@ class MetricsFile:
             f"cannot write {self._path}: {error.strerror}; make room, and run the same command again to "
             "resume"
         )
+
+
+class _Appended:
+    """A file that each line is appended to at once."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("ab", buffering=0)  # a kill loses no row
+
+    def write(self, line: bytes) -> None:
+        rest = memoryview(line)
+        while rest:  # a disk that is nearly full takes a part
+            rest = rest[self._file.write(rest) :]
+
+    def flush(self) -> None:
+        """Wait until everything so far survives a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class _Line(NamedTuple):
@@ -152,7 +176,7 @@ def _kept(path: Path, first_step: int) -> list[bytes]:
         lost == [len(lines)] and not lines[-1].text.endswith(b"\n") and _is_text(lines)
     ):
         kept_as = ""
-        if readable and lost[0] < readable[-1]:
+        if readable and lost[0] < readable[-1] and not path.is_dir():
             copy = free_name(path.with_name(f"{path.name}.damaged"))
             shutil.copyfile(path, copy)
             kept_as = f"; the file as it was is now {copy.name}"
@@ -171,6 +195,10 @@ def _is_text(lines: list[_Line]) -> bool:
 
 def _lines(path: Path) -> Iterator[_Line]:
     """All lines of a file that are not empty."""
+    if path.is_dir():
+        for part in metrics_parts.read(path):
+            yield from (_Line(text, _row(text)) for text in part.splitlines(keepends=True))
+        return
     if not path.exists():
         return
     with inputs.open_file(path) as file:

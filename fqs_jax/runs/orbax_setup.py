@@ -19,17 +19,18 @@ def reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=this_process)
 
 
-def writer(before_rename: Callable[[], None]) -> ocp.AsyncCheckpointer:
+def writer(before_rename: Callable[[], None], far: bool = False) -> ocp.AsyncCheckpointer:
     """A writer that saves in the background.
 
     Args:
       before_rename: called on process 0, in a thread, when the folder of a checkpoint is whole, just
         before it gets its name. The save fails if this raises.
+      far: a bucket, of which a step should not wait for a dozen answers.
     """
     _stop_leak()
-    # Folders are made at once, so that a disk that cannot be written is an error at once.
+    # On a disk, folders are made at once, so that one that cannot be written is an error at once.
     options = ocp.AsyncOptions(
-        create_directories_asynchronously=False, post_finalization_callback=before_rename
+        create_directories_asynchronously=far, post_finalization_callback=before_rename
     )
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(async_options=options)

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum.objective import OBJECTIVES
 from fqs_jax.curriculum.stage import Stage
+from fqs_jax.runs import older_records
 from fqs_jax.runs.folders import (
     REPAIR,
     checkpoint_folder,
@@ -107,7 +108,8 @@ def _compare(
     # If the learning rate decays to the last step, the number of steps changes every step's rate.
     decays = config.optimizer.decay_steps == 0 and step < stage.steps
     ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
-    if changed := change(_read(folder), run, ignored):
+    before = older_records.completed(_read(folder))
+    if changed := change(before, older_records.completed(run), ignored):
         if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"
         raise UserError(
@@ -131,7 +133,7 @@ def _made_from(root: Path, number: int, step: int) -> int | None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """The record in the folder of a stage.
+    """The record in the folder of a stage, as it was written: its hash stands in records of later stages.
 
     Raises:
       UserError: it cannot be read, or lacks a part.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,15 @@ from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import record
-from fqs_jax.runs.folders import existing_stages, source_folder
+from fqs_jax.runs.folders import existing_stages, local_source, source_folder
 from fqs_jax.runtime import (
     agreement,
     files,
     inputs,
+    local_copies,
     locks,
     own_files,
+    paths,
     seeds,
     sharding,
     shared_folder,
@@ -57,7 +58,7 @@ def prepare(
     numbers.check_complete(config)  # before anything is made of them
     if (root / "config.json").exists():
         raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
-    if config.init_from and source_folder(Path(config.init_from)).is_dir():
+    if config.init_from and source_folder(paths.expand(config.init_from)).is_dir():
         raise UserError(
             f"{config.init_from} is a working directory; export a stage of it with "
             "python -m fqs_jax.convert and give that folder to --init_from"
@@ -67,7 +68,7 @@ def prepare(
     else:
         shared_folder.check(root)
         agreement.on_main(lambda: _fill(root, config))
-    source = source_folder(root)
+    source = local_source(root)
     model = read_model(source, config)
     return model, tokenizer_lib.load(source).for_table(model.vocab_size, source)
 
@@ -89,7 +90,8 @@ def initial_params(
     """
     mesh = mesh or sharding.single_device()
     if init_from := _read_origin(root)["init_from"]:
-        return {"lm": huggingface.load_params(init_from, model, model.param_dtype, mesh)}
+        folder = local_copies.of(paths.expand(init_from))
+        return {"lm": huggingface.load_params(folder, model, model.param_dtype, mesh)}
 
     def init(key: jax.Array) -> Params:
         return {"lm": decoder.init(model, key)}
@@ -152,7 +154,7 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
       UserError: stages were trained from another initial model.
     """
     source = source_folder(root)
-    if not source.exists():
+    if not _exists(source):
         _check_given(config)
     if (source / "origin.json").exists() and not record.change(_read_origin(root), _origin(config)):
         return  # without a lock, which needs a disk that can be written
@@ -163,22 +165,29 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
 def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
     """Make W/source; see `_fill`."""
     source, origin = source_folder(root), _origin(config)
-    if source.exists() and (changed := record.change(_read_origin(root), origin)):
+    if _exists(source) and (changed := record.change(_read_origin(root), origin)):
         if existing_stages(root):
             raise UserError(f"{root} was begun with {changed}; use another --workdir")
         _check_given(config)
-        shutil.rmtree(source)
-    if source.exists():
+        files.remove_tree(source)
+    if _exists(source):
         return
+    if paths.is_bucket(source):
+        files.remove_tree(source)  # what a run has left that was killed while it wrote
     with files.new_folder(source) as folder:
         if config.init_from:
-            begin = Path(config.init_from)
+            begin = local_copies.of(paths.expand(config.init_from))
             huggingface.carry(begin, folder)
             config_json = own_files.read(begin / "config.json", begin)
             (folder / "config.json").write_bytes(config_json)
         else:
             _make(folder, config)
         files.write_json(folder / "origin.json", origin)
+
+
+def _exists(source: Path) -> bool:
+    """True if W/source exists as a whole; in a bucket, origin.json is its last object."""
+    return (source / "origin.json" if paths.is_bucket(source) else source).exists()
 
 
 def _check_given(config: ml_collections.ConfigDict) -> None:
@@ -191,7 +200,7 @@ def _check_given(config: ml_collections.ConfigDict) -> None:
     if not config.init_from:
         described_model(config, vocab_size=1)
         return
-    folder = Path(config.init_from)
+    folder = local_copies.of(paths.expand(config.init_from))
     model = huggingface.read_config(folder)
     huggingface.check_weights(folder, model)
     huggingface.check_carried(folder)
@@ -226,7 +235,7 @@ def _make(folder: Path, config: ml_collections.ConfigDict) -> None:
 def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The part of a config that determines the initial model and the tokenizer, as in origin.json."""
     if config.init_from:
-        return {"init_from": str(Path(config.init_from).resolve())}
+        return {"init_from": str(paths.full(paths.expand(config.init_from)))}
     # The section of a built-in task has the name of its source.
     fields = ("source", "text", "text_key", "tokenizer_pieces", "num_documents", config.data.source)
     data = {name: value for name, value in config.data.to_dict().items() if name in fields}

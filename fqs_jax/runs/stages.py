@@ -78,7 +78,7 @@ def load_trained(
     """What a stage's newest checkpoint holds. Arguments and errors are those of `load_stage`."""
     step, stage, config = check_stage(root, number, command, finished)
     model, lora = (
-        source.read_model(folders.source_folder(root), config),
+        source.read_model(folders.local_source(root), config),
         resolve.lora(config, stage),
     )
     with Checkpoints(folders.checkpoint_folder(root, number)) as saved:
@@ -128,7 +128,7 @@ def load_base(
     """
     number = base_stage(root, config, stage)
     if number is None:
-        model = source.read_model(folders.source_folder(root), config)
+        model = source.read_model(folders.local_source(root), config)
         params, name = source.initial_params(root, config, model, mesh), config.init_from
     else:
         params, row = load_stage(root, number, command(number), mesh=mesh)

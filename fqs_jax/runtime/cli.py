@@ -152,7 +152,7 @@ def _without_flag_files(words: list[str]) -> list[str]:
         if match := re.fullmatch(r"--?flagfile(?:=(.*))?", word, re.DOTALL):
             name = words[i + 1] if match[1] is None and i + 1 < len(words) else match[1]
             if name:
-                inputs.read_text(paths.expand(name))  # refuses what is no text
+                inputs.read_text(paths.expand_local(name))  # refuses what is no text
     try:
         return flags.FLAGS.read_flags_from_files(words)
     except UnicodeDecodeError as error:

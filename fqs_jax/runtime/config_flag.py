@@ -52,7 +52,8 @@ def expand_paths(config: ConfigDict) -> None:
         *parents, name = field.split(".")
         part = functools.reduce(lambda part, parent: part.get(parent, {}), parents, config)
         if value := part.get(name):
-            part[name] = str(paths.expand(value))
+            read = paths.expand if field == "init_from" else paths.expand_local
+            part[name] = str(read(value))
 
 
 def locate(given: str) -> str:
@@ -61,7 +62,7 @@ def locate(given: str) -> str:
     Raises:
       UserError: no shipped config has this name, or it is an address or no file.
     """
-    expanded = paths.expand(given)  # refuses addresses
+    expanded = paths.expand_local(given)  # refuses addresses
     written = str(expanded) if given.startswith("~") else given
     name, colon, argument = written.partition(":")
     found = shipped_configs.locate(name)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fqs_jax.runtime import files, inputs, processes, sigterm
+from fqs_jax.runtime import buckets, files, inputs, processes, sigterm
 from fqs_jax.runtime.errors import Interrupted, UserError, printable
 
 FAULT = 2  # exit code
@@ -62,6 +62,8 @@ def explain(error: BaseException) -> str | None:
     text = str(error)
     if _NO_SPACE in text and not isinstance(error, OSError):  # a native library writes too
         return f"{_NO_SPACE} ({_first_line(text)}){_NO_SPACE_HINT}"
+    if type(error).__module__.split(".")[0] in buckets.LIBRARIES:
+        return f"a request to a bucket failed: {buckets.reason(error)}"
     if isinstance(error, OSError):
         return _explain_system_error(error)
     if isinstance(error, MemoryError):

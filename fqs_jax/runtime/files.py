@@ -1,7 +1,8 @@
 """Files and folders that are written: they appear complete or not at all.
 
 A file or folder gets its name by a rename, after its content has reached the disk. So neither a kill
-nor a power cut leaves a part of it under that name.
+nor a power cut leaves a part of it under that name. In a bucket, where objects are whole by themselves, the
+file of `LAST` in a folder is written after all others, and readers take a folder without it for absent.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -21,12 +23,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fqs_jax.runtime import inputs, outputs
+from fqs_jax.runtime import buckets, inputs, leases, outputs, paths
 from fqs_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np  # takes long to import, and every program imports this file
 
+# Of a Hugging Face folder, of adapters, of a dataset, of W/source: in a bucket, each after those before it.
+LAST = ("dataset_info.json", "adapter_config.json", "config.json", "origin.json")
+_UNFINISHED = ".unfinished"
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -77,6 +82,11 @@ def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool 
     Raises:
       UserError: the path is a link, a folder or a device, which a rename would replace.
     """
+    if paths.is_bucket(path):
+        content = io.BytesIO()
+        write(content)
+        _write_object(path, content.getvalue())
+        return
     outputs.check_kind(path)
     # With one writer the name is always the same: the next write overwrites what a kill has left.
     unique = f".{uuid.uuid4().hex[:8]}" if many_writers else ""
@@ -94,6 +104,19 @@ def replace(path: Path, write: Callable[[BinaryIO], object], many_writers: bool 
             raise OSError(error.errno, error.strerror or str(error), str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+def _write_object(path: Path, content: bytes) -> None:
+    """Write an object of a bucket, unless another run has taken the folder over.
+
+    Raises:
+      UserError: it has, or the bucket refuses.
+    """
+    leases.check(path)
+    try:
+        buckets.write(path, content)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot write {inputs.name(path)}: there is no such bucket") from error
 
 
 def save_array(file: BinaryIO, values: np.ndarray) -> None:
@@ -134,8 +157,13 @@ def check_free(out: str | Path) -> Path:
     Raises:
       UserError: there is a file, a device, a link or a folder that is not empty.
     """
-    path = Path(out)
+    path = paths.expand(out)
     shown = inputs.name(out)
+    if paths.is_bucket(path):
+        found = buckets.objects(path)
+        if (found or path.exists()) and _UNFINISHED not in found:
+            raise UserError(f"{shown} exists already: choose another name or remove it first")
+        return path
     try:
         if path.is_symlink():
             raise UserError(
@@ -161,6 +189,12 @@ def new_folder(out: str | Path) -> Iterator[Path]:
       UserError: `out` is a file, a link or a folder that is not empty, or the disk refuses.
     """
     out = check_free(out)
+    if paths.is_bucket(out):
+        with tempfile.TemporaryDirectory(dir=_made(cache_folder())) as place:
+            yield Path(place)
+            leases.check(out)
+            _upload(Path(place), out)
+        return
     temporary, owner = None, None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -177,6 +211,48 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         if owner is not None:
             os.close(owner)
     sync_folder(out.parent)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _upload(folder: Path, out: Path) -> None:
+    """Copy a folder into a bucket. Until it is whole, an object says so, and the next writer begins anew."""
+    try:
+        buckets.delete(out)
+        buckets.write(out / _UNFINISHED, b"")
+        buckets.upload(folder, out, LAST)
+        buckets.delete(out / _UNFINISHED)
+    except FileNotFoundError as error:
+        raise UserError(f"cannot write {inputs.name(out)}: there is no such bucket") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file or an object of a bucket.
+
+    Raises:
+      OSError, UserError: it cannot be removed.
+    """
+    if paths.is_bucket(path):
+        leases.check(path)
+        buckets.delete(path)
+    else:
+        path.unlink()
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder; of one in a bucket, first what makes it count as whole.
+
+    Raises:
+      OSError, UserError: it cannot be removed.
+    """
+    if paths.is_bucket(folder):
+        leases.check(folder)
+        buckets.delete(folder, tuple(reversed(LAST)))
+    else:
+        shutil.rmtree(folder)
 
 
 def _owned_sibling(out: Path) -> tuple[Path, int]:

@@ -14,6 +14,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fqs_jax.runtime import buckets, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 LFS_POINTER = (
@@ -46,9 +47,16 @@ def check_file(path: Path) -> os.stat_result:
 def open_file(path: Path) -> BinaryIO:
     """Open a regular file for reading bytes. What is opened is what was checked.
 
+    An object of a bucket is read whole at once.
+
     Raises:
       UserError: as for `check_file`, or the system refuses.
     """
+    if paths.is_bucket(path):
+        try:
+            return buckets.open_file(path)
+        except FileNotFoundError as error:
+            raise _unreadable(path, error) from error
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

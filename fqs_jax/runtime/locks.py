@@ -1,7 +1,8 @@
 """Locks between runs that write into the same folder.
 
 A lock is an open file that the kernel unlocks when its process ends, however it ends. So a lock that a
-killed run has left behind is harmless, and nothing is ever cleaned up.
+killed run has left behind is harmless, and nothing is ever cleaned up. A folder of a bucket has a lease
+in place of a lock (runtime/leases.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import agreement, files, inputs
+from fqs_jax.runtime import agreement, buckets, files, inputs, leases, paths
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -55,6 +56,7 @@ class FolderLock:
         """
 
         def look() -> None:
+            leases.check(self._folder)
             if self._file is not None and not _is_at(self._file, self._folder / NAME):
                 raise UserError(
                     f"{self._folder} was moved or removed while it was in use; put it back, or give "
@@ -62,6 +64,23 @@ class FolderLock:
                 )
 
         agreement.on_main(look)
+
+
+@contextlib.contextmanager
+def workdir(root: Path) -> Iterator[None]:
+    """Hold a working directory in a bucket for a whole run; on a disk, whose stages have locks, do nothing.
+
+    All processes must enter and leave it together.
+
+    Raises:
+      UserError: the bucket cannot be used, or another run holds it.
+    """
+    if not paths.is_bucket(root):
+        yield
+        return
+    buckets.check_writable(root)  # by all processes: each writes arrays
+    with FolderLock(root):
+        yield
 
 
 def wait_for(file: int, path: Path) -> None:
@@ -84,8 +103,8 @@ def wait_for(file: int, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, seconds: float = 0.0) -> Iterator[int]:
-    """Hold the lock of a folder; the value is the descriptor of the lock file.
+def held(folder: Path, seconds: float = 0.0) -> Iterator[int | None]:
+    """Hold the lock of a folder; the value is the descriptor of the lock file, None in a bucket.
 
     On a file system without locks, a note on stderr says so, and nothing is locked.
 
@@ -96,6 +115,10 @@ def held(folder: Path, seconds: float = 0.0) -> Iterator[int]:
     Raises:
       UserError: another process holds it, which the message names; or the folder cannot be written.
     """
+    if paths.is_bucket(folder):
+        with leases.held(folder):
+            yield None
+        return
     path = folder / NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)

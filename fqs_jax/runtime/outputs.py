@@ -44,7 +44,8 @@ def check_ours(path: Path, is_ours: Callable[[bytes, bytes], bool], kind: str, f
     if not path.exists():
         return
     with inputs.open_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         start = file.read(_END)
         file.seek(max(0, size - _END))
         end = file.read(_END)

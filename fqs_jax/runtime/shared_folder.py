@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax.runtime import agreement
+from fqs_jax.runtime import agreement, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 _LATE = 65.0  # seconds; a network disk may show a new file up to a minute late
@@ -32,7 +32,7 @@ def check(folder: Path) -> None:
     Raises:
       UserError: on all processes; it names the hosts that do not see the file.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or paths.is_bucket(folder):  # a bucket is one for everybody
         return
     token = agreement.agreed([secrets.randbelow(2**31)])[0]
     file = folder / f".seen_by_all_{token:08x}"
@@ -58,7 +58,7 @@ def check(folder: Path) -> None:
         raise UserError(
             f"{folder} of process 0 ({_own_name()}) is not there on {names}: every host has a disk of "
             "its own under that name; give --workdir a folder on a file system that all hosts share, or a "
-            "bucket mounted as a folder"
+            "place in a bucket, gs://BUCKET/NAME"
         )
 
 

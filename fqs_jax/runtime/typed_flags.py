@@ -12,9 +12,15 @@ from fqs_jax.runtime import paths
 flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
 
 
-def define_path(name: str, default: str | None, text: str) -> flags.FlagHolder[Any]:
-    """Define the flag of a path: `~` is expanded, and the address of another machine is refused."""
-    return flags.DEFINE(_PathParser(), name, default, text)
+def define_path(
+    name: str, default: str | None, text: str, local: bool = False
+) -> flags.FlagHolder[Any]:
+    """Define the flag of a path: `~` is expanded, and the address of another machine is refused.
+
+    Args:
+      local: a place in a bucket (gs://) is refused too.
+    """
+    return flags.DEFINE(_LocalPathParser() if local else _PathParser(), name, default, text)
 
 
 def define_number(
@@ -32,7 +38,15 @@ class _PathParser(flags.ArgumentParser[str]):
     syntactic_help = "a path"
 
     def parse(self, argument: str) -> str:
+        if paths.is_bucket(argument):
+            return str(paths.expand(argument))
         expanded = paths.expand(argument)
+        return str(expanded) if argument.startswith("~") else argument
+
+
+class _LocalPathParser(_PathParser):
+    def parse(self, argument: str) -> str:
+        expanded = paths.expand_local(argument)
         return str(expanded) if argument.startswith("~") else argument
 
 

@@ -20,7 +20,7 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.runs import source
-from fqs_jax.runtime import cli, config_flag
+from fqs_jax.runtime import cli, config_flag, local_copies, paths
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import brackets, fields
 from fqs_jax.sweeps.fields import Benchmark, Variant
@@ -257,7 +257,8 @@ def _model(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> Mod
             "data.source is 'text', which has no problems to compare models by: give the sweep "
             "benchmarks or held_out text"
         )
-    return source.read_model(Path(experiment.init_from), experiment)
+    folder = local_copies.of(paths.expand(experiment.init_from))
+    return source.read_model(folder, experiment)
 
 
 def _check_complete(todo: list[Stage]) -> None:

@@ -24,7 +24,7 @@ def main() -> None:
     cli.require(workdir=flags.FLAGS.workdir)
     if sum((flags.FLAGS.list, flags.FLAGS.table, flags.FLAGS.cell is not None)) > 1:
         raise UserError("--list, --cell and --table exclude one another; give one")
-    root = Path(flags.FLAGS.workdir)
+    root = paths.expand_local(flags.FLAGS.workdir)
     paths.check_workdir(root)
     sweep = fields.read(flags.FLAGS.config)
     cells = cells_lib.of(sweep, root)

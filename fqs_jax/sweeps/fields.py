@@ -174,7 +174,7 @@ def _benchmark(given: Any, folder: str) -> Benchmark:
 
 def _placed(file: str, folder: str) -> str:
     """A file in the folder of benchmarks, unless it is a dataset or has a full path."""
-    if not folder or not file or re.match(r"(tfds|hub):|~", file):
+    if not folder or not file or re.match(r"(tfds|hub):|gs://|~", file):
         return file
     return str(paths.expand(folder) / file)
 

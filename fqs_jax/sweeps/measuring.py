@@ -14,7 +14,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.runs import folders, history, loading
-from fqs_jax.runtime import files, inputs, sharding
+from fqs_jax.runtime import files, inputs, paths, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import costs, outcomes
 from fqs_jax.sweeps.cells import Cell
@@ -135,7 +135,7 @@ def _measured(
 
 def _base_file(cell: Cell, config: ml_collections.ConfigDict, items: list[str]) -> Path:
     """The file of a checkpoint's outcomes, named after all that they depend on."""
-    place = str(Path(config.init_from).resolve())
+    place = str(paths.full(paths.expand(config.init_from)))
     parts = [place, config.compute.to_dict(), config.data.seq_len, cell.measured_on, items]
     whole = json.dumps(parts, sort_keys=True)
     return cell.root / BASES / f"{hashlib.sha256(whole.encode()).hexdigest()[:16]}.json"

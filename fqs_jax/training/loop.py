@@ -87,7 +87,7 @@ def run_stage(run: Run, recipe: Recipe) -> None:
             base = stages.base_stage(run.root, config, stage)
             if base is not None:
                 stages.check_stage(run.root, base, run.command(base))
-    source = folders.source_folder(run.root)
+    source = folders.local_source(run.root)
     data = corpus.dataset(
         recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
     )

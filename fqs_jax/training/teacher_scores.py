@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import functools
 import itertools
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fqs_jax.data.rows.order import Dataset
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, record, source, stages
-from fqs_jax.runtime import agreement, files, inputs, locks, seeds, sharding
+from fqs_jax.runtime import agreement, files, inputs, locks, paths, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
@@ -118,8 +119,10 @@ def _write_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
     """The needed fields of a piece on disk; None if it does not exist, lacks one, or is damaged."""
     try:
-        # A map: a damaged header may state any size.
-        piece = np.load(path, mmap_mode="r", allow_pickle=False)
+        if paths.is_bucket(path):
+            piece = np.load(inputs.open_file(path), allow_pickle=False)
+        else:  # a map: a damaged header may state any size
+            piece = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception:  # damaged files make Numpy raise almost any exception
         return None
     if not isinstance(piece, np.ndarray):  # an archive
@@ -138,13 +141,15 @@ def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
 
 def _check_identity(folder: Path, identity: str) -> None:
     """Delete the pieces of another teacher."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if not paths.is_bucket(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / "identity"
     with contextlib.suppress(UserError):  # what cannot be read is of another teacher
         if inputs.read_text(path) == identity:
             return
-    for piece in folder.glob("batches_*.npy"):
-        piece.unlink()
+    for piece in folder.iterdir() if folder.is_dir() else ():
+        if fnmatch.fnmatchcase(piece.name, "batches_*.npy"):
+            files.remove(piece)
     files.write_text(path, identity)
 
 
@@ -172,7 +177,7 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
         recipe.model,
         run.tokenizer,
         thought,
-        folders.source_folder(run.root),
+        folders.local_source(run.root),
         str(row),
         run.mesh,
     )

@@ -112,7 +112,7 @@ def test_streams_and_seeds_have_orders_of_their_own(clock):
         ({"data.source": "clock", "data.num_documents": 0}, "data.num_documents is 0; set 1 to"),
         ({"data.source": "clock", "data.num_documents": 10**15}, "set 1 to 100000000, which"),
         ({"data.text": "a.txt@nan"}, "a.txt: the weight is nan"),
-        ({"data.text": "gs://bucket/a.txt"}, "gs://bucket/a.txt is an address"),
+        ({"data.text": "s3://bucket/a.txt"}, "s3://bucket/a.txt is an address"),
         ({"data.rows": "pack", "data.cache_dir": "s3://bucket"}, "s3://bucket is an address"),
         ({"data.tfds_dir": "gs://bucket"}, "gs://bucket is an address"),
         ({"data.text": "a.txt@0.5,b.txt"}, "b.txt has no weight but others do"),

@@ -1,11 +1,14 @@
 """Paths as users write them."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fqs_jax.runtime import paths
 from fqs_jax.runtime.errors import UserError
+from tests.conftest import REPO
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.jsonl", "/a/~b", "a:b", "tfds:name", "./gs", ""])
@@ -23,13 +26,41 @@ def test_the_home_folder(monkeypatch):
 
 @pytest.mark.parametrize(
     "address",
-    ["gs://bucket/run", "s3://bucket", "hf://org/name", "file:///etc", "GS://b", "https://a/b"],
+    ["s3://bucket/run", "s3://bucket", "hf://org/name", "file:///etc", "GS://b", "https://a/b"],
 )
 def test_addresses_are_refused(address):
     with pytest.raises(UserError, match="is an address"):
         paths.expand(address)
     with pytest.raises(UserError, match="is an address"):  # what pathlib makes of it
         paths.expand(Path(address))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "gs://",
+        "gs://bucket",
+        "gs://bucket/",
+        "gs://Bucket/W",
+        "gs://b/a/../c",
+        "gs://b//c",
+        "gs://b/a\nb",
+    ],
+)
+def test_no_places_in_a_bucket(address):
+    with pytest.raises(UserError, match="gs://") as refused:
+        paths.expand(address)
+    assert str(refused.value).isprintable()
+
+
+def test_what_a_path_makes_of_a_place_in_a_bucket_is_refused():
+    with pytest.raises(UserError, match="write it as gs://BUCKET/NAME"):
+        paths.expand(Path("gs://bucket/W"))
+
+
+def test_some_places_must_be_of_this_machine():
+    with pytest.raises(UserError, match="copy it here first"):
+        paths.expand_local("gs://bucket/W")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +80,17 @@ def test_other_working_directories(tmp_path, monkeypatch):
     monkeypatch.chdir(odd)
     with pytest.raises(UserError, match=r"a name with \["):
         paths.check_workdir(Path("W"))
+
+
+def test_nothing_of_buckets_is_imported_for_paths_of_this_machine():
+    program = (
+        "import sys; from fqs_jax.runtime import cli, files, paths; paths.expand('a').exists()"
+    )
+    program += "; print({'etils', 'fsspec', 'gcsfs'} & set(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True
+    )
+    assert found.stdout == "set()\n", found.stderr
 
 
 def test_nul():

@@ -34,7 +34,7 @@ def test_what_is_accepted(known, monkeypatch):
 @pytest.mark.parametrize(
     "word, expected",
     [
-        ("--out=gs://bucket/run", "is an address"),
+        ("--out=s3://bucket/run", "is an address"),
         ("--out=s3:/bucket", "is an address"),
         ("--out=hf://org/model", "hf download"),
         ("--out=file:///etc", "give the path alone"),

@@ -36,5 +36,7 @@ def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = Fal
     Raises:
       UserError: a folder is an address of another machine.
     """
-    cache = paths.expand(cache_dir) if cache_dir else cache_folder()
-    return Options(key, cache, str(paths.expand(tfds_dir)) if tfds_dir else None, download, chat)
+    cache = paths.expand_local(cache_dir) if cache_dir else cache_folder()
+    return Options(
+        key, cache, str(paths.expand_local(tfds_dir)) if tfds_dir else None, download, chat
+    )

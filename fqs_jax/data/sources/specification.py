@@ -39,7 +39,7 @@ from fqs_jax.data.sources import (
     tfds_folder,
 )
 from fqs_jax.data.sources.options import Options
-from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime import inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 RECORDS = (".array_record", ".arrayrecord")
@@ -202,7 +202,7 @@ def _parse_part(part: str, key: str) -> _Part:
         weight = _weight(part, match[2])
     if "#" in part and not _exists(part):
         part, key = part.rsplit("#", 1)
-    return _Part(part, key, weight)
+    return _Part(local_copies.of_text(part), key, weight)
 
 
 def _weight(part: str, text: str) -> Fraction:
@@ -258,7 +258,7 @@ def _dataset_opener(part: _Part, options: Options) -> _Open | None:
     kind, colon, rest = part.name.partition(":")
     if colon and kind in ("tfds", "hub"):
         name, _, split = rest.partition(":")
-        paths.expand(rest)  # refuses addresses
+        paths.expand_local(rest)  # refuses addresses
         if not name:
             raise UserError(
                 f"{part.name}: the name of the dataset is missing; write it as {kind}:NAME[:SPLIT]"
@@ -269,10 +269,10 @@ def _dataset_opener(part: _Part, options: Options) -> _Open | None:
         return lambda: tables.open_parquet(
             hub.parquet_files(name, split, options), part.key, options
         )
-    folder, split = paths.expand(part.name), ""
+    folder, split = paths.expand_local(part.name), ""
     if ":" in part.name and not _exists(part.name):
         name, _, split = part.name.rpartition(":")
-        folder = paths.expand(name)
+        folder = paths.expand_local(name)
     if any(os.path.isfile(folder / mark) for mark in (tables.DATASET, tables.SPLITS)):
         return lambda: tables.open_saved_dataset(folder, split, part.key, options)
     if os.path.isfile(folder / tfds_folder.FEATURES):
@@ -311,7 +311,7 @@ def _kind(item: tuple[Path, str]) -> tuple[str, str]:
 
 
 def _match(pattern: str) -> list[Path]:
-    literal = paths.expand(pattern)
+    literal = paths.expand_local(pattern)
     shown = inputs.name(pattern)
     if os.path.isdir(literal):
         raise UserError(

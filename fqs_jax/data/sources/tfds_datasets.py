@@ -183,7 +183,7 @@ def _stored(stored: Any, name: str, feature: Feature) -> list[Any]:
 
 def _folder(name: str, options: Options) -> Path:
     """The folder of the one version of a prepared dataset, which is prepared if that is allowed."""
-    path = paths.expand(name)
+    path = paths.expand_local(name)
     if path.is_dir() or path.is_absolute() or name.startswith("."):
         return _prepared_folder(path)
     builder = _builder(name, options)

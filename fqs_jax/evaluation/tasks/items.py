@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from fqs_jax.data.sources.options import Options
 from fqs_jax.evaluation.tasks import records
-from fqs_jax.runtime import paths
+from fqs_jax.runtime import local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -139,7 +139,7 @@ def _labels(
             )
         labels_file = str(path)
     if labels_file:
-        lines = [(f"{path}:{n}", line) for n, line in records.numbered_lines(path)]
+        lines = [(f"{path}:{n}", line) for n, line in records.numbered_lines(local_copies.of(path))]
         if len(lines) != len(rows):
             raise UserError(
                 f"{path} has {len(lines)} labels and {source} {len(rows)} items; "

@@ -10,7 +10,7 @@ import pyarrow
 
 from fqs_jax.data.sources import hub, table_check, table_child, text_files, tfds_datasets
 from fqs_jax.data.sources.options import Options
-from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime import inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 Record = tuple[str, dict[str, Any]]  # its place, for error messages; its fields
@@ -25,9 +25,10 @@ def read(source: str, key: str, options: Options) -> list[Record]:
     Raises:
       UserError: the source is missing, empty or unreadable, or no split is named.
     """
+    given, source = source, local_copies.of_text(source)
     kind, _, rest = source.partition(":")
     if kind in ("tfds", "hub"):
-        paths.expand(rest)  # refuses addresses
+        paths.expand_local(rest)  # refuses addresses
         name, _, split = rest.partition(":")
         if (
             not name or not split
@@ -38,11 +39,11 @@ def read(source: str, key: str, options: Options) -> list[Record]:
         else:
             found = list(_parquet(hub.parquet_files(name, split, options), options))
     elif source.endswith(".parquet"):
-        found = list(_parquet([paths.expand(source)], options))
+        found = list(_parquet([paths.expand_local(source)], options))
     else:
-        found = list(_json_lines(paths.expand(source)))
+        found = list(_json_lines(paths.expand_local(source)))
     if not found:
-        raise UserError(f"{inputs.name(source)} has no records; name a file with some")
+        raise UserError(f"{inputs.name(given)} has no records; name a file with some")
     return found
 
 

