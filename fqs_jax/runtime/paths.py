@@ -39,7 +39,7 @@ def expand(path: str | os.PathLike[str]) -> Path:
         raise UserError(
             f"{printable(text, 200)} names no place in a bucket; write gs://BUCKET/NAME"
         )
-    if printable(text) != text or "//" in name or {".", ".."} & set(name.split("/")):
+    if printable(text) != text or {"", ".", ".."} & set(name.rstrip("/").split("/")):
         raise UserError(
             f"{printable(text, 200)}: a name in a bucket has no empty part, '.', '..' or control character"
         )
