@@ -27,6 +27,8 @@ pytestmark = pytest.mark.slow
 
 # Real English, code, numbers and tables.
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+# English that never changes, so that losses stay.
+ENGLISH = REPO / "LICENSE"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,19 +110,19 @@ def test_stories_fit_its_tokens(loaded):
 
 
 def test_loss_is_theirs(loaded, theirs):
-    ids_BxT = np.array([loaded.tokenizer.encode(PAGES[0].read_text())[:128]])
+    ids_BxT = np.array([loaded.tokenizer.encode(ENGLISH.read_text())[:128]])
     with torch.no_grad():
         tokens = torch.as_tensor(ids_BxT)
         expected = theirs(tokens, labels=tokens).loss.item()
     logits_BxTxV = decoder.logits(loaded.params["lm"], jnp.asarray(ids_BxT), loaded.model)
     log_probs = jax.nn.log_softmax(logits_BxTxV[0, :-1])
     loss = -np.asarray(log_probs)[np.arange(127), ids_BxT[0, 1:]].mean()
-    assert loss == pytest.approx(expected, abs=1e-4) and 1 < loss < 5
+    assert loss == pytest.approx(expected, abs=1e-4) and 1 < loss < 6
 
 
 def test_it_learns_to_think_and_is_exported(smollm2, tmp_path):
     """Two steps of a thinking stage, a shown thought, and an export that transformers reads alike."""
-    (tmp_path / "text.txt").write_text(PAGES[0].read_text())
+    (tmp_path / "text.txt").write_text(ENGLISH.read_text())
     run(
         "launch",
         "--config=configs/small_hf.py",
@@ -136,7 +138,7 @@ def test_it_learns_to_think_and_is_exported(smollm2, tmp_path):
         "--max_steps=2",
     )
     rows = read_rows(tmp_path / "W/stage_1/metrics.jsonl")
-    assert rows[-1]["step"] == 2 and rows[-1]["skipped_steps"] == 0 and 1 < rows[-1]["nll_base"] < 6
+    assert rows[-1]["step"] == 2 and rows[-1]["skipped_steps"] == 0 and 1 < rows[-1]["nll_base"] < 8
     stage = (f"--checkpoint={tmp_path / 'W'}", "--stage=1")
     shown = run("generate", *stage, "--prompt=Once", "--max_new_tokens=2", "--show_thoughts").stdout
     assert shown.startswith("Once") and "\u2039" in shown
