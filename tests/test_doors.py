@@ -214,6 +214,7 @@ def test_exported_folders_are_stock(place, trained, family):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_an_exported_thinking_stage_thinks_the_same(place, trained, thinking_export, thoughts):
     assert (thinking_export / "thought.safetensors").exists()

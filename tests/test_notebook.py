@@ -22,6 +22,7 @@ def test_it_is_committed_without_outputs():
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_runs(tmp_path, monkeypatch, capsys):
     """With fewer steps, and without a network; `evaluate` is in tests/test_demo.py."""

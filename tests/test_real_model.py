@@ -120,6 +120,7 @@ def test_loss_is_theirs(loaded, theirs):
     assert loss == pytest.approx(expected, abs=1e-4) and 1 < loss < 6
 
 
+@pytest.mark.exhaustive
 def test_it_learns_to_think_and_is_exported(smollm2, tmp_path):
     """Two steps of a thinking stage, a shown thought, and an export that transformers reads alike."""
     (tmp_path / "text.txt").write_text(ENGLISH.read_text())

@@ -51,6 +51,7 @@ def loss(model: Path, text: Path) -> float:
     return json.loads(done.stdout)["nll_base"]
 
 
+@pytest.mark.exhaustive
 def test_01_one_nan_step_ends_the_run(case, tmp_path):
     arguments = ("--config.data.seq_len=64", "--max_steps=40")
     run(*trained(case, tmp_path / "W", "model", *arguments))
@@ -98,6 +99,7 @@ def test_06_addresses_and_tilde(case, tmp_path):
     assert not any(Path(name).exists() for name in ("gs:", "s3:", "~"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model", ["nan_mlp", "inf_head"])
 def test_07_weights_that_are_no_numbers(case, tmp_path, model):
     checkpoint = f"--checkpoint={case / model}"
@@ -109,6 +111,7 @@ def test_07_weights_that_are_no_numbers(case, tmp_path, model):
         assert "model.safetensors" in line and ("mlp" in line or "head" in line)
 
 
+@pytest.mark.exhaustive
 def test_08_float16_overflow(case, tmp_path):
     run(*trained(case, tmp_path / "W"))
     export = (f"--workdir={tmp_path / 'W'}", "--stage=1", f"--export={tmp_path / 'out'}")
@@ -132,6 +135,7 @@ def test_10_columns_of_strings(case):
     assert len(documents) == 1
 
 
+@pytest.mark.exhaustive
 def test_11_harness_options(case):
     pytest.importorskip("lm_eval")
     options = ("run", "--model", "fqs_jax", "--tasks", "one", "--include_path", str(case))
@@ -140,6 +144,7 @@ def test_11_harness_options(case):
     assert "dtype" in line and "checkpoint" in line
 
 
+@pytest.mark.exhaustive
 def test_12_overrides(case, tmp_path):
     run(*trained(case, tmp_path / "A", "model", "--dry_run", "--config.stage_2.start=None"))
     run(*trained(case, tmp_path / "B", "model", f"--flagfile={case / 'flags.txt'}"))
@@ -149,6 +154,7 @@ def test_12_overrides(case, tmp_path):
     assert "--config.batch_size=2" in command and "flagfile" not in command
 
 
+@pytest.mark.exhaustive
 def test_13_answer_ends_in_a_newline(case):
     def arguments(name: str) -> tuple[str, ...]:
         file = f"--task_file={case / name}.jsonl"

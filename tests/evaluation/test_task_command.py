@@ -55,6 +55,7 @@ def test_the_table_of_one_stage_with_temperatures_of_another_file(place):
         assert part in done.stdout
 
 
+@pytest.mark.exhaustive
 def test_options_by_their_texts(place):
     """A line of JSON for each model, with and without thoughts; the table of the same numbers."""
     options = ("--task=choices", f"--task_file={place / 'own.jsonl'}", "--scoring=text")

@@ -39,7 +39,7 @@ def test_a_sum_and_its_gradient() -> None:
     )
 
 
-@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("split", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 @pytest.mark.parametrize(
     "remat", ["elementwise", pytest.param("none", marks=pytest.mark.exhaustive)]
 )

@@ -268,7 +268,8 @@ def stepped(
     return (value, metrics_lib.values(sums)), grads
 
 
-@pytest.mark.parametrize("name", ["jepo", pytest.param("rpt", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["jepo", "rpt"])
 def test_rationales_of_a_position_stay_together(name: str) -> None:
     """In microbatches, in chunks of positions and of logits, and as rows of their own."""
     whole = stepped(name, fraction=0.5)

@@ -326,6 +326,7 @@ def test_a_number_that_is_none_is_not_drawn(value):
         )
 
 
+@pytest.mark.exhaustive
 def test_only_reports_are_replaced(root, tmp_path):
     """Neither a metrics file nor a page of others, nor a link, nor a device."""
     page = page_lib.page(a_report()).encode()
@@ -462,6 +463,7 @@ def test_commands_are_recorded_once(tmp_path):
     assert history.commands(tmp_path) == ["a", "b", "a"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_text_shows_training_text_and_says_so(tmp_path):
     config = small_hf.get_config()
     config.init_from = str(hf_folder(tmp_path / "model"))

@@ -295,6 +295,7 @@ def given(tmp_path_factory):
     return f"--config={place / 'sweep.py'}", f"--workdir={place / 'W'}"
 
 
+@pytest.mark.exhaustive
 def test_flags(given):
     listed = run("sweep", *given, "--list").stdout.splitlines()
     assert [line.split(" ", 2)[:2] for line in listed] == [[str(n), "python"] for n in range(3)]

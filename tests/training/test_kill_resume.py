@@ -137,6 +137,7 @@ def test_a_killed_run_ends_like_one_that_is_left_alone(place, whole):
     assert kill_resume.first_difference(whole, root) == ""
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_asked_to_stop_ends_like_one_that_is_left_alone(place, whole):
     root, arguments = place / "asked", command(place, "asked")
     for name in [name for name in MOMENTS if name not in KILLED_ONLY]:
@@ -151,6 +152,7 @@ def test_a_run_that_is_asked_to_stop_ends_like_one_that_is_left_alone(place, who
     assert kill_resume.first_difference(whole, root) == ""
 
 
+@pytest.mark.exhaustive
 def test_what_was_cut_in_the_compilation_cache_is_compiled_anew(place, whole, tmp_path):
     """JAX writes its entries in place, so a kill may leave a part of one."""
     arguments = (*command(place, "cut"), "--stage=0")

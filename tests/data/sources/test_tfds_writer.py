@@ -57,6 +57,7 @@ def test_nothing_is_left_of_a_failure(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_the_command_line(tmp_path):
     path, out = tmp_path / "text.jsonl", tmp_path / "Out-1"
