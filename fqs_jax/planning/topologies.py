@@ -78,8 +78,8 @@ def _tpus(topology: str) -> Sequence[jax.Device]:
             "compiling for a TPU needs its compiler: pip install 'fqs_jax[plan]' (or try "
             "--topology=cpu:8, which needs nothing)"
         )
-    # Without these, libtpu looks for an attached TPU and writes logs. The flag is for v7x: without an attached
-    # chip, libtpu 0.0.42 counts one SparseCore a chip, and aborts where it gives them an all-reduce.
+    # Without these, libtpu looks for an attached TPU and writes logs. The flag is for v7x: without a chip,
+    # libtpu 0.0.42 counts one SparseCore a device, and aborts where it gives them an all-reduce.
     for name, value in {
         "TPU_ACCELERATOR_TYPE": "v5litepod-16",
         "TPU_WORKER_HOSTNAMES": "localhost",
