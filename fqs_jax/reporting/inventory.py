@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from fqs_jax.curriculum import settings
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runs import folders, metrics_file, record
+from fqs_jax.runs import folders, metrics_file, record, time_spent
+from fqs_jax.runs.time_spent import Spent
 from fqs_jax.runtime import buckets, inputs, paths
 from fqs_jax.runtime.errors import UserError, printable
 
@@ -46,6 +47,7 @@ class StageContents:
       bytes: size of the whole folder.
       parameters: of the model, as the last start of training counted them; None if it is not known.
       metrics: the last row of its metrics file.
+      spent: where its time went; None if that is not known.
       damage: why its record cannot be read.
     """
 
@@ -60,6 +62,7 @@ class StageContents:
     bytes: int = 0
     parameters: int | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spent: Spent | None = None
     damage: str = ""
 
 
@@ -174,8 +177,9 @@ def _read_stage(
         return found  # a run that has just begun, or stopped before it saved anything
     try:
         stage, config = folders.read_run(root, number)
-        starts = metrics_file.read_events(folder / "metrics.jsonl", "start")
-        rows = metrics_file.read_rows(folder / "metrics.jsonl")
+        lines = metrics_file.read_lines(folder / "metrics.jsonl")
+        starts = [line for line in lines if line.get("event") == "start"]
+        rows = [line for line in lines if "event" not in line]
         made_from = tuple(_made_from(root, stage, initial_model))
         text = f"on {settings.sections(config, stage, ('data',)).data.text or config.data.source}"
     except (UserError, AttributeError) as error:
@@ -188,6 +192,7 @@ def _read_stage(
         made_from=(*made_from, printable(text, 300)),
         parameters=starts[-1].get("parameters") if starts else None,
         metrics=rows[-1] if rows else {},
+        spent=time_spent.of(lines),
     )
 
 
