@@ -139,7 +139,7 @@ def share_chart(bars: Sequence[tuple[str, float, str]], description: str) -> str
       bars: name, share from 0 to 1, and what stands behind the bar.
       description: for screen readers.
     """
-    row, left, right = 22, 122, 110  # heights and widths, for names and for what stands behind
+    row, left, right = 22, 128, 118  # heights and widths, for names and for what stands behind
     frame = Frame(340, row * len(bars), (0, 1), (0, 1), left=left, right=right)
     drawn = []
     for i, (name, share, more) in enumerate(bars):
