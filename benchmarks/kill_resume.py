@@ -210,7 +210,7 @@ def longest_start(root: Path, seconds: float) -> float:
         for line in path.read_text().splitlines()
     ]
     steps = sum(row["time"]["step_seconds"] for row in rows if "event" not in row)
-    compiling = [row["time"]["compile_seconds"] for row in rows if "event" in row]
+    compiling = [row["time"]["compile_seconds"] for row in rows if row.get("event") == "start"]
     return max(compiling) + max(0.0, seconds - steps - sum(compiling)) / len(compiling)
 
 

@@ -18,12 +18,13 @@ import jax
 import numpy as np
 import pytest
 
+from fqs_jax.reporting import inventory, verification
 from fqs_jax.runs import folders, loading, metrics_parts
 from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
 from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
 from fqs_jax.runtime.errors import UserError
-from tests.tiny_runs import run, run_alone, start
+from tests.tiny_runs import clock_config, run, run_alone, save_stage, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -291,6 +292,31 @@ def test_no_run_saves_into_the_folder_of_another(root, quick):
         buckets.write(folder / "3-1" / "params" / "later", b"of the same run")
         with Checkpoints(folder) as saved:
             assert_same(saved.restore(3, *abstract_state())[:2], state_at(3))
+
+
+def test_inspect_reads_and_verifies_a_working_directory(root, environment):
+    config = clock_config()
+    save_stage(root, config, 0, step=4)
+    save_stage(root, config, 0)
+    with MetricsFile(root / "stage_0" / "metrics.jsonl", 0) as file:
+        file.step(6, {"nll_base": 2.5})
+    found = verification.verify(inventory.read(root))
+    sizes = {name: int(one["size"]) for name, one in buckets.objects(root).items()}
+    [stage] = found.stages
+    assert (stage.step, stage.steps, stage.metrics["nll_base"]) == (6, 6, 2.5)
+    assert found.bytes == sum(sizes.values()) > stage.bytes > stage.checkpoints[0].bytes > 10_000
+    assert [one.step for one in stage.checkpoints] == [6, 4] and not list(found.damages())
+    newest = folders.checkpoint(folders.checkpoint_folder(root, 0), 6)
+    for name in buckets.objects(newest / "params"):
+        buckets.write(newest / "params" / name, b"damaged")
+    [damage] = verification.verify(inventory.read(root)).damages()
+    assert damage.startswith(f"{newest} is damaged: ")
+    files.write_text(newest / folders.DAMAGED, "as a run marks it")
+    [stage] = inventory.read(root).stages
+    assert stage.set_aside == (newest.name,) and [one.step for one in stage.checkpoints] == [4]
+    for place, reason in ((root / "stage_0", "is no working directory"), (root / "x", "no folder")):
+        with pytest.raises(UserError, match=reason):
+            inventory.read(place)
 
 
 # A whole run --------------------

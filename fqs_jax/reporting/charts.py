@@ -132,6 +132,25 @@ def bar_chart(bars: Sequence[tuple[str, float]], description: str, x_label: str)
     return _svg(frame, description, "".join(drawn), "chart")
 
 
+def share_chart(bars: Sequence[tuple[str, float, str]], description: str) -> str:
+    """Shares of a whole as bars one below the other.
+
+    Args:
+      bars: name, share from 0 to 1, and what stands behind the bar.
+      description: for screen readers.
+    """
+    row, left, right = 22, 128, 118  # heights and widths, for names and for what stands behind
+    frame = Frame(340, row * len(bars), (0, 1), (0, 1), left=left, right=right)
+    drawn = []
+    for i, (name, share, more) in enumerate(bars):
+        end, middle = frame.x(share), row * i + 15
+        place = f'x="{left}" y="{row * i + 4}" width="{max(1.0, end - left):.1f}" height="14"'
+        drawn.append(_text(left - 6, middle, name, "tick end"))
+        drawn.append(f'<rect class="bar" {place} rx="2"/>')
+        drawn.append(_text(max(left + 1.0, end) + 6, middle, more, "tick"))
+    return _svg(frame, description, "".join(drawn), "chart")
+
+
 def scatter(marks: Sequence[Mark], x_label: str, y_label: str, width: float, css: str) -> str:
     """Points with their names beside them and error bars; `css` is the drawing's class.
 

@@ -25,8 +25,9 @@ from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison_file import Kept
 from fqs_jax.reporting import diagnosis
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
-from fqs_jax.runs import folders, history, loading, metrics_file
+from fqs_jax.runs import folders, history, loading, metrics_file, time_spent
 from fqs_jax.runs import source as source_lib
+from fqs_jax.runs.time_spent import Spent
 from fqs_jax.runtime import cli
 from fqs_jax.runtime.errors import UserError
 
@@ -65,12 +66,14 @@ class Training:
       step: step of the newest checkpoint.
       rows: rows of the metrics file without nesting, all values floats.
       start: the last "start" event of the metrics file.
+      spent: where its time went; None if that is not known.
     """
 
     stage: Stage
     step: int
     rows: tuple[dict[str, float], ...]
     start: dict[str, Any]
+    spent: Spent | None = None
 
 
 class Documents(NamedTuple):
@@ -184,11 +187,12 @@ def read_training(root: Path) -> list[Training]:
         raise UserError(f"{root} is no working directory; give the --workdir of a training run")
     found = []
     for stage in folders.existing_stages(root):
-        folder = folders.stage_folder(root, stage.number)
-        every = [_numbers(row) for row in metrics_file.read_rows(folder / "metrics.jsonl")]
-        events = metrics_file.read_events(folder / "metrics.jsonl", "start")
+        lines = metrics_file.read_lines(folders.stage_folder(root, stage.number) / "metrics.jsonl")
+        every = tuple(_numbers(line) for line in lines if "event" not in line)
+        starts = [line for line in lines if line.get("event") == "start"]
         step = folders.saved_step(root, stage.number) or 0
-        found.append(Training(stage, step, tuple(every), events[-1] if events else {}))
+        start = starts[-1] if starts else {}
+        found.append(Training(stage, step, every, start, time_spent.of(lines)))
     if not any(training.step >= training.stage.steps for training in found):
         raise UserError(
             f"{root} has no finished stage; train one with {cli.command_line('fqs_jax.launch', workdir=root)}"

@@ -5,6 +5,7 @@ Only names, sizes and small JSON files are read; `reporting/verification.py` rea
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
@@ -13,15 +14,22 @@ from typing import Any, NamedTuple
 
 from fqs_jax.curriculum import settings
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runs import folders, metrics_file, record
-from fqs_jax.runtime import inputs, paths
+from fqs_jax.runs import folders, metrics_file, record, time_spent
+from fqs_jax.runs.time_spent import Spent
+from fqs_jax.runtime import buckets, inputs, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 
 class Checkpoint(NamedTuple):
-    """A step in a folder of checkpoints; `damage` is empty unless it was found damaged."""
+    """A step in a folder of checkpoints.
+
+    Attributes:
+      folder: its name in there; in a bucket it is not the step alone.
+      damage: empty unless it was found damaged.
+    """
 
     step: int
+    folder: str
     bytes: int
     damage: str = ""
 
@@ -35,10 +43,11 @@ class StageContents:
       step: the newest saved step, 0 without one.
       made_from: where it starts, its teacher, and its text, in words.
       checkpoints: newest first.
-      set_aside: folders of checkpoints that were found damaged earlier and renamed.
+      set_aside: folders of checkpoints that were found damaged earlier, and no longer count.
       bytes: size of the whole folder.
       parameters: of the model, as the last start of training counted them; None if it is not known.
       metrics: the last row of its metrics file.
+      spent: where its time went; None if that is not known.
       damage: why its record cannot be read.
     """
 
@@ -53,6 +62,7 @@ class StageContents:
     bytes: int = 0
     parameters: int | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    spent: Spent | None = None
     damage: str = ""
 
 
@@ -84,15 +94,17 @@ class Contents:
             folder = folders.checkpoint_folder(self.root, stage.number)
             for saved in stage.checkpoints:
                 if saved.damage:
-                    yield f"{folder / str(saved.step)} is damaged: {saved.damage}"
+                    yield f"{folder / saved.folder} is damaged: {saved.damage}"
 
 
 def read(root: Path) -> Contents:
     """The contents of a working directory, without opening checkpoints.
 
     Raises:
-      UserError: the folder does not exist, or is no working directory.
+      UserError: the folder does not exist, may not be read, or is no working directory.
     """
+    if paths.is_bucket(root):
+        buckets.check_readable(root)  # what may not be read seems not to exist
     if not root.is_dir():
         raise UserError(
             f"there is no folder {inputs.name(root)}; give the --workdir of a training run"
@@ -109,22 +121,33 @@ def read(root: Path) -> Contents:
         initial_model = _initial_model(source)
     except UserError as error:
         damage = str(error)
-    stages = tuple(_read_stage(root, number, initial_model) for number in numbers)
+    sizes = _sizes(root)
+    stages = tuple(_read_stage(root, number, initial_model, sizes) for number in numbers)
     exports = sorted(path.parent.name for path in root.glob("*/config.json"))
     others = tuple(name for name in exports if name != source.name)
-    return Contents(root, initial_model, stages, others, count_bytes(root), damage)
+    return Contents(root, initial_model, stages, others, sum(sizes.values()), damage)
 
 
-def count_bytes(path: Path) -> int:
-    """The bytes of a file, or of all files in a folder. Links, and what vanishes meanwhile, count nothing."""
-    total = 0
-    for folder, _, names in os.walk(path):
+def _sizes(root: Path) -> dict[str, int]:
+    """The bytes of every file in a folder and its folders, by its name relative to it.
+
+    A bucket is listed once. Links, and what vanishes meanwhile, count nothing.
+    """
+    if paths.is_bucket(root):
+        return {name: int(found["size"]) for name, found in buckets.objects(root).items()}
+    sizes = {}
+    for folder, _, names in os.walk(root):
         for name in names:
-            try:
-                total += os.lstat(os.path.join(folder, name)).st_size
-            except OSError:  # a run that trains in it deletes old steps
-                continue
-    return total
+            path = Path(folder, name)
+            with contextlib.suppress(OSError):  # a run that trains in it deletes old steps
+                sizes[path.relative_to(root).as_posix()] = path.lstat().st_size
+    return sizes
+
+
+def _bytes(sizes: Mapping[str, int], *folder: str) -> int:
+    """The bytes in a folder, given the names of the folders down to it."""
+    start = "/".join((*folder, ""))
+    return sum(size for name, size in sizes.items() if name.startswith(start))
 
 
 def _initial_model(source: Path) -> str:
@@ -135,25 +158,28 @@ def _initial_model(source: Path) -> str:
     return f"random weights of seed {origin.get('seed')}"
 
 
-def _read_stage(root: Path, number: int, initial_model: str) -> StageContents:
+def _read_stage(
+    root: Path, number: int, initial_model: str, sizes: Mapping[str, int]
+) -> StageContents:
     folder, saved = folders.stage_folder(root, number), folders.checkpoint_folder(root, number)
     checkpoints = tuple(
-        Checkpoint(step, count_bytes(saved / str(step))) for step in folders.saved_steps(saved)
+        Checkpoint(step, path.name, _bytes(sizes, folder.name, saved.name, path.name))
+        for step, path in folders.checkpoints(saved).items()
     )
-    set_aside = tuple(sorted(path.name for path in saved.glob("damaged_*")))
     found = StageContents(
         number,
         step=checkpoints[0].step if checkpoints else 0,
         checkpoints=checkpoints,
-        set_aside=set_aside,
-        bytes=count_bytes(folder),
+        set_aside=tuple(folders.set_aside(saved)),
+        bytes=_bytes(sizes, folder.name),
     )
     if not checkpoints and not (folder / "run.json").exists():
         return found  # a run that has just begun, or stopped before it saved anything
     try:
         stage, config = folders.read_run(root, number)
-        starts = metrics_file.read_events(folder / "metrics.jsonl", "start")
-        rows = metrics_file.read_rows(folder / "metrics.jsonl")
+        lines = metrics_file.read_lines(folder / "metrics.jsonl")
+        starts = [line for line in lines if line.get("event") == "start"]
+        rows = [line for line in lines if "event" not in line]
         made_from = tuple(_made_from(root, stage, initial_model))
         text = f"on {settings.sections(config, stage, ('data',)).data.text or config.data.source}"
     except (UserError, AttributeError) as error:
@@ -166,6 +192,7 @@ def _read_stage(root: Path, number: int, initial_model: str) -> StageContents:
         made_from=(*made_from, printable(text, 300)),
         parameters=starts[-1].get("parameters") if starts else None,
         metrics=rows[-1] if rows else {},
+        spent=time_spent.of(lines),
     )
 
 
@@ -191,7 +218,7 @@ def with_damage(contents: Contents, damage: Mapping[Path, str]) -> Contents:
     def marked(stage: StageContents) -> StageContents:
         folder = folders.checkpoint_folder(contents.root, stage.number)
         saved = (
-            one._replace(damage=damage.get(folder / str(one.step), "")) for one in stage.checkpoints
+            one._replace(damage=damage.get(folder / one.folder, "")) for one in stage.checkpoints
         )
         return dataclasses.replace(stage, checkpoints=tuple(saved))
 

@@ -8,7 +8,10 @@ from typing import Any
 
 from rich.table import Table
 
+from fqs_jax.reporting import goodput
 from fqs_jax.reporting.inventory import Checkpoint, Contents, StageContents
+from fqs_jax.runs import time_spent
+from fqs_jax.runs.time_spent import Spent
 
 _SHOWN = ("nll_base", "nll_mixed")  # losses of a row of metrics that can be compared
 _COLUMNS = (
@@ -53,7 +56,9 @@ def title(contents: Contents) -> str:
 
 
 def lines(contents: Contents) -> Iterator[str]:
-    """The lines below the table: exports, checkpoints that were set aside, and all damage."""
+    """The lines below the table: where the time went, exports, what was set aside, and all damage."""
+    if spent := _spent(contents):
+        yield goodput.line(spent)
     if contents.exports:
         yield f"exported folders in it: {', '.join(contents.exports)}"
     for stage in contents.stages:
@@ -68,7 +73,11 @@ def lines(contents: Contents) -> Iterator[str]:
 def as_json(contents: Contents) -> dict[str, Any]:
     """The contents as a JSON object; the fields are those of `Contents` and its parts."""
     stages = [
-        dataclasses.asdict(stage) | {"checkpoints": [one._asdict() for one in stage.checkpoints]}
+        dataclasses.asdict(stage)
+        | {
+            "checkpoints": [one._asdict() for one in stage.checkpoints],
+            "spent": goodput.as_json(stage.spent),
+        }
         for stage in contents.stages
     ]
     return {
@@ -76,6 +85,7 @@ def as_json(contents: Contents) -> dict[str, Any]:
         "initial_model": contents.initial_model,
         "bytes": contents.bytes,
         "stages": stages,
+        "spent": goodput.as_json(_spent(contents)),
         "exports": list(contents.exports),
         "damage": list(contents.damages()),
     }
@@ -88,6 +98,10 @@ def size(count: float) -> str:
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:,.1f} TB"
+
+
+def _spent(contents: Contents) -> Spent | None:
+    return time_spent.together(stage.spent for stage in contents.stages)
 
 
 def _saved(checkpoint: Checkpoint) -> str:

@@ -11,10 +11,11 @@ from typing import Any
 
 from fqs_jax.curriculum import objective
 from fqs_jax.evaluation.comparison import TEST
-from fqs_jax.reporting import charts, sections
+from fqs_jax.reporting import charts, goodput, sections
 from fqs_jax.reporting.collect import Reading, Report, Training, is_number
 from fqs_jax.reporting.markup import escape as _e
 from fqs_jax.reporting.sections import facts, figure, signed, table
+from fqs_jax.runs import time_spent
 
 # Each chart's caption, unit and curves; a curve is (metric, name, kind of line, factor).
 CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
@@ -248,6 +249,7 @@ def _training(training: Sequence[Training]) -> str:
 <p>Losses are the last logged step's, on training text. Curves of more than {charts.MAX_POINTS} logged
 steps are drawn as means of neighbours.</p>
 {summary}
+{goodput.section(time_spent.together(entry.spent for entry in training))}
 {stages}"""
 
 

@@ -25,7 +25,7 @@ def verify(contents: Contents) -> Contents:
     """
     jax.config.update("jax_platforms", "cpu")
     steps = [
-        folders.checkpoint_folder(contents.root, stage.number) / str(one.step)
+        folders.checkpoint_folder(contents.root, stage.number) / one.folder
         for stage in contents.stages
         for one in stage.checkpoints
     ]

@@ -178,6 +178,14 @@ def is_whole(step: Path) -> bool:
     return COMMITTED in names and DAMAGED not in names
 
 
+def set_aside(folder: Path) -> list[str]:
+    """The names of checkpoints in a folder that were found damaged, and that no longer count."""
+    if not paths.is_bucket(folder):
+        return sorted(path.name for path in folder.glob("damaged_*"))
+    steps = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path.name for path in steps if (path / DAMAGED).exists())
+
+
 def appears(folder: Path, seconds: float = 90.0) -> bool:
     """True as soon as a folder exists here; False if it does not within some seconds.
 

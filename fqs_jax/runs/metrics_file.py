@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fqs_jax.runs import metrics_parts
+from fqs_jax.runs import metrics_parts, time_spent
 from fqs_jax.runs.folders import free_name
 from fqs_jax.runs.metrics_parts import Parts
+from fqs_jax.runs.time_spent import Stopwatch
 from fqs_jax.runtime import files, inputs, paths, processes
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
@@ -39,18 +40,30 @@ class MetricsFile:
       first_step: the step that the stage resumes from. Rows after it are dropped, and so are lines that
         cannot be read, with a note on stderr; 0 drops all.
       tokens_per_step: for tokens per second.
+      watch: what else the time between rows is spent on; see `time_spent`.
 
     Raises:
       UserError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, first_step: int, tokens_per_step: int = 0):
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        first_step: int,
+        tokens_per_step: int = 0,
+        watch: Stopwatch | None = None,
+    ):
+        self._path, self._watch = path, watch or Stopwatch()
+        self._since, self._before = self._watch.began, dict[str, float]()
         self._file: _Appended | Parts
         if not processes.is_main():
             self._file = _Appended(Path(os.devnull))
         else:
-            kept = _kept(path, first_step) if first_step else []
+            lines = _lines_before(path, first_step)
+            kept = _kept(path, lines, first_step) if first_step else []
+            rows = [line.row for line in lines if line.row is not None]
+            self._since = time_spent.first_start(rows) or self._since
+            self._before = time_spent.carried(rows, first_step)
             if paths.is_bucket(path):
                 self._file = Parts(path, kept)
             else:
@@ -75,9 +88,21 @@ class MetricsFile:
         """Write a row that holds no metrics of a step."""
         self._write({"event": name, **fields})
 
-    def start_clock(self) -> None:
-        """Time steps from now on."""
+    def start(self, **fields: Any) -> None:
+        """Write the event "start", with the time since the stopwatch began, and time steps from now on."""
+        seconds, parts = self._watch.take()
+        parts["starting"] = seconds - sum(parts.values())
+        spent: dict[str, Any] = time_spent.fields(parts) | {"since": round(self._since, 3)}
+        if self._before:
+            spent["before"] = self._before
+        self.event("start", **fields, time=spent)
         self._clock = time.perf_counter()
+
+    def end(self, step: int) -> None:
+        """Write the event "end", with the time since the last row."""
+        seconds = time.perf_counter() - self._clock
+        spent = time_spent.fields(self._watch.take()[1])
+        self.event("end", step=step, time={"seconds": round(seconds, 6), **spent})
 
     def step(self, step: int, values: dict[str, Any], **fields: Any) -> dict[str, Any]:
         """Write the row of a step with the time since the row before it, and return it.
@@ -92,7 +117,7 @@ class MetricsFile:
         row["time"] = {
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens_per_step / seconds, 1),
-        }
+        } | time_spent.fields(self._watch.take()[1])
         self._write(row)
         return row
 
@@ -166,9 +191,23 @@ def read_events(path: Path, name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None and row.get("event") == name]
 
 
-def _kept(path: Path, first_step: int) -> list[bytes]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All rows of a stage in order, with those of events."""
+    return [line.row for line in _lines(path) if line.row is not None]
+
+
+def _lines_before(path: Path, first_step: int) -> list[_Line]:
+    """All lines of earlier starts; none if they cannot be read, and are only wanted for their times."""
+    try:
+        return list(_lines(path))
+    except UserError:
+        if first_step:
+            raise
+        return []
+
+
+def _kept(path: Path, lines: list[_Line], first_step: int) -> list[bytes]:
     """The lines up to a step. If others are lost between readable ones, the file is kept under a new name."""
-    lines = list(_lines(path))
     readable = [number for number, line in enumerate(lines, 1) if line.row is not None]
     lost = [number for number, line in enumerate(lines, 1) if line.row is None]
     # A last line without its end is what every kill may leave.

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from fqs_jax.runs import damage, orbax_setup
 from fqs_jax.runs.damage import Damaged, Description
-from fqs_jax.runtime import sharding
+from fqs_jax.runtime import paths, sharding
 
 _UNREAD = ocp.PLACEHOLDER
 
@@ -31,7 +31,7 @@ def described_arrays(step: Path) -> dict[str, Description]:
       Damaged: they cannot be read, or differ from the saved ones.
       UserError: they may not be read.
     """
-    step = step.absolute()  # as Orbax needs it
+    step = paths.full(step)  # as Orbax needs it
     with damage.reading(step), orbax_setup.reader() as reader:
         args = ocp.args.Composite(progress=ocp.args.JsonRestore())
         record = reader.restore(step, args=args)["progress"]
@@ -58,7 +58,7 @@ def check_arrays(
       UserError: it may not be read.
     """
     for item, leaves in described.items():
-        folder = step.absolute() / item
+        folder = paths.full(step) / item
         with damage.reading(step):
             tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
         found = damage.by_path(tree)

@@ -25,6 +25,7 @@ from fqs_jax.model import decoder
 from fqs_jax.runs import checkpoints, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
+from fqs_jax.runs.time_spent import Stopwatch
 from fqs_jax.runtime import device_memory, host_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
@@ -87,11 +88,12 @@ def run_stage(run: Run, recipe: Recipe) -> None:
             base = stages.base_stage(run.root, config, stage)
             if base is not None:
                 stages.check_stage(run.root, base, run.command(base))
-    source = folders.local_source(run.root)
-    data = corpus.dataset(
-        recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
-    )
-    digest, adapted = data.digest(), recipe.lora is not None
+    source, watch = folders.local_source(run.root), Stopwatch()
+    with watch.on("text"):
+        data = corpus.dataset(
+            recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
+        )
+        digest, adapted = data.digest(), recipe.lora is not None
     if _is_done(run, stage):
         record.write(run.root, config, stage, digest, adapted)
         return
@@ -99,7 +101,7 @@ def run_stage(run: Run, recipe: Recipe) -> None:
         record.write(run.root, config, stage, digest, adapted)
         if not _is_done(run, stage):  # another run may have ended meanwhile
             with shortage.explained(recipe, run.mesh):
-                _train(run, recipe, data, lock)
+                _train(run, recipe, data, lock, watch)
             lock.check()
 
 
@@ -107,7 +109,7 @@ def _is_done(run: Run, stage: Stage) -> bool:
     return (folders.saved_step(run.root, stage.number) or 0) >= stage.steps
 
 
-def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
+def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock, watch: Stopwatch) -> None:
     """Train a stage that is not done, in its locked folder; see `run_stage`."""
     config, stage = run.config, recipe.stage
     checkpoint_folder = folders.checkpoint_folder(run.root, stage.number)
@@ -117,7 +119,8 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
         shortage.check_state(recipe, run.mesh, (program.state, program.frozen))
-        scores = teacher_scores(run, recipe, data)  # before the state: both need memory
+        with watch.on("scoring"):
+            scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         base = frozen_base(run, recipe)
         restored = saved.newest(*program.state)
         if restored is None:
@@ -130,7 +133,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
         batches = data.batches(first, stage.steps, rows)
         if scores is not None:
             batches = with_scores(batches, scores, rows, first, data.batch_size)
-        _loop(run, recipe, program, state, base, batches, rows, first, saved, lock)
+        _loop(run, recipe, program, state, base, batches, rows, first, saved, lock, watch)
 
 
 def _loop(
@@ -144,6 +147,7 @@ def _loop(
     first: int,
     saved: checkpoints.Checkpoints,
     lock: FolderLock,
+    watch: Stopwatch,
 ) -> None:
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
     rate = jax.jit(optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps))
@@ -175,38 +179,43 @@ def _loop(
 
     def save(step: int) -> None:
         behind.drain()
-        lock.check()  # a folder that is no longer there would be made anew
-        metrics.flush()  # rows up to a checkpoint are on disk before it is
-        saved.save(step, state.params, state.optimizer, progress)
-        if waits:
+        with watch.on("saving"):
+            lock.check()  # a folder that is no longer there would be made anew
+            metrics.flush()  # rows up to a checkpoint are on disk before it is
+            saved.save(step, state.params, state.optimizer, progress)
+            if waits:
+                saved.wait()
+
+    def end(step: int) -> None:
+        """Wait until the last save is whole, so that its time is written too."""
+        with watch.on("saving"):
             saved.wait()
+        lock.check()
+        metrics.end(step)
 
     with (
-        MetricsFile(folder / "metrics.jsonl", first, tokens_per_step) as metrics,
+        MetricsFile(folder / "metrics.jsonl", first, tokens_per_step, watch) as metrics,
         Progress(str(stage), first, stage.steps) as bar,
         OneBehind(read) as behind,
     ):
         begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
         run.interrupts.check(begun)
-        started = time.perf_counter()
-        compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
+        with watch.on("compile"):
+            compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
         host_memory.trim()  # of the compiler's; every stage compiles a step
         shortage.check_program(recipe, run.mesh, compiled)
-        metrics.event(
-            "start",
+        metrics.start(
             stage=stage.name,
             step=first,
             parameters=decoder.num_params((state.params, frozen)),
             trained_parameters=decoder.num_params(state.params),
             flops_per_step=objective.step_flops(recipe),
             devices=run.mesh.size,
-            time={"compile_seconds": round(time.perf_counter() - started, 3)},
         )
         run.interrupts.check(begun)  # compiling may have taken minutes
-        metrics.start_clock()
         run.interrupts.forget_last_step()
         last_save, saved_at = time.monotonic(), first
-        for step, batch in zip(range(first, stage.steps), batches, strict=True):
+        for step, batch in zip(range(first, stage.steps), _timed(batches, watch), strict=True):
             placed = {
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
@@ -219,7 +228,8 @@ def _loop(
             done = step + 1
             behind.add(done, values)
             bar.advance()
-            saved.check()
+            with watch.on("saving"):
+                saved.check()
             if done == stage.steps:
                 break
             requests = run.interrupts.requests_of_last_step(save=_is_overdue(last_save, config))
@@ -229,12 +239,22 @@ def _loop(
                 save(done)
                 last_save, saved_at = time.monotonic(), done
             if requests.signum:
-                saved.wait()
-                lock.check()
+                end(done)
                 bar.close()
                 message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
                 raise Interrupted(message, requests.signum)
         save(stage.steps)
+        end(stage.steps)
+
+
+def _timed(batches: Batches, watch: Stopwatch) -> Batches:
+    """The same batches; waiting for them is measured."""
+    while True:
+        with watch.on("text"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def _is_overdue(last_save: float, config: ml_collections.ConfigDict) -> bool:

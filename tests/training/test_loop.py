@@ -566,7 +566,7 @@ def test_a_resume_after_a_power_cut(begun, whole, config, capfd):
     (root / "stage_1" / "checkpoints" / "7.orbax-checkpoint-tmp-12").mkdir()
     train_stage(root, config, 1)
     assert_same_stage(root, whole, config, 1)
-    assert "note: 1 of 6 lines of " in capfd.readouterr().err
+    assert "note: 1 of 7 lines of " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("harm", ["other bytes", "a folder's name", "an archive", "huge"])

@@ -97,7 +97,7 @@ def assert_same_rows(root, expected):
 def devices(root, number):
     """The number of devices that each process which worked on a stage reported."""
     lines = (root / f"stage_{number}" / "metrics.jsonl").read_text().splitlines()
-    return [row["devices"] for row in map(json.loads, lines) if "event" in row]
+    return [row["devices"] for row in map(json.loads, lines) if row.get("event") == "start"]
 
 
 def assert_each_read_its_half(place, name):
