@@ -22,7 +22,7 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
-from fqs_jax.runs import checkpoints, folders, record, stages
+from fqs_jax.runs import checkpoints, disk_space, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
 from fqs_jax.runtime import device_memory, host_memory, locks, processes, sharding
@@ -117,6 +117,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock) -> None:
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
         shortage.check_state(recipe, run.mesh, (program.state, program.frozen))
+        disk_space.check(checkpoint_folder, program.state, config.keep_checkpoints)
         scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         base = frozen_base(run, recipe)
         restored = saved.newest(*program.state)
