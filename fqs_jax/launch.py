@@ -33,6 +33,9 @@ _TEXT = flags.DEFINE_string(
     "text", "", "Text to train on: files, tfds:NAME, mixtures (docs/data.md)."
 )
 _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.", lower_bound=1)
+_ALSO_LOG = flags.DEFINE_list(
+    "also_log", [], "Metrics elsewhere too: tensorboard, wandb, prometheus (comma-separated)."
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print what would run and the memory that it needs, and stop."
 )
@@ -49,7 +52,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import resolve
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
-    from fqs_jax.runs import history, source, stages
+    from fqs_jax.runs import also_log, history, source, stages
     from fqs_jax.runtime import accelerators, agreement, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, start, step
@@ -67,6 +70,7 @@ def main(_: Sequence[str]) -> None:
         raise UserError("this config fine-tunes a checkpoint: give --init_from=HF_DIR")
     root = paths.expand(workdir)
     paths.check_workdir(root)
+    also_log.check(_ALSO_LOG.value, root)
     given = (workdir, config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
     with contextlib.ExitStack() as stack:
@@ -92,7 +96,10 @@ def main(_: Sequence[str]) -> None:
         command = functools.partial(_command, workdir)
         stages.check_needed(root, rows, chosen, command)
         with Interrupts() as interrupts:
-            run = Run(root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)))
+            elsewhere = tuple(_ALSO_LOG.value)
+            run = Run(
+                root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)), elsewhere
+            )
             for recipe in todo:
                 loop.run_stage(run, recipe)
                 interrupts.check(f"{recipe.stage} is done; {RESUME}")
@@ -125,6 +132,7 @@ def _command(workdir: str, stage: str) -> str:
         text=_TEXT.value,
         workdir=workdir,
         max_steps=_MAX_STEPS.value,
+        also_log=",".join(_ALSO_LOG.value),
         stage=stage,
     )
     return " ".join([command, *map(cli.quote, config_flag.overrides())])

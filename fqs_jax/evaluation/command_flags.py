@@ -18,7 +18,7 @@ FIT_ITEMS = 500  # of --fit_file
 # Flags that several commands use, but not all of them.
 SHARED = {
     "watch": ("text",),
-    "task": ("workdir", "checkpoint", "stage", "all_stages", "thought_seeds"),
+    "task": ("workdir", "checkpoint", "stage", "text", "all_stages", "thought_seeds"),
     "all_stages": ("workdir", "checkpoint", "text", "thought_seeds"),
     "": ("checkpoint", "stage", "text", "thought_seeds"),
 }
@@ -49,7 +49,9 @@ def define() -> dict[str, set[str]]:
 def _define_common_flags() -> None:
     typed_flags.define_path("checkpoint", "", "Hugging Face folder or working directory.")
     flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
-    flags.DEFINE_string("text", "", "Held-out text: files, tfds:NAME and more (docs/data.md).")
+    flags.DEFINE_string(
+        "text", "", "Held-out text (docs/data.md). With --task: what was trained on."
+    )
     flags.DEFINE_integer(
         "seq_len",
         None,

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from rich.table import Table
 
 from fqs_jax.data.sources.options import Options
-from fqs_jax.evaluation import chains_file, command_flags, statistics
+from fqs_jax.data.sources.specification import open_sources
+from fqs_jax.evaluation import chains_file, command_flags, contamination, statistics
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tasks import (
     asking,
@@ -36,6 +37,7 @@ from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, paths, screen
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.notes import note
 from fqs_jax.runtime.progress import Progress
 
 
@@ -51,9 +53,11 @@ def main() -> int:
     options = Options(download=f.download, download_flag="--download")
     if f.scoring == "text":
         cloze = items.read(known.TEXTS[f.task], f.task_file, f.labels_file, f.limit, options)
+        _note_shared(cloze, options)
         _print(_score_texts(cloze), _TEXT_SCORES)
         return 0
     asked = items.read(_task(f.task), f.task_file, f.labels_file, f.limit, options)
+    _note_shared(asked, options)
     if f.votes:
         votes = [_chains(*model, asked) for model in _models(cli.mesh_from_flags())]
         _print(votes, _votes(f.votes))
@@ -115,6 +119,17 @@ def _refuse_leak(asked: Sequence[Item], fit: Sequence[Item]) -> None:
             f"{both} of the first {len(fit)} items of --fit_file are in --task_file too; give other "
             "items, or leave it out"
         )
+
+
+def _note_shared(asked: Sequence[Item] | Sequence[Cloze], options: Options) -> None:
+    """With --text, note how many items it holds: a model that was trained on it may know them by heart."""
+    text = flags.FLAGS.text
+    if not text:
+        return
+    sources = [source for source, _ in open_sources(text, options)]
+    documents = (source[i] for source in sources for i in range(len(source)))
+    found = contamination.shared([contamination.question(item.prompt) for item in asked], documents)
+    note(contamination.sentence(found, len(asked), text))
 
 
 def _task(name: str) -> Task[Item]:

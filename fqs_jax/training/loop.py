@@ -22,7 +22,7 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
-from fqs_jax.runs import checkpoints, folders, record, stages
+from fqs_jax.runs import also_log, checkpoints, disk_space, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
 from fqs_jax.runs.time_spent import Stopwatch
@@ -119,6 +119,7 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock, watch: Sto
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
         shortage.check_state(recipe, run.mesh, (program.state, program.frozen))
+        disk_space.check(checkpoint_folder, program.state, config.keep_checkpoints)
         with watch.on("scoring"):
             scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         base = frozen_base(run, recipe)
@@ -166,7 +167,9 @@ def _loop(
         in_a_row, skipped = int(numbers["skipped_in_a_row"]), int(numbers["skipped_steps"])
         given_up = in_a_row >= config.max_bad_steps
         if step % config.log_every == 0 or step == stage.steps or given_up:
-            bar.show(metrics.step(step, numbers, tokens=step * tokens_per_step))
+            row = metrics.step(step, numbers, tokens=step * tokens_per_step)
+            elsewhere.step(row)
+            bar.show(row)
         if given_up:
             saved.wait()  # for the message
             raise _diverged(run, recipe, step, in_a_row)
@@ -195,6 +198,7 @@ def _loop(
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step, watch) as metrics,
+        also_log.open_all(run.also_log, folder, str(stage)) as elsewhere,
         Progress(str(stage), first, stage.steps) as bar,
         OneBehind(read) as behind,
     ):

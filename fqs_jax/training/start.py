@@ -39,6 +39,7 @@ class Run:
     Attributes:
       root: the working directory, already prepared (`source.prepare`).
       command: from a stage's number to the command line that makes it.
+      also_log: where metrics go besides metrics.jsonl: names of runs/also_log.py.
     """
 
     root: Path
@@ -47,6 +48,7 @@ class Run:
     mesh: Mesh
     interrupts: Interrupts
     command: Callable[[int], str]
+    also_log: tuple[str, ...] = ()
 
     def folder(self, stage: Stage) -> Path:
         return folders.stage_folder(self.root, stage.number)

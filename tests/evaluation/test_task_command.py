@@ -96,8 +96,8 @@ def test_what_is_unknown_is_a_dash():
             "2 of the first 3 items of --fit_file are in --task_file too",
         ),
         (
-            "--task=csqa --task_file=PLACE/csqa.jsonl --text=x",
-            "--text is for --watch or --all_stages or the loss of one model, not for --task;",
+            "--task=csqa --task_file=PLACE/csqa.jsonl --text=PLACE/none.txt",
+            "none.txt",
         ),
         (
             "--task=csqa --task_file=PLACE/csqa.jsonl --workdir=PLACE/W",

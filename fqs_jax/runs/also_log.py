@@ -1,0 +1,122 @@
+"""Metrics elsewhere too: TensorBoard, Weights & Biases, Prometheus. metrics.jsonl is always written.
+
+Whatever goes wrong elsewhere ends the logging there with one note, and never training.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from fqs_jax.runs.event_file import EventFile
+from fqs_jax.runs.prometheus_file import PrometheusFile
+from fqs_jax.runtime import paths, processes
+from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.notes import note
+
+NAMES = ("tensorboard", "wandb", "prometheus")
+
+
+class Logger(Protocol):
+    """A place that gets the rows of metrics.jsonl."""
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Take the row of a step."""
+
+    def close(self) -> None:
+        """No row follows."""
+
+
+def check(names: Sequence[str], root: Path) -> None:
+    """Refuse, before anything runs, what cannot log.
+
+    Raises:
+      UserError: a name is unknown, its library is missing, or the working directory is in a bucket.
+    """
+    for name in names:
+        if name not in NAMES:
+            raise UserError(
+                f"--also_log={printable(name, 40)}: choose from {', '.join(NAMES)}, comma-separated"
+            )
+        if name == "wandb":
+            try:
+                importlib.import_module("wandb")
+            except ImportError as error:
+                raise UserError(
+                    f"--also_log=wandb: {error}; pip install wandb, or leave it out"
+                ) from error
+        elif paths.is_bucket(root):
+            raise UserError(
+                f"--also_log={name} writes no files in a bucket, where {root} is; leave it out"
+            )
+
+
+def open_all(names: Sequence[str], folder: Path, stage: str) -> AlsoLog:
+    """The loggers of a stage; none but in process 0.
+
+    Args:
+      names: of `NAMES`.
+      folder: of the stage.
+      stage: its name in the logs.
+    """
+    makers: dict[str, Callable[[], Logger]] = {
+        "tensorboard": lambda: EventFile(folder / "tensorboard"),
+        "wandb": lambda: _Wandb(folder, stage),
+        "prometheus": lambda: PrometheusFile(folder / "metrics.prom", stage),
+    }
+    opened: dict[str, Logger] = {}
+    for name in names if processes.is_main() else ():
+        try:
+            opened[name] = makers[name]()
+        except Exception as error:
+            _note_end(name, error)
+    return AlsoLog(opened)
+
+
+class AlsoLog:
+    """Several loggers, of which one that fails is left out from then on."""
+
+    def __init__(self, loggers: Mapping[str, Logger]):
+        self._loggers = dict(loggers)
+
+    def __enter__(self) -> AlsoLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, logger in self._loggers.items():
+            try:
+                logger.close()
+            except Exception as error:
+                _note_end(name, error)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Hand a row to all of them."""
+        for name, logger in list(self._loggers.items()):
+            try:
+                logger.step(row)
+            except Exception as error:
+                del self._loggers[name]
+                _note_end(name, error)
+
+
+class _Wandb:
+    """A run of Weights & Biases; WANDB_MODE=offline and its other variables count."""
+
+    def __init__(self, folder: Path, stage: str):
+        wandb = importlib.import_module("wandb")
+        project = folder.parent.name or "fqs_jax"
+        place = None if paths.is_bucket(folder) else str(folder)  # None: its own choice
+        self._run = wandb.init(project=project, name=stage, dir=place)
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        self._run.log(dict(row), step=row["step"])
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _note_end(name: str, error: Exception) -> None:
+    reason = printable(str(error) or type(error).__name__, 200)
+    note(f"--also_log={name} ends here, training goes on: {reason}", once=f"also_log {name}")
