@@ -437,7 +437,7 @@ def test_a_comparison_is_kept_until_a_stage_is_trained_on(root, report, tmp_path
 
 @pytest.mark.exhaustive
 @pytest.mark.slow
-def test_refusals_are_one_line(root, tmp_path):
+def test_refusals_are_one_line(root, report, tmp_path):
     assert "there is no folder" in refusal("report", tmp_path / "missing")
     assert "--workdir is missing" in refusal("report")
     assert "unknown argument" in refusal("report", root, "more")

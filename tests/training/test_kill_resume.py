@@ -200,7 +200,8 @@ def test_what_differs_is_found(whole, tmp_path, monkeypatch):
     metrics.write_text(text.replace('"step": 7, "', '"step": 7, "skipped": 0, "'))
     assert difference() == "metrics of step 7"
     lines = text.splitlines(keepends=True)
-    for changed in (lines[:5] + lines[4:], lines[:5] + lines[6:], lines[:-1]):
+    assert '"end"' in lines[-1]  # that of a stage is no row
+    for changed in (lines[:5] + lines[4:], lines[:5] + lines[6:], lines[:-2] + lines[-1:]):
         metrics.write_text("".join(changed))
         assert difference() == "the steps that have a row of metrics"
     shutil.rmtree(other / "stage_3")
