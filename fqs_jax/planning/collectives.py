@@ -37,7 +37,8 @@ _TRAFFIC = {
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_IN_PLACE = re.compile(r"calls=%?([\w.\-]+)")
+# The second kind runs beside the others, on a SparseCore.
+_IN_PLACE = re.compile(r"(?:calls| call-start\(.*to_apply)=%?([\w.\-]+)")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _CONSTANT = re.compile(r" constant\((\d+)\)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")

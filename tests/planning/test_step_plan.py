@@ -132,11 +132,17 @@ channel_id=6, source_target_pairs={{0,1},{1,0}}
   ROOT %t = (s32[], f32[16]{0}) tuple(%o, %inside)
 }
 
+%offloaded (p: f32[16]) -> f32[2,2] {
+  %p = f32[16]{0} parameter(0)
+  ROOT %scatter = f32[2,2]{1,0} reduce-scatter(%p), channel_id=7, replica_groups=[2,4]<=[8], to_apply=%add
+}
+
 ENTRY %main (a: f32[16]) -> f32[16] {
   %a = f32[16]{0} parameter(0)
   %w = (s32[], f32[16]{0}) while(%a), condition=%outer_condition, body=%outer, \
 backend_config={"known_trip_count":{"n":"3"}}
-  %scattered = f32[2,2]{1,0} reduce-scatter(%a), channel_id=7, replica_groups=[2,4]<=[8], to_apply=%add
+  %scattered = ((f32[16]{0}), f32[2,2]{1,0}) call-start(%a), async_execution_thread="sparsecore", \
+to_apply=%offloaded
   %starts = (f32[4]{0}, f32[16]{0}) all-gather-start(%a), channel_id=8, replica_groups={{0,1,2,3}}
   %begins = ((f32[16]{0}), f32[4]{0}) reduce-scatter-start(%a), channel_id=10, \
 replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add

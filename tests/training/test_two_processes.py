@@ -158,7 +158,8 @@ def test_one_process_stops_and_two_go_on(place, alone):
     for piece, other in zip(*pieces, strict=True):
         assert piece.name == other.name
         scores = [np.load(path)["teacher_log_prob"] for path in (piece, other)]
-        np.testing.assert_allclose(*scores, rtol=1e-5, atol=1e-5)
+        # The teacher was trained on other meshes, whose sums round differently.
+        np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
 
 
 def test_what_both_are_told_wrong_is_said_once(place):
