@@ -188,8 +188,8 @@ def read_training(root: Path) -> list[Training]:
     found = []
     for stage in folders.existing_stages(root):
         lines = metrics_file.read_lines(folders.stage_folder(root, stage.number) / "metrics.jsonl")
-        every = tuple(_numbers(line) for line in lines if "event" not in line)
-        starts = [line for line in lines if line.get("event") == "start"]
+        every = tuple(map(_numbers, metrics_file.steps_of(lines)))
+        starts = metrics_file.events_of(lines, "start")
         step = folders.saved_step(root, stage.number) or 0
         start = starts[-1] if starts else {}
         found.append(Training(stage, step, every, start, time_spent.of(lines)))

@@ -178,8 +178,8 @@ def _read_stage(
     try:
         stage, config = folders.read_run(root, number)
         lines = metrics_file.read_lines(folder / "metrics.jsonl")
-        starts = [line for line in lines if line.get("event") == "start"]
-        rows = [line for line in lines if "event" not in line]
+        starts = metrics_file.events_of(lines, "start")
+        rows = metrics_file.steps_of(lines)
         made_from = tuple(_made_from(root, stage, initial_model))
         text = f"on {settings.sections(config, stage, ('data',)).data.text or config.data.source}"
     except (UserError, AttributeError) as error:

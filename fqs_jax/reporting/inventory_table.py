@@ -12,6 +12,7 @@ from fqs_jax.reporting import goodput
 from fqs_jax.reporting.inventory import Checkpoint, Contents, StageContents
 from fqs_jax.runs import time_spent
 from fqs_jax.runs.time_spent import Spent
+from fqs_jax.runtime import sizes
 
 _SHOWN = ("nll_base", "nll_mixed")  # losses of a row of metrics that can be compared
 _COLUMNS = (
@@ -39,7 +40,7 @@ def table(contents: Contents) -> Table:
             f"{stage.step:,} of {stage.steps:,}" if stage.name else f"{stage.step:,}",
             "\n".join(stage.made_from),
             ", ".join(map(_saved, stage.checkpoints)) or "none",
-            size(stage.bytes),
+            sizes.shown(stage.bytes),
             _metrics(stage),
         )
     return found
@@ -51,7 +52,7 @@ def title(contents: Contents) -> str:
     stages = f"{count} stage{'s' * (count != 1)}"
     parameters = [stage.parameters for stage in contents.stages if stage.parameters]
     model = f", {max(parameters):,} parameters" if parameters else ""
-    whole = f"{contents.root}: {stages}, {size(contents.bytes)}{model}"
+    whole = f"{contents.root}: {stages}, {sizes.shown(contents.bytes)}{model}"
     return f"{whole}; initial model: {contents.initial_model}"
 
 
@@ -89,15 +90,6 @@ def as_json(contents: Contents) -> dict[str, Any]:
         "exports": list(contents.exports),
         "damage": list(contents.damages()),
     }
-
-
-def size(count: float) -> str:
-    """A number of bytes in decimal units, such as 12.3 MB."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} TB"
 
 
 def _spent(contents: Contents) -> Spent | None:

@@ -231,8 +231,8 @@ class Checkpoints:
     ) -> tuple[int, Params, Any, dict[str, Any]] | None:
         """The step, state and progress of the newest intact checkpoint; None without any checkpoint.
 
-        Newer ones, which are damaged, are set aside (renamed to damaged_STEP), and a line on stderr
-        reports each.        Nothing is renamed unless an intact one is found.
+        Newer ones, which are damaged, are set aside (renamed to damaged_STEP; in a bucket marked), and
+        a line on stderr reports each. Nothing is set aside unless an intact one is found.
 
         Raises:
           UserError: all are damaged, or one does not fit the trees.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from fqs_jax.runs.folders import checkpoints
-from fqs_jax.runtime import paths
+from fqs_jax.runtime import paths, sizes
 from fqs_jax.runtime.agreement import on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
@@ -60,20 +60,16 @@ def check(folder: Path, state: Any, keep: int) -> None:
         if room is None:
             return
         more = max(1, keep + 1 - len(checkpoints(folder)))
-        found = f"its disk has {_shown(room)} free"
+        found = f"its disk has {sizes.shown(room)} free"
         if room < size:
             raise UserError(
-                f"a checkpoint in {folder} needs {_shown(size)}, and {found}; {_ADVICE}, and run the "
+                f"a checkpoint in {folder} needs {sizes.shown(size)}, and {found}; {_ADVICE}, and run the "
                 "command again"
             )
         if room < more * size:
             note(
-                f"{more} more checkpoints of {_shown(size)} will be in {folder} at once, and {found}; "
+                f"{more} more checkpoints of {sizes.shown(size)} will be in {folder} at once, and {found}; "
                 f"{_ADVICE}, or keep fewer with --config.keep_checkpoints"
             )
 
     on_main(check_here)
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

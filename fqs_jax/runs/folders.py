@@ -23,7 +23,7 @@ from fqs_jax.curriculum import numbers
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import older_records
-from fqs_jax.runtime import agreement, buckets, inputs, local_copies, paths
+from fqs_jax.runtime import agreement, buckets, files, inputs, local_copies, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
@@ -182,8 +182,7 @@ def set_aside(folder: Path) -> list[str]:
     """The names of checkpoints in a folder that were found damaged, and that no longer count."""
     if not paths.is_bucket(folder):
         return sorted(path.name for path in folder.glob("damaged_*"))
-    steps = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path.name for path in steps if (path / DAMAGED).exists())
+    return sorted(path.name for path in files.entries(folder) if (path / DAMAGED).exists())
 
 
 def appears(folder: Path, seconds: float = 90.0) -> bool:

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -182,18 +182,27 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
     Numbers that were not finite are None.
     """
-    return [line.row for line in _lines(path) if line.row is not None and "event" not in line.row]
+    return steps_of(read_lines(path))
 
 
 def read_events(path: Path, name: str) -> list[dict[str, Any]]:
     """The rows of a stage's events that have this name, in order."""
-    rows = (line.row for line in _lines(path))
-    return [row for row in rows if row is not None and row.get("event") == name]
+    return events_of(read_lines(path), name)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All rows of a stage in order, with those of events."""
+    """All rows of a stage in order, with those of events; see `steps_of` and `events_of`."""
     return [line.row for line in _lines(path) if line.row is not None]
+
+
+def steps_of(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those rows that hold the metrics of a step."""
+    return [row for row in rows if "event" not in row]
+
+
+def events_of(rows: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Those rows that are events of this name."""
+    return [row for row in rows if row.get("event") == name]
 
 
 def _lines_before(path: Path, first_step: int) -> list[_Line]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from fqs_jax.runtime import files, inputs, paths
+from fqs_jax.runtime import files, inputs
 
 SIZE = 1 << 20  # bytes after which a part is full; what a flush uploads at most
 INTERVAL = 30.0  # seconds between two flushes that nobody asks for, so that readers see a run go on
@@ -74,9 +74,7 @@ def read(folder: Path) -> list[bytes]:
 
 
 def _parts(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
+    return sorted(path for path in files.entries(folder) if _PART.fullmatch(path.name))
 
 
 def _name(number: int) -> str:
@@ -84,6 +82,5 @@ def _name(number: int) -> str:
 
 
 def _write(part: Path, content: bytes) -> None:
-    if not paths.is_bucket(part):
-        part.parent.mkdir(parents=True, exist_ok=True)
+    files.make_folder(part.parent)
     files.replace(part, lambda file: file.write(content))

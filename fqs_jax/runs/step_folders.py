@@ -23,8 +23,7 @@ _DELETED = "deleted_"
 
 def prepare(folder: Path) -> None:
     """Make the folder of checkpoints, and remove what killed runs have left in it."""
-    if not paths.is_bucket(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     delete_unfinished(folder)
 
 
@@ -91,7 +90,7 @@ def delete_unfinished(folder: Path) -> None:
     In a bucket this keeps damaged checkpoints until their step is about to be saved again (`make_way`).
     """
     if paths.is_bucket(folder):
-        for step in folder.iterdir() if folder.is_dir() else ():
+        for step in files.entries(folder):
             if not is_whole(step) and not (step / DAMAGED).exists():
                 leases.check(folder)
                 buckets.delete(step)

@@ -46,6 +46,17 @@ def cache_folder() -> Path:
     return Path(home) / ".cache" / "fqs_jax"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it; a bucket needs none."""
+    if not paths.is_bucket(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def entries(folder: Path) -> list[Path]:
+    """All that is in a folder, in no order; nothing if it does not exist."""
+    return list(folder.iterdir()) if folder.is_dir() else []
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, with null for numbers that JSON lacks; see `replace`."""
     write_text(path, json_text(value, indent=1))

@@ -141,13 +141,12 @@ def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
 
 def _check_identity(folder: Path, identity: str) -> None:
     """Delete the pieces of another teacher."""
-    if not paths.is_bucket(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     path = folder / "identity"
     with contextlib.suppress(UserError):  # what cannot be read is of another teacher
         if inputs.read_text(path) == identity:
             return
-    for piece in folder.iterdir() if folder.is_dir() else ():
+    for piece in files.entries(folder):
         if fnmatch.fnmatchcase(piece.name, "batches_*.npy"):
             files.remove(piece)
     files.write_text(path, identity)

@@ -111,8 +111,3 @@ def test_what_is_no_working_directory_is_refused(tmp_path):
         inspect(tmp_path, tmp_path)
     with pytest.raises(UserError, match="--workdir is missing"):
         inspect()
-
-
-def test_sizes_in_decimal_units():
-    shown = [inventory_table.size(count) for count in (0, 999, 1000, 12_345_678, 28e9, 3e15)]
-    assert shown == ["0 bytes", "999 bytes", "1.0 kB", "12.3 MB", "28.0 GB", "3,000.0 TB"]
