@@ -48,9 +48,9 @@ def found() -> Any:
     return calls
 
 
-def parameter_bytes(step: str) -> dict[str, list[tuple[int, bool]]]:
-    """(bytes, whether fsdp cuts it) of the parameters, by the part that is read at once."""
-    program, mesh = collectives.program(step, (1, 2, 1))
+def parameter_bytes(step: str, name: str = "fsdp 2") -> dict[str, list[tuple[int, bool]]]:
+    """(bytes of a tensor device, whether fsdp cuts it) of the parameters, by the part read at once."""
+    program, mesh = collectives.program(step, MESHES[name])
     parts: dict[str, list[tuple[int, bool]]] = collections.defaultdict(list)
     params = program.state.params
     specs = jax.tree.leaves(
@@ -59,7 +59,9 @@ def parameter_bytes(step: str) -> dict[str, list[tuple[int, bool]]]:
     for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params), specs, strict=True):
         names = [entry.key for entry in path]
         part = names[0] if names[0] == "thought" else names[1]
-        parts[part].append((math.prod(leaf.shape) * 4, "fsdp" in spec))
+        whole = math.prod(leaf.shape) * 4
+        share = mesh.shape["tensor"] if "tensor" in spec else 1
+        parts[part].append((whole // share, "fsdp" in spec))
     return dict(parts)
 
 
@@ -118,17 +120,24 @@ def test_gradients_are_added_once_for_each_reading(found: Any, step: str, mesh: 
     assert expected <= kinds["all-reduce"]["bytes"] <= expected + SCALARS
 
 
-@pytest.mark.parametrize("step", ["plain", "NTP", "thinking"])
-def test_parameters_are_gathered_once_for_each_pass(found: Any, step: str) -> None:
-    """(n - 1) / n = 1/2 of the bytes: layers forward and backward, and for each token of a thought."""
+@pytest.mark.parametrize(
+    ("step", "mesh"),
+    [("plain", "fsdp 2"), ("NTP", "fsdp 2"), ("thinking", "fsdp 2")]
+    + [("plain", "fsdp 2 x tensor 2"), ("thinking", "fsdp 2 x tensor 2")],
+)
+def test_parameters_are_gathered_once_for_each_pass(found: Any, step: str, mesh: str) -> None:
+    """(n - 1) / n = 1/2 of the bytes: layers forward and backward, and for each token of a thought.
+
+    A device of `tensor` gathers its own part only.
+    """
     layers = 2 * PASSES[step] + (DRAWN if step == "thinking" else 0)
     expected = sum(
         size * (layers if part == "layers" else 1) / 2
-        for part, leaves in parameter_bytes(step).items()
+        for part, leaves in parameter_bytes(step, mesh).items()
         for size, is_cut in leaves
         if is_cut
     )
-    kinds = collectives.figures(found(Case(step, "fsdp 2")))
+    kinds = collectives.figures(found(Case(step, mesh)))
     assert kinds["all-gather"]["bytes"] == expected
 
 
