@@ -28,6 +28,7 @@ from fqs_jax.thinking import flops
 # Temperatures tried for the base on text.
 TEMPERATURES = tuple(np.exp(np.linspace(-0.75, 0.75, 31)).tolist())
 TEST = "test"  # the split on which models are compared; `Task.more_splits` have rows of their own
+VALIDATION = "validation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ def compare(
     seq_len: int | None = None,
     batch_size: int | None = None,
     timed: bool = True,
-    split: str = TEST,
+    validation: bool = False,
 ) -> list[Row]:
     """Compare all trained stages of a working directory.
 
@@ -92,13 +93,12 @@ def compare(
       seed: of sampled thoughts.
       seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
       timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
-      split: of the problems. Temperatures are fitted on "validation", so there they are fitted and
-        measured on the same problems.
+      validation: adds a row for each model on validation problems.
 
     Returns:
       A row for the initial model if that was imported, and one for each trained stage. Behind the
       first of them, if it does not think, there is a row for it at a fitted temperature. If the task has
-      more splits, the comparison on "test" has a row for each model and each of them too.
+      more splits, there is a row for each model and each of them too.
 
     Raises:
       UserError: there is nothing to compare, a run on text got none, or one on problems got some.
@@ -112,6 +112,7 @@ def compare(
     thought_seeds = thought_seeds or (1 if task is None else 4)
     scores: list[tuple[Row, timing.Program]] = []
     times = timing.TokenTimes()
+    further = [*(task.more_splits if task else ()), *([VALIDATION] if task and validation else ())]
     first: dict[str, np.ndarray] = {}  # the first model's loss by item: the difficulty of the items
     for number, name, step, loaded in models(root, note, mesh):
         prompt = task.problems(TEST)[0][0] if task else text[0][:200]
@@ -123,10 +124,10 @@ def compare(
             flops_per_token=flops_per_token(loaded, prompt),
         )
         program = times.add(loaded)
-        for each in (split, *(task.more_splits if task and split == TEST else ())):
+        for each in (TEST, *further):
             known = first.get(each)
             if task is not None:
-                own = _on_split(row, each, split)
+                own = _on_split(row, each)
                 found, scaled, nll_N = _on_answers(loaded, own, task, thought_seeds, seed, known)
             else:
                 found, scaled, nll_N = _on_text(
@@ -140,9 +141,9 @@ def compare(
     return [dataclasses.replace(row, ms_per_token=milliseconds[program]) for row, program in scores]
 
 
-def _on_split(row: Row, split: str, main: str) -> Row:
-    """The row of a model for one of the splits; its name tells any but the main one."""
-    name = row.name if split == main else f"{row.name}: {split}"
+def _on_split(row: Row, split: str) -> Row:
+    """The row of a model for one of the splits; its name tells any but the one of tests."""
+    name = row.name if split == TEST else f"{row.name}: {split}"
     return dataclasses.replace(row, name=name, split=split)
 
 
@@ -167,7 +168,7 @@ def _on_answers(
     Args:
       row: names the split.
       first_N: the first model's loss by item; None for that model itself. Only the first model, if it
-        does not think, gets a fitted temperature, and not on a further split.
+        does not think, gets a fitted temperature, and on test problems only.
     """
     answers = problems.read(loaded, task, row.split, thoughts, seed)
     accuracy, error, nll = problems.accuracy(answers)
@@ -179,7 +180,7 @@ def _on_answers(
         nll=nll,
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
-    is_first = first_N is None and row.split not in task.more_splits
+    is_first = first_N is None and row.split == TEST
     fits = is_first and loaded.thought is None and math.isfinite(nll)
     scaled = _scaled(loaded, row, task, answers, nll_N) if fits else None
     return row, scaled, nll_N
@@ -256,7 +257,7 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
 
 def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
     """The row of the base at the temperature that fits the validation items best."""
-    temperature = problems.fit_to_answers(problems.read(base, task, "validation"))
+    temperature = problems.fit_to_answers(problems.read(base, task, VALIDATION))
     nll = float(np.mean([answers.nll_RxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
         _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll

@@ -224,7 +224,7 @@ def check_needed(
         for row in rows:
             is_used = row.number in (stage.start, stage.teacher)
             if is_used and row not in chosen and row.number not in missing:
-                if not _is_finished(root, row.number):
+                if not is_finished(root, row.number):
                     missing.add(row.number)
                     todo.append(row)
     if missing:
@@ -237,7 +237,7 @@ def check_needed(
         )
 
 
-def _is_finished(root: Path, number: int) -> bool:
+def is_finished(root: Path, number: int) -> bool:
     """True if a stage has taken all steps that it was started with."""
     step = folders.saved_step(root, number)
     if step is None or not (folders.stage_folder(root, number) / "run.json").exists():

@@ -230,29 +230,23 @@ def _stages(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> li
 
 
 def _model(experiment: ml_collections.ConfigDict, is_of_checkpoint: bool) -> ModelConfig:
-    """The architecture of an experiment: from scratch on a built-in task, or a checkpoint on text."""
+    """The architecture of an experiment: described for a built-in task, or that of a checkpoint."""
     task = corpus.built_in_task(experiment.data, experiment.seed)
-    if task is not None:
-        if experiment.get("init_from") or experiment.get("requires_init_from"):
-            raise UserError(
-                "the experiment starts from a checkpoint, so it needs text to train on: give the sweep "
-                "--config.text=FILE"
-            )
-        if is_of_checkpoint:
-            raise UserError(
-                f"data.source is {experiment.data.source!r}, whose own problems compare models; leave "
-                "benchmarks and held_out out, or give the sweep --config.text=FILE"
-            )
+    if task is not None and is_of_checkpoint:
+        raise UserError(
+            f"data.source is {experiment.data.source!r}, whose own problems compare models; leave "
+            "benchmarks and held_out out, or give the sweep --config.text=FILE"
+        )
+    has_checkpoint = experiment.get("init_from") or experiment.get("requires_init_from")
+    if task is not None and not has_checkpoint:
         return source.described_model(experiment, vocab_size=corpus.vocab_size(task))
     config_flag.expand_paths(experiment)
     if not experiment.get("init_from"):
-        raise UserError(
-            "data.source is 'text', so the experiment needs a checkpoint: give the sweep "
-            "--config.init_from=HF_DIR"
-        )
-    if not experiment.data.text:
+        why = "the experiment" if task is not None else "data.source is 'text', so the experiment"
+        raise UserError(f"{why} needs a checkpoint: give the sweep --config.init_from=HF_DIR")
+    if task is None and not experiment.data.text:
         raise UserError("there is no text to train on: give the sweep --config.text=FILE")
-    if not is_of_checkpoint:
+    if task is None and not is_of_checkpoint:
         raise UserError(
             "data.source is 'text', which has no problems to compare models by: give the sweep "
             "benchmarks or held_out text"

@@ -11,7 +11,7 @@ from absl import flags
 from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children, fields, measuring, overview, sheet
+from fqs_jax.sweeps import children, fields, first_stages, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.fields import Sweep
@@ -38,7 +38,7 @@ def main() -> None:
             raise UserError(
                 f"cell {flags.FLAGS.cell} does not exist; cells are numbered 0 to {len(cells) - 1}"
             )
-        _run_cell(cells[flags.FLAGS.cell])
+        _run_cell(cells[flags.FLAGS.cell], cells)
     elif flags.FLAGS.table:
         _write_table(root, sweep, cells)
     else:
@@ -53,8 +53,8 @@ def main() -> None:
             )
 
 
-def _run_cell(cell: Cell) -> None:
-    """Train and evaluate one cell, unless it is done."""
+def _run_cell(cell: Cell, cells: Sequence[Cell]) -> None:
+    """Train and evaluate one of the cells, unless it is done."""
     if results_lib.is_stale(cell):
         _note(
             f"{cell} has a result of another command or benchmark; its stages resume from their checkpoints"
@@ -62,6 +62,8 @@ def _run_cell(cell: Cell) -> None:
     elif results_lib.read(cell):
         _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
+    for note in first_stages.copy(cell, cells):
+        _note(note)
     [end] = children.run([[sys.executable, *cell.arguments]])
     if end.code:
         if end.code < 0:

@@ -10,6 +10,12 @@ from fqs_jax.runs import folders
 from fqs_jax.runs import source as source_lib
 from fqs_jax.sweeps.cells import Cell
 
+NOTHING = {
+    "tokens": 0,
+    "flops": 0,
+    "after_base_flops": 0,
+}  # of a checkpoint, whose cost is not known
+
 
 def training_cost(cell: Cell, number: int) -> dict[str, int]:
     """Tokens and FLOPs of training a stage and every stage that it is made from, each once.
@@ -27,7 +33,7 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
             stage, _ = runs[number] = folders.read_run(cell.folder, number)
             teacher_number = stage.teacher if objective.of(stage).has_teacher else None
             unread += [n for n in (stage.start, teacher_number) if n is not None]
-    cost = {"tokens": 0, "flops": 0, "after_base_flops": 0}
+    cost = dict(NOTHING)
     for stage, config in runs.values():
         model = source_lib.read_model(source, config)
         recipe = resolve.recipe(config, stage, model)

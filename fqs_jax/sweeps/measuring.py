@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -57,6 +58,8 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         "commit": history.commit(),
     }
     training = {str(n): costs.training_cost(cell, n) for n in cell.stage_numbers}
+    if config.init_from:
+        training["init"] = costs.NOTHING
     if cell.measured_on:
         found = _outcomes(cell, config)
         result |= {
@@ -76,16 +79,28 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 def _rows(cell: Cell) -> list[dict[str, Any]]:
-    """The models of a cell on test problems, with their accuracy and NLL on validation problems."""
-    rows = comparison.compare(cell.folder, timed=False)
-    checks = comparison.compare(cell.folder, timed=False, split="validation")
-    by_model = {(check.stage, check.name): check for check in checks}
+    """The models of a cell on test problems, with their accuracy and NLL on validation problems.
+
+    A model at its best temperature, and one on a further split, has none of the latter two. Stages that the
+    folder has from elsewhere are left out.
+    """
+    ours = {"init", *map(str, cell.stage_numbers)}
+    rows = [
+        row
+        for row in comparison.compare(cell.folder, timed=False, validation=True)
+        if row.stage in ours
+    ]
+    checks = {row.stage: row for row in rows if row.split == comparison.VALIDATION}
     found = []
     for row in rows:
-        if int(row.stage) in cell.stage_numbers:
-            check = by_model.get((row.stage, row.name), comparison.Row(row.stage, row.name))
-            values = {"validation_accuracy": check.accuracy.value, "validation_nll": check.nll}
-            found.append(comparison_file.as_json(row) | files.nan_as_none(values))
+        if row.split == comparison.VALIDATION:
+            continue
+        is_own = row.split == comparison.TEST and row.temperature == 1
+        check = checks[row.stage] if is_own else comparison.Row(row.stage, row.name)
+        values = {"validation_accuracy": check.accuracy.value, "validation_nll": check.nll}
+        if row.stage == "init":  # a stage may be named base too
+            row = dataclasses.replace(row, name=row.name.replace("base", "checkpoint", 1))
+        found.append(comparison_file.as_json(row) | files.nan_as_none(values))
     return found
 
 

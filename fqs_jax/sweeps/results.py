@@ -23,7 +23,7 @@ class Line:
 
     Attributes:
       variant: name of the variant.
-      stage: number of the stage.
+      stage: number of the stage, or "init" for the checkpoint that all start from.
       model: name of the model.
       kind: group of the model in tables and pictures, such as "thinking".
       planned: number of seeds in the sweep.
@@ -96,22 +96,28 @@ def lines(
       edges: variants whose chosen setting is at the edge of its bracket.
     """
     table: list[Line] = []
-    shown: set[int] = set()
+    shown: set[str] = set()
+    once = _shown_once(show_once)
     for variant, mine in by_variant(cells, results).items():
-        hidden = shown & set(show_once)
+        hidden = shown & once
         done = [result for _, result in mine if result is not None]
         if not done:
             table.append(Line(variant, "", "", "", len(mine)))
             continue
         setting = brackets.text(mine[0][0].setting)
         for stage, name in dict.fromkeys(_key(row) for result in done for row in result["rows"]):
-            if int(stage) not in hidden:
-                shown.add(int(stage))
+            if stage not in hidden:
+                shown.add(stage)
                 line = _line(variant, stage, name, len(mine), done)
                 table.append(
                     dataclasses.replace(line, setting=setting, is_at_edge=variant in edges)
                 )
     return table
+
+
+def _shown_once(stages: Sequence[int]) -> set[str]:
+    """The stages whose rows are shown for one variant; a checkpoint is the same for all."""
+    return {"init", *map(str, stages)}
 
 
 def unlike(
@@ -123,7 +129,7 @@ def unlike(
     for cell, result in zip(cells, results, strict=True):
         for row in (result or {}).get("rows", ()):
             stage, name = _key(row)
-            if int(stage) in show_once and row["temperature"] == 1:
+            if stage in _shown_once(show_once) and row["temperature"] == 1:
                 value = (row["accuracy"], _number(row["nll"]))
                 variant, other = shown.setdefault((name, cell.seed), (cell.variant, value))
                 if value != other:

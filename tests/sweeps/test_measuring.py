@@ -6,16 +6,21 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from fqs_jax import huggingface
+from fqs_jax.data import corpus
+from fqs_jax.evaluation import problems
 from fqs_jax.evaluation import text as text_lib
 from fqs_jax.evaluation.tasks import asking, known, option_scores, option_texts, scores
 from fqs_jax.evaluation.tasks import items as items_lib
-from fqs_jax.runs import loading
+from fqs_jax.model import decoder
+from fqs_jax.runs import folders, loading, source
 from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweeps import fields, gains, measuring, outcomes
+from fqs_jax.sweeps import fields, gains, measuring, outcomes, results
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import benchmark
 from tests.benchmark_files import write_lines
@@ -154,3 +159,40 @@ def test_what_models_are_measured_on_is_checked_first(cell, changes, complaint):
     with pytest.raises(UserError, match=complaint) as error:
         measuring.check(fields.read(sweep(**fields_)))
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_on_problems_of_the_project(tmp_path):
+    """Rows of the checkpoint and of the stage that starts from it, on held-out problems."""
+    scratch = clock_config()
+    model, _ = source.prepare(tmp_path / "scratch", scratch)
+    folder = tmp_path / "HF"
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32),
+        decoder.abstract_params(model),
+    )
+    huggingface.export(params, model, folder, folders.source_folder(tmp_path / "scratch"))
+    config = clock_config(
+        {"init_from": str(folder), "stage_1.start": None, "data.clock.lengths": (1,)}
+    )
+    cell = Cell(0, "a", 0, tmp_path / "cell", "c.py", ("seed=0",), "1", (1,))
+    save_stage(cell.folder, config, 1)
+    result = measuring.evaluate(cell)
+    checkpoint, scaled, thinking = result["rows"]
+    assert [row["stage"] for row in result["rows"]] == ["init", "init", "1"]
+    assert checkpoint["name"] == "checkpoint" and thinking["name"] == "think-5-2"
+    assert scaled["name"].startswith("checkpoint at temperature ")
+    task = corpus.built_in_task(config.data, 0)
+    assert task is not None
+    for row, split in (("nll", "test"), ("validation_nll", "validation")):
+        [answers] = problems.read(loading.load(str(folder)), task, split)
+        assert checkpoint[row] == pytest.approx(problems.nll_by_item([answers]).mean())
+    assert scaled["validation_nll"] is None and thinking["validation_nll"] is not None
+    assert set(result["training"]) == {"init", "1"}
+    assert result["training"]["init"]["flops"] == 0 < result["training"]["1"]["flops"]
+    # In a table a checkpoint is shown for one variant only.
+    other = dataclasses.replace(cell, variant="b")
+    table = results.lines([cell, other], [result, result])
+    assert [(line.variant, line.stage) for line in table] == [
+        ("a", "init"), ("a", "init"), ("a", "1"), ("b", "1")
+    ]  # fmt: skip

@@ -86,10 +86,10 @@ def test_fields_that_may_be_left_out():
             "variant plain: data.source is 'text', so the experiment needs a checkpoint: give the sweep "
             "--config.init_from=HF_DIR",
         ),
-        ({"variants": (variant("a", "init_from=HF"),)}, "variant a: the experiment starts from a"),
+        ({"variants": (variant("a", "init_from=HF"),)}, "variant a: HF is not a folder"),
         (
             {"variants": (variant("a", "requires_init_from=True"),)},
-            "variant a: .*so it needs text to train on: give the sweep --config.text=FILE",
+            "variant a: the experiment needs a checkpoint: give the sweep --config.init_from=HF_DIR",
         ),
         ({"overrides": (1,)}, 'override 1 is no text "field=value"'),
         ({"show_once": ("0",)}, "show_once has '0'; give numbers of stages"),

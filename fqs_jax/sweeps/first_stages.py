@@ -1,0 +1,78 @@
+"""First stages that several cells have in common: trained by one of them, and copied by the others.
+
+The settings of a bracket often change one stage only, such as its learning rate. The stages that start from
+the initial model are then the same in all cells of a seed, and often take the longest.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from fqs_jax.curriculum import stage as stage_lib
+from fqs_jax.curriculum.stage import Stage
+from fqs_jax.runs import folders, stages
+from fqs_jax.sweeps import cells as cells_lib
+from fqs_jax.sweeps.cells import Cell
+
+_STAGE_FIELD = re.compile(r"stage_(\d+)\.")
+
+
+def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
+    """Copy the first stages of a cell from others that have finished them.
+
+    `launch` compares a copied stage with the cell's own command, as it does with every finished stage.
+
+    Args:
+      cells: of the sweep, `cell` among them.
+
+    Returns:
+      A sentence for each stage that was copied.
+    """
+    config = cells_lib.experiment_config(cell.config, cell.overrides[1:])
+    rows = [row for row in stage_lib.rows(config) if row.number in cell.stage_numbers]
+    notes = []
+    for row in filter(_is_first, rows):
+        if folders.stage_folder(cell.folder, row.number).exists():
+            continue
+        for other in cells:
+            if _has(other, cell, row.number):
+                _copy(folders.source_folder(other.folder), folders.source_folder(cell.folder))
+                _copy(*(folders.stage_folder(c.folder, row.number) for c in (other, cell)))
+                notes.append(f"{cell}: {row} is that of {other}")
+                break
+    return notes
+
+
+def _is_first(row: Stage) -> bool:
+    """True for a stage that no field of another stage changes."""
+    needs = (row.start, row.teacher, row.rows_of)
+    return set(needs) == {None} and not (row.same_steps_as or row.same_flops_as)
+
+
+def _has(other: Cell, cell: Cell, number: int) -> bool:
+    """True if another cell has finished the stage that this cell needs."""
+    if other.number == cell.number or number not in other.stage_numbers:
+        return False
+    if (other.seed, other.config) != (cell.seed, cell.config):
+        return False
+    same = _settings_of(other, number) == _settings_of(cell, number)
+    return same and stages.is_finished(other.folder, number)
+
+
+def _settings_of(cell: Cell, number: int) -> list[str]:
+    """The overrides of a cell that may change a first stage: all but those of other stages' fields."""
+    found = [(_STAGE_FIELD.match(override), override) for override in cell.overrides]
+    return [override for field, override in found if field is None or int(field[1]) == number]
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder so that it is there whole or not at all."""
+    if target.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)
