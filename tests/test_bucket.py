@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -22,7 +23,15 @@ from fqs_jax.reporting import inventory, verification
 from fqs_jax.runs import folders, loading, metrics_parts
 from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
-from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
+from fqs_jax.runtime import (
+    buckets,
+    compiled_programs,
+    files,
+    inputs,
+    leases,
+    local_copies,
+    paths,
+)
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, run, run_alone, save_stage, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
@@ -317,6 +326,50 @@ def test_inspect_reads_and_verifies_a_working_directory(root, environment):
     for place, reason in ((root / "stage_0", "is no working directory"), (root / "x", "no folder")):
         with pytest.raises(UserError, match=reason):
             inventory.read(place)
+
+
+# Compiled programs --------------------
+
+COMPILE = """
+import sys
+import jax
+from fqs_jax.runtime import compiled_programs, paths
+compiled_programs.keep()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
+jax.jit(lambda x: x + 1)(jax.numpy.ones(8))
+compiled_programs.keep_in(paths.expand(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events.clear()
+jax.jit(lambda x: (x * 2).cumsum())(jax.numpy.ones(8))
+print(jax.config.jax_compilation_cache_dir, events.count("cache_hits"), events.count("cache_misses"))
+"""
+
+
+def test_a_restart_on_another_machine_compiles_nothing(root, environment, tmp_path):
+    found = []
+    for machine in ("a", "b", "c"):
+        own = {"XDG_CACHE_HOME": str(tmp_path / machine), "JAX_COMPILATION_CACHE_DIR": ""}
+        if machine == "c":  # where a user has chosen a folder
+            own["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE, str(root)],
+            env=os.environ | environment | own,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+        folder, *counts = done.stdout.split()
+        found.append((folder, *map(int, counts)))
+    place = f"{root}/{compiled_programs.FOLDER}"
+    programs = [name for name in buckets.objects(paths.expand(place)) if name.endswith("-cache")]
+    assert len(programs) > 0
+    assert found == [
+        (place, 0, len(programs)),
+        (place, len(programs), 0),
+        (str(tmp_path), 0, len(programs)),
+    ]
 
 
 # A whole run --------------------
