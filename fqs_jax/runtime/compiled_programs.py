@@ -1,4 +1,4 @@
-"""Compiled programs are kept between runs: in the user's cache folder, or in a working directory in a bucket."""
+"""Compiled programs are kept between runs, in the cache folder or in a working directory in a bucket."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def keep() -> None:
 
 
 def keep_in(root: Path) -> None:
-    """Cache the programs of a run whose working directory is in a bucket there, unless the user chose a folder.
+    """Cache the programs of a run in its working directory, if that is in a bucket; a chosen folder goes first.
 
-    So a restart on another machine, or on many, does not compile. A folder of this machine is left as it is.
+    So a restart on another machine, or on many, does not compile.
     """
     if not paths.is_bucket(root) or not _is_wanted() or os.environ.get(_NAMED):
         return
