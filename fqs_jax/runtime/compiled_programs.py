@@ -50,7 +50,7 @@ def keep() -> None:
 
 
 def keep_in(root: Path) -> None:
-    """Cache the programs of a run in its working directory, if that is in a bucket; a chosen folder goes first.
+    """Cache the programs of a run in its working directory, if that is in a bucket and no folder is named.
 
     So a restart on another machine, or on many, does not compile.
     """
