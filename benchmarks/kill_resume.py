@@ -375,7 +375,7 @@ def final_state(root: Path, number: int) -> tuple[int, Any]:
     from fqs_jax.training import step as step_lib
 
     stage, config = folders.read_run(root, number)
-    model = source.read_model(folders.source_folder(root), config)
+    model = source.read_model(folders.local_source(root), config)
     wanted = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
     folder = folders.checkpoint_folder(root, number)
     newest = folders.latest_step(folder)

@@ -19,6 +19,10 @@ import jax
 import numpy as np
 import pytest
 
+from fqs_jax.data.rows import token_store
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
+from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.reporting import inventory, verification
 from fqs_jax.runs import folders, loading, metrics_parts
 from fqs_jax.runs.checkpoints import Checkpoints
@@ -33,7 +37,7 @@ from fqs_jax.runtime import (
     paths,
 )
 from fqs_jax.runtime.errors import UserError
-from tests.tiny_runs import clock_config, run, run_alone, save_stage, start
+from tests.tiny_runs import clock_config, run, run_alone, save_stage, sentences, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -194,6 +198,35 @@ def test_a_copy_is_made_once_for_each_version(root):
     assert local_copies.of_text("tfds:name:train") == "tfds:name:train"
     with pytest.raises(UserError, match="no object matches"):
         local_copies.of_text(f"{root}/*.parquet")
+
+
+def test_tokens_are_made_once_for_all_machines(root, tmp_path, monkeypatch):
+    """prepare makes them in two parts, on machines with caches of their own; a third one copies them."""
+    tokenizer = train_sentencepiece(sentences(200), tmp_path / "tokenizer", 300)
+    files.write_text(root / "a.jsonl", "".join(f'{{"text": "{text}"}}\n' for text in sentences(60)))
+    monkeypatch.setattr(token_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(token_store, "MIN_PIECE", 16)
+
+    def on(machine, work, share):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        [(source, _)] = open_sources(f"{root}/a.jsonl", Options())
+        return work(source, tokenizer, root / "cache", share)
+
+    alone = on("other", lambda source, tokenizer, *_: token_store.tokenize(
+        source, tokenizer, tmp_path / "cache"), None)  # fmt: skip
+    assert on("a", token_store.prepare, (0, 2))[:2] == on("b", token_store.prepare, (1, 2))[:2]
+    [folder] = {name.split("/")[1] for name in buckets.objects(root / "cache")}
+    broken = root / "cache" / "tokens" / folder / "tokens_000001.npy"
+    whole = buckets.read(broken)
+    buckets.write(broken, b"half")
+    encode, made = token_store._encode, []
+    monkeypatch.setattr(
+        token_store, "_encode", lambda *args: (made.append(args[1].start), encode(*args))[1]
+    )
+    shared = on("c", token_store.tokenize, (0, 8))
+    assert made == [16] and buckets.read(broken) == whole
+    assert shared.read(0, len(shared)).tolist() == alone.read(0, len(alone)).tolist()
+    assert all(str(piece).startswith(str(tmp_path / "c")) for piece in shared.pieces)
 
 
 # Leases --------------------
