@@ -60,9 +60,11 @@ def _fetch(folder: Path, name: str) -> None:
             content = buckets.read(_path(folder, part, name))
         except FileNotFoundError:  # not made yet
             return
-        files.replace_in_cache(
-            _path(local(folder), part, name), lambda file, content=content: file.write(content)
-        )
+        _keep(_path(local(folder), part, name), content)
+
+
+def _keep(path: Path, content: bytes) -> None:
+    files.replace_in_cache(path, lambda file: file.write(content))
 
 
 def _path(folder: Path, part: str, name: str) -> Path:
