@@ -1,7 +1,9 @@
 """Requests that fail are repeated and counted; a server of this test fails them."""
 
+import asyncio
 import http.server
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,3 +41,13 @@ def test_failed_requests_are_repeated_and_counted():
         assert repeated_requests.take() == 2 and repeated_requests.take() == 0
         server.shutdown()
     assert not _Failing.left
+
+
+def test_a_request_that_nobody_waits_for_has_not_failed():
+    """gcsfs cancels one when another has answered its question."""
+    pytest.importorskip("aiohttp")
+    [noted] = repeated_requests.trace().on_request_exception
+    repeated_requests.take()
+    for error, count in ((asyncio.CancelledError(), 0), (ConnectionResetError(), 1)):
+        asyncio.run(noted(None, SimpleNamespace(), SimpleNamespace(exception=error)))
+        assert repeated_requests.take() == count
