@@ -1,10 +1,12 @@
 """Compare a run that is killed many times with one that is not, bit for bit.
 
 python -m benchmarks.kill_resume --kills=50
+python -m benchmarks.kill_resume --kills=20 --bucket=gs://BUCKET/NAME
 
 One run of all stages is not disturbed. Then the same run is killed at random moments, also while it
 starts, compiles, saves and scores, and resumed with the same command. If a run ends before all kills
-are used, it is compared and another one starts. Exit code 0 if all are identical, else 1.
+are used, it is compared and another one starts. With --bucket the killed runs are in a bucket, and the
+undisturbed one on this machine. Exit code 0 if all are identical, else 1.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import functools
 import json
 import os
 import random
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -40,7 +42,8 @@ RUN = (
     *(f"--config.stage_{n}.steps={s}" for n, s in enumerate((300, 60, 100, 60))),
     "--max_steps=300",
 )
-# Programs run only briefly, so they are not optimised. Each run has its own cache, so that it compiles too.
+# Programs run only briefly, so they are not optimised. Each run has its own cache, so that it compiles too;
+# one in a bucket has it there by itself.
 ENVIRONMENT = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -51,6 +54,7 @@ SIGNALS = {
     "TERM": (signal.SIGTERM,),
     "mixed": (signal.SIGKILL, signal.SIGTERM),
 }
+_UNFINISHED = "orbax-checkpoint-tmp"  # in the name of a folder that is being saved
 TIMEOUT = 300.0  # seconds, for a process that should end within a few
 
 
@@ -62,6 +66,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("kills", 50, "Number of kills in all.", lower_bound=0)
     flags.DEFINE_integer("seed", 0, "Seed of the random moments.")
     flags.DEFINE_string("workdir", "", "New folder to keep the runs in; empty = a temporary one.")
+    flags.DEFINE_string("bucket", "", "Place in a bucket for the killed runs; empty = --workdir.")
     flags.DEFINE_enum("signal", "KILL", list(SIGNALS), "Signals that are sent.")
 
 
@@ -72,11 +77,40 @@ def main(_: list[str]) -> None:
     with contextlib.ExitStack() as stack:
         place = Path(FLAGS.workdir or stack.enter_context(tempfile.TemporaryDirectory()))
         try:
-            report = measure(place, FLAGS.kills, random.Random(FLAGS.seed), SIGNALS[FLAGS.signal])
+            runs = Runs(place, FLAGS.bucket)
+            report = measure(runs, FLAGS.kills, random.Random(FLAGS.seed), SIGNALS[FLAGS.signal])
         except Failed as failure:
             sys.exit(f"FAILED: {failure}")
     report.print()
     sys.exit(any(report.differences))
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Where runs are.
+
+    Attributes:
+      folder: on this machine, for what they print, and for those that are not in a bucket.
+      bucket: for the killed ones; "" = the same folder.
+    """
+
+    folder: Path
+    bucket: str
+
+    def named(self, name: str, bucket: bool = True) -> Run:
+        """The run of this name."""
+        from fqs_jax.runtime import paths
+
+        home = f"{self.bucket}/{name}" if bucket and self.bucket else self.folder / name
+        return Run(self.folder / name, paths.expand(home) / "W")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, with a folder of this machine for what it prints, and its working directory."""
+
+    folder: Path
+    workdir: Path
 
 
 @dataclasses.dataclass
@@ -116,43 +150,46 @@ class Report:
 
 
 def measure(
-    place: Path, kills: int, chance: random.Random, signals: tuple[signal.Signals, ...]
+    runs: Runs, kills: int, chance: random.Random, signals: tuple[signal.Signals, ...]
 ) -> Report:
     """Kill runs `kills` times in all, and compare each with an undisturbed one."""
     import jax
 
+    from fqs_jax.runtime import files
+
     jax.config.update("jax_platforms", "cpu")  # for the comparison; the runs use the accelerator
-    whole = place / "whole"
-    if whole.exists():
-        raise Failed(f"{whole} exists already; give another --workdir")
+    whole = runs.named("whole", bucket=False)
+    if whole.folder.exists():
+        raise Failed(f"{whole.folder} exists already; give another --workdir")
     print("one undisturbed run ...", flush=True)
     seconds = live(whole)
-    report = Report(seconds, longest_start(whole, seconds))
+    report = Report(seconds, longest_start(whole.workdir, seconds))
     print(f"done in {seconds:.0f} s; a stage starts in up to {report.start:.0f} s", flush=True)
     while not report.differences or sum(report.moments.values()) < kills:
-        root = place / f"killed_{len(report.differences) + 1}"
+        killed = runs.named(f"killed_{len(report.differences) + 1}")
         was_killed = True
         while was_killed:
             left = kills - sum(report.moments.values())
-            was_killed = left > 0 and kill_once(root, report, chance, signals)
+            was_killed = left > 0 and kill_once(killed, report, chance, signals)
         if left == 0:
-            report.lives.append(live(root))
-        report.differences.append(first_difference(whole / "W", root / "W"))
-        print(f"{root.name}: {report.differences[-1] or 'identical'}", flush=True)
-        if report.differences[-1]:
-            break
-        shutil.rmtree(root)
+            report.lives.append(live(killed))
+        report.differences.append(first_difference(whole.workdir, killed.workdir))
+        name = killed.folder.name
+        print(f"{name}: {report.differences[-1] or 'identical'}", flush=True)
+        if report.differences[-1] or sum(report.moments.values()) >= kills:
+            break  # the last one stays, to be looked at
+        files.remove_tree(killed.workdir)
     return report
 
 
 def kill_once(
-    root: Path, report: Report, chance: random.Random, signals: tuple[signal.Signals, ...]
+    run: Run, report: Report, chance: random.Random, signals: tuple[signal.Signals, ...]
 ) -> bool:
     """Start the run and kill it at a random moment; False if it ended before that."""
     # Twice the time of a start, so that half of the kills hit a start and half hit steps.
     moment, signum = chance.uniform(0, 2 * report.start), chance.choice(signals)
     began = time.time()
-    with started(root) as process:
+    with started(run) as process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
         process.send_signal(signum)  # no effect if it has ended
@@ -160,35 +197,38 @@ def kill_once(
     report.lives.append(time.time() - began)
     # Before a program handles SIGTERM, the signal kills it.
     if process.returncode not in (0, -signum, 128 + signum):
-        raise Failed(f"exit code {process.returncode} of a process of {root}:\n{last_output(root)}")
+        raise Failed(f"exit code {process.returncode} of a process of {run}:\n{last_output(run)}")
     killed = process.returncode != 0
     if killed:
-        moment_name = name_moment(root, began)
+        moment_name = name_moment(run.workdir, began)
         report.moments[moment_name] += 1
         count = sum(report.moments.values())
         print(f"kill {count}: {signum.name} after {moment:.1f} s, {moment_name}", flush=True)
     return killed
 
 
-def live(root: Path) -> float:
+def live(run: Run) -> float:
     """Resume a run and wait for its end; returns the seconds that it took."""
     began = time.time()
-    with started(root) as process:
+    with started(run) as process:
         process.wait(10 * TIMEOUT)
         if process.returncode:
             raise Failed(
-                f"exit code {process.returncode} of a process of {root}:\n{last_output(root)}"
+                f"exit code {process.returncode} of a process of {run}:\n{last_output(run)}"
             )
     return time.time() - began
 
 
 @contextlib.contextmanager
-def started(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(run: Run) -> Iterator[subprocess.Popen[bytes]]:
     """A process of the run, which has ended afterwards."""
-    root.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": str(root / "cache")}
-    command = [sys.executable, "-m", "fqs_jax.launch", *RUN, f"--workdir={root / 'W'}"]
-    with (root / "stderr").open("w") as log:
+    from fqs_jax.runtime import paths
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    cache = "" if paths.is_bucket(run.workdir) else str(run.folder / "cache")
+    environment = os.environ | ENVIRONMENT | {"JAX_COMPILATION_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "fqs_jax.launch", *RUN, f"--workdir={run.workdir}"]
+    with (run.folder / "stderr").open("w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
         yield process
@@ -197,16 +237,16 @@ def started(root: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def last_output(root: Path) -> str:
+def last_output(run: Run) -> str:
     """The last output of a process of the run."""
-    return (root / "stderr").read_text()[-2000:]
+    return (run.folder / "stderr").read_text()[-2000:]
 
 
 def longest_start(root: Path, seconds: float) -> float:
     """Seconds of the longest start of a stage: compiling and everything else before its first step."""
     rows = [
         json.loads(line)
-        for path in (root / "W").glob("stage_*/metrics.jsonl")
+        for path in root.glob("stage_*/metrics.jsonl")
         for line in path.read_text().splitlines()
     ]
     steps = sum(row["time"]["step_seconds"] for row in rows if "event" not in row)
@@ -216,25 +256,34 @@ def longest_start(root: Path, seconds: float) -> float:
 
 def name_moment(root: Path, began: float) -> str:
     """The activity in which a process that began then was killed, as far as its files show."""
-    stages = sorted((root / "W").glob("stage_*"))
-    unfinished = (root / "W").glob("stage_*/checkpoints/*.orbax-checkpoint-tmp")
-    if any(_changed(path) > began for path in unfinished):
+    from fqs_jax.runtime import paths
+
+    changed = _changed(root)
+    new = {name: moment for name, moment in changed.items() if moment > began}
+    saves = {
+        match[0] for name in new if (match := re.search(r"stage_\d+/checkpoints/[^/]+/", name))
+    }
+    whole = {name for name in saves if f"{name}commit_success.txt" in changed}
+    if saves - whole if paths.is_bucket(root) else any(_UNFINISHED in name for name in saves):
         return "in a save"
-    newest = max(stages, key=_changed, default=None)
-    if newest is None or _changed(newest) < began:
+    stages = [name for name in new if name.startswith("stage_")]
+    if not stages:
         return "in starting up"
-    if _changed(newest / "metrics.jsonl") > began:
+    newest = max(stages, key=new.__getitem__).partition("/")[0]
+    if any(name.startswith(f"{newest}/metrics.jsonl") for name in new):
         return "in compiling or in a step"
-    if _changed(newest / "teacher") > began:
+    if any(name.startswith(f"{newest}/teacher") for name in new):
         return "in teacher scoring"
     return "in starting a stage"
 
 
-def _changed(path: Path) -> float:
-    """Time of the last change of a file, or of anything in a folder."""
-    if not path.exists():
-        return 0.0
-    return max(p.stat().st_mtime for p in (path, *path.rglob("*")))
+def _changed(root: Path) -> dict[str, float]:
+    """The times of the last changes of all files in a folder, by name relative to it."""
+    from fqs_jax.runtime import buckets, paths
+
+    if paths.is_bucket(root):
+        return {name: info["mtime"].timestamp() for name, info in buckets.objects(root).items()}
+    return {str(path.relative_to(root)): path.stat().st_mtime for path in root.rglob("*")}
 
 
 # Comparing two runs --------------------
@@ -272,7 +321,10 @@ def _metrics(root: Path, other: Path, number: int) -> str:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """Metric rows, without events and times. A torn line is an error here."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    from fqs_jax.runs import metrics_parts
+
+    parts = metrics_parts.read(path) if path.is_dir() else [path.read_bytes()]
+    rows = [json.loads(line) for line in b"".join(parts).splitlines()]
     return [
         {key: value for key, value in row.items() if key != "time"}
         for row in rows
@@ -281,8 +333,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _teacher_scores(root: Path, other: Path, number: int) -> str:
+    from fqs_jax.runtime import files
+
     pieces, others = (
-        {path.name: path.read_bytes() for path in (r / f"stage_{number}/teacher").glob("*.npy")}
+        {
+            path.name: path.read_bytes()
+            for path in files.entries(r / f"stage_{number}" / "teacher")
+            if path.name.endswith(".npy")
+        }
         for r in (root, other)
     )
     if pieces.keys() != others.keys():
@@ -317,7 +375,7 @@ def final_state(root: Path, number: int) -> tuple[int, Any]:
     from fqs_jax.training import step as step_lib
 
     stage, config = folders.read_run(root, number)
-    model = source.read_model(folders.source_folder(root), config)
+    model = source.read_model(folders.local_source(root), config)
     wanted = step_lib.program(resolve.recipe(config, stage, model), sharding.single_device()).state
     folder = folders.checkpoint_folder(root, number)
     newest = folders.latest_step(folder)

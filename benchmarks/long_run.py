@@ -87,12 +87,12 @@ def watch(steps: int, checkpoints: int) -> list[Moment]:
     from configs import tiny
     from fqs_jax.curriculum import resolve, stage
     from fqs_jax.runs import source
-    from fqs_jax.runtime import cli, sharding
+    from fqs_jax.runtime import compiled_programs, sharding
     from fqs_jax.runtime.interrupts import Interrupts, Requests
     from fqs_jax.training import loop, start
 
     logging.set_verbosity(logging.ERROR)  # Orbax logs every save
-    cli.keep_programs()
+    compiled_programs.keep()
     config = tiny.without_rows()
     config.stage_0 = stage.row(
         "think", "quiet_star", n_ahead=6, n_ahead_talk=2, learning_rate=1e-3, steps=steps

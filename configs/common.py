@@ -155,7 +155,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.rows = "crop"
     c.data.attend_across_documents = False  # in packed rows; True = one stream, as in GPT-2
     c.data.workers = 0  # processes that read ahead; 0 = threads
-    c.data.cache_dir = ""  # for the tokens of large texts; empty = ~/.cache/fqs_jax
+    # For the tokens of large texts; may be in a bucket (gs://); empty = ~/.cache/fqs_jax.
+    c.data.cache_dir = ""
     c.data.tfds_dir = ""  # folder of prepared TFDS datasets; empty = TFDS's own folder
     c.data.download = False  # whether tfds: and hub: may download missing data
     c.data.tokenizer_pieces = 0  # vocabulary of a tokenizer trained on `text`; 0 with init_from

@@ -53,7 +53,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
     from fqs_jax.runs import also_log, history, source, stages
-    from fqs_jax.runtime import accelerators, agreement, locks, sharding
+    from fqs_jax.runtime import accelerators, agreement, compiled_programs, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, start, step
     from fqs_jax.training.overview import print_memory, print_overview
@@ -78,6 +78,7 @@ def main(_: Sequence[str]) -> None:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
         if place == root:
             stack.enter_context(locks.workdir(root))
+            compiled_programs.keep_in(root)
         model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
         recipes = resolve.recipes(config, model, _MAX_STEPS.value)
         rows = [recipe.stage for recipe in recipes]

@@ -10,6 +10,7 @@ import platform
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -18,13 +19,25 @@ import jax
 import numpy as np
 import pytest
 
+from fqs_jax.data.rows import token_store
+from fqs_jax.data.sources.options import Options
+from fqs_jax.data.sources.specification import open_sources
+from fqs_jax.data.tokenizer_training import train_sentencepiece
 from fqs_jax.reporting import inventory, verification
 from fqs_jax.runs import folders, loading, metrics_parts
 from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runs.metrics_file import MetricsFile, read_events, read_rows
-from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
+from fqs_jax.runtime import (
+    buckets,
+    compiled_programs,
+    files,
+    inputs,
+    leases,
+    local_copies,
+    paths,
+)
 from fqs_jax.runtime.errors import UserError
-from tests.tiny_runs import clock_config, run, run_alone, save_stage, start
+from tests.tiny_runs import clock_config, run, run_alone, save_stage, sentences, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
@@ -187,6 +200,35 @@ def test_a_copy_is_made_once_for_each_version(root):
         local_copies.of_text(f"{root}/*.parquet")
 
 
+def test_tokens_are_made_once_for_all_machines(root, tmp_path, monkeypatch):
+    """prepare makes them in two parts, on machines with caches of their own; a third one copies them."""
+    tokenizer = train_sentencepiece(sentences(200), tmp_path / "tokenizer", 300)
+    files.write_text(root / "a.jsonl", "".join(f'{{"text": "{text}"}}\n' for text in sentences(60)))
+    monkeypatch.setattr(token_store, "IN_MEMORY", 0)
+    monkeypatch.setattr(token_store, "MIN_PIECE", 16)
+
+    def on(machine, work, share):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
+        [(source, _)] = open_sources(f"{root}/a.jsonl", Options())
+        return work(source, tokenizer, root / "cache", share)
+
+    alone = on("other", lambda source, tokenizer, *_: token_store.tokenize(
+        source, tokenizer, tmp_path / "cache"), None)  # fmt: skip
+    assert on("a", token_store.prepare, (0, 2))[:2] == on("b", token_store.prepare, (1, 2))[:2]
+    [folder] = {name.split("/")[1] for name in buckets.objects(root / "cache")}
+    broken = root / "cache" / "tokens" / folder / "tokens_000001.npy"
+    whole = buckets.read(broken)
+    buckets.write(broken, b"half")
+    encode, made = token_store._encode, []
+    monkeypatch.setattr(
+        token_store, "_encode", lambda *args: (made.append(args[1].start), encode(*args))[1]
+    )
+    shared = on("c", token_store.tokenize, (0, 8))
+    assert made == [16] and buckets.read(broken) == whole
+    assert shared.read(0, len(shared)).tolist() == alone.read(0, len(alone)).tolist()
+    assert all(str(piece).startswith(str(tmp_path / "c")) for piece in shared.pieces)
+
+
 # Leases --------------------
 
 
@@ -317,6 +359,50 @@ def test_inspect_reads_and_verifies_a_working_directory(root, environment):
     for place, reason in ((root / "stage_0", "is no working directory"), (root / "x", "no folder")):
         with pytest.raises(UserError, match=reason):
             inventory.read(place)
+
+
+# Compiled programs --------------------
+
+COMPILE = """
+import sys
+import jax
+from fqs_jax.runtime import compiled_programs, paths
+compiled_programs.keep()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
+jax.jit(lambda x: x + 1)(jax.numpy.ones(8))
+compiled_programs.keep_in(paths.expand(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+events.clear()
+jax.jit(lambda x: (x * 2).cumsum())(jax.numpy.ones(8))
+print(jax.config.jax_compilation_cache_dir, events.count("cache_hits"), events.count("cache_misses"))
+"""
+
+
+def test_a_restart_on_another_machine_compiles_nothing(root, environment, tmp_path):
+    found = []
+    for machine in ("a", "b", "c"):
+        own = {"XDG_CACHE_HOME": str(tmp_path / machine), "JAX_COMPILATION_CACHE_DIR": ""}
+        if machine == "c":  # where a user has chosen a folder
+            own["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", COMPILE, str(root)],
+            env=os.environ | environment | own,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
+        folder, *counts = done.stdout.split()
+        found.append((folder, *map(int, counts)))
+    place = f"{root}/{compiled_programs.FOLDER}"
+    programs = [name for name in buckets.objects(paths.expand(place)) if name.endswith("-cache")]
+    assert len(programs) > 0
+    assert found == [
+        (place, 0, len(programs)),
+        (place, len(programs), 0),
+        (str(tmp_path), 0, len(programs)),
+    ]
 
 
 # A whole run --------------------

@@ -27,6 +27,7 @@ from fqs_jax.data.sources.specification import Documents, Source, fingerprint, o
 from fqs_jax.data.sources.text_files import is_blank
 from fqs_jax.data.tokenizer import Tokenizer
 from fqs_jax.data.tokenizer_training import train_sentencepiece
+from fqs_jax.runtime import processes
 from fqs_jax.runtime.errors import UserError
 
 TASKS: dict[str, type[Task]] = {
@@ -215,7 +216,8 @@ def _rows(
 ) -> Callable[[int], order.Stream]:
     """A function from a seed to the shuffled rows of a source."""
     if data.rows == "pack":
-        tokens = token_store.tokenize(source, tokenizer, options(data).cache)
+        cache = options(data).tokens
+        tokens = token_store.tokenize(source, tokenizer, cache, processes.share())
         across = data.attend_across_documents
         return functools.partial(order.packed_rows, tokens, data.seq_len, across)
     has_bos = isinstance(source, MarkedSource)  # if the model wants it

@@ -26,14 +26,18 @@ def line(spent: Spent) -> str:
         f"{NAMES[kind]} {duration(seconds)}" for kind, seconds in _seconds(spent).items() if seconds
     )
     whole = duration(spent.total)
-    return f"goodput {spent.goodput:.1%}: of {whole} since the first start, {parts}"
+    repeated = (
+        f"; requests to the bucket that were repeated: {spent.repeated}" if spent.repeated else ""
+    )
+    return f"goodput {spent.goodput:.1%}: of {whole} since the first start, {parts}{repeated}"
 
 
 def as_json(spent: Spent | None) -> dict[str, Any] | None:
-    """Goodput from 0 to 1, and seconds by kind; None if nothing is known."""
+    """Goodput from 0 to 1, seconds by kind, and repeated requests; None if nothing is known."""
     if spent is None:
         return None
-    return {"goodput": spent.goodput, "seconds": _seconds(spent)}
+    seconds = _seconds(spent)
+    return {"goodput": spent.goodput, "seconds": seconds, "repeated_requests": spent.repeated}
 
 
 def section(spent: Spent | None) -> str:
@@ -47,6 +51,8 @@ def section(spent: Spent | None) -> str:
     ]
     chart = charts.share_chart(bars, line(spent))
     unit = f"{spent.goodput:.1%} of {duration(spent.total)} were steps"
+    if spent.repeated:
+        unit += f"; {spent.repeated} requests to the bucket were repeated"
     drawn = figure("Where the time went since the first start", unit, chart)
     return f'<div class="charts">{drawn}</div>'
 

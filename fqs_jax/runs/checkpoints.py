@@ -183,9 +183,12 @@ class Checkpoints:
         if jax.process_index() == 0:
             with contextlib.suppress(UserError):  # the failure itself says more
                 step_folders.delete_unfinished(self._folder)
+        advice = "make room or give --workdir another place, and run the command again"
+        if paths.is_bucket(self._folder):
+            advice = "run the same command again to resume"
         return UserError(
             f"cannot save step {step} in {self._folder}: {reason(error)}; the checkpoints before it "
-            "are untouched: make room or give --workdir another place, and run the command again"
+            f"are untouched: {advice}"
         )
 
     def _delete(self, path: Path) -> None:

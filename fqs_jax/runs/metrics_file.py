@@ -23,7 +23,7 @@ from fqs_jax.runs import metrics_parts, time_spent
 from fqs_jax.runs.folders import free_name
 from fqs_jax.runs.metrics_parts import Parts
 from fqs_jax.runs.time_spent import Stopwatch
-from fqs_jax.runtime import files, inputs, paths, processes
+from fqs_jax.runtime import files, inputs, paths, processes, repeated_requests
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 
@@ -92,7 +92,7 @@ class MetricsFile:
         """Write the event "start", with the time since the stopwatch began, and time steps from now on."""
         seconds, parts = self._watch.take()
         parts["starting"] = seconds - sum(parts.values())
-        spent: dict[str, Any] = time_spent.fields(parts) | {"since": round(self._since, 3)}
+        spent: dict[str, Any] = _spent(parts) | {"since": round(self._since, 3)}
         if self._before:
             spent["before"] = self._before
         self.event("start", **fields, time=spent)
@@ -101,7 +101,7 @@ class MetricsFile:
     def end(self, step: int) -> None:
         """Write the event "end", with the time since the last row."""
         seconds = time.perf_counter() - self._clock
-        spent = time_spent.fields(self._watch.take()[1])
+        spent = _spent(self._watch.take()[1])
         self.event("end", step=step, time={"seconds": round(seconds, 6), **spent})
 
     def step(self, step: int, values: dict[str, Any], **fields: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class MetricsFile:
         row["time"] = {
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens_per_step / seconds, 1),
-        } | time_spent.fields(self._watch.take()[1])
+        } | _spent(self._watch.take()[1])
         self._write(row)
         return row
 
@@ -265,6 +265,12 @@ def _row(text: bytes) -> dict[str, Any] | None:
         return None
     step = row.get("step") if isinstance(row, dict) else None
     return row if type(step) is int else None
+
+
+def _spent(parts: dict[str, float]) -> dict[str, Any]:
+    """The fields of a line for seconds by kind, for the moment, and for requests that were repeated."""
+    repeated = repeated_requests.take()
+    return time_spent.fields(parts) | ({time_spent.REPEATED: repeated} if repeated else {})
 
 
 def _plain(value: Any) -> Any:

@@ -22,7 +22,7 @@ from fqs_jax.model.decoder import Params
 from fqs_jax.model.lora import Lora
 from fqs_jax.runs import damage, folders, source
 from fqs_jax.runs.checkpoints import Checkpoints
-from fqs_jax.runtime import paths, sharding
+from fqs_jax.runtime import agreement, paths, sharding
 from fqs_jax.runtime.errors import UserError
 
 
@@ -210,6 +210,8 @@ def check_needed(
 ) -> None:
     """Refuse to start stages before those whose results they use, directly or not, are finished.
 
+    Process 0 reads, for all: on a network disk another host may see a file late.
+
     Args:
       rows: all stages of the config. chosen: the stages to run.
       command: from the value of --stage to the command that runs it.
@@ -217,17 +219,9 @@ def check_needed(
     Raises:
       UserError: some are missing; the message has the command that runs them and the chosen ones.
     """
-    missing: set[int] = set()
-    todo = [stage for stage in chosen if folders.saved_step(root, stage.number) is None]
-    while todo:
-        stage = todo.pop()
-        for row in rows:
-            is_used = row.number in (stage.start, stage.teacher)
-            if is_used and row not in chosen and row.number not in missing:
-                if not is_finished(root, row.number):
-                    missing.add(row.number)
-                    todo.append(row)
-    if missing:
+    found: list[int] = []
+    agreement.on_main(lambda: found.extend(_missing(root, rows, chosen)))
+    if missing := agreement.agreed(found):
         need = ", ".join(str(stage) for stage in chosen)
         lack = ", ".join(str(row) for row in rows if row.number in missing)
         both = [str(row.number) for row in rows if row.number in missing or row in chosen]
@@ -237,9 +231,28 @@ def check_needed(
         )
 
 
+def _missing(root: Path, rows: list[Stage], chosen: list[Stage]) -> list[int]:
+    """The numbers of unfinished stages that the chosen ones need, as this process sees them."""
+    missing: list[int] = []
+    todo = [stage for stage in chosen if _step(root, stage.number) is None]
+    while todo:
+        stage = todo.pop()
+        for row in rows:
+            is_used = row.number in (stage.start, stage.teacher)
+            if is_used and row not in chosen and row.number not in missing:
+                if not is_finished(root, row.number):
+                    missing.append(row.number)
+                    todo.append(row)
+    return missing
+
+
 def is_finished(root: Path, number: int) -> bool:
-    """True if a stage has taken all steps that it was started with."""
-    step = folders.saved_step(root, number)
+    """True if a stage has taken all steps that it was started with, as this process sees it."""
+    step = _step(root, number)
     if step is None or not (folders.stage_folder(root, number) / "run.json").exists():
         return False
     return step >= folders.read_run(root, number)[0].steps
+
+
+def _step(root: Path, number: int) -> int | None:
+    return folders.latest_step(folders.checkpoint_folder(root, number))

@@ -15,6 +15,9 @@ from typing import Any
 
 # "starting" is all until the first step that is no other kind; "twice" are steps that a resume takes again.
 KINDS = ("starting", "compile", "scoring", "text", "steps", "saving", "twice")
+REPEATED = (
+    "repeated_requests"  # field of a line: requests to a bucket that failed and were made again
+)
 _DIGITS = 4
 
 
@@ -49,11 +52,13 @@ class Spent:
     Attributes:
       seconds: by kind.
       since, until: the first start and the last line, in seconds since 1970.
+      repeated: requests to a bucket that failed and were made again.
     """
 
     seconds: dict[str, float]
     since: float
     until: float
+    repeated: int = 0
 
     @property
     def stopped(self) -> float:
@@ -95,7 +100,7 @@ def of(lines: Sequence[Mapping[str, Any]]) -> Spent | None:
             seconds[kind] += spent
         step = line["step"]
     until = max([since, *(_number(_time(line).get("at")) for line in lines)])
-    return Spent(seconds, since, until)
+    return Spent(seconds, since, until, sum(map(_repeated, lines)))
 
 
 def together(stages: Iterable[Spent | None]) -> Spent | None:
@@ -105,7 +110,7 @@ def together(stages: Iterable[Spent | None]) -> Spent | None:
         return None
     seconds = {kind: sum(spent.seconds[kind] for spent in known) for kind in KINDS}
     since, until = min(spent.since for spent in known), max(spent.until for spent in known)
-    return Spent(seconds, since, until)
+    return Spent(seconds, since, until, sum(spent.repeated for spent in known))
 
 
 def first_start(lines: Iterable[Mapping[str, Any]]) -> float | None:
@@ -115,7 +120,9 @@ def first_start(lines: Iterable[Mapping[str, Any]]) -> float | None:
 
 
 def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, float]:
-    """The seconds, by kind, of the lines that a resume drops. Steps after the checkpoint are lost.
+    """The seconds, by kind, of the lines that a resume drops, and their repeated requests.
+
+    Steps after the checkpoint are lost.
 
     Of a row that spans the checkpoint, steps count evenly.
 
@@ -123,9 +130,11 @@ def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, fl
       first_step: the step of the checkpoint; the lines after it are dropped, 0 = all lines.
     """
     seconds, before = dict.fromkeys(KINDS, 0.0), 0
+    repeated = 0
     for line in lines:
         step = line["step"]
         if step > first_step or not first_step:
+            repeated += _repeated(line)
             parts = _parts(line, before)
             lost = 0.0
             if line.get("event") == "start":  # the steps that it carries ended after the checkpoint
@@ -137,7 +146,8 @@ def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, fl
             for kind, spent in parts.items():
                 seconds[kind] += (1 - lost) * spent
         before = step
-    return {kind: round(spent, _DIGITS) for kind, spent in seconds.items() if spent}
+    found = {kind: round(spent, _DIGITS) for kind, spent in seconds.items() if spent}
+    return found | ({REPEATED: repeated} if repeated else {})
 
 
 def _parts(line: Mapping[str, Any], before: int) -> dict[str, float]:
@@ -153,6 +163,13 @@ def _parts(line: Mapping[str, Any], before: int) -> dict[str, float]:
     else:
         seconds = _number(found.get("step_seconds")) * max(0, line["step"] - before)
     return parts | {"steps": max(0.0, seconds - sum(parts.values()))}
+
+
+def _repeated(line: Mapping[str, Any]) -> int:
+    """The repeated requests of a line, with those of the lines that a start carries."""
+    before = _time(line).get("before")
+    carried = before.get(REPEATED) if isinstance(before, dict) else 0
+    return int(_number(_time(line).get(REPEATED)) + _number(carried))
 
 
 def _time(line: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fqs_jax.runtime import repeated_requests
 from fqs_jax.runtime.errors import UserError, printable
 
 _MISSING = "needs gcsfs: pip install 'fqs_jax[gcs]'"
@@ -47,7 +48,9 @@ def client() -> Any:
     # They say for each bucket that they could not ask what kind it is, and print each error that they raise.
     for name in ("gcsfs", "fsspec", "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    settings = fsspec.config.conf.setdefault("gcs", {})
+    settings.setdefault("use_listings_cache", False)
+    settings.setdefault("session_kwargs", {"trace_configs": [repeated_requests.trace()]})
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 

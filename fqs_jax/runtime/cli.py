@@ -17,9 +17,9 @@ from absl import app, flags, logging
 
 from fqs_jax import __version__
 from fqs_jax.runtime import (
+    compiled_programs,
     config_flag,
     doors,
-    files,
     huge_pages,
     inputs,
     orbax_errors,
@@ -28,7 +28,6 @@ from fqs_jax.runtime import (
     virtual_devices,
 )
 from fqs_jax.runtime.errors import UserError, printable
-from fqs_jax.runtime.notes import note
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -59,7 +58,7 @@ def run(
         orbax_errors.silence()
         virtual_devices.make_room()
         processes.initialize_from_flags()
-        keep_programs()
+        compiled_programs.keep()
         main(argv)
 
     flags.DEFINE_bool("version", False, "Print the version, and stop.")
@@ -157,35 +156,3 @@ def _without_flag_files(words: list[str]) -> list[str]:
         return flags.FLAGS.read_flags_from_files(words)
     except UnicodeDecodeError as error:
         raise UserError("a file that the file of --flagfile names is not UTF-8") from error
-
-
-def keep_programs() -> None:
-    """Cache programs that took at least a tenth of a second to compile in the user's cache folder.
-
-    Each program of plain generation compiles in less than JAX's own limit of a second, but together they
-    take three.
-
-    JAX_COMPILATION_CACHE_DIR names another folder; JAX_ENABLE_COMPILATION_CACHE=false disables the
-    cache. Several processes need a folder that all of them share, so there is no default for them:
-    only process 0 writes to it. If some hosts load a cached program while others compile and tune it
-    together on GPUs, they can deadlock.
-    """
-    import jax
-
-    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    is_wanted = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    if named or not is_wanted or processes.is_distributed():
-        return
-    folder = files.cache_folder() / "jax"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        is_ours = folder.stat().st_uid == os.getuid()  # its programs are run
-        usable = is_ours and os.access(folder, os.W_OK)
-    except OSError:
-        usable = False
-    if usable:
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    else:
-        note(f"{inputs.name(folder)} cannot be used, so compiled programs are not kept")

@@ -52,7 +52,7 @@ def expand_paths(config: ConfigDict) -> None:
         *parents, name = field.split(".")
         part = functools.reduce(lambda part, parent: part.get(parent, {}), parents, config)
         if value := part.get(name):
-            read = paths.expand if field == "init_from" else paths.expand_local
+            read = paths.expand_local if field == "data.tfds_dir" else paths.expand
             part[name] = str(read(value))
 
 

@@ -148,14 +148,19 @@ def sync_tree(folder: Path) -> None:
 
 
 def replace_array(path: Path, values: np.ndarray) -> None:
-    """Write a `.npy` file of the cache, and its folder; several processes may write the same file.
+    """Write a `.npy` file of the cache; see `replace_in_cache`."""
+    replace_in_cache(path, lambda file: save_array(file, values))
+
+
+def replace_in_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file of the cache, and its folder; several processes may write the same file.
 
     Raises:
       UserError: the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, lambda file: save_array(file, values), many_writers=True)
+        replace(path, write, many_writers=True)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"

@@ -127,6 +127,15 @@ def is_main() -> bool:
     return _process_id == 0
 
 
+def share() -> tuple[int, int]:
+    """The number of this process and of all processes of this run; (0, 1) for a single one."""
+    if not is_distributed():
+        return 0, 1
+    import jax
+
+    return jax.process_index(), jax.process_count()
+
+
 def is_distributed() -> bool:
     """True once `initialize` has joined other processes."""
     jax = sys.modules.get("jax")  # not imported: nothing is joined

@@ -22,6 +22,9 @@ def test_a_bar_for_each_kind_that_took_time():
     html = goodput.section(spent(steps=750.0, saving=250.0))
     assert html.count("<rect") == 2 and "steps 12 min 30 s, saving 4 min 10 s" in html
     assert "75.0% of 16 min 40 s were steps" in html
+    found = Spent(dict.fromkeys(KINDS, 1.0), 0.0, 100.0, 5)
+    assert goodput.line(found).endswith("; requests to the bucket that were repeated: 5")
+    assert "; 5 requests to the bucket were repeated" in goodput.section(found)
     assert goodput.section(None) == goodput.section(spent(until=0.0)) == ""
 
 

@@ -5,6 +5,7 @@ import pytest
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import stages
+from fqs_jax.runtime import agreement
 from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, save_stage
 
@@ -62,3 +63,11 @@ def test_the_message_names_what_is_missing(tmp_path, rows):
     expected = r"stage 2 \(think-4-1\) cannot start before stage 0 \(base\), stage 1 \(think-5-2\)"
     with pytest.raises(UserError, match=expected):
         stages.check_needed(tmp_path, rows, chosen, str)
+
+
+def test_process_0_decides_for_hosts_that_see_a_file_late(tmp_path, rows, monkeypatch):
+    """As on another process, which does no work of process 0 and takes its numbers."""
+    monkeypatch.setattr(agreement, "on_main", lambda work: None)
+    for numbers, expected in (([], None), ([0], "0,1")):
+        monkeypatch.setattr(agreement, "agreed", lambda own, numbers=numbers: own or numbers)
+        assert lacking(tmp_path, rows, "1") == expected

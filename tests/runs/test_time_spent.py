@@ -19,14 +19,14 @@ def row(step, at, seconds_of_step, **times):
 KILLED = [
     start(0, 1045.0, starting_seconds=10, compile_seconds=30, text_seconds=5),
     row(10, 1065.0, 2.0, text_seconds=1, saving_seconds=0),
-    row(20, 1085.0, 2.0, text_seconds=0, saving_seconds=4),
+    row(20, 1085.0, 2.0, text_seconds=0, saving_seconds=4, repeated_requests=3),
 ]
 # Half of the last row is done again, from 1200 on.
-CARRIED = {"steps": 8.0, "saving": 2.0, "twice": 10.0}
+CARRIED = {"steps": 8.0, "saving": 2.0, "twice": 10.0, "repeated_requests": 3}
 RESUMED = [
     *KILLED[:2],
     start(15, 1210.0, starting_seconds=4, compile_seconds=6, before=CARRIED),
-    row(20, 1225.0, 3.0),
+    row(20, 1225.0, 3.0, repeated_requests=1),
     row(30, 1245.0, 2.0),
     {"event": "end", "step": 30, "time": {"seconds": 7.5, "saving_seconds": 7, "at": 1252.5}},
 ]
@@ -47,7 +47,7 @@ def test_every_second_of_a_resumed_run_is_somewhere():
         "twice": 10,
     }
     assert spent.stopped == 1200 - 1085 and spent.total == 252.5
-    assert spent.goodput == 62.5 / 252.5
+    assert spent.goodput == 62.5 / 252.5 and spent.repeated == 4
     assert (
         time_spent.of([*RESUMED, {"step": 31, "time": {"step_seconds": "x", "at": None}}]) == spent
     )
@@ -56,7 +56,7 @@ def test_every_second_of_a_resumed_run_is_somewhere():
 def test_stages_one_after_the_other_and_files_without_times():
     other = [start(0, 1310.0, since=1300.0, starting_seconds=10), row(5, 1320.0, 2.0)]
     both = time_spent.together([time_spent.of(RESUMED), None, time_spent.of(other)])
-    assert both.total == 320 and both.seconds["steps"] == 72.5
+    assert both.total == 320 and both.seconds["steps"] == 72.5 and both.repeated == 4
     assert both.stopped == 115 + (1300 - 1252.5)
     older = [{"event": "start", "step": 0, "time": {"compile_seconds": 3}}, {"step": 1, "loss": 1}]
     assert time_spent.of(older) is None and time_spent.together([None]) is None

@@ -18,7 +18,7 @@ import pytest
 
 from fqs_jax.curriculum import resolve
 from fqs_jax.runs import source
-from fqs_jax.runtime import cli, files, sharding
+from fqs_jax.runtime import compiled_programs, files, sharding
 from fqs_jax.runtime.interrupts import Interrupts, Requests
 from fqs_jax.training import loop, start
 from tests.conftest import REPO
@@ -87,12 +87,12 @@ def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     try:
         for given, expected in ((None, ours), (str(tmp_path), str(tmp_path))):
             jax.config.update("jax_compilation_cache_dir", given)
-            cli.keep_programs()
+            compiled_programs.keep()
             assert jax.config.jax_compilation_cache_dir == expected  # type: ignore[attr-defined]
         monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
         for given in (None, str(tmp_path)):  # of several processes, where all of them were told to
             jax.config.update("jax_compilation_cache_dir", given)
-            cli.keep_programs()
+            compiled_programs.keep()
             assert jax.config.jax_compilation_cache_dir == given  # type: ignore[attr-defined]
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
@@ -101,8 +101,8 @@ def test_compiled_programs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 QUICK = """
 import os, sys
 from pathlib import Path
-from fqs_jax.runtime import cli
-cli.keep_programs()
+from fqs_jax.runtime import compiled_programs
+compiled_programs.keep()
 import jax
 jax.jit(lambda x: sum(jax.lax.sort(x * i).cumsum() for i in range(24)))(jax.numpy.ones(8))
 print(jax.config.jax_persistent_cache_min_compile_time_secs)

@@ -4,6 +4,10 @@ A store on disk is a folder of pieces, `tokens_000000.npy` and `lengths_000000.n
 documents and so on, and finally `ends.npy`. Each file appears complete or not at all, and every
 process would write the same content into it. So a killed run resumes with the next piece, and two
 runs can write the same store at once. Nothing is pickled.
+
+Several processes begin with a share of the pieces each, and then make what is still missing, in random order.
+So they need not know whether they see the same store, and nobody waits for a slow one. A store may lie in a
+bucket (token_copies.py).
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -20,10 +26,11 @@ import numpy as np
 
 from fqs_jax.data import cached_arrays, long_texts
 from fqs_jax.data.marked_tokens import MarkedSource
+from fqs_jax.data.rows import token_copies
 from fqs_jax.data.sources.specification import Source, fingerprint
 from fqs_jax.data.sources.text_files import is_blank, unreadable
 from fqs_jax.data.tokenizer import Tokenizer
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.files import replace_array
 from fqs_jax.runtime.progress import Progress
 
@@ -68,25 +75,62 @@ class Tokens:
         return np.searchsorted(_array(self.ends), np.arange(start, stop), side="right")
 
 
-def tokenize(source: Source, tokenizer: Tokenizer, cache: Path) -> Tokens:
+def tokenize(
+    source: Source, tokenizer: Tokenizer, cache: Path, share: tuple[int, int] = (0, 1)
+) -> Tokens:
     """The tokens of every document that is not blank, each with BOS and EOS if the tokenizer has them.
 
     A marked source makes its own tokens, some of which are negative (data/marked_tokens.py).
 
     Args:
       cache: folder for stores of large texts, each in a folder named after text and tokenizer.
+      share: the number of this process, and of all that make the store.
 
     Raises:
       UserError: all documents are blank, one cannot be read, or the store cannot be written.
     """
-    if sum(_stat(path)[0] for path in source.files) <= IN_MEMORY:
+    if _is_small(source):
         tokens, lengths = _encode(source, range(len(source)), tokenizer)
         stream = Tokens((tokens,), np.array([0, len(tokens)]), np.cumsum(lengths))
     else:
-        stream = _on_disk(source, tokenizer, cache / "tokens" / _name(source, tokenizer))
+        stream = _on_disk(source, tokenizer, _folder(source, tokenizer, cache), share)
     if not len(stream):
         raise UserError("the text is nothing but blanks; name files that contain text")
     return stream
+
+
+def prepare(
+    source: Source, tokenizer: Tokenizer, cache: Path, share: tuple[int, int]
+) -> tuple[int, int, Path] | None:
+    """Make one share of a store, for runs to find.
+
+    Arguments and errors are those of `tokenize`.
+
+    Returns:
+      the pieces of this share, those of the store, and its folder; None for a small text, whose tokens
+      are not stored.
+    """
+    if _is_small(source):
+        return None
+    folder = _folder(source, tokenizer, cache)
+    count = len(_pieces(source)[0])
+    own = _rounds(count, share)[0]
+    _make(source, tokenizer, folder, own)
+    return len(own), count, folder
+
+
+def read_share(part: str) -> tuple[int, int]:
+    """The number of a part, from 0, and of all parts, as --part names them.
+
+    Raises:
+      UserError: it is not K/N with K from 1 to N.
+    """
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", part)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(
+            f"--part={printable(part, 40)} is no part; write K/N with K from 1 to N, such as 3/16"
+        )
+    return int(match[1]) - 1, int(match[2])
 
 
 def identity(tokenizer: Tokenizer) -> str:
@@ -98,6 +142,14 @@ def identity(tokenizer: Tokenizer) -> str:
     vocabulary = [tokenizer.decode([i]) for i in range(0, tokenizer.vocab_size, step)]
     content = json.dumps([special, tokenizer.encode(probe), vocabulary])
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _is_small(source: Source) -> bool:
+    return sum(_stat(path)[0] for path in source.files) <= IN_MEMORY
+
+
+def _folder(source: Source, tokenizer: Tokenizer, cache: Path) -> Path:
+    return cache / "tokens" / _name(source, tokenizer)
 
 
 def _name(source: Source, tokenizer: Tokenizer) -> str:
@@ -117,19 +169,17 @@ def _stat(path: Path) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
-    size = max(MIN_PIECE, -(-len(source) // MAX_PIECES))
-    pieces = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
-    names = [f"{piece:06d}.npy" for piece in range(len(pieces))]
-    ends = folder / "ends.npy"
+def _on_disk(
+    source: Source, tokenizer: Tokenizer, folder: Path, share: tuple[int, int] = (0, 1)
+) -> Tokens:
+    names, pieces = _pieces(source)
+    local = token_copies.local(folder)
+    ends = local / "ends.npy"
     kind = _kind(source, tokenizer)
-    lengths = _complete(folder, names, pieces, kind)
+    lengths = _complete(local, names, pieces, kind)
     if lengths is None:
-        lengths = []
-        with Progress("tokenizing", 0, len(source)) as bar:
-            for name, documents in zip(names, pieces, strict=True):
-                lengths.append(_piece(source, documents, tokenizer, folder, name))
-                bar.advance_to(documents.stop)
+        made = _make(source, tokenizer, folder, *_rounds(len(pieces), share))
+        lengths = [made[piece] for piece in range(len(pieces))]
         _mapped.cache_clear()  # of files that were broken
     total = np.cumsum(np.concatenate(lengths), dtype=np.int64)
     known = cached_arrays.read(ends, np.int64, len(source), mapped=True)
@@ -137,7 +187,40 @@ def _on_disk(source: Source, tokenizer: Tokenizer, folder: Path) -> Tokens:
         replace_array(ends, total)
         _mapped.cache_clear()
     starts = np.concatenate([[0], total[[documents.stop - 1 for documents in pieces]]])
-    return Tokens(tuple(folder / f"tokens_{name}" for name in names), starts, ends)
+    return Tokens(tuple(local / f"tokens_{name}" for name in names), starts, ends)
+
+
+def _pieces(source: Source) -> tuple[list[str], list[range]]:
+    """The pieces of a store: the end of the names of their files, and their documents."""
+    size = max(MIN_PIECE, -(-len(source) // MAX_PIECES))
+    pieces = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
+    return [f"{piece:06d}.npy" for piece in range(len(pieces))], pieces
+
+
+def _rounds(count: int, share: tuple[int, int]) -> list[list[int]]:
+    """The numbers of a process's own pieces, in order, and those of all others, in an order of its own."""
+    number, of = share
+    own = range(count * number // of, count * (number + 1) // of)
+    rest = [piece for piece in range(count) if piece not in own]
+    random.Random(number).shuffle(rest)
+    return [list(own), rest]
+
+
+def _make(
+    source: Source, tokenizer: Tokenizer, folder: Path, *rounds: list[int]
+) -> dict[int, np.ndarray]:
+    """Make pieces, by number, unless they are there; returns the lengths of their documents."""
+    names, pieces = _pieces(source)
+    lengths: dict[int, np.ndarray] = {}
+    done, total = 0, sum(len(pieces[piece]) for numbers in rounds for piece in numbers)
+    with Progress("tokenizing", 0, total) as bar:
+        for numbers in rounds:
+            token_copies.fetch(folder, [names[piece] for piece in numbers])
+            for piece in numbers:
+                lengths[piece] = _piece(source, pieces[piece], tokenizer, folder, names[piece])
+                done += len(pieces[piece])
+                bar.advance_to(done)
+    return lengths
 
 
 def _complete(
@@ -166,12 +249,16 @@ def _piece(
     source: Source, documents: range, tokenizer: Tokenizer, folder: Path, name: str
 ) -> np.ndarray:
     """Write a piece unless it is there; returns the lengths of its documents."""
-    kind = _kind(source, tokenizer)
-    if (lengths := _stored(folder, name, documents, kind)) is not None:
+    kind, local = _kind(source, tokenizer), token_copies.local(folder)
+    if (lengths := _stored(local, name, documents, kind)) is not None:
+        return lengths
+    token_copies.fetch(folder, [name])  # another process may have made it meanwhile
+    if (lengths := _stored(local, name, documents, kind)) is not None:
         return lengths
     tokens, lengths = _encode(source, documents, tokenizer)
-    replace_array(folder / f"tokens_{name}", tokens)
-    replace_array(folder / f"lengths_{name}", lengths)  # last: marks the piece as complete
+    replace_array(local / f"tokens_{name}", tokens)
+    replace_array(local / f"lengths_{name}", lengths)  # last: marks the piece as complete
+    token_copies.send(folder, name)
     return lengths
 
 

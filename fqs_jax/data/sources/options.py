@@ -15,7 +15,8 @@ class Options:
 
     Attributes:
       key: the field, column or feature with the text, where a source does not name its own.
-      cache: folder for what is made from the text.
+      cache: folder for what is made from the text, on this machine.
+      tokens: folder for the tokens of large texts; may be in a bucket.
       tfds_dir: folder of prepared TFDS datasets; None = the library's own.
       chat: documents are conversations, as the JSON of their messages (messages.py).
       download: whether a dataset that is not here may be fetched.
@@ -24,6 +25,7 @@ class Options:
 
     key: str = "text"
     cache: Path = dataclasses.field(default_factory=cache_folder)
+    tokens: Path = dataclasses.field(default_factory=cache_folder)
     tfds_dir: str | None = None
     download: bool = False
     chat: bool = False
@@ -33,10 +35,14 @@ class Options:
 def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = False) -> Options:
     """Options with the folders as a user wrote them; an empty one is the default.
 
+    Args:
+      cache_dir: in a bucket, only tokens are kept there.
+
     Raises:
       UserError: a folder is an address of another machine.
     """
-    cache = paths.expand_local(cache_dir) if cache_dir else cache_folder()
+    tokens = paths.expand(cache_dir) if cache_dir else cache_folder()
+    cache = cache_folder() if paths.is_bucket(tokens) else tokens
     return Options(
-        key, cache, str(paths.expand_local(tfds_dir)) if tfds_dir else None, download, chat
+        key, cache, tokens, str(paths.expand_local(tfds_dir)) if tfds_dir else None, download, chat
     )

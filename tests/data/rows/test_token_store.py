@@ -100,6 +100,33 @@ def test_goes_on_after_a_kill_between_any_two_files(tokenizer, tmp_path_factory,
     assert len(again) <= 1  # the tokens of a piece whose lengths were not yet there
 
 
+def test_shares_that_are_made_apart_are_one_store(tokenizer, source, tmp_path, monkeypatch):
+    """Each makes its own pieces; whoever comes then finds all of them, and nobody needs another."""
+    cache, encode, made = tmp_path / "cache", token_store._encode, []
+
+    def counted(source, documents, tokenizer):
+        made.append(documents.start // 16)
+        return encode(source, documents, tokenizer)
+
+    monkeypatch.setattr(token_store, "_encode", counted)
+    sizes = [token_store.prepare(source, tokenizer, cache, (part, 3)) for part in (2, 0, 1)]
+    assert [size[:2] for size in sizes] == [(2, 5), (1, 5), (2, 5)] and sorted(made) == [*range(5)]
+    check(token_store.tokenize(source, tokenizer, cache, (1, 2)), expected(tokenizer))
+    assert len(made) == 5
+    alone = token_store.tokenize(source, tokenizer, tmp_path / "own disk", (1, 2))
+    check(alone, expected(tokenizer))
+    assert made[5:8] == [2, 3, 4] and sorted(made[5:]) == [*range(5)]  # its own first
+    monkeypatch.setattr(token_store, "IN_MEMORY", 1 << 24)
+    assert token_store.prepare(source, tokenizer, cache, (0, 1)) is None
+
+
+def test_the_number_of_a_share():
+    assert token_store.read_share("3/16") == (2, 16) and token_store.read_share("1/1") == (0, 1)
+    for part in ("0/16", "17/16", "3", "3/0", "a/b", "-1/2", "1/2/3", ""):
+        with pytest.raises(UserError, match=f"--part={part} is no part; write K/N"):
+            token_store.read_share(part)
+
+
 def test_another_text_or_tokenizer_is_another_store(tokenizer, source, tmp_path):
     other = train_sentencepiece(sentences(200, seed=3), tmp_path / "other", 310)
     first = token_store._name(source, tokenizer)

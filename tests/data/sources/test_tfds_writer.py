@@ -71,6 +71,8 @@ def test_the_command_line(tmp_path):
     assert json.loads((out / "dataset_info.json").read_text())["name"] == "out_1"
     assert "exists already" in refusal("prepare", *options)
     assert "--out is missing" in refusal("prepare", options[0])
+    assert "--part and --messages_key are for tokens" in refusal("prepare", *options, "--part=1/2")
+    assert "--out is for documents" in refusal("prepare", *options, f"--tokenizer={tmp_path}")
     assert "no key 'text'" in refusal("prepare", options[0], f"--out={tmp_path / 'other'}")
     weights = f"--text={path}#body@1,{path}#body@2"
     assert "leave them out here" in refusal("prepare", weights, f"--out={tmp_path / 'other'}")
