@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from fqs_jax.runs import best
 from fqs_jax.runs.event_file import EventFile
 from fqs_jax.runs.prometheus_file import PrometheusFile
 from fqs_jax.runtime import paths, processes
@@ -99,6 +100,10 @@ class AlsoLog:
             except Exception as error:
                 del self._loggers[name]
                 _note_end(name, error)
+
+    def held_out(self, row: Mapping[str, Any]) -> None:
+        """Hand them the losses of a row on held-out text, as held_out/FIELD."""
+        self.step({"step": row["step"], **best.losses(row)})
 
 
 class _Wandb:

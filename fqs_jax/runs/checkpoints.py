@@ -42,10 +42,14 @@ class Checkpoints:
     Args:
       folder: made by the first save.
       keep: number of newest steps that stay; older ones are deleted when a newer one is whole.
+
+    Attributes:
+      best: a step that stays as well. Set a new one when its save has begun.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder, self._keep = paths.full(folder), keep
+        self.best: int | None = None
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
         self._place = self._folder  # the step's
@@ -143,8 +147,9 @@ class Checkpoints:
         self._saving = None
         if jax.process_index() == 0:
             step_folders.sync(self._folder)  # the new name, before the old ones go
-            for path in list(checkpoints(self._folder).values())[self._keep :]:
-                self._delete(path)
+            for step, path in list(checkpoints(self._folder).items())[self._keep :]:
+                if step != self.best:
+                    self._delete(path)
 
     def _open_writer(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:

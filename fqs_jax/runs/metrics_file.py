@@ -42,6 +42,9 @@ class MetricsFile:
       tokens_per_step: for tokens per second.
       watch: what else the time between rows is spent on; see `time_spent`.
 
+    Attributes:
+      measured: the events "held_out" in it, in order; in process 0, with those of earlier starts.
+
     Raises:
       UserError: the file cannot be read or written.
     """
@@ -55,6 +58,7 @@ class MetricsFile:
     ):
         self._path, self._watch = path, watch or Stopwatch()
         self._since, self._before = self._watch.began, dict[str, float]()
+        self.measured: list[dict[str, Any]] = []
         self._file: _Appended | Parts
         if not processes.is_main():
             self._file = _Appended(Path(os.devnull))
@@ -64,6 +68,9 @@ class MetricsFile:
             rows = [line.row for line in lines if line.row is not None]
             self._since = time_spent.first_start(rows) or self._since
             self._before = time_spent.carried(rows, first_step)
+            self.measured = [
+                row for row in events_of(rows, time_spent.HELD_OUT) if row["step"] <= first_step
+            ]
             if paths.is_bucket(path):
                 self._file = Parts(path, kept)
             else:
@@ -118,6 +125,23 @@ class MetricsFile:
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens_per_step / seconds, 1),
         } | time_spent.fields(self._watch.take()[1])
+        self._write(row)
+        return row
+
+    def held_out(
+        self, step: int, losses: dict[str, float], text: str, seconds: float
+    ) -> dict[str, Any]:
+        """Write the event "held_out", and return it.
+
+        Args:
+          text: what identifies the rows that were measured.
+          seconds: what measuring took, which is no time of a step.
+        """
+        self._clock += seconds
+        spent = {"seconds": round(seconds, 6), **time_spent.fields({time_spent.HELD_OUT: seconds})}
+        values = {name: _plain(value) for name, value in losses.items()}
+        row = {"event": time_spent.HELD_OUT, "step": step, "text": text, **values, "time": spent}
+        self.measured.append(row)
         self._write(row)
         return row
 

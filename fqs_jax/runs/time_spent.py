@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # "starting" is all until the first step that is no other kind; "twice" are steps that a resume takes again.
-KINDS = ("starting", "compile", "scoring", "text", "steps", "saving", "twice")
+KINDS = ("starting", "compile", "scoring", "text", "steps", "held_out", "saving", "twice")
+HELD_OUT = "held_out"  # an event, and what its time is spent on
 _DIGITS = 4
 
 
@@ -93,7 +94,7 @@ def of(lines: Sequence[Mapping[str, Any]]) -> Spent | None:
     for line in lines:
         for kind, spent in _parts(line, step).items():
             seconds[kind] += spent
-        step = line["step"]
+        step = step if _is_aside(line) else line["step"]
     until = max([since, *(_number(_time(line).get("at")) for line in lines)])
     return Spent(seconds, since, until)
 
@@ -131,12 +132,12 @@ def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, fl
             if line.get("event") == "start":  # the steps that it carries ended after the checkpoint
                 parts["twice"] += parts.pop("steps")
             else:
-                new = max(0, step - before)
+                new = 0 if _is_aside(line) else max(0, step - before)
                 lost = min(new, step - first_step) / new if new else 1.0
                 seconds["twice"] += lost * sum(parts.values())
             for kind, spent in parts.items():
                 seconds[kind] += (1 - lost) * spent
-        before = step
+        before = before if _is_aside(line) else step
     return {kind: round(spent, _DIGITS) for kind, spent in seconds.items() if spent}
 
 
@@ -153,6 +154,11 @@ def _parts(line: Mapping[str, Any], before: int) -> dict[str, float]:
     else:
         seconds = _number(found.get("step_seconds")) * max(0, line["step"] - before)
     return parts | {"steps": max(0.0, seconds - sum(parts.values()))}
+
+
+def _is_aside(line: Mapping[str, Any]) -> bool:
+    """True for an event between the rows of steps, whose own time is none of theirs."""
+    return line.get("event") == HELD_OUT
 
 
 def _time(line: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -37,7 +37,7 @@ class Progress:
         label = printable(label)
         self._label, self._first, self._total, self._done = label, first, total, first
         self._started = self._printed_at = time.monotonic()
-        self._printed, self._note = first, ""
+        self._printed, self._note, self._held_out = first, "", ""
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -66,9 +66,13 @@ class Progress:
 
     def show(self, row: dict[str, Any]) -> None:
         """Show the losses in a row of metrics beside the bar."""
-        names = [name for name in ("nll_base", "nll_mixed") if row.get(name) is not None]
-        self._note = " ".join(f"{name} {row[name]:.3f}" for name in names)
-        self._bar.update(self._task, note=self._note)
+        self._note = _losses(row)
+        self._bar.update(self._task, note=f"{self._note}{self._held_out}")
+
+    def show_held_out(self, row: dict[str, Any]) -> None:
+        """Show the losses in a row on held-out text after those of training."""
+        self._held_out = f"; held out at {row['step']}: {_losses(row)}"
+        self._bar.update(self._task, note=f"{self._note}{self._held_out}")
 
     def note(self, text: str) -> None:
         """Print a line above the bar. Only process 0 prints."""
@@ -99,5 +103,11 @@ class Progress:
         elapsed = self._printed_at - self._started
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
-        line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}".rstrip()
+        line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}{self._held_out}".rstrip()
         print(line, file=sys.stderr, flush=True)
+
+
+def _losses(row: dict[str, Any]) -> str:
+    """The losses of a row that can be compared."""
+    names = [name for name in ("nll_base", "nll_mixed") if row.get(name) is not None]
+    return " ".join(f"{name} {row[name]:.3f}" for name in names)
