@@ -214,7 +214,7 @@ def _loop(
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step, watch) as metrics,
-        also_log.open_all(run.also_log, folder, str(stage)) as elsewhere,
+        also_log.open_all(run.also_log, folder, str(stage), first) as elsewhere,
         Progress(str(stage), first, stage.steps) as bar,
         OneBehind(read) as behind,
     ):
