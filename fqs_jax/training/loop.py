@@ -34,6 +34,7 @@ from fqs_jax.runtime.progress import Progress
 from fqs_jax.training import held_out as held_out_lib
 from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
+from fqs_jax.training.profiling import Profiler
 from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_state
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
@@ -217,6 +218,7 @@ def _loop(
         also_log.open_all(run.also_log, folder, str(stage), first) as elsewhere,
         Progress(str(stage), first, stage.steps) as bar,
         OneBehind(read) as behind,
+        Profiler(run.profile, folder / "profile") as profiler,
     ):
         if recipe.held_out.keep_best:
             checkpoint_folder = folders.checkpoint_folder(run.root, stage.number)
@@ -241,16 +243,17 @@ def _loop(
         run.interrupts.forget_last_step()
         last_save, saved_at = time.monotonic(), first
         for step, batch in zip(range(first, stage.steps), _timed(batches, watch), strict=True):
+            done = step + 1
             placed = {
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
             number = sharding.replicate(np.asarray(step, np.int32), run.mesh)
             # Whatever else moved between host and device here would stall the device at every step.
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard("disallow"), profiler.step(done):
                 state, values = processes.settled(compiled(state, placed, number, frozen))
                 values["learning_rate"] = rate(number)
-            done = step + 1
+            profiler.done(done, values)
             behind.add(done, values)
             bar.advance()
             with watch.on("saving"):
