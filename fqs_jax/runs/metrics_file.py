@@ -23,7 +23,7 @@ from fqs_jax.runs import metrics_parts, time_spent
 from fqs_jax.runs.folders import free_name
 from fqs_jax.runs.metrics_parts import Parts
 from fqs_jax.runs.time_spent import Stopwatch
-from fqs_jax.runtime import files, inputs, paths, processes
+from fqs_jax.runtime import files, inputs, paths, processes, schemas
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 
@@ -102,7 +102,7 @@ class MetricsFile:
         spent: dict[str, Any] = time_spent.fields(parts) | {"since": round(self._since, 3)}
         if self._before:
             spent["before"] = self._before
-        self.event("start", **fields, time=spent)
+        self.event("start", **{schemas.FIELD: schemas.METRICS}, **fields, time=spent)
         self._clock = time.perf_counter()
 
     def end(self, step: int) -> None:
@@ -215,7 +215,11 @@ def read_events(path: Path, name: str) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All rows of a stage in order, with those of events; see `steps_of` and `events_of`."""
+    """All rows of a stage in order, with those of events; see `steps_of` and `events_of`.
+
+    Raises:
+      UserError: they cannot be read, or are of a newer version of this program.
+    """
     return [line.row for line in _lines(path) if line.row is not None]
 
 
@@ -266,17 +270,25 @@ def _is_text(lines: list[_Line]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """All lines of a file that are not empty."""
+    """All lines of a file that are not empty.
+
+    Raises:
+      UserError: it cannot be read, or is of a newer version.
+    """
+    for text in _texts(path):
+        row = _row(text)
+        if row is not None and row.get("event") == "start":
+            schemas.check(row, schemas.METRICS, path)
+        yield _Line(text, row)
+
+
+def _texts(path: Path) -> Iterator[bytes]:
     if path.is_dir():
         for part in metrics_parts.read(path):
-            yield from (_Line(text, _row(text)) for text in part.splitlines(keepends=True))
-        return
-    if not path.exists():
-        return
-    with inputs.open_file(path) as file:
-        for text in file:
-            if text.strip():
-                yield _Line(text, _row(text))
+            yield from part.splitlines(keepends=True)
+    elif path.exists():
+        with inputs.open_file(path) as file:
+            yield from (text for text in file if text.strip())
 
 
 def _row(text: bytes) -> dict[str, Any] | None:
