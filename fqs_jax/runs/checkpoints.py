@@ -32,6 +32,7 @@ from fqs_jax.runtime import leases, paths
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
+from fqs_jax.runtime.progress import reading
 
 _SELDOM = 2.0  # seconds
 
@@ -319,7 +320,7 @@ class Checkpoints:
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
         path = checkpoint(self._folder, step)
-        with damage.reading(path):
+        with damage.reading(path), reading(path):
             return self._reader.restore(path, args=args)
 
     def _steps(self) -> list[int]:

@@ -44,6 +44,7 @@ class MetricsFile:
 
     Attributes:
       measured: the events "held_out" in it, in order; in process 0, with those of earlier starts.
+      compiled: seconds that the last start took to compile; None if that is not known.
 
     Raises:
       UserError: the file cannot be read or written.
@@ -59,6 +60,7 @@ class MetricsFile:
         self._path, self._watch = path, watch or Stopwatch()
         self._since, self._before = self._watch.began, dict[str, float]()
         self.measured: list[dict[str, Any]] = []
+        self.compiled: float | None = None
         self._file: _Appended | Parts
         if not processes.is_main():
             self._file = _Appended(Path(os.devnull))
@@ -68,6 +70,7 @@ class MetricsFile:
             rows = [line.row for line in lines if line.row is not None]
             self._since = time_spent.first_start(rows) or self._since
             self._before = time_spent.carried(rows, first_step)
+            self.compiled = time_spent.last_compile(rows)
             self.measured = [
                 row for row in events_of(rows, time_spent.HELD_OUT) if row["step"] <= first_step
             ]

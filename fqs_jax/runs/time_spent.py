@@ -115,6 +115,12 @@ def first_start(lines: Iterable[Mapping[str, Any]]) -> float | None:
     return min((moment for moment in found if moment), default=None)
 
 
+def last_compile(lines: Iterable[Mapping[str, Any]]) -> float | None:
+    """Seconds that the last start took to compile its step; None if no line says so."""
+    found = [_number(_time(line).get("compile_seconds")) for line in lines]
+    return next((seconds for seconds in reversed(found) if seconds), None)
+
+
 def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, float]:
     """The seconds, by kind, of the lines that a resume drops. Steps after the checkpoint are lost.
 

@@ -226,7 +226,8 @@ def _loop(
         is_best = False
         begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
         run.interrupts.check(begun)
-        with watch.on("compile"):
+        last = f", {metrics.compiled:.0f} s the last time" if metrics.compiled else ""
+        with watch.on("compile"), bar.waiting(f"compiling the step{last}"):
             compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
             held_out = held_out_lib.measure(run, recipe, program)
         host_memory.trim()  # of the compiler's; every stage compiles a step
