@@ -130,7 +130,7 @@ def _load_from_run(
     thought = resolve.thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(source.fresh_marks(config, model, params["lm"], tokenizer))
-    label = str(row) if at is None else f"{row} at step {at}, its best"
+    label = str(row) if at is None else f"{row}, best step {at}"
     return Loaded(params, model, tokenizer, thought, folder, label, mesh)
 
 

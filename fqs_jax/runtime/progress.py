@@ -80,9 +80,9 @@ class Progress:
         self._note = _losses(row)
         self._bar.update(self._task, note=f"{self._note}{self._held_out}")
 
-    def show_held_out(self, row: dict[str, Any]) -> None:
-        """Show the losses in a row on held-out text after those of training."""
-        self._held_out = f"; held out at {row['step']}: {_losses(row)}"
+    def show_held_out(self, loss: float | None) -> None:
+        """Show the last loss on held-out text after those of training."""
+        self._held_out = "" if loss is None else f", held out {loss:.3f}"
         self._bar.update(self._task, note=f"{self._note}{self._held_out}")
 
     def note(self, text: str) -> None:

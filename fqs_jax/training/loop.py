@@ -202,7 +202,7 @@ def _loop(
         losses = held_out.losses(state.params, frozen)
         row = metrics.held_out(step, losses, held_out.text, time.perf_counter() - started)
         elsewhere.held_out(row)
-        bar.show_held_out(row)
+        bar.show_held_out(best.judged(row))
         better = held_out.settings.keep_best and best.is_best(metrics.measured)
         return bool(agreement.agreed([step] * better))
 

@@ -136,7 +136,7 @@ def test_the_best_step_is_kept_and_loads(trained, tmp_path, monkeypatch, losses,
     train_stage(root, config, 0)  # from step 4, or from 3, which measures 4 again
     assert set(folders.saved_steps(root / "stage_0" / "checkpoints")) == saved
     loaded = loading.load(str(root), "base@best")
-    assert loaded.label == f"stage 0 (base) at step {best}, its best"
+    assert loaded.label == f"stage 0 (base), best step {best}"
     at, _ = stages.load_stage(root, 0, at=best)
     last, _ = stages.load_stage(root, 0)
     assert_same(loaded.params, at)
