@@ -260,6 +260,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.distill.top_k = 0
     c.distill.group = 4  # tokens drawn per position, at least 2 (policy)
 
+    # The loss on text that is not trained on, and the best checkpoint by it (docs/training_metrics.md).
+    c.held_out = ml_collections.ConfigDict()
+    c.held_out.every = 0  # steps between two measurements, and once at the end; 0 = never
+    # As data.text. A built-in task takes its validation problems instead: leave it empty.
+    c.held_out.text = ""
+    c.held_out.rows = 64  # rows of seq_len tokens, rounded up to whole batches
+    c.held_out.keep_best = True  # save the step with the lowest loss so far, and keep it
+
     c.log_every = 1  # steps between rows of metrics.jsonl
     c.checkpoint_every = 10  # steps (released)
     c.checkpoint_minutes = 0.0  # also whenever the last one is older than this; 0 = by steps alone

@@ -21,7 +21,9 @@ from fqs_jax.runtime import cli, files, local_copies, paths, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
 
 _WORKDIR = typed_flags.define_path("workdir", "", "Working directory.")
-_STAGE = flags.DEFINE_string("stage", None, "Stage to export: number, name or init.")
+_STAGE = flags.DEFINE_string(
+    "stage", None, "Stage to export: number, name (3@best: its best step) or init."
+)
 _GGUF = typed_flags.define_path(
     "gguf", "", "GGUF file to export, in place of --workdir and --stage."
 )

@@ -17,7 +17,9 @@ from fqs_jax.runtime.errors import UserError, printable, visible
 def define_flags() -> None:
     """The command line."""
     typed_flags.define_path("checkpoint", "", "Hugging Face folder or working directory.")
-    flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
+    flags.DEFINE_string(
+        "stage", None, "Stage of a working directory: number, name (3@best: its best step) or init."
+    )
     flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
     typed_flags.define_path("prompt_file", "", "UTF-8 text file, one prompt a line.")
     flags.DEFINE_bool(

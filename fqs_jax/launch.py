@@ -36,6 +36,9 @@ _MAX_STEPS = flags.DEFINE_integer("max_steps", None, "No stage takes more steps.
 _ALSO_LOG = flags.DEFINE_list(
     "also_log", [], "Metrics elsewhere too: tensorboard, wandb, prometheus (comma-separated)."
 )
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", "", "Trace these steps of each stage, such as 10:12, for Perfetto."
+)
 _DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "Print what would run and the memory that it needs, and stop."
 )
@@ -55,7 +58,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.runs import also_log, history, source, stages
     from fqs_jax.runtime import accelerators, agreement, compiled_programs, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
-    from fqs_jax.training import loop, start, step
+    from fqs_jax.training import loop, profiling, start, step
     from fqs_jax.training.overview import print_memory, print_overview
     from fqs_jax.training.start import RESUME, Run
 
@@ -84,6 +87,8 @@ def main(_: Sequence[str]) -> None:
         rows = [recipe.stage for recipe in recipes]
         chosen = stage_lib.select(rows, _STAGE.value)
         todo = [recipe for recipe in recipes if recipe.stage in chosen]
+        longest = max(stage.steps for stage in chosen)
+        profile = profiling.parsed(_PROFILE_STEPS.value, root, longest)
         accelerators.note_unused()
         mesh = sharding.make_mesh(config.mesh)
         placement.check_model(model, mesh)
@@ -97,10 +102,8 @@ def main(_: Sequence[str]) -> None:
         command = functools.partial(_command, workdir)
         stages.check_needed(root, rows, chosen, command)
         with Interrupts() as interrupts:
-            elsewhere = tuple(_ALSO_LOG.value)
-            run = Run(
-                root, config, tokenizer, mesh, interrupts, lambda n: command(str(n)), elsewhere
-            )
+            make, elsewhere = lambda n: command(str(n)), tuple(_ALSO_LOG.value)
+            run = Run(root, config, tokenizer, mesh, interrupts, make, elsewhere, profile)
             for recipe in todo:
                 loop.run_stage(run, recipe)
                 interrupts.check(f"{recipe.stage} is done; {RESUME}")

@@ -70,6 +70,8 @@ def check_recipe(recipe: Recipe, earlier: Mapping[int, Recipe]) -> None:
     _check_data(recipe, earlier)
     if recipe.lora is not None:
         recipe.lora.check_rank(decoder.abstract_params(recipe.model)["layers"])
+    if recipe.held_out.every:
+        corpus.check_held_out(recipe.data, recipe.held_out.text)
     objective.of(recipe.stage).check(recipe)
     objective.loss_function(recipe)
 

@@ -89,6 +89,8 @@ RANGES: dict[str, Range] = {
     "seed": whole(0, math.inf),
     "batch_size": whole(1),
     "microbatches": whole(1),
+    "held_out.every": whole(0),
+    "held_out.rows": whole(1),
     "log_every": whole(1),
     "checkpoint_every": whole(1),
     "checkpoint_minutes": AT_LEAST_0,
@@ -146,7 +148,7 @@ RANGES: dict[str, Range] = {
     "stage_*.n_ahead_talk": whole(0),
 }
 # Fields that every config has.
-_OPTIONAL = ("model", "distill", "lora")  # sections
+_OPTIONAL = ("model", "distill", "lora", "held_out")  # sections
 REQUIRED = tuple(name for name in RANGES if "*" not in name and name.split(".")[0] not in _OPTIONAL)
 
 

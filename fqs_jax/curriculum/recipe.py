@@ -14,6 +14,23 @@ from fqs_jax.thinking.config import ThoughtConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """When a stage is measured on text that it is not trained on, and on which; off by default.
+
+    Attributes:
+      every: steps between two measurements; 0 = never.
+      text: as data.text; empty for a built-in task, whose validation problems are read.
+      rows: rows of the text.
+      keep_best: the step with the lowest loss is saved and kept.
+    """
+
+    every: int = 0
+    text: str = ""
+    rows: int = 64
+    keep_best: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """One stage, ready to train: the config with the stage's own overrides applied.
 
@@ -29,6 +46,7 @@ class Recipe:
       microbatches: parts of a batch that go through the network one after the other.
       eval_temperature: sampling temperature of a teacher's thoughts.
       seed: seed of all randomness.
+      held_out: the loss on other text while it trains.
     """
 
     stage: Stage
@@ -42,6 +60,7 @@ class Recipe:
     microbatches: int
     eval_temperature: float
     seed: int
+    held_out: HeldOut = HeldOut()
 
     @property
     def seq_len(self) -> int:

@@ -50,6 +50,7 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
         microbatches=config.microbatches,
         eval_temperature=config.thought.eval_temperature,
         seed=config.seed,
+        held_out=settings.held_out(sections),
     )
 
 
@@ -73,7 +74,7 @@ def thought(
 def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
     """The sections of a config that a stage may override, with its overrides applied."""
     with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
-    return settings.sections(config, stage, ["data", "lora", *with_sections])
+    return settings.sections(config, stage, ["data", "lora", "held_out", *with_sections])
 
 
 def recipes(

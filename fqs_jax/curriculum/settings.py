@@ -10,6 +10,7 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 
 from fqs_jax.curriculum import numbers
+from fqs_jax.curriculum.recipe import HeldOut
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.problems.task import DOCUMENT_FIELDS
 from fqs_jax.model.lora import TARGETS, Lora
@@ -61,6 +62,23 @@ def lora_config(chosen: ml_collections.ConfigDict) -> Lora | None:
     unknown = [name for name in named if name not in TARGETS]
     lora = Lora(section.rank, float(section.alpha), (*in_order, *unknown))
     return lora if lora.rank else None
+
+
+def held_out(chosen: ml_collections.ConfigDict) -> HeldOut:
+    """The measurement on held-out text; off for a config without the section.
+
+    Args:
+      chosen: `sections` of the stage.
+
+    Raises:
+      UserError: the section has other fields.
+    """
+    try:
+        return HeldOut(**chosen.get("held_out", {}))
+    except TypeError as error:
+        raise UserError(
+            "the section held_out has every, text, rows and keep_best; see configs/common.py"
+        ) from error
 
 
 def sections(

@@ -45,6 +45,7 @@ _MAX_DOCUMENTS = 100_000_000  # of a built-in task
 _MAX_SEQ_LEN = 1 << 24
 _MAX_WORKERS = 1024
 _MAX_BLANK = 1000  # consecutive blank documents that a crop skips
+_HELD_OUT = 2**32 - 1  # the stream of held-out rows, which no stage has: all measure the same rows
 
 
 def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
@@ -66,12 +67,13 @@ def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
 
 
 def sources(
-    data: ml_collections.ConfigDict, seed: int, folder: Path | None = None
+    data: ml_collections.ConfigDict, seed: int, folder: Path | None = None, split: str = "train"
 ) -> list[tuple[Source, int]]:
     """The sources of the training documents, each with its weight.
 
     Args:
       folder: of the tokenizer and the chat template, which conversations need.
+      split: of a built-in task, whose problems the documents are made of.
 
     Raises:
       UserError: no text is configured, or it cannot be read; or there is no chat template.
@@ -88,7 +90,7 @@ def sources(
                 f"data.num_documents is {data.num_documents}; set 1 to {_MAX_DOCUMENTS}, which are "
                 "held in memory"
             )
-        documents = Documents(task.documents(data.num_documents))
+        documents = Documents(task.documents(data.num_documents, split))
         return [(documents if learn == "all" else Answers(documents, task.equals), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
@@ -158,13 +160,14 @@ def dataset(
     seed: int,
     stream: int,
     folder: Path | None = None,
+    split: str = "train",
 ) -> order.Dataset:
     """The endless stream of a stage's training rows.
 
     Args:
       seed: seed of the run.
       stream: number of the stream (stage); each stream of a run has its own order.
-      folder: as for `sources`.
+      folder, split: as for `sources`.
 
     Raises:
       UserError: a setting is out of range, the text cannot be read, or the tokenizer has no token of its
@@ -179,7 +182,7 @@ def dataset(
     if (task := built_in_task(data, seed)) is not None:  # found out now, not when it is evaluated
         prompts = [task.problem(length, 0).prompt for length in task.lengths]
         answer_tokens.encode(tokenizer, prompts, task.answers)
-    parts = sources(data, seed, folder)
+    parts = sources(data, seed, folder, split)
     rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
     made_from = [(fingerprint(source), weight) for source, weight in parts]
@@ -192,6 +195,53 @@ def dataset(
         marked=_is_marked(data),
         workers=data.workers,
     )
+
+
+def held_out(
+    data: ml_collections.ConfigDict,
+    text: str,
+    count: int,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    folder: Path | None = None,
+) -> order.Dataset:
+    """Rows like those of training, of text that is not trained on.
+
+    Args:
+      text: as data.text; "" for a built-in task, whose documents are then of its validation problems.
+      count: number of documents of a built-in task.
+      folder: as for `sources`.
+
+    Raises:
+      UserError: as in `check_held_out` and `dataset`.
+    """
+    check_held_out(data, text)
+    other = data.copy_and_resolve_references()
+    other.update(text=text, num_documents=count)
+    return dataset(other, tokenizer, batch_size, seed, _HELD_OUT, folder, "validation")
+
+
+def check_held_out(data: ml_collections.ConfigDict, text: str) -> None:
+    """Check which text is held out.
+
+    Raises:
+      UserError: none is named, it is the training text, or the config trains on a built-in task and
+        names one.
+    """
+    if data.source != "text":
+        if text:
+            raise UserError(
+                f"held_out.text is for text, and data.source is {data.source!r}, whose validation problems "
+                "are held out: leave it empty"
+            )
+    elif not text:
+        raise UserError(
+            "held_out.every needs text that is not trained on: give --config.held_out.text=FILE, of the "
+            "kinds of --text"
+        )
+    elif text == data.text:
+        raise UserError("held_out.text is the text that is trained on: name another")
 
 
 def extra_keys(data: ml_collections.ConfigDict) -> tuple[str, ...]:

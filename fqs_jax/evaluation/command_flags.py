@@ -48,7 +48,9 @@ def define() -> dict[str, set[str]]:
 
 def _define_common_flags() -> None:
     typed_flags.define_path("checkpoint", "", "Hugging Face folder or working directory.")
-    flags.DEFINE_string("stage", None, "Stage of a working directory: number, name or init.")
+    flags.DEFINE_string(
+        "stage", None, "Stage of a working directory: number, name (3@best: its best step) or init."
+    )
     flags.DEFINE_string(
         "text", "", "Held-out text (docs/data.md). With --task: what was trained on."
     )

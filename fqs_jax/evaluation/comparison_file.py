@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.evaluation.statistics import flat_fields
 from fqs_jax.runs import folders
-from fqs_jax.runtime import files, inputs
+from fqs_jax.runtime import files, inputs, schemas
 from fqs_jax.runtime.errors import UserError
 
 NAME = "evaluation.json"
@@ -37,17 +37,24 @@ def write(
 ) -> None:
     """Write the comparison of a working directory, with the newest checkpoint of each stage."""
     kept = Kept([as_json(row) for row in rows], about, flags or {})
-    files.write_json(root / NAME, kept._asdict() | {"steps": _steps(root)})
+    files.write_json(
+        root / NAME, kept._asdict() | {"steps": _steps(root), schemas.FIELD: schemas.COMPARISON}
+    )
 
 
 def read(root: Path) -> Kept | None:
-    """The last comparison; None if there is none, it cannot be read, or a stage was trained since."""
+    """The last comparison; None if there is none, it cannot be read, or a stage was trained since.
+
+    Raises:
+      UserError: a newer version of this program wrote it.
+    """
     if not (root / NAME).exists():
         return None
     try:
         content = inputs.read_json(root / NAME)
     except UserError:
         return None  # damaged: the comparison is made again
+    schemas.check(content, schemas.COMPARISON, root / NAME)
     rows, about, flags = content.get("rows"), content.get("about", ""), content.get("flags", {})
     if content.get("steps") != _steps(root) or not _is_text(about):
         return None

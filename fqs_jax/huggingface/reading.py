@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +32,17 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
 from fqs_jax.runtime import inputs, sharding
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.progress import LONG_SECONDS, Progress
 
 # Ends of the names of quantised tensors: GPTQ, AWQ, bitsandbytes, fp8.
 _QUANTISED = (
     *(".qweight", ".qzeros", ".scales", ".g_idx", ".weight_packed", ".absmax", ".quant_map"),
     *(".SCB", ".weight_format", ".weight_scale", ".weight_scale_inv", ".input_scale"),
 )
+
+
+# Path in the tree, layer or None, array in our layout.
+Placed: TypeAlias = tuple[tuple[str, ...], int | None, np.ndarray]
 
 
 class Source(NamedTuple):
@@ -71,7 +76,7 @@ def load_params(
     placed = placement.placed(tree, mesh or sharding.single_device())["lm"]
     targets = traverse_util.flatten_dict(placed)
     leaves: dict[tuple[str, ...], jax.Array] = {}
-    for path, layer, array in tensors:
+    for path, layer, array in _with_progress(tensors, Path(folder)):
         target = targets[path]
         if jnp.finfo(target.dtype).max < jnp.finfo(array.dtype).max:
             of_layer = "" if layer is None else f" of layer {layer}"
@@ -92,6 +97,17 @@ def load_params(
     return traverse_util.unflatten_dict(leaves)
 
 
+def _with_progress(tensors: Iterator[Placed], folder: Path) -> Iterator[Placed]:
+    """The same tensors, with a bar of the bytes that were read if that takes long."""
+    whole, done = sum(file.stat().st_size for file in _weight_files(folder)), 0
+    total = max(1, round(whole / 1e6))
+    with Progress("reading weights, MB", 0, total, after=LONG_SECONDS) as bar:
+        for placed in tensors:
+            yield placed
+            done += placed[-1].nbytes
+            bar.advance_to(min(total, round(done / 1e6)))
+
+
 def _place(array: np.ndarray, dtype: Any, target: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(
         array.shape, target, lambda index: np.ascontiguousarray(array[index], dtype)
@@ -108,9 +124,7 @@ def _inserter(target: NamedSharding) -> Callable[[jax.Array, jax.Array, int], ja
     return jax.jit(insert, donate_argnums=0, out_shardings=target)
 
 
-def iterate_tensors(
-    folder: str | Path, config: ModelConfig
-) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+def iterate_tensors(folder: str | Path, config: ModelConfig) -> Iterator[Placed]:
     """Yield each tensor of a folder once: (path in the tree, layer or None, array in our layout).
 
     This call checks all names, shapes and types before the first tensor is read. Arrays have their
@@ -131,9 +145,7 @@ def check_weights(folder: str | Path, config: ModelConfig) -> None:
     _find_tensors(Path(folder), config)
 
 
-def _iterate(
-    sources: dict[str, Source], config: ModelConfig
-) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+def _iterate(sources: dict[str, Source], config: ModelConfig) -> Iterator[Placed]:
     targets = slots(config)
     for file in dict.fromkeys(source.file for source in sources.values()):
         with headers.opened(file) as handle:

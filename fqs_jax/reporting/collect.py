@@ -8,7 +8,7 @@ import importlib.metadata
 import itertools
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison_file import Kept
 from fqs_jax.reporting import diagnosis
 from fqs_jax.reporting.diagnosis import Diagnostics, Token
-from fqs_jax.runs import folders, history, loading, metrics_file, time_spent
+from fqs_jax.runs import best, folders, history, loading, metrics_file, time_spent
 from fqs_jax.runs import source as source_lib
 from fqs_jax.runs.time_spent import Spent
 from fqs_jax.runtime import cli
@@ -67,6 +67,8 @@ class Training:
       rows: rows of the metrics file without nesting, all values floats.
       start: the last "start" event of the metrics file.
       spent: where its time went; None if that is not known.
+      held_out: likewise the losses on held-out text, as held_out/FIELD.
+      best: the saved step with the lowest of them; None without any.
     """
 
     stage: Stage
@@ -74,6 +76,8 @@ class Training:
     rows: tuple[dict[str, float], ...]
     start: dict[str, Any]
     spent: Spent | None = None
+    held_out: tuple[dict[str, float], ...] = ()
+    best: int | None = None
 
 
 class Documents(NamedTuple):
@@ -192,7 +196,10 @@ def read_training(root: Path) -> list[Training]:
         starts = metrics_file.events_of(lines, "start")
         step = folders.saved_step(root, stage.number) or 0
         start = starts[-1] if starts else {}
-        found.append(Training(stage, step, every, start, time_spent.of(lines)))
+        measured = tuple(map(_measured, best.rows(lines)))
+        saved = folders.saved_steps(folders.checkpoint_folder(root, stage.number))
+        kept = best.step(lines, saved)
+        found.append(Training(stage, step, every, start, time_spent.of(lines), measured, kept))
     if not any(training.step >= training.stage.steps for training in found):
         raise UserError(
             f"{root} has no finished stage; train one with {cli.command_line('fqs_jax.launch', workdir=root)}"
@@ -221,6 +228,11 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
             # Older files have "nan" and "inf" in quotes.
             found[key.removeprefix("time.")] = math.nan if value is None else float(value)
     return found
+
+
+def _measured(row: Mapping[str, Any]) -> dict[str, float]:
+    """The step of a row on held-out text, and its losses."""
+    return {"step": float(row["step"])} | _numbers(best.losses(row))
 
 
 def _documents(root: Path, config: Any, settings: Settings) -> Documents:

@@ -14,6 +14,7 @@ NAMES = {
     "starting": "starting",
     "text": "waiting for text",
     "scoring": "scoring by teachers",
+    "held_out": "held-out text",
     "saving": "saving",
     "twice": "steps done twice",
     "stopped": "not running",

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fqs_jax.curriculum import settings
 from fqs_jax.curriculum.stage import Stage
-from fqs_jax.runs import folders, metrics_file, record, time_spent
+from fqs_jax.runs import best, folders, metrics_file, record, time_spent
 from fqs_jax.runs.time_spent import Spent
 from fqs_jax.runtime import buckets, inputs, paths
 from fqs_jax.runtime.errors import UserError, printable
@@ -47,6 +47,8 @@ class StageContents:
       bytes: size of the whole folder.
       parameters: of the model, as the last start of training counted them; None if it is not known.
       metrics: the last row of its metrics file.
+      held_out: the last row on held-out text; empty if it was never measured.
+      best: the saved step with the lowest loss there; None without any.
       spent: where its time went; None if that is not known.
       damage: why its record cannot be read.
     """
@@ -62,6 +64,8 @@ class StageContents:
     bytes: int = 0
     parameters: int | None = None
     metrics: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: dict[str, Any] = dataclasses.field(default_factory=dict)
+    best: int | None = None
     spent: Spent | None = None
     damage: str = ""
 
@@ -192,6 +196,8 @@ def _read_stage(
         made_from=(*made_from, printable(text, 300)),
         parameters=starts[-1].get("parameters") if starts else None,
         metrics=rows[-1] if rows else {},
+        held_out=dict(next(reversed(best.rows(lines)), {})),
+        best=best.step(lines, [one.step for one in checkpoints]),
         spent=time_spent.of(lines),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -39,7 +39,7 @@ def table(contents: Contents) -> Table:
             stage.objective or "?",
             f"{stage.step:,} of {stage.steps:,}" if stage.name else f"{stage.step:,}",
             "\n".join(stage.made_from),
-            ", ".join(map(_saved, stage.checkpoints)) or "none",
+            ", ".join(_saved(one, stage.best) for one in stage.checkpoints) or "none",
             sizes.shown(stage.bytes),
             _metrics(stage),
         )
@@ -96,17 +96,21 @@ def _spent(contents: Contents) -> Spent | None:
     return time_spent.together(stage.spent for stage in contents.stages)
 
 
-def _saved(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.step:,}{' (damaged)' * bool(checkpoint.damage)}"
+def _saved(checkpoint: Checkpoint, best: int | None) -> str:
+    remarks = " (best)" * (checkpoint.step == best) + " (damaged)" * bool(checkpoint.damage)
+    return f"{checkpoint.step:,}{remarks}"
 
 
 def _metrics(stage: StageContents) -> str:
-    """The step of the last row of metrics, and its losses."""
+    """The steps of the last row of metrics and of the last one on held-out text, and their losses."""
     if not stage.metrics:
         return "none"
+    measured = f"\nheld out, {_losses(stage.held_out)}" if stage.held_out else ""
+    return _losses(stage.metrics) + measured
+
+
+def _losses(row: Mapping[str, Any]) -> str:
     losses = [
-        f"{name} {stage.metrics[name]:.3f}"
-        for name in _SHOWN
-        if isinstance(stage.metrics.get(name), int | float)
+        f"{name} {row[name]:.3f}" for name in _SHOWN if isinstance(row.get(name), int | float)
     ]
-    return f"step {stage.metrics['step']:,}: " + (", ".join(losses) or "no finite loss")
+    return f"step {row['step']:,}: " + (", ".join(losses) or "no finite loss")

@@ -24,6 +24,14 @@ CURVES: tuple[tuple[str, str, tuple[tuple[str, str, str, int], ...]], ...] = (
         "nats a token",
         (("nll_base", "without thoughts", "a", 1), ("nll_mixed", "with thoughts", "b", 1)),
     ),
+    (
+        "Loss on held-out text",
+        "nats a token",
+        (
+            ("held_out/nll_base", "without thoughts", "a", 1),
+            ("held_out/nll_mixed", "with thoughts", "b", 1),
+        ),
+    ),
     ("Gain of thinking", "nats a token", (("nll_with_minus_without", "gain", "a", -1),)),
     ("Reward", "nats", (("reward_mean", "mean", "a", 1), ("reward_std", "deviation", "b", 1))),
     ("Entropy of thoughts", "nats a draw", (("thought_entropy", "entropy", "a", 1),)),
@@ -255,12 +263,10 @@ steps are drawn as means of neighbours.</p>
 
 def _curves(entry: Training) -> str:
     """The charts of a stage, for the metrics that it logged."""
-    figures = []
+    figures, rows = [], (*entry.rows, *entry.held_out)
     for caption, unit, curves in CURVES:
         lines = [
-            charts.Line(
-                name, kind, [(r["step"], factor * r[metric]) for r in entry.rows if metric in r]
-            )
+            charts.Line(name, kind, [(r["step"], factor * r[metric]) for r in rows if metric in r])
             for metric, name, kind, factor in curves
         ]
         lines = [line for line in lines if line.points]
@@ -282,9 +288,9 @@ def _curves(entry: Training) -> str:
     inside = (
         f'<div class="charts">{"".join(figures)}</div>' if figures else "<p>Nothing was logged.</p>"
     )
-    description = f"{stage.objective}, {entry.step:,} steps" + (
-        ", control" if stage.control else ""
-    )
+    best = "" if entry.best is None else f", best on held-out text at {entry.best:,}"
+    control = ", control" if stage.control else ""
+    description = f"{stage.objective}, {entry.step:,} steps{best}{control}"
     return f"""<details{"" if stage.control else " open"}>
 <summary><h3>{_e(str(stage))}</h3><span class="soft">{_e(description)}</span></summary>
 {warning}{inside}</details>"""

@@ -32,6 +32,7 @@ from fqs_jax.runtime import leases, paths
 from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
+from fqs_jax.runtime.progress import reading
 
 _SELDOM = 2.0  # seconds
 
@@ -42,10 +43,14 @@ class Checkpoints:
     Args:
       folder: made by the first save.
       keep: number of newest steps that stay; older ones are deleted when a newer one is whole.
+
+    Attributes:
+      best: a step that stays as well. Set a new one when its save has begun.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
         self._folder, self._keep = paths.full(folder), keep
+        self.best: int | None = None
         self._writer: ocp.AsyncCheckpointer | None = None
         self._saving: int | None = None  # the step that is being written
         self._place = self._folder  # the step's
@@ -143,8 +148,9 @@ class Checkpoints:
         self._saving = None
         if jax.process_index() == 0:
             step_folders.sync(self._folder)  # the new name, before the old ones go
-            for path in list(checkpoints(self._folder).values())[self._keep :]:
-                self._delete(path)
+            for step, path in list(checkpoints(self._folder).items())[self._keep :]:
+                if step != self.best:
+                    self._delete(path)
 
     def _open_writer(self) -> ocp.AsyncCheckpointer:
         if self._writer is None:
@@ -317,7 +323,7 @@ class Checkpoints:
 
     def _read_items(self, step: int, args: ocp.args.Composite) -> Any:
         path = checkpoint(self._folder, step)
-        with damage.reading(path):
+        with damage.reading(path), reading(path):
             return self._reader.restore(path, args=args)
 
     def _steps(self) -> list[int]:

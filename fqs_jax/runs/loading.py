@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from fqs_jax import huggingface
 from fqs_jax.curriculum import objective, resolve
-from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.huggingface import contents
@@ -21,7 +20,7 @@ from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model import placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import folders, source, stages
+from fqs_jax.runs import best, folders, source, stages
 from fqs_jax.runtime import inputs, local_copies, paths, sharding
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.thinking.config import ThoughtConfig
@@ -38,7 +37,8 @@ def load(
 
     Args:
       checkpoint: path of the folder.
-      stage: number or name of a stage; `init` = the initial model of the working directory.
+      stage: number or name of a stage, with @best for its best step on held-out text; `init` = the
+        initial model of the working directory.
       dtype: compute type; None = as trained, float32 for folders.
       as_trained: leave the marks as they are even if the config renews them for evaluation.
       mesh: the devices for its parameters; None = one device.
@@ -115,7 +115,7 @@ def _load_from_run(
         )
     if stage == "init" and not known:
         raise UserError(f"{root} has no stage yet; train one with python -m fqs_jax.launch")
-    row = known[0] if stage == "init" else stage_lib.find(known, stage)
+    row, at = (known[0], None) if stage == "init" else best.find(root, known, stage)
     folder = folders.local_source(root)
     _, config = folders.read_run(root, row.number)
     model = source.read_model(folder, config)
@@ -125,12 +125,13 @@ def _load_from_run(
     if stage == "init":
         params = source.initial_params(root, config, model, mesh)
         return Loaded(params, model, tokenizer, None, folder, "initial model", mesh)
-    params, _ = stages.load_stage(root, row.number, finished=False, mesh=mesh)
+    params, _ = stages.load_stage(root, row.number, finished=False, mesh=mesh, at=at)
     temperature = config.thought.eval_temperature
     thought = resolve.thought(config, row, rationales=1, n_ahead_talk=1, temperature=temperature)
     if thought is not None and config.thought.reset_marks_at_eval and not as_trained:
         params["thought"].update(source.fresh_marks(config, model, params["lm"], tokenizer))
-    return Loaded(params, model, tokenizer, thought, folder, str(row), mesh)
+    label = str(row) if at is None else f"{row}, best step {at}"
+    return Loaded(params, model, tokenizer, thought, folder, label, mesh)
 
 
 def _load_folder(folder: Path, dtype: str, mesh: Mesh) -> Loaded:

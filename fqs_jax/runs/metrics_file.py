@@ -23,7 +23,7 @@ from fqs_jax.runs import metrics_parts, time_spent
 from fqs_jax.runs.folders import free_name
 from fqs_jax.runs.metrics_parts import Parts
 from fqs_jax.runs.time_spent import Stopwatch
-from fqs_jax.runtime import files, inputs, paths, processes, repeated_requests
+from fqs_jax.runtime import files, inputs, paths, processes, repeated_requests, schemas
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.notes import note
 
@@ -42,6 +42,10 @@ class MetricsFile:
       tokens_per_step: for tokens per second.
       watch: what else the time between rows is spent on; see `time_spent`.
 
+    Attributes:
+      measured: the events "held_out" in it, in order; in process 0, with those of earlier starts.
+      compiled: seconds that the last start took to compile; None if that is not known.
+
     Raises:
       UserError: the file cannot be read or written.
     """
@@ -55,6 +59,8 @@ class MetricsFile:
     ):
         self._path, self._watch = path, watch or Stopwatch()
         self._since, self._before = self._watch.began, dict[str, float]()
+        self.measured: list[dict[str, Any]] = []
+        self.compiled: float | None = None
         self._file: _Appended | Parts
         if not processes.is_main():
             self._file = _Appended(Path(os.devnull))
@@ -64,6 +70,10 @@ class MetricsFile:
             rows = [line.row for line in lines if line.row is not None]
             self._since = time_spent.first_start(rows) or self._since
             self._before = time_spent.carried(rows, first_step)
+            self.compiled = time_spent.last_compile(rows)
+            self.measured = [
+                row for row in events_of(rows, time_spent.HELD_OUT) if row["step"] <= first_step
+            ]
             if paths.is_bucket(path):
                 self._file = Parts(path, kept)
             else:
@@ -95,7 +105,7 @@ class MetricsFile:
         spent: dict[str, Any] = _spent(parts) | {"since": round(self._since, 3)}
         if self._before:
             spent["before"] = self._before
-        self.event("start", **fields, time=spent)
+        self.event("start", **{schemas.FIELD: schemas.METRICS}, **fields, time=spent)
         self._clock = time.perf_counter()
 
     def end(self, step: int) -> None:
@@ -118,6 +128,23 @@ class MetricsFile:
             "step_seconds": round(seconds, 6),
             "tokens_per_second": round(self._tokens_per_step / seconds, 1),
         } | _spent(self._watch.take()[1])
+        self._write(row)
+        return row
+
+    def held_out(
+        self, step: int, losses: dict[str, float], text: str, seconds: float
+    ) -> dict[str, Any]:
+        """Write the event "held_out", and return it.
+
+        Args:
+          text: what identifies the rows that were measured.
+          seconds: what measuring took, which is no time of a step.
+        """
+        self._clock += seconds
+        spent = {"seconds": round(seconds, 6), **time_spent.fields({time_spent.HELD_OUT: seconds})}
+        values = {name: _plain(value) for name, value in losses.items()}
+        row = {"event": time_spent.HELD_OUT, "step": step, "text": text, **values, "time": spent}
+        self.measured.append(row)
         self._write(row)
         return row
 
@@ -191,7 +218,11 @@ def read_events(path: Path, name: str) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All rows of a stage in order, with those of events; see `steps_of` and `events_of`."""
+    """All rows of a stage in order, with those of events; see `steps_of` and `events_of`.
+
+    Raises:
+      UserError: they cannot be read, or are of a newer version of this program.
+    """
     return [line.row for line in _lines(path) if line.row is not None]
 
 
@@ -242,17 +273,25 @@ def _is_text(lines: list[_Line]) -> bool:
 
 
 def _lines(path: Path) -> Iterator[_Line]:
-    """All lines of a file that are not empty."""
+    """All lines of a file that are not empty.
+
+    Raises:
+      UserError: it cannot be read, or is of a newer version.
+    """
+    for text in _texts(path):
+        row = _row(text)
+        if row is not None and row.get("event") == "start":
+            schemas.check(row, schemas.METRICS, path)
+        yield _Line(text, row)
+
+
+def _texts(path: Path) -> Iterator[bytes]:
     if path.is_dir():
         for part in metrics_parts.read(path):
-            yield from (_Line(text, _row(text)) for text in part.splitlines(keepends=True))
-        return
-    if not path.exists():
-        return
-    with inputs.open_file(path) as file:
-        for text in file:
-            if text.strip():
-                yield _Line(text, _row(text))
+            yield from part.splitlines(keepends=True)
+    elif path.exists():
+        with inputs.open_file(path) as file:
+            yield from (text for text in file if text.strip())
 
 
 def _row(text: bytes) -> dict[str, Any] | None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from fqs_jax.curriculum.recipe import HeldOut
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data.problems.stories import Stories
 
 _STORIES = {f"data.stories.{f.name}": f.default for f in dataclasses.fields(Stories)}
 LATER: dict[str, Any] = {
+    **{f"held_out.{f.name}": f.default for f in dataclasses.fields(HeldOut)},
     "log_every": 1,
     "checkpoint_every": 10,
     "checkpoint_minutes": 0.0,

@@ -32,10 +32,11 @@ def text(row: Mapping[str, Any], stage: str) -> str:
 
 
 class PrometheusFile:
-    """A file that always holds the newest row, whole."""
+    """A file that always holds the newest value of every field, whole."""
 
     def __init__(self, path: Path, stage: str):
         self._path, self._stage = path, stage
+        self._newest: dict[str, Any] = {}  # rows of steps and of held-out text have other fields
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Replace the file.
@@ -43,7 +44,8 @@ class PrometheusFile:
         Raises:
           UserError: the disk refuses.
         """
-        content = text(row, self._stage).encode()
+        self._newest |= row
+        content = text(self._newest, self._stage).encode()
         files.replace(self._path, lambda file: file.write(content))
 
     def close(self) -> None:

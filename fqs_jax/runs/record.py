@@ -30,7 +30,8 @@ from fqs_jax.runs.folders import (
 from fqs_jax.runtime import agreement, files
 from fqs_jax.runtime.errors import UserError
 
-# Fields, in any section of the config, that may change between two starts of the same stage.
+# Sections, and fields in any section of the config, that may change between two starts of a stage.
+_HARMLESS_SECTIONS = ("config.mesh.", "config.held_out.")
 HARMLESS = (
     "steps",
     "log_every",
@@ -183,7 +184,7 @@ def _relevant(config: ml_collections.ConfigDict, stage: Stage, adapted: bool) ->
 
 def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
     """True if the field with this dotted path may change."""
-    return key.rsplit(".", 1)[-1] in fields or key.startswith("config.mesh.")
+    return key.rsplit(".", 1)[-1] in fields or key.startswith(_HARMLESS_SECTIONS)
 
 
 def digest(run: dict[str, Any]) -> str:

@@ -14,13 +14,12 @@ import ml_collections
 from jax.sharding import Mesh
 
 from fqs_jax.curriculum import objective, resolve
-from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.model import lora as lora_lib
 from fqs_jax.model import placement
 from fqs_jax.model.decoder import Params
 from fqs_jax.model.lora import Lora
-from fqs_jax.runs import damage, folders, source
+from fqs_jax.runs import best, damage, folders, source
 from fqs_jax.runs.checkpoints import Checkpoints
 from fqs_jax.runtime import agreement, paths, sharding
 from fqs_jax.runtime.errors import UserError
@@ -32,6 +31,7 @@ def load_stage(
     command: str = "",
     finished: bool = True,
     mesh: Mesh | None = None,
+    at: int | None = None,
 ) -> tuple[Params, Stage]:
     """The newest parameters of a stage and its row; adapters are merged into their base.
 
@@ -40,11 +40,12 @@ def load_stage(
         checkpoint is moved aside, so that this command makes it again.
       finished: require that the stage has taken all its steps.
       mesh: the devices for the parameters; None = one device.
+      at: the saved step to load instead of the newest one.
 
     Raises:
       UserError: the stage has no checkpoint, is unfinished, or its adapters belong to another base.
     """
-    trained = load_trained(root, number, command, finished, mesh)
+    trained = load_trained(root, number, command, finished, mesh, at)
     if trained.lora is None:
         return trained.params, trained.stage
     base = load_base(root, trained.config, trained.stage, mesh=mesh)
@@ -74,9 +75,11 @@ def load_trained(
     command: str = "",
     finished: bool = True,
     mesh: Mesh | None = None,
+    at: int | None = None,
 ) -> Trained:
     """What a stage's newest checkpoint holds. Arguments and errors are those of `load_stage`."""
-    step, stage, config = check_stage(root, number, command, finished)
+    newest_step, stage, config = check_stage(root, number, command, finished)
+    step = newest_step if at is None else at
     model, lora = (
         source.read_model(folders.local_source(root), config),
         resolve.lora(config, stage),
@@ -92,7 +95,7 @@ def load_trained(
             except UserError:
                 # A run that trains this stage deletes old steps, maybe this one just now.
                 newest = folders.saved_step(root, number)
-                if newest is None or newest <= step:
+                if at is not None or newest is None or newest <= step:
                     raise
                 step = newest
 
@@ -140,14 +143,14 @@ def load_adapters(root: Path, which: str, mesh: Mesh | None = None) -> tuple[Tra
     """The adapters and thoughts of a stage, finished or not, and the base that they stand beside.
 
     Args:
-      which: number or name of the stage.
+      which: number or name of the stage, perhaps with `best.SUFFIX`.
 
     Raises:
       UserError: there is no such stage, it has no adapters, or its base cannot be loaded or has changed.
     """
     paths.check_workdir(root)
-    stage = stage_lib.find(folders.existing_stages(root), which)
-    trained = load_trained(root, stage.number, finished=False, mesh=mesh)
+    stage, at = best.find(root, folders.existing_stages(root), which)
+    trained = load_trained(root, stage.number, finished=False, mesh=mesh, at=at)
     if trained.lora is None:
         raise UserError(
             f"{stage} in {root} has no adapters: its whole model was trained; export that"

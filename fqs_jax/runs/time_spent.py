@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # "starting" is all until the first step that is no other kind; "twice" are steps that a resume takes again.
-KINDS = ("starting", "compile", "scoring", "text", "steps", "saving", "twice")
-REPEATED = (
-    "repeated_requests"  # field of a line: requests to a bucket that failed and were made again
-)
+KINDS = ("starting", "compile", "scoring", "text", "steps", "held_out", "saving", "twice")
+HELD_OUT = "held_out"  # an event, and what its time is spent on
+# A field of a line: requests to a bucket that failed and were made again.
+REPEATED = "repeated_requests"
 _DIGITS = 4
 
 
@@ -98,7 +98,7 @@ def of(lines: Sequence[Mapping[str, Any]]) -> Spent | None:
     for line in lines:
         for kind, spent in _parts(line, step).items():
             seconds[kind] += spent
-        step = line["step"]
+        step = step if _is_aside(line) else line["step"]
     until = max([since, *(_number(_time(line).get("at")) for line in lines)])
     return Spent(seconds, since, until, sum(map(_repeated, lines)))
 
@@ -117,6 +117,12 @@ def first_start(lines: Iterable[Mapping[str, Any]]) -> float | None:
     """When a stage was started for the first time, in seconds since 1970; None if it is not known."""
     found = [_number(_time(line).get("since")) for line in lines]
     return min((moment for moment in found if moment), default=None)
+
+
+def last_compile(lines: Iterable[Mapping[str, Any]]) -> float | None:
+    """Seconds that the last start took to compile its step; None if no line says so."""
+    found = [_number(_time(line).get("compile_seconds")) for line in lines]
+    return next((seconds for seconds in reversed(found) if seconds), None)
 
 
 def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, float]:
@@ -140,12 +146,12 @@ def carried(lines: Iterable[Mapping[str, Any]], first_step: int) -> dict[str, fl
             if line.get("event") == "start":  # the steps that it carries ended after the checkpoint
                 parts["twice"] += parts.pop("steps")
             else:
-                new = max(0, step - before)
+                new = 0 if _is_aside(line) else max(0, step - before)
                 lost = min(new, step - first_step) / new if new else 1.0
                 seconds["twice"] += lost * sum(parts.values())
             for kind, spent in parts.items():
                 seconds[kind] += (1 - lost) * spent
-        before = step
+        before = before if _is_aside(line) else step
     found = {kind: round(spent, _DIGITS) for kind, spent in seconds.items() if spent}
     return found | ({REPEATED: repeated} if repeated else {})
 
@@ -170,6 +176,11 @@ def _repeated(line: Mapping[str, Any]) -> int:
     before = _time(line).get("before")
     carried = before.get(REPEATED) if isinstance(before, dict) else 0
     return int(_number(_time(line).get(REPEATED)) + _number(carried))
+
+
+def _is_aside(line: Mapping[str, Any]) -> bool:
+    """True for an event between the rows of steps, whose own time is none of theirs."""
+    return line.get("event") == HELD_OUT
 
 
 def _time(line: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.runs import folders, history, loading
-from fqs_jax.runtime import files, inputs, paths, sharding
+from fqs_jax.runtime import files, inputs, paths, schemas, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import costs, outcomes
 from fqs_jax.sweeps.cells import Cell
@@ -51,6 +51,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     """
     _, config = folders.read_run(cell.folder, cell.stage_numbers[0])
     result = {
+        schemas.FIELD: schemas.CELL,
         "variant": cell.variant,
         "seed": cell.seed,
         "flags": cell.flags,

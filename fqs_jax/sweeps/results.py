@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fqs_jax.runtime import files, inputs
+from fqs_jax.runtime import files, inputs, schemas
 from fqs_jax.sweeps import brackets
 from fqs_jax.sweeps.cells import Cell, by_variant
 from fqs_jax.sweeps.choosing import Score
@@ -60,8 +60,13 @@ class Line:
 
 def read(cell: Cell) -> dict[str, Any] | None:
     """The result of a cell; None if it has none, or that of another command or of other benchmarks
-    (`is_stale`)."""
+    (`is_stale`).
+
+    Raises:
+      UserError: a newer version of this program wrote it.
+    """
     result = inputs.read_optional_json(cell.folder / RESULT)
+    schemas.check(result, schemas.CELL, cell.folder / RESULT)
     is_own = result.get("flags") == cell.flags and result.get("measured_on", {}) == cell.measured_on
     return result if is_own else None
 

@@ -22,17 +22,19 @@ from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
-from fqs_jax.runs import also_log, checkpoints, disk_space, folders, record, stages
+from fqs_jax.runs import also_log, best, checkpoints, disk_space, folders, record, stages
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
 from fqs_jax.runs.time_spent import Stopwatch
-from fqs_jax.runtime import device_memory, host_memory, locks, processes, sharding
+from fqs_jax.runtime import agreement, device_memory, host_memory, locks, processes, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.runtime.locks import FolderLock
 from fqs_jax.runtime.progress import Progress
+from fqs_jax.training import held_out as held_out_lib
 from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
+from fqs_jax.training.profiling import Profiler
 from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_state
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
@@ -113,13 +115,14 @@ def _train(run: Run, recipe: Recipe, data: Dataset, lock: FolderLock, watch: Sto
     """Train a stage that is not done, in its locked folder; see `run_stage`."""
     config, stage = run.config, recipe.stage
     checkpoint_folder = folders.checkpoint_folder(run.root, stage.number)
+    kept = config.keep_checkpoints + bool(recipe.held_out.every and recipe.held_out.keep_best)
     with (
         jax.set_mesh(run.mesh),
         checkpoints.Checkpoints(checkpoint_folder, config.keep_checkpoints) as saved,
     ):
         program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
         shortage.check_state(recipe, run.mesh, (program.state, program.frozen))
-        disk_space.check(checkpoint_folder, program.state, config.keep_checkpoints)
+        disk_space.check(checkpoint_folder, program.state, kept)
         with watch.on("scoring"):
             scores = teacher_scores(run, recipe, data)  # before the state: both need memory
         base = frozen_base(run, recipe)
@@ -180,14 +183,28 @@ def _loop(
                 f"or inf; {config.max_bad_steps} in a row end the run"
             )
 
-    def save(step: int) -> None:
+    def save(step: int, is_best: bool) -> None:
         behind.drain()
         with watch.on("saving"):
             lock.check()  # a folder that is no longer there would be made anew
             metrics.flush()  # rows up to a checkpoint are on disk before it is
             saved.save(step, state.params, state.optimizer, progress)
+            saved.best = step if is_best else saved.best
             if waits:
                 saved.wait()
+
+    def measure(step: int) -> bool:
+        """The loss on held-out text, if it is due. True if this step is to be kept as the best so far."""
+        if held_out is None or not held_out.is_due(step, stage.steps):
+            return False
+        behind.drain()
+        started = time.perf_counter()
+        losses = held_out.losses(state.params, frozen)
+        row = metrics.held_out(step, losses, held_out.text, time.perf_counter() - started)
+        elsewhere.held_out(row)
+        bar.show_held_out(best.judged(row))
+        better = held_out.settings.keep_best and best.is_best(metrics.measured)
+        return bool(agreement.agreed([step] * better))
 
     def end(step: int) -> None:
         """Wait until the last save is whole, so that its time is written too."""
@@ -198,14 +215,21 @@ def _loop(
 
     with (
         MetricsFile(folder / "metrics.jsonl", first, tokens_per_step, watch) as metrics,
-        also_log.open_all(run.also_log, folder, str(stage)) as elsewhere,
+        also_log.open_all(run.also_log, folder, str(stage), first) as elsewhere,
         Progress(str(stage), first, stage.steps) as bar,
         OneBehind(read) as behind,
+        Profiler(run.profile, folder / "profile") as profiler,
     ):
+        if recipe.held_out.keep_best:
+            checkpoint_folder = folders.checkpoint_folder(run.root, stage.number)
+            saved.best = best.step(metrics.measured, folders.saved_steps(checkpoint_folder))
+        is_best = False
         begun = f"{stage} is at step {first} of {stage.steps}; {RESUME}"
         run.interrupts.check(begun)
-        with watch.on("compile"):
+        last = f", {metrics.compiled:.0f} s the last time" if metrics.compiled else ""
+        with watch.on("compile"), bar.waiting(f"compiling the step{last}"):
             compiled = program.step.lower(state, program.batch, np.int32(first), frozen).compile()
+            held_out = held_out_lib.measure(run, recipe, program)
         host_memory.trim()  # of the compiler's; every stage compiles a step
         shortage.check_program(recipe, run.mesh, compiled)
         metrics.start(
@@ -220,34 +244,37 @@ def _loop(
         run.interrupts.forget_last_step()
         last_save, saved_at = time.monotonic(), first
         for step, batch in zip(range(first, stage.steps), _timed(batches, watch), strict=True):
+            done = step + 1
             placed = {
                 name: sharding.from_local_rows(batch[name], rows, leaf)
                 for name, leaf in program.batch.items()
             }
             number = sharding.replicate(np.asarray(step, np.int32), run.mesh)
             # Whatever else moved between host and device here would stall the device at every step.
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard("disallow"), profiler.step(done):
                 state, values = processes.settled(compiled(state, placed, number, frozen))
                 values["learning_rate"] = rate(number)
-            done = step + 1
+            profiler.done(done, values)
             behind.add(done, values)
             bar.advance()
             with watch.on("saving"):
                 saved.check()
+            is_best = measure(done)
             if done == stage.steps:
                 break
             requests = run.interrupts.requests_of_last_step(save=_is_overdue(last_save, config))
             # A request of one step ago may have been granted since.
             overdue = requests.save and done > saved_at + 1
-            if requests.signum or overdue or done % config.checkpoint_every == 0:
-                save(done)
+            due = overdue or is_best or done % config.checkpoint_every == 0
+            if requests.signum or due:
+                save(done, is_best)
                 last_save, saved_at = time.monotonic(), done
             if requests.signum:
                 end(done)
                 bar.close()
                 message = f"{stage} saved at step {done} of {stage.steps}; {RESUME}"
                 raise Interrupted(message, requests.signum)
-        save(stage.steps)
+        save(stage.steps, is_best)
         end(stage.steps)
 
 

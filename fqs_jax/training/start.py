@@ -23,6 +23,7 @@ from fqs_jax.runtime.interrupts import Interrupts
 from fqs_jax.thinking import parameters
 from fqs_jax.thinking.config import Thinker
 from fqs_jax.training import step as step_lib
+from fqs_jax.training.profiling import Steps
 from fqs_jax.training.step import Program, State
 
 RESUME = "run the same command again to resume"
@@ -40,6 +41,7 @@ class Run:
       root: the working directory, already prepared (`source.prepare`).
       command: from a stage's number to the command line that makes it.
       also_log: where metrics go besides metrics.jsonl: names of runs/also_log.py.
+      profile: the steps of each stage that are traced.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Run:
     interrupts: Interrupts
     command: Callable[[int], str]
     also_log: tuple[str, ...] = ()
+    profile: Steps | None = None
 
     def folder(self, stage: Stage) -> Path:
         return folders.stage_folder(self.root, stage.number)

@@ -179,3 +179,22 @@ def test_a_full_disk(tmp_path, monkeypatch):
     assert steps_of(path) == [1, 2]
     write(path, 2, [3])
     assert steps_of(path) == [1, 2, 3]
+
+
+def test_a_file_has_a_version_and_a_newer_one_is_refused_with_one_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, 0) as file:
+        file.start(step=0)
+        file.step(1, {"loss": 1.0})
+    [start] = read_events(path, "start")
+    assert start["schema"] == 1
+    for version in (2, "x"):
+        newer = path.read_text().replace('"schema": 1', f'"schema": {json.dumps(version)}')
+        (tmp_path / "newer.jsonl").write_text(newer)
+        with pytest.raises(UserError, match=f"schema {version!r}, this one reads up to 1"):
+            read_rows(tmp_path / "newer.jsonl")
+        with pytest.raises(UserError, match="written by a newer fqs_jax"):
+            MetricsFile(tmp_path / "newer.jsonl", 1)
+    assert (tmp_path / "newer.jsonl").read_text() == newer
+    path.write_text(path.read_text().replace('"schema": 1, ', ""))  # as 0.2.0 wrote it
+    assert steps_of(path) == [1]
