@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,19 @@ class Cluster:
       folder: its configuration, logs and state.
       root: stands for the repository on a file system that all nodes share; jobs write their logs here.
       private: a folder that is another one on each node.
+      small: a disk of 30 MB that both nodes share, and this process does not.
+      nodes: the process in whose namespaces both nodes are.
     """
 
     folder: Path
     root: Path
     private: Path
+    small: Path
+    nodes: int = 0
+
+    def seen(self, path: Path) -> Path:
+        """A path as the nodes see it, for this process."""
+        return Path(f"/proc/{self.nodes}/root{path}")
 
     def call(self, *words: str) -> str:
         """Run one of SLURM's programs, or a script of launch/, and return what it prints."""
@@ -121,6 +129,11 @@ class Job:
         """Send the tasks SIGTERM, as SLURM does before the time limit."""
         self.cluster.call("scancel", "--signal=TERM", str(self.number))
 
+    def cancel(self) -> None:
+        """End it for good."""
+        self.cluster.call("scancel", str(self.number))
+        self.wait()
+
     def process(self, task: int) -> int:
         """The process id of a task, as seen outside of the nodes."""
         wanted = {f"SLURM_JOB_ID={self.number}", f"SLURM_PROCID={task}"}
@@ -153,33 +166,36 @@ class Job:
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
     """A cluster, which ends with the context."""
-    root, private = folder / "root", folder / "private"
+    root, private, small = (folder / name for name in ("root", "private", "small"))
     own = [folder / f"{kind}{name}" for kind in ("", "spool-") for name in NODES]
-    for made in (folder / "state", root / ".venv/bin", private, *own):
+    for made in (folder / "state", root / ".venv/bin", private, small, *own):
         made.mkdir(parents=True)
     _copy_of_the_repository(root, folder / "bin")
     ports = [free_port() for _ in range(3)]
     (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=ports))
-    (folder / "gres.conf").write_text(f"NodeName={','.join(NODES)} Name=gpu File={folder}/gpu[0-3]\n")
+    (folder / "gres.conf").write_text(
+        f"NodeName={','.join(NODES)} Name=gpu File={folder}/gpu[0-3]\n"
+    )
     for number in range(4):
         (folder / f"gpu{number}").touch()
     (folder / "hosts").write_text(f"127.0.0.1 localhost {' '.join(NODES)}\n")
     (folder / "munge.key").write_bytes(secrets.token_bytes(128))
     (folder / "munge.key").chmod(0o600)
-    cluster = Cluster(folder, root, private)
+    cluster = Cluster(folder, root, private, small)
     with contextlib.ExitStack() as daemons:
 
-        def start(name: str, *words: str) -> None:
-            daemons.enter_context(_daemon(folder, name, *words))
+        def start(name: str, *words: str) -> int:
+            return daemons.enter_context(_daemon(folder, name, *words))
 
         files = [f"--{name}-file={folder}/munge.{name}" for name in ("key", "pid", "log", "seed")]
-        start("munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files)
+        start(
+            "munged", "munged", "--foreground", "--force", f"--socket={folder}/munge.socket", *files
+        )
         start("slurmctld", "slurmctld", "-D", "-f", f"{folder}/slurm.conf")
-        for name in NODES:
-            start(name, *_apart(cluster, name))
+        outer = start("nodes", *_nodes(cluster))
         _wait_for_nodes(cluster)
+        [cluster.nodes] = map(int, Path(f"/proc/{outer}/task/{outer}/children").read_text().split())
         yield cluster
-        subprocess.run(["scancel", "--state=RUNNING"], env=_environment(folder))
 
 
 def _copy_of_the_repository(root: Path, tools: Path) -> None:
@@ -196,30 +212,38 @@ def _script(path: Path, command: str) -> None:
     path.chmod(0o755)
 
 
-def _apart(cluster: Cluster, name: str) -> list[str]:
-    """The command of a node's slurmd, in namespaces of its own."""
-    own, hosts = shlex.quote(str(cluster.folder / name)), shlex.quote(str(cluster.folder / "hosts"))
-    words = [
-        f"hostname {name}",
-        f"mount --bind {hosts} /etc/hosts",
-        f"mount --bind {own} {shlex.quote(str(cluster.private))}",
-        f"exec slurmd -D -N {name} -f {shlex.quote(str(cluster.folder))}/slurm.conf",
-    ]
-    namespaces = ["--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return ["unshare", *namespaces, "sh", "-ec", "\n".join(words)]
+def _nodes(cluster: Cluster) -> list[str]:
+    """The command that starts the slurmd of each node, each in namespaces of its own within common ones."""
+    folder = shlex.quote(str(cluster.folder))
+    lines = [f"mount -t tmpfs -o size=30m small {shlex.quote(str(cluster.small))}"]
+    for name in NODES:
+        node = [
+            f"hostname {name}",
+            f"mount --bind {folder}/hosts /etc/hosts",
+            f"mount --bind {folder}/{name} {shlex.quote(str(cluster.private))}",
+            f"exec slurmd -D -N {name} -f {folder}/slurm.conf",
+        ]
+        lines.append(f"{shlex.join(_apart(node, '--uts'))} &")
+    return _apart([*lines, "wait"])
+
+
+def _apart(lines: Sequence[str], *more: str) -> list[str]:
+    """Commands of a shell in namespaces of their own; all processes there end with its first one."""
+    own = ["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *more]
+    return ["unshare", *own, "sh", "-ec", "\n".join(lines)]
 
 
 @contextlib.contextmanager
-def _daemon(folder: Path, name: str, *words: str) -> Iterator[None]:
-    """A program that runs until the context ends; what it prints is in a file."""
+def _daemon(folder: Path, name: str, *words: str) -> Iterator[int]:
+    """A program that runs until the context ends: its process id; what it prints is in a file."""
     with open(folder / f"{name}.out", "wb") as out:
         process = subprocess.Popen(
             words, env=_environment(folder), stdout=out, stderr=out, start_new_session=True
         )
     try:
-        yield
+        yield process.pid
     finally:
-        process.kill()  # a node's processes go with it
+        process.kill()  # the nodes' processes go with it
         process.wait()
 
 

@@ -5,9 +5,10 @@ The first test is the short one that always runs where SLURM is installed; the o
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,86 @@ def test_a_job_that_is_asked_to_stop_comes_back_and_one_that_loses_a_task_does_n
     assert_ended_once(job, 137, restarts=1)
     [line] = job.errors()[:1]
     assert line.startswith("error: process 1 on n2 is gone without a word: ")
+
+
+@pytest.mark.exhaustive
+def test_the_time_limit_saves_and_the_job_goes_on(cluster: Cluster, tmp_path: Path) -> None:
+    """Nothing is sent from here: SLURM asks the tasks to stop a minute before the limit."""
+    run = tmp_path / "W"
+    flags = (*ENDLESS, f"--workdir={run}", "--config.checkpoint_every=1000000")
+    job = cluster.submit(*flags, minutes=3, sbatch="--signal=TERM@60")
+    job.wait_until(lambda: job.facts()["Restarts"] == "1", seconds=400)
+    assert saved(run) and job.errors() == []
+    job.wait_until(lambda: f"from step {saved(run)}" in job.log())
+    job.cancel()
+
+
+@pytest.mark.exhaustive
+def test_a_full_disk_ends_the_job(cluster: Cluster) -> None:
+    run = cluster.small / "W"
+    job = cluster.submit(*ENDLESS, f"--workdir={run}", "--config.checkpoint_every=200")
+    job.wait_until(lambda: saved(cluster.seen(run)))
+    with contextlib.suppress(OSError), open(cluster.seen(cluster.small / "filler"), "wb") as file:
+        while True:
+            file.write(bytes(1 << 16))
+            file.flush()
+    assert_ended_once(job, 2)
+    [line] = job.errors()
+    assert "No space left on device" in line
+
+
+@pytest.mark.exhaustive
+def test_eight_tasks_are_carried_on_by_two(cluster: Cluster, tmp_path: Path) -> None:
+    run = tmp_path / "W"
+    flags = ("--config=configs/tiny.py", "--stage=0,1", f"--workdir={run}")
+    flags += ("--config.stage_0.steps=20", "--config.checkpoint_every=10")
+    eight = ("--config.mesh.data=4", "--config.mesh.fsdp=2", "--config.stage_1.steps=1000000")
+    job = cluster.submit(*flags, *eight, tasks=8)
+    job.wait_until(lambda: saved(run, stage=1), seconds=500)
+    job.ask_to_stop()
+    job.wait_until(lambda: job.facts()["Restarts"] == "1")
+    job.cancel()
+    stopped_at = saved(run, stage=1)
+
+    two = (
+        "--config.mesh.data=1",
+        "--config.mesh.fsdp=2",
+        f"--config.stage_1.steps={stopped_at + 5}",
+    )
+    job = cluster.submit(*flags, *two)
+    assert job.wait(400)["JobState"] == "COMPLETED", job.log()
+    assert saved(run, stage=1) == stopped_at + 5
+    assert f"from step {stopped_at}" in job.log()
+
+
+@pytest.mark.exhaustive
+def test_a_folder_that_is_not_shared_is_named_with_its_hosts(cluster: Cluster) -> None:
+    run = cluster.private / "W"
+    job = cluster.submit(*ENDLESS, f"--workdir={run}")
+    assert_ended_once(job, 2)
+    [line] = job.errors()
+    assert line.startswith(f"error: {run} of process 0 (n1) is not there on n2: ")
+
+
+@pytest.mark.exhaustive
+def test_a_hung_task_is_named_with_its_host_and_its_silence(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    run = tmp_path / "W"
+    job = cluster.submit(*ENDLESS, f"--workdir={run}", "--config.checkpoint_every=200")
+    job.wait_until(lambda: saved(run))
+    os.kill(job.process(1), signal.SIGSTOP)
+    assert_ended_once(job, 134)
+    [line] = job.errors()
+    silence = re.match(r"error: process 1 on n2 has been silent for (\d+) s: ", line)
+    assert silence and int(silence[1]) >= 120
+    assert "run the same command again to resume" in line
+
+
+@pytest.mark.exhaustive
+def test_what_eight_tasks_would_say_is_said_once(cluster: Cluster, tmp_path: Path) -> None:
+    job = cluster.submit(
+        "--config=configs/tiny.py", "--stage=9", f"--workdir={tmp_path}/W", tasks=8
+    )
+    assert_ended_once(job, 2)
+    assert len(job.errors()) == 1 and "9" in job.errors()[0]
