@@ -7,10 +7,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.clusters import packages
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
@@ -55,6 +58,15 @@ def test_syntax_and_mode(script: Path) -> None:
     assert os.access(script, os.X_OK) == (
         script.suffix == ".sh" and script.name != "common.sh"
     )  # the others are sourced, or read by sbatch
+
+
+@pytest.mark.cluster
+@packages.needs("shellcheck")
+def test_shellcheck_finds_nothing() -> None:
+    done = subprocess.run(
+        [packages.program("shellcheck"), "-x", *SCRIPTS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("script", ["gke_xpk.sh", "gpu_box.sh", "slurm.sh", "tpu_vm.sh"])
@@ -224,13 +236,18 @@ def test_slurm_job_that_saves_nothing_new_ends_at_the_third_start(
 
 
 def test_slurm_job_asks_a_bucket_what_was_saved(tmp_path: Path) -> None:
-    python = tmp_path / ".venv/bin"
-    python.mkdir(parents=True)
-    tool(python, "python", f"cat {tmp_path}/saved")
-    saving = f"date +%N >{tmp_path}/saved; exit 143"
-    starts = [saving, "exit 143", "exit 143", "exit 143"]
+    """A folder takes the place of the bucket; there, a checkpoint counts with its last object."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    tool(
+        tmp_path / ".venv/bin",
+        "python",
+        f'{sys.executable} "$1" "$2" "{tmp_path}/${{3#gs://}}"',
+    )
+    step = tmp_path / "bucket/W/stage_0/checkpoints/20-1"
+    begun = f"mkdir -p {step}; exit 143"
+    starts = [begun, f"touch {step}/commit_success.txt; exit 143", *["exit 143"] * 3]
     done = [slurm_job(tmp_path, srun, "--workdir=gs://bucket/W") for srun in starts]
-    assert [d.returncode for d in done] == [143, 143, 143, 2]
+    assert [job.returncode for job in done] == [143, 143, 143, 143, 2]
 
 
 def test_slurm_job_without_a_working_directory_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.programs import free_port
 NODES = ("n1", "n2")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
 _SBIN = "/usr/sbin:/sbin"
+_ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
 # cred_expire: seconds that SLURM waits before it starts a requeued job again (120 unless set).
 _CONF = """
@@ -125,6 +126,10 @@ class Job:
         """The lines with faults."""
         return [line for line in self.log().splitlines() if line.startswith("error: ")]
 
+    def steps(self) -> list[int]:
+        """The steps that its progress lines show, over all starts."""
+        return [int(step) for step in re.findall(r"^stage .*: (\d+)/", self.log(), re.MULTILINE)]
+
     def ask_to_stop(self) -> None:
         """Send the tasks SIGTERM, as SLURM does before the time limit."""
         self.cluster.call("scancel", "--signal=TERM", str(self.number))
@@ -150,14 +155,14 @@ class Job:
         end = time.monotonic() + seconds
         while not condition():
             state = self.facts()["JobState"]
-            assert state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"), (state, self.log())
+            assert state not in _ENDED, (state, self.log())
             assert time.monotonic() < end, self.log()
             time.sleep(0.5)
 
     def wait(self, seconds: float = 240) -> dict[str, str]:
         """Wait until it has ended for good: its last facts."""
         end = time.monotonic() + seconds
-        while (facts := self.facts())["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
+        while (facts := self.facts())["JobState"] not in _ENDED:
             assert time.monotonic() < end, self.log()
             time.sleep(0.5)
         return facts

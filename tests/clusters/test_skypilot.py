@@ -19,42 +19,39 @@ FILE = REPO / "launch/skypilot.yaml"
 # What `sky jobs launch --env WORKDIR=... --gpus=... --num-nodes=...` does with the file, up to the clouds.
 LOADER = """
 import json, sys, sky, yaml
-file, gpus, nodes = sys.argv[1:]
-task = sky.Task.from_yaml_config(yaml.safe_load(open(file)), env_overrides=[("WORKDIR", "gs://b/W")])
-if gpus:
-    task.set_resources_override({"accelerators": gpus})
-    task.num_nodes = int(nodes)
-[found] = task.resources
-print(json.dumps({
-    "cloud": str(found.cloud), "accelerators": found.accelerators, "args": found.accelerator_args,
-    "spot": found.use_spot, "recovery": found.job_recovery, "nodes": task.num_nodes,
-}))
+task = sky.Task.from_yaml_config(yaml.safe_load(open(sys.argv[1])), env_overrides=[("WORKDIR", "gs://b/W")])
+for gpus, nodes in ((None, 1), ("H100:8", 2)):
+    if gpus:
+        task.set_resources_override({"accelerators": gpus})
+    task.num_nodes = nodes
+    [found] = task.resources
+    print("found", json.dumps({
+        "cloud": str(found.cloud), "accelerators": found.accelerators, "args": found.accelerator_args,
+        "spot": found.use_spot, "recovery": found.job_recovery, "nodes": task.num_nodes,
+    }))
 """
 
 
 @pytest.mark.cluster
 @packages.needs("sky")
-@pytest.mark.parametrize(
-    "gpus, nodes, accelerators",
-    [("", 1, {"tpu-v5litepod-16": 1}), ("H100:8", 2, {"H100": 8})],
-)
-def test_skypilot_reads_it(
-    gpus: str, nodes: int, accelerators: dict[str, int], tmp_path: Path
-) -> None:
+def test_skypilot_reads_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [packages.program("python"), "-c", LOADER, FILE, gpus, str(nodes)],
+        [packages.program("python"), "-c", LOADER, FILE],
         env=packages.environment(tmp_path),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["cloud"] == "GCP" and found["spot"] is True
-    assert (found["accelerators"], found["nodes"]) == (accelerators, nodes)
-    assert found["args"] == {"runtime_version": "v2-alpha-tpuv5-lite"}
-    # What is in the list is started again without end: only what has saved.
-    assert found["recovery"]["recover_on_exit_codes"] == [143]
-    assert not found["recovery"].get("max_restarts_on_errors")
+    lines = [line for line in done.stdout.splitlines() if line.startswith("found ")]
+    slice_, gpus = (json.loads(line.removeprefix("found ")) for line in lines)
+    assert (slice_["accelerators"], slice_["nodes"]) == ({"tpu-v5litepod-16": 1}, 1)
+    assert slice_["args"] == {"runtime_version": "v2-alpha-tpuv5-lite"}
+    assert (gpus["accelerators"], gpus["nodes"]) == ({"H100": 8}, 2)
+    for found in (slice_, gpus):
+        assert found["cloud"] == "GCP" and found["spot"] is True
+        # What is in the list is started again without end: only what has saved.
+        assert found["recovery"]["recover_on_exit_codes"] == [143]
+        assert not found["recovery"].get("max_restarts_on_errors")
 
 
 def started(folder: Path, **variables: str) -> list[str]:
