@@ -25,6 +25,7 @@ from tests.programs import free_port
 
 NODES = ("n1", "n2")
 _PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
+_PATIENCE = 900.0  # seconds that a start or an end may take on a loaded machine
 _SBIN = "/usr/sbin:/sbin"
 _ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
 
@@ -150,7 +151,7 @@ class Job:
                     return int(folder.name)
         raise AssertionError(f"task {task} is not running:\n{self.log()}")
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 240) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = _PATIENCE) -> None:
         """Wait for a condition, which must hold before the job ends."""
         end = time.monotonic() + seconds
         while not condition():
@@ -159,7 +160,7 @@ class Job:
             assert time.monotonic() < end, self.log()
             time.sleep(0.5)
 
-    def wait(self, seconds: float = 240) -> dict[str, str]:
+    def wait(self, seconds: float = _PATIENCE) -> dict[str, str]:
         """Wait until it has ended for good: its last facts."""
         end = time.monotonic() + seconds
         while (facts := self.facts())["JobState"] not in _ENDED:
