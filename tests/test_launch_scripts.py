@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clusters import packages
+from tests.launch import packages
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])

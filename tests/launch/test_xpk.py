@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fqs_jax.runtime import doors, watch
-from tests.clusters import packages
 from tests.conftest import REPO
+from tests.launch import packages
 
 pytestmark = [pytest.mark.cluster, packages.needs("xpk")]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import secrets
 import shlex
@@ -32,6 +33,7 @@ _ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIM
 # cred_expire: seconds that SLURM waits before it starts a requeued job again (120 unless set).
 _CONF = """
 ClusterName=tests
+FirstJobId={first_job}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
@@ -177,8 +179,7 @@ def started(folder: Path) -> Iterator[Cluster]:
     for made in (folder / "state", root / ".venv/bin", private, small, *own):
         made.mkdir(parents=True)
     _copy_of_the_repository(root, folder / "bin")
-    ports = [free_port() for _ in range(3)]
-    (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=ports))
+    (folder / "slurm.conf").write_text(_conf(folder))
     (folder / "gres.conf").write_text(
         f"NodeName={','.join(NODES)} Name=gpu File={folder}/gpu[0-3]\n"
     )
@@ -202,6 +203,12 @@ def started(folder: Path) -> Iterator[Cluster]:
         _wait_for_nodes(cluster)
         [cluster.nodes] = map(int, Path(f"/proc/{outer}/task/{outer}/children").read_text().split())
         yield cluster
+
+
+def _conf(folder: Path) -> str:
+    """The configuration. JAX makes a port of the number of a job, so each cluster has other numbers."""
+    ports = [free_port() for _ in range(3)]
+    return _CONF.format(folder=folder, ports=ports, first_job=random.randrange(1, 4000))
 
 
 def _copy_of_the_repository(root: Path, tools: Path) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.clusters import packages
 from tests.conftest import REPO
+from tests.launch import packages
 
 FILE = REPO / "launch/skypilot.yaml"
 
