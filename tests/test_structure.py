@@ -135,7 +135,7 @@ def find_long_files(package: Path) -> list[str]:
 
 
 def find_unmirrored_folders(package: Path, tests: Path) -> list[str]:
-    """Wings without a folder of tests, and folders of tests that neither the package nor the repository has."""
+    """Wings without a folder of tests, and folders of tests that are none of the package or repository."""
     wings = {path.parent.name for path in package.glob("*/__init__.py")}
     tested = {path.parent.relative_to(tests) for path in tests.glob("*/**/test_*.py")}
     untested = wings - {folder.parts[0] for folder in tested}
