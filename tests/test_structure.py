@@ -135,11 +135,14 @@ def find_long_files(package: Path) -> list[str]:
 
 
 def find_unmirrored_folders(package: Path, tests: Path) -> list[str]:
-    """Wings without a folder of tests, and folders of tests that are no folder of the package."""
+    """Wings without a folder of tests, and folders of tests that are none of the package or repository."""
     wings = {path.parent.name for path in package.glob("*/__init__.py")}
     tested = {path.parent.relative_to(tests) for path in tests.glob("*/**/test_*.py")}
     untested = wings - {folder.parts[0] for folder in tested}
-    unknown = {str(folder) for folder in tested if not (package / folder).is_dir()}
+    roots = (package, package.parent)
+    unknown = {
+        str(folder) for folder in tested if not any((root / folder).is_dir() for root in roots)
+    }
     return sorted(untested | unknown)
 
 

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.errors import SaidElsewhere, UserError
 
 
 def on_main(work: Callable[[], None]) -> None:
     """Let process 0 do some work while the others wait. If it fails, all processes fail.
 
     Raises:
-      UserError: process 0 failed. Process 0 itself raises its own exception.
+      SaidElsewhere: process 0 failed. Process 0 itself raises its own exception.
     """
     failure: Exception | None = None
     if jax.process_index() == 0:
@@ -25,7 +25,7 @@ def on_main(work: Callable[[], None]) -> None:
         except Exception as error:
             failure = error
     if anyone(failure is not None):
-        raise failure or UserError("process 0 stopped; see its error")
+        raise failure or SaidElsewhere("process 0 stopped; see its error")
 
 
 def anyone(condition: bool) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from fqs_jax.runtime import buckets, files, inputs, processes, sigterm
-from fqs_jax.runtime.errors import Interrupted, UserError, printable
+from fqs_jax.runtime.errors import Interrupted, SaidElsewhere, UserError, printable
 
 FAULT = 2  # exit code
 _MOST_SHOWN = 4000  # characters of a line
@@ -116,7 +116,8 @@ def _end(error: BaseException) -> None:
     line = printable(line, _MOST_SHOWN)
     together = isinstance(error, Interrupted) and error.saved
     # What all processes would say, process 0 says.
-    if processes.part(None if together else line or "stopped") and line:
+    speaks = processes.part(None if together else line or "stopped")
+    if speaks and line and not isinstance(error, SaidElsewhere):
         _say(line)
     processes.leave(code)
 

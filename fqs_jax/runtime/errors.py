@@ -12,6 +12,10 @@ class UserError(ValueError):
     """
 
 
+class SaidElsewhere(UserError):
+    """A process ends for a fault that another process of the run explains; nothing is printed."""
+
+
 class Interrupted(Exception):
     """Work stopped on request; the message tells how to resume.
 

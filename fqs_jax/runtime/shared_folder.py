@@ -48,7 +48,7 @@ def check(folder: Path) -> None:
 
     agreement.on_main(write)
     try:
-        blind = _hosts_where(not _appears(file))
+        main, blind = _main_and_hosts_where(not _appears(file))
     finally:
         if jax.process_index() == 0:
             with contextlib.suppress(OSError):
@@ -56,7 +56,7 @@ def check(folder: Path) -> None:
     if blind:
         names = ", ".join(blind[:_NAMED]) + (", ..." if len(blind) > _NAMED else "")
         raise UserError(
-            f"{folder} of process 0 ({_own_name()}) is not there on {names}: every host has a disk of "
+            f"{folder} of process 0 ({main}) is not there on {names}: every host has a disk of "
             "its own under that name; give --workdir a folder on a file system that all hosts share, or a "
             "place in a bucket, gs://BUCKET/NAME"
         )
@@ -74,15 +74,15 @@ def _appears(file: Path) -> bool:
         time.sleep(_PAUSE)
 
 
-def _hosts_where(condition: bool) -> list[str]:
-    """The hosts, each once, of the processes where the condition holds; the same on all."""
+def _main_and_hosts_where(condition: bool) -> tuple[str, list[str]]:
+    """The host of process 0, and those, each once, of the processes where the condition holds.
+
+    The same on all processes.
+    """
     own = np.zeros(1 + _LONGEST, np.uint8)
-    name = _own_name().encode()[:_LONGEST]
+    name = printable(socket.gethostname()).encode()[:_LONGEST]
     own[0], own[1 : 1 + len(name)] = condition, np.frombuffer(name, np.uint8)
     rows = multihost_utils.process_allgather(own)
-    names = [row[1:].tobytes().rstrip(b"\0").decode(errors="replace") for row in rows if row[0]]
-    return list(dict.fromkeys(names))
-
-
-def _own_name() -> str:
-    return printable(socket.gethostname())
+    names = [row[1:].tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
+    blind = [name for name, row in zip(names, rows, strict=True) if row[0]]
+    return names[0], list(dict.fromkeys(blind))

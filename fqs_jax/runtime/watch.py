@@ -151,10 +151,13 @@ class Watch:
             if time.monotonic() >= next_beat:
                 self._tell(BEAT)
                 next_beat = time.monotonic() + min(_PAUSE, self._silence / 4)
-            # All that has come is read before anybody is called silent: this process may have hung itself.
-            for key, _ in self._selector.select(min(0.5, self._silence / 4)):
+            self._selector.select(min(0.5, self._silence / 4))
+            # All that has come by now is read before anybody is called silent: this process may have been
+            # stopped itself, and a wait that was stopped in returns nothing.
+            now = time.monotonic()
+            for key, _ in self._selector.select(0):
                 self._read(key.data)
-            if not self._ends and (problem := self._find_problem()):
+            if not self._ends and (problem := self._find_problem(now)):
                 self._give_up(*problem)
                 return
 
@@ -177,9 +180,12 @@ class Watch:
                 self._selector.unregister(peer.line)
             self._news.notify_all()
 
-    def _find_problem(self) -> tuple[str, int] | None:
-        """Why this process cannot go on, "" if that was said elsewhere, and its exit code; None if it can."""
-        now = time.monotonic()
+    def _find_problem(self, now: float) -> tuple[str, int] | None:
+        """Why this process cannot go on, "" if that was said elsewhere, and its exit code; None if it can.
+
+        Args:
+          now: a moment of `time.monotonic` up to which everything has been read.
+        """
         for peer in self._peers:
             if peer.parted and peer.parted.startswith(LOST):
                 return "", int(peer.parted.split()[1])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fqs_jax.runtime import doors
-from fqs_jax.runtime.errors import Interrupted, UserError
+from fqs_jax.runtime.errors import Interrupted, SaidElsewhere, UserError
 from tests.conftest import REPO
 
 
@@ -42,6 +42,15 @@ def ended(work: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tup
         doors.run(work)
     [line] = capsys.readouterr().err.splitlines()
     return end.value.code, line
+
+
+def test_what_another_process_explains_is_not_said_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a fault in what process 0 does for all, the others know nothing but that."""
+    with pytest.raises(SystemExit) as end:
+        doors.run(raising(SaidElsewhere("process 0 stopped; see its error")))
+    assert end.value.code == 2 and capsys.readouterr().err == ""
 
 
 def raising(error: BaseException) -> Callable[[], object]:

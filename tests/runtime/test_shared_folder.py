@@ -14,13 +14,15 @@ from tests.programs import ended, free_port
 # `prepare` is where training calls the check. The two processes give one name to two folders, as hosts do
 # that have a disk of their own at the same path.
 PROGRAM = """
-import sys
+import socket, sys
 from pathlib import Path
 import jax
 from fqs_jax.runtime import cli, processes, shared_folder
 
 jax.config.update("jax_platforms", "cpu")
 shared_folder._LATE = 0.3
+host = socket.gethostname()
+shared_folder.socket.gethostname = lambda: f"{host}-{Path.cwd().name}"  # the two are two hosts
 
 def main(words):
     from fqs_jax.runs import source
@@ -55,9 +57,7 @@ def test_a_folder_of_its_own_on_each_host_is_refused_in_a_line(tmp_path: Path) -
     first, second = prepare(tmp_path / "a", tmp_path / "b")
     host = socket.gethostname()
     assert first[:2] == second[:2] == (2, "")
-    expected = (
-        f"error: run of process 0 ({host}) is not there on {host}: every host has a disk of its own"
-    )
+    expected = f"error: run of process 0 ({host}-a) is not there on {host}-b: every host has a disk"
     assert first[2].startswith(expected) and first[2].count("\n") == 1
     assert second[2] == ""
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import selectors
 import socket
 import threading
+import time
 
 import pytest
 
@@ -59,6 +61,25 @@ def test_a_silent_process_is_named_and_one_that_beats_is_not(
     said = capsys.readouterr().err
     assert said.startswith("error: process 1 on n1 has been silent for 0 s: ")
     assert said.count("\n") == 1
+
+
+def test_a_process_that_was_stopped_itself_listens_before_it_calls_others_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After SIGSTOP and SIGCONT a wait returns nothing, whatever has come meanwhile."""
+
+    class Interrupted(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list:  # type: ignore[type-arg]
+            if timeout:
+                time.sleep(0.5)
+                return []
+            return super().select(timeout)
+
+    monkeypatch.setattr(watch_lib.selectors, "DefaultSelector", Interrupted)
+    _, (main,), codes = watched(1, 0, silence=0.4)
+    main.send(f"{watch_lib.BEAT}\n{LOST} 134\n".encode())
+    assert codes.get(timeout=10) == 134
+    assert capsys.readouterr().err == ""
 
 
 def test_a_failed_process_ends_the_others_after_its_own_line(

@@ -1,0 +1,1 @@
+"""Launching on real parts of clusters: SLURM, xpk and SkyPilot."""
