@@ -33,6 +33,19 @@ class Cursor(NamedTuple):
     hidden_BxD: jax.Array
 
 
+class Choice(NamedTuple):
+    """The next token of every row, and the thought before it.
+
+    token_B: int32. thought_BxK: int32, K = 0 without thoughts. weight_B: float32, the thought's mixing
+    weight. gain_B: float32, nats by which the thought made the token likelier; None if not asked for.
+    """
+
+    token_B: jax.Array
+    thought_BxK: jax.Array
+    weight_B: jax.Array
+    gain_B: jax.Array | None
+
+
 def prefill(
     params: Params, tokens_BxT: jax.Array, length_B: jax.Array, model: ModelConfig, room: int
 ) -> Cursor:
@@ -147,22 +160,27 @@ def choose(
     top_p: float,
     allowed: int,
     first: jax.Array | int = 0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    gains: bool = False,
+) -> Choice:
     """The next token of every row.
 
     Args:
       key: of all sampling, folded with the number of the `step` here.
       allowed: ids from this one on are never chosen: a padded vocabulary has ids that no text has.
       first: number of the first row among all prompts.
-
-    Returns:
-      int32 tokens [B], and the thoughts and their weights as of `next_log_probs`.
+      gains: compute the gains too, for which the head runs once more.
     """
     key = jax.random.fold_in(key, step)
     row_B = first + jnp.arange(cursor.length_B.shape[0])
     log_probs, drawn, weight = next_log_probs(params, cursor, key, model, thought, row_B)
     log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
-    return pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B), drawn, weight
+    token_B = pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B)
+    gain_B = None
+    if gains:
+        plain, _, _ = next_log_probs(params, cursor, key, model, None)
+        index_Bx1 = token_B[:, None]
+        gain_B = jnp.take_along_axis(log_probs - plain, index_Bx1, axis=-1)[:, 0]
+    return Choice(token_B, drawn, weight, gain_B)
 
 
 def pick(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.inference import decoding, layerwise
-from fqs_jax.inference.decoding import Cursor
+from fqs_jax.inference.decoding import Choice, Cursor
 from fqs_jax.inference.layerwise import Apart, LayerCursor
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
@@ -41,35 +41,26 @@ class Emitted(NamedTuple):
 
     token_B: int32, -1 in rows that have ended. thought_BxK: int32, the thought before the token, K = 0
     without thoughts. weight_B: float32, the mixing weight of the thought. seconds: time since the
-    previous step.
+    previous step. gain_B: float32, nats by which the thought made the token likelier; None unless `stream`
+    was asked for it.
     """
 
     token_B: np.ndarray
     thought_BxK: np.ndarray
     weight_B: np.ndarray
     seconds: float
+    gain_B: np.ndarray | None = None
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "thought", "temperature", "top_p", "allowed"),
+    static_argnames=("model", "thought", "temperature", "top_p", "allowed", "gains"),
     donate_argnames="cursor",
 )
-def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed, first=0):  # type: ignore[no-untyped-def]
+def _step(params, cursor, key, step, *, model, **settings):  # type: ignore[no-untyped-def]
     """Choose the next token of every row and append it: one program a token."""
-    token, drawn, weight = decoding.choose(
-        params,
-        cursor,
-        key,
-        step,
-        model=model,
-        thought=thought,
-        temperature=temperature,
-        top_p=top_p,
-        allowed=allowed,
-        first=first,
-    )
-    return token, drawn, weight, decoding.extend(params, cursor, token, model)
+    choice = decoding.choose(params, cursor, key, step, model=model, **settings)
+    return choice, decoding.extend(params, cursor, choice.token_B, model)
 
 
 prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
@@ -114,20 +105,10 @@ def generate(
     Raises:
       UserError: a prompt is empty or an argument is out of range.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
-    if not 0 <= seed <= MAX_SEED:
-        raise UserError(f"seed must be 0 to {MAX_SEED}, not {seed}")
+    settings, key = _settings(loaded, max_new_tokens, temperature, top_p, seed, think)
     rows = [prompt_ids(loaded, prompt) for prompt in prompts]
     if not rows:
         return []
-    settings = {
-        "model": loaded.model,
-        "thought": loaded.thought if think else None,
-        "temperature": temperature,
-        "top_p": top_p,
-        "allowed": loaded.tokenizer.vocab_size,
-    }
-    key = jax.random.key(seed)
     size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
     results: list[Generation] = []
     with jax.set_mesh(loaded.mesh):
@@ -136,6 +117,52 @@ def generate(
             given = settings | {"first": np.int32(first_row + first)}
             results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
     return results
+
+
+def stream(
+    loaded: Loaded,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    think: bool = True,
+) -> Iterator[Emitted]:
+    """The steps of `generate` for one prompt, each as soon as it is made, with the gain of its thought.
+
+    Each step may be taken in another thread. Arguments and errors are those of `generate`.
+    """
+    settings, key = _settings(loaded, max_new_tokens, temperature, top_p, seed, think)
+    settings |= {"first": np.int32(0), "gains": True}
+    made = _emitted(loaded, [prompt_ids(loaded, prompt)], max_new_tokens, key, settings)
+    while True:
+        with jax.set_mesh(loaded.mesh):  # not while the caller has the step: it belongs to a thread
+            emitted = next(made, None)
+        if emitted is None:
+            return
+        yield emitted
+
+
+def _settings(
+    loaded: Loaded, max_new_tokens: int, temperature: float, top_p: float, seed: int, think: bool
+) -> tuple[dict[str, Any], jax.Array]:
+    """The settings of the steps, and the key of all sampling.
+
+    Raises:
+      UserError: one is out of range.
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed must be 0 to {MAX_SEED}, not {seed}")
+    settings = {
+        "model": loaded.model,
+        "thought": loaded.thought if think else None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "allowed": loaded.tokenizer.vocab_size,
+    }
+    return settings, jax.random.key(seed)
 
 
 def _batch_size(model: ModelConfig, rows: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -154,7 +181,30 @@ def _generate(
     on_step: Callable[[Emitted], None] | None,
 ) -> list[Generation]:
     """Continue the token ids of one batch of prompts."""
-    tokenizer, model, thought = loaded.tokenizer, loaded.model, settings["thought"]
+    results: list[Generation] = [Generation("", [], [], []) for _ in rows]
+    going_B = np.ones(len(rows), bool)
+    for emitted in _emitted(loaded, rows, max_new_tokens, key, settings):
+        for i in map(int, np.flatnonzero(going_B)):
+            if settings["thought"] is not None:
+                results[i].thoughts.append(emitted.thought_BxK[i].tolist())
+                results[i].weights.append(float(emitted.weight_B[i]))
+            if emitted.token_B[i] >= 0:
+                results[i].tokens.append(int(emitted.token_B[i]))
+        going_B = emitted.token_B >= 0
+        if on_step is not None:
+            on_step(emitted)
+    return [result._replace(text=loaded.tokenizer.decode(result.tokens)) for result in results]
+
+
+def _emitted(
+    loaded: Loaded,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    key: jax.Array,
+    settings: dict[str, Any],
+) -> Iterator[Emitted]:
+    """Steps behind the token ids of one batch of prompts, until all rows have ended."""
+    tokenizer, model = loaded.tokenizer, loaded.model
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
     for i, row in enumerate(rows):
@@ -164,29 +214,19 @@ def _generate(
     room = _up_to(longest + max_new_tokens, _CACHE) - longest
     params: Params | Apart = loaded.params
     read: Callable[..., Any] = prefill
-    if thought is None and (apart := loaded.layers_apart) is not None:
+    if settings["thought"] is None and (apart := loaded.layers_apart) is not None:
         params, read = apart, layerwise.prefill
     cursor = read(params, tokens_BxT, length_B, model=model, room=room)
-    emitted = steps(params, cursor, key, max_new_tokens, **settings)
-    going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
-    results: list[Generation] = [Generation("", [], [], []) for _ in rows]
+    going_B, ends = np.ones(len(rows), bool), list(tokenizer.end_ids)
     clock = time.perf_counter()
-    for picked, drawn, weights in emitted:
-        for i in map(int, np.flatnonzero(going_B)):
-            if thought is not None:
-                results[i].thoughts.append(drawn[i].tolist())
-                results[i].weights.append(float(weights[i]))
-            if int(picked[i]) in ends:
-                going_B[i] = False
-            else:
-                results[i].tokens.append(int(picked[i]))
+    for choice in steps(params, cursor, key, max_new_tokens, **settings):
+        going_B &= ~np.isin(choice.token_B, ends)
         now = time.perf_counter()
-        if on_step is not None:
-            on_step(Emitted(np.where(going_B, picked, -1), drawn, weights, now - clock))
+        token_B = np.where(going_B, choice.token_B, -1)
+        yield Emitted(token_B, choice.thought_BxK, choice.weight_B, now - clock, choice.gain_B)
         clock = now
         if not going_B.any():
-            break
-    return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
+            return
 
 
 def steps(
@@ -195,8 +235,8 @@ def steps(
     key: jax.Array,
     count: int,
     **settings: Any,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Outputs of `count` steps: tokens [B], thoughts [B, K], mixing weights [B] each.
+) -> Iterator[Choice]:
+    """The choices of `count` steps, whose arrays are on the host.
 
     Each step is dispatched before the outputs of the previous one are read, so that the device does
     not wait for the host. A generation that is stopped early has computed one step too many.
@@ -205,17 +245,16 @@ def steps(
     take: Callable[..., Any] = layerwise.step if isinstance(params, Apart) else _step
     state: Any = cursor
     for step in range(count):
-        *emitted, state = take(params, state, key, np.int32(step), **settings)
+        choice, state = take(params, state, key, np.int32(step), **settings)
         if pending is not None:
             yield _read(pending)
-        pending = emitted
+        pending = choice
     if pending is not None:
         yield _read(pending)
 
 
-def _read(emitted: list[jax.Array]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    token_B, thought_BxK, weight_B = map(np.asarray, emitted)
-    return token_B, thought_BxK, weight_B
+def _read(choice: Choice) -> Choice:
+    return jax.tree.map(np.asarray, choice)
 
 
 def _up_to(length: int, multiple: int) -> int:
