@@ -41,20 +41,20 @@ class Emitted(NamedTuple):
 
     token_B: int32, -1 in rows that have ended. thought_BxK: int32, the thought before the token, K = 0
     without thoughts. weight_B: float32, the mixing weight of the thought. seconds: time since the
-    previous step. gain_B: float32, nats by which the thought made the token likelier; None unless `stream`
-    was asked for it.
+    previous step. log_prob_B, gain_B: those of `decoding.Choice`, only in `stream`.
     """
 
     token_B: np.ndarray
     thought_BxK: np.ndarray
     weight_B: np.ndarray
     seconds: float
+    log_prob_B: np.ndarray | None = None
     gain_B: np.ndarray | None = None
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "thought", "temperature", "top_p", "allowed", "gains"),
+    static_argnames=("model", "thought", "temperature", "top_p", "allowed", "scored"),
     donate_argnames="cursor",
 )
 def _step(params, cursor, key, step, *, model, **settings):  # type: ignore[no-untyped-def]
@@ -64,6 +64,7 @@ def _step(params, cursor, key, step, *, model, **settings):  # type: ignore[no-u
 
 
 prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
+_KEPT = ("thought_BxK", "weight_B", "log_prob_B", "gain_B")  # of a choice
 # Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
 _PROMPT, _CACHE = 32, 128
 # Bytes of caches and logits of a batch (a step needs up to four times as many), and the prompts that
@@ -128,14 +129,25 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     think: bool = True,
+    again: int = 0,
+    only: Sequence[int] | None = None,
 ) -> Iterator[Emitted]:
-    """The steps of `generate` for one prompt, each as soon as it is made, with the gain of its thought.
+    """The steps of `generate` for one prompt, each as soon as it is made, with its scores.
 
     Each step may be taken in another thread. Arguments and errors are those of `generate`.
+
+    Args:
+      again: number of the prompt's last tokens that get a step too, ahead of the new ones, as if they had
+        been generated; the first token of a prompt never does.
+      only: see `decoding.choose`.
     """
     settings, key = _settings(loaded, max_new_tokens, temperature, top_p, seed, think)
-    settings |= {"first": np.int32(0), "gains": True}
-    made = _emitted(loaded, [prompt_ids(loaded, prompt)], max_new_tokens, key, settings)
+    settings |= {"first": np.int32(0), "scored": True}
+    if only is not None:
+        settings["only"] = np.asarray(only, np.int32)
+    ids = prompt_ids(loaded, prompt)
+    cut = max(1, len(ids) - again)
+    made = _emitted(loaded, [ids[:cut]], max_new_tokens, key, settings, ids[cut:])
     while True:
         with jax.set_mesh(loaded.mesh):  # not while the caller has the step: it belongs to a thread
             emitted = next(made, None)
@@ -202,8 +214,13 @@ def _emitted(
     max_new_tokens: int,
     key: jax.Array,
     settings: dict[str, Any],
+    given: Sequence[int] | None = None,
 ) -> Iterator[Emitted]:
-    """Steps behind the token ids of one batch of prompts, until all rows have ended."""
+    """Steps behind the token ids of one batch of prompts, until all rows have ended.
+
+    Args:
+      given: see `steps`.
+    """
     tokenizer, model = loaded.tokenizer, loaded.model
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
@@ -211,7 +228,8 @@ def _emitted(
         tokens_BxT[i, : len(row)] = row
     length_B = jnp.array([len(row) for row in rows], jnp.int32)
 
-    room = _up_to(longest + max_new_tokens, _CACHE) - longest
+    before = 0 if given is None else len(given)
+    room = _up_to(longest + before + max_new_tokens, _CACHE) - longest
     params: Params | Apart = loaded.params
     read: Callable[..., Any] = prefill
     if settings["thought"] is None and (apart := loaded.layers_apart) is not None:
@@ -219,11 +237,15 @@ def _emitted(
     cursor = read(params, tokens_BxT, length_B, model=model, room=room)
     going_B, ends = np.ones(len(rows), bool), list(tokenizer.end_ids)
     clock = time.perf_counter()
-    for choice in steps(params, cursor, key, max_new_tokens, **settings):
-        going_B &= ~np.isin(choice.token_B, ends)
+    made = steps(params, cursor, key, max_new_tokens, given, **settings)
+    for number, choice in enumerate(made, start=-before):
+        if number >= 0:
+            going_B &= ~np.isin(choice.token_B, ends)
         now = time.perf_counter()
         token_B = np.where(going_B, choice.token_B, -1)
-        yield Emitted(token_B, choice.thought_BxK, choice.weight_B, now - clock, choice.gain_B)
+        yield Emitted(
+            token_B, seconds=now - clock, **{name: getattr(choice, name) for name in _KEPT}
+        )
         clock = now
         if not going_B.any():
             return
@@ -234,9 +256,14 @@ def steps(
     cursor: Cursor | LayerCursor,
     key: jax.Array,
     count: int,
+    given: Sequence[int] | None = None,
     **settings: Any,
 ) -> Iterator[Choice]:
     """The choices of `count` steps, whose arrays are on the host.
+
+    Args:
+      given: ids of tokens for every row, each in a step of its own ahead of the others, which keep their
+        numbers and so their draws; None = a program that does not know of such steps.
 
     Each step is dispatched before the outputs of the previous one are read, so that the device does
     not wait for the host. A generation that is stopped early has computed one step too many.
@@ -244,7 +271,10 @@ def steps(
     pending = None
     take: Callable[..., Any] = layerwise.step if isinstance(params, Apart) else _step
     state: Any = cursor
-    for step in range(count):
+    before = 0 if given is None else len(given)
+    for step in range(-before, count):
+        if given is not None:
+            settings["forced"] = np.int32(given[step + before] if step < 0 else -1)
         choice, state = take(params, state, key, np.int32(step), **settings)
         if pending is not None:
             yield _read(pending)

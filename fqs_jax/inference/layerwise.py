@@ -146,16 +146,14 @@ def _last(rest, hidden_BxTxD, length_B, *, model):  # type: ignore[no-untyped-de
     return decoder.final_norm(rest, hidden_Bx1xD, model)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed", "gains"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed", "scored"))
 def _begin(  # type: ignore[no-untyped-def]
     rest, hidden_BxD, length_B, key, step, *, model, **settings
 ):
     """Choose the tokens, and look up their embeddings."""
     no_caches = jnp.zeros(0)
     cursor = decoding.Cursor(no_caches, no_caches, length_B, hidden_BxD)
-    choice = decoding.choose(
-        {"lm": rest}, cursor, key, step, model=model, thought=None, **settings
-    )
+    choice = decoding.choose({"lm": rest}, cursor, key, step, model=model, thought=None, **settings)
     return choice, decoder.embed(rest, choice.token_B[:, None], model)
 
 
