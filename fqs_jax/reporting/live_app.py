@@ -16,7 +16,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from fqs_jax.inference import live
+from fqs_jax.inference import live, prompts
 from fqs_jax.inference.live import LiveToken
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.reporting import live_models, live_page
@@ -155,6 +155,7 @@ def watch(
             columns[place] = Column(label, (), "loads, reads the prompt, and may be compiled")
             yield live_page.side_by_side(prompt, columns)
             loaded: Loaded = load(found[label].stage)
+            prompts.longest(loaded, [prompt])  # refuses what the model cannot read
             how: dict[str, Any] = {"seed": int(seed or 0)}
             if at_once and answers:
                 token = list(live.answer(loaded, prompt, answers, **how))
@@ -162,8 +163,9 @@ def watch(
                 columns[place] = Column(label, token, "", more.ms_per_token)
                 yield live_page.side_by_side(prompt, columns)
                 continue
+            new = min(int(count), MOST_TOKENS)  # whatever a browser sends
             how |= {"temperature": float(temperature), "again": _AGAIN}
-            for some in now_and_then(live.continue_prompt(loaded, prompt, int(count), **how)):
+            for some in now_and_then(live.continue_prompt(loaded, prompt, new, **how)):
                 columns[place] = Column(label, some, "reads the prompt")
                 yield live_page.side_by_side(prompt, columns)
     except UserError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fqs_jax.inference import live
+from fqs_jax.inference import live, prompts
 from fqs_jax.inference.live import LiveToken
 from fqs_jax.reporting import live_app, live_models, live_page
 from fqs_jax.reporting.live_models import LiveModel
@@ -72,6 +72,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Any:
     def tokens(loaded: Any, prompt: str, *_: Any, **__: Any) -> Any:
         return iter([TOKEN._replace(text=f"{loaded.stage}{i}") for i in range(2)])
 
+    monkeypatch.setattr(prompts, "longest", lambda loaded, _: 1)
     monkeypatch.setattr(live, "continue_prompt", tokens)
     monkeypatch.setattr(live, "answer", lambda *a, **how: iter([*tokens(*a)][:1]))
     found = {model.label: model for model in MODELS}
