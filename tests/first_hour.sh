@@ -9,7 +9,8 @@
 set -euo pipefail
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 page=$repository/docs/getting-started.md
-mkdir -p "$1" && cd "$1"
+mkdir -p "$1"
+cd "$1"
 folder=$PWD
 shift
 
@@ -19,7 +20,8 @@ unset PYTHONPATH
 pip() { python -m pip --disable-pip-version-check --no-input "$@"; }
 pip wheel --quiet --no-deps --wheel-dir "$folder/wheel" "$repository"
 pip install --quiet "$folder"/wheel/*.whl
-mkdir "$folder/empty" && cd "$folder/empty"
+mkdir "$folder/empty"
+cd "$folder/empty"
 fqs --version
 
 # The indented lines of the section, without their comments.
