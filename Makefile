@@ -70,17 +70,17 @@ distclean: clean ## clean, and remove the environment
 
 $(INSTALLED): setup.cfg
 	@$(make_venv)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e .
+	@$(call install,.)
 	@touch $@
 
 $(INSTALLED_EXTRAS): setup.cfg
 	@$(make_venv)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[$(EXTRAS)]'
+	@$(call install,.[$(EXTRAS)])
 	@touch $(INSTALLED) $@
 
 $(INSTALLED_DOCS): setup.cfg
 	@$(make_venv)
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -e '.[docs]'
+	@$(call install,.[docs])
 	@touch $@
 
 # uv finds versions that fit together ten times as fast.
@@ -107,4 +107,21 @@ else \
   echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo missing): install one, or name it with PYTHON=..." >&2; \
 fi; \
 exit 1
+endef
+
+# pip prints hundreds of lines. They go to a file, which is shown if it fails; on the terminal there is a line
+# for every 25 packages.
+define install
+log=$(VENV)/install.log; \
+echo "Installing $(1) into $(VENV); pip's own lines are in $$log"; \
+begun=$$(date +%s); \
+{ PYTHONUNBUFFERED=1 $(VENV)/bin/python -m pip install --disable-pip-version-check --no-input -e '$(1)' 2>&1 && echo "installed: all"; } \
+| tee $$log \
+| awk '/^ *Collecting / {count += 1; if (count % 25 == 0) {print "  " count " packages found, now " $$2; fflush()}} \
+       /^Installing collected/ {print "  unpacking " NF - 3 " packages"; fflush()}'; \
+if tail -n 1 $$log | grep -q '^installed: all$$'; then \
+  echo "  installed in $$(($$(date +%s) - begun)) s"; \
+else \
+  cat $$log >&2; echo "error: the installation failed; the lines above are those of pip" >&2; exit 1; \
+fi
 endef

@@ -167,11 +167,15 @@ def generate(
     cursor = generation.prefill(
         params, prompt_BxT, jnp.full(rows, length), model=model, room=_NEW.value
     )
-    settings = {"temperature": 0.0, "top_p": 1.0, "allowed": model.vocab_size}
+    settings: dict[str, Any] = {
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "allowed": model.vocab_size,
+    }
     steps = generation.steps(
         params, cursor, jax.random.key(1), _NEW.value, model=model, thought=thought, **settings
     )
-    return [token_B for token_B, *_ in steps]
+    return [np.asarray(choice.token_B) for choice in steps]
 
 
 def generating(model: ModelConfig, n_ahead: int, rows: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ GROUPS = {
     },
     "Use": {
         "generate": "continue prompts, and show the thoughts",
+        "demo": "the same on a page in the browser, stages side by side",
         "convert": "export a stage to a Hugging Face folder, or import a GGUF file",
     },
 }

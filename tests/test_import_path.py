@@ -12,6 +12,7 @@ from tests.conftest import REPO
 
 PROGRAMS = (
     "convert",
+    "demo",
     "evaluate",
     "generate",
     "inspect",

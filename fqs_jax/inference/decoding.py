@@ -33,6 +33,21 @@ class Cursor(NamedTuple):
     hidden_BxD: jax.Array
 
 
+class Choice(NamedTuple):
+    """The next token of every row, and the thought before it.
+
+    token_B: int32. thought_BxK: int32, K = 0 without thoughts. weight_B: float32, the thought's mixing
+    weight. log_prob_B: float32, of the token; gain_B: float32, nats by which the thought made it likelier;
+    both None if not asked for.
+    """
+
+    token_B: jax.Array
+    thought_BxK: jax.Array
+    weight_B: jax.Array
+    log_prob_B: jax.Array | None
+    gain_B: jax.Array | None
+
+
 def prefill(
     params: Params, tokens_BxT: jax.Array, length_B: jax.Array, model: ModelConfig, room: int
 ) -> Cursor:
@@ -147,22 +162,44 @@ def choose(
     top_p: float,
     allowed: int,
     first: jax.Array | int = 0,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    scored: bool = False,
+    forced: jax.Array | int | None = None,
+    only: jax.Array | None = None,
+) -> Choice:
     """The next token of every row.
 
     Args:
       key: of all sampling, folded with the number of the `step` here.
       allowed: ids from this one on are never chosen: a padded vocabulary has ids that no text has.
       first: number of the first row among all prompts.
-
-    Returns:
-      int32 tokens [B], and the thoughts and their weights as of `next_log_probs`.
+      scored: compute log-probabilities and gains too, for which the head runs once more.
+      forced: id that every row gets instead of the token it would choose; None or -1 = it chooses.
+      only: int32 ids that can be chosen; probabilities are then those among them. None = all.
     """
     key = jax.random.fold_in(key, step)
     row_B = first + jnp.arange(cursor.length_B.shape[0])
     log_probs, drawn, weight = next_log_probs(params, cursor, key, model, thought, row_B)
     log_probs = jnp.where(jnp.arange(log_probs.shape[-1]) < allowed, log_probs, -jnp.inf)
-    return pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B), drawn, weight
+    log_probs = _among(log_probs, only)
+    token_B = pick(log_probs, jax.random.fold_in(key, 1), temperature, top_p, row_B)
+    if forced is not None:
+        token_B = jnp.where(jnp.asarray(forced) >= 0, forced, token_B)
+    if not scored:
+        return Choice(token_B, drawn, weight, None, None)
+    plain, _, _ = next_log_probs(params, cursor, key, model, None)
+    log_prob_B, plain_B = (
+        jnp.take_along_axis(table, token_B[:, None], axis=-1)[:, 0]
+        for table in (log_probs, _among(plain, only))
+    )
+    return Choice(token_B, drawn, weight, log_prob_B, log_prob_B - plain_B)
+
+
+def _among(log_probs_BxV: jax.Array, only: jax.Array | None) -> jax.Array:
+    """Log-probabilities among some ids; -inf for all others."""
+    if only is None:
+        return log_probs_BxV
+    is_one_V = jnp.zeros(log_probs_BxV.shape[-1], bool).at[only].set(True)
+    return jax.nn.log_softmax(jnp.where(is_one_V, log_probs_BxV, -jnp.inf))
 
 
 def pick(

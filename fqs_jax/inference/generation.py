@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fqs_jax.inference import decoding, layerwise
-from fqs_jax.inference.decoding import Cursor
+from fqs_jax.inference.decoding import Choice, Cursor
 from fqs_jax.inference.layerwise import Apart, LayerCursor
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.config import ModelConfig
@@ -41,38 +41,30 @@ class Emitted(NamedTuple):
 
     token_B: int32, -1 in rows that have ended. thought_BxK: int32, the thought before the token, K = 0
     without thoughts. weight_B: float32, the mixing weight of the thought. seconds: time since the
-    previous step.
+    previous step. log_prob_B, gain_B: those of `decoding.Choice`, only in `stream`.
     """
 
     token_B: np.ndarray
     thought_BxK: np.ndarray
     weight_B: np.ndarray
     seconds: float
+    log_prob_B: np.ndarray | None = None
+    gain_B: np.ndarray | None = None
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "thought", "temperature", "top_p", "allowed"),
+    static_argnames=("model", "thought", "temperature", "top_p", "allowed", "scored"),
     donate_argnames="cursor",
 )
-def _step(params, cursor, key, step, *, model, thought, temperature, top_p, allowed, first=0):  # type: ignore[no-untyped-def]
+def _step(params, cursor, key, step, *, model, **settings):  # type: ignore[no-untyped-def]
     """Choose the next token of every row and append it: one program a token."""
-    token, drawn, weight = decoding.choose(
-        params,
-        cursor,
-        key,
-        step,
-        model=model,
-        thought=thought,
-        temperature=temperature,
-        top_p=top_p,
-        allowed=allowed,
-        first=first,
-    )
-    return token, drawn, weight, decoding.extend(params, cursor, token, model)
+    choice = decoding.choose(params, cursor, key, step, model=model, **settings)
+    return choice, decoding.extend(params, cursor, choice.token_B, model)
 
 
 prefill = jax.jit(decoding.prefill, static_argnames=("model", "room"))
+_KEPT = ("thought_BxK", "weight_B", "log_prob_B", "gain_B")  # of a choice
 # Prompts and caches are padded to multiples of these, so that few programs serve all lengths.
 _PROMPT, _CACHE = 32, 128
 # Bytes of caches and logits of a batch (a step needs up to four times as many), and the prompts that
@@ -114,20 +106,10 @@ def generate(
     Raises:
       UserError: a prompt is empty or an argument is out of range.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
-    if not 0 <= seed <= MAX_SEED:
-        raise UserError(f"seed must be 0 to {MAX_SEED}, not {seed}")
+    settings, key = _settings(loaded, max_new_tokens, temperature, top_p, seed, think)
     rows = [prompt_ids(loaded, prompt) for prompt in prompts]
     if not rows:
         return []
-    settings = {
-        "model": loaded.model,
-        "thought": loaded.thought if think else None,
-        "temperature": temperature,
-        "top_p": top_p,
-        "allowed": loaded.tokenizer.vocab_size,
-    }
-    key = jax.random.key(seed)
     size = len(rows) if on_step else _batch_size(loaded.model, rows, max_new_tokens)
     results: list[Generation] = []
     with jax.set_mesh(loaded.mesh):
@@ -136,6 +118,63 @@ def generate(
             given = settings | {"first": np.int32(first_row + first)}
             results += _generate(loaded, batch, max_new_tokens, key, given, on_step)
     return results
+
+
+def stream(
+    loaded: Loaded,
+    prompt: str | Sequence[int],
+    max_new_tokens: int = 64,
+    *,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    think: bool = True,
+    again: int = 0,
+    only: Sequence[int] | None = None,
+) -> Iterator[Emitted]:
+    """The steps of `generate` for one prompt, each as soon as it is made, with its scores.
+
+    Each step may be taken in another thread. Arguments and errors are those of `generate`.
+
+    Args:
+      again: number of the prompt's last tokens that get a step too, ahead of the new ones, as if they had
+        been generated; the first token of a prompt never does.
+      only: see `decoding.choose`.
+    """
+    settings, key = _settings(loaded, max_new_tokens, temperature, top_p, seed, think)
+    settings |= {"first": np.int32(0), "scored": True}
+    if only is not None:
+        settings["only"] = np.asarray(only, np.int32)
+    ids = prompt_ids(loaded, prompt)
+    cut = max(1, len(ids) - again)
+    made = _emitted(loaded, [ids[:cut]], max_new_tokens, key, settings, ids[cut:])
+    while True:
+        with jax.set_mesh(loaded.mesh):  # not while the caller has the step: it belongs to a thread
+            emitted = next(made, None)
+        if emitted is None:
+            return
+        yield emitted
+
+
+def _settings(
+    loaded: Loaded, max_new_tokens: int, temperature: float, top_p: float, seed: int, think: bool
+) -> tuple[dict[str, Any], jax.Array]:
+    """The settings of the steps, and the key of all sampling.
+
+    Raises:
+      UserError: one is out of range.
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed must be 0 to {MAX_SEED}, not {seed}")
+    settings = {
+        "model": loaded.model,
+        "thought": loaded.thought if think else None,
+        "temperature": temperature,
+        "top_p": top_p,
+        "allowed": loaded.tokenizer.vocab_size,
+    }
+    return settings, jax.random.key(seed)
 
 
 def _batch_size(model: ModelConfig, rows: Sequence[Sequence[int]], max_new_tokens: int) -> int:
@@ -154,39 +193,62 @@ def _generate(
     on_step: Callable[[Emitted], None] | None,
 ) -> list[Generation]:
     """Continue the token ids of one batch of prompts."""
-    tokenizer, model, thought = loaded.tokenizer, loaded.model, settings["thought"]
+    results: list[Generation] = [Generation("", [], [], []) for _ in rows]
+    going_B = np.ones(len(rows), bool)
+    for emitted in _emitted(loaded, rows, max_new_tokens, key, settings):
+        for i in map(int, np.flatnonzero(going_B)):
+            if settings["thought"] is not None:
+                results[i].thoughts.append(emitted.thought_BxK[i].tolist())
+                results[i].weights.append(float(emitted.weight_B[i]))
+            if emitted.token_B[i] >= 0:
+                results[i].tokens.append(int(emitted.token_B[i]))
+        going_B = emitted.token_B >= 0
+        if on_step is not None:
+            on_step(emitted)
+    return [result._replace(text=loaded.tokenizer.decode(result.tokens)) for result in results]
+
+
+def _emitted(
+    loaded: Loaded,
+    rows: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    key: jax.Array,
+    settings: dict[str, Any],
+    given: Sequence[int] | None = None,
+) -> Iterator[Emitted]:
+    """Steps behind the token ids of one batch of prompts, until all rows have ended.
+
+    Args:
+      given: see `steps`.
+    """
+    tokenizer, model = loaded.tokenizer, loaded.model
     longest = _up_to(max(map(len, rows)), _PROMPT)
     tokens_BxT = np.full((len(rows), longest), tokenizer.pad_id, np.int32)
     for i, row in enumerate(rows):
         tokens_BxT[i, : len(row)] = row
     length_B = jnp.array([len(row) for row in rows], jnp.int32)
 
-    room = _up_to(longest + max_new_tokens, _CACHE) - longest
+    before = 0 if given is None else len(given)
+    room = _up_to(longest + before + max_new_tokens, _CACHE) - longest
     params: Params | Apart = loaded.params
     read: Callable[..., Any] = prefill
-    if thought is None and (apart := loaded.layers_apart) is not None:
+    if settings["thought"] is None and (apart := loaded.layers_apart) is not None:
         params, read = apart, layerwise.prefill
     cursor = read(params, tokens_BxT, length_B, model=model, room=room)
-    emitted = steps(params, cursor, key, max_new_tokens, **settings)
-    going_B, ends = np.ones(len(rows), bool), tokenizer.end_ids
-    results: list[Generation] = [Generation("", [], [], []) for _ in rows]
+    going_B, ends = np.ones(len(rows), bool), list(tokenizer.end_ids)
     clock = time.perf_counter()
-    for picked, drawn, weights in emitted:
-        for i in map(int, np.flatnonzero(going_B)):
-            if thought is not None:
-                results[i].thoughts.append(drawn[i].tolist())
-                results[i].weights.append(float(weights[i]))
-            if int(picked[i]) in ends:
-                going_B[i] = False
-            else:
-                results[i].tokens.append(int(picked[i]))
+    made = steps(params, cursor, key, max_new_tokens, given, **settings)
+    for number, choice in enumerate(made, start=-before):
+        if number >= 0:
+            going_B &= ~np.isin(choice.token_B, ends)
         now = time.perf_counter()
-        if on_step is not None:
-            on_step(Emitted(np.where(going_B, picked, -1), drawn, weights, now - clock))
+        token_B = np.where(going_B, choice.token_B, -1)
+        yield Emitted(
+            token_B, seconds=now - clock, **{name: getattr(choice, name) for name in _KEPT}
+        )
         clock = now
         if not going_B.any():
-            break
-    return [result._replace(text=tokenizer.decode(result.tokens)) for result in results]
+            return
 
 
 def steps(
@@ -194,9 +256,14 @@ def steps(
     cursor: Cursor | LayerCursor,
     key: jax.Array,
     count: int,
+    given: Sequence[int] | None = None,
     **settings: Any,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Outputs of `count` steps: tokens [B], thoughts [B, K], mixing weights [B] each.
+) -> Iterator[Choice]:
+    """The choices of `count` steps, whose arrays are on the host.
+
+    Args:
+      given: ids of tokens for every row, each in a step of its own ahead of the others, which keep their
+        numbers and so their draws; None = a program that does not know of such steps.
 
     Each step is dispatched before the outputs of the previous one are read, so that the device does
     not wait for the host. A generation that is stopped early has computed one step too many.
@@ -204,18 +271,20 @@ def steps(
     pending = None
     take: Callable[..., Any] = layerwise.step if isinstance(params, Apart) else _step
     state: Any = cursor
-    for step in range(count):
-        *emitted, state = take(params, state, key, np.int32(step), **settings)
+    before = 0 if given is None else len(given)
+    for step in range(-before, count):
+        if given is not None:
+            settings["forced"] = np.int32(given[step + before] if step < 0 else -1)
+        choice, state = take(params, state, key, np.int32(step), **settings)
         if pending is not None:
             yield _read(pending)
-        pending = emitted
+        pending = choice
     if pending is not None:
         yield _read(pending)
 
 
-def _read(emitted: list[jax.Array]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    token_B, thought_BxK, weight_B = map(np.asarray, emitted)
-    return token_B, thought_BxK, weight_B
+def _read(choice: Choice) -> Choice:
+    return jax.tree.map(np.asarray, choice)
 
 
 def _up_to(length: int, multiple: int) -> int:

@@ -98,15 +98,15 @@ def step(
     model: ModelConfig,
     thought: None,
     **settings: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array, LayerCursor]:
+) -> tuple[decoding.Choice, LayerCursor]:
     """Choose the next token of every row and append it; see `decoding.choose`.
 
     Returns:
-      int32 tokens [B], no thoughts [B, 0] and weights [B], and the cursor behind the tokens.
+      The tokens, without thoughts, and the cursor behind the tokens.
     """
     assert thought is None
     keys, values, length_B = [], [], cursor.length_B
-    emitted, hidden_Bx1xD = _begin(
+    choice, hidden_Bx1xD = _begin(
         params.rest, cursor.hidden_BxD, length_B, key, step, model=model, **settings
     )
     kinds = _kinds(model, len(params.layers))
@@ -117,7 +117,7 @@ def step(
         keys.append(key)
         values.append(value)
     hidden_BxD, length_B = _end(params.rest, hidden_Bx1xD, length_B, model=model)
-    return *emitted, LayerCursor(keys, values, length_B, hidden_BxD)
+    return choice, LayerCursor(keys, values, length_B, hidden_BxD)
 
 
 def _kinds(model: ModelConfig, count: int) -> list[Layer]:
@@ -146,17 +146,15 @@ def _last(rest, hidden_BxTxD, length_B, *, model):  # type: ignore[no-untyped-de
     return decoder.final_norm(rest, hidden_Bx1xD, model)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "top_p", "allowed", "scored"))
 def _begin(  # type: ignore[no-untyped-def]
     rest, hidden_BxD, length_B, key, step, *, model, **settings
 ):
     """Choose the tokens, and look up their embeddings."""
     no_caches = jnp.zeros(0)
     cursor = decoding.Cursor(no_caches, no_caches, length_B, hidden_BxD)
-    emitted = decoding.choose(
-        {"lm": rest}, cursor, key, step, model=model, thought=None, **settings
-    )
-    return emitted, decoder.embed(rest, emitted[0][:, None], model)
+    choice = decoding.choose({"lm": rest}, cursor, key, step, model=model, thought=None, **settings)
+    return choice, decoder.embed(rest, choice.token_B[:, None], model)
 
 
 @functools.partial(

@@ -47,20 +47,24 @@ def load(
       UserError: there is no such model; the message names what would make it.
     """
     root, mesh = paths.expand(checkpoint), mesh or sharding.single_device()
-    is_run = folders.is_workdir(root)
-    if not is_run and not root.is_dir():
-        raise UserError(
-            f"there is no folder {root}; give a Hugging Face folder or a working directory"
-            f"{contents.way_from(root)}"
-        )
-    if is_run:
+    if folders.is_workdir(root):
         return _load_from_run(root, stage, dtype, as_trained, mesh)
+    check_folder(root)
     if stage is not None:
         raise UserError(
             f"{root} is no working directory, so it has no stage {stage}; give one, or leave "
             "--stage out"
         )
     return _load_folder(local_copies.of(root), dtype or "float32", mesh)
+
+
+def check_folder(root: Path) -> None:
+    """Raises UserError if there is no folder."""
+    if not root.is_dir():
+        raise UserError(
+            f"there is no folder {root}; give a Hugging Face folder or a working directory"
+            f"{contents.way_from(root)}"
+        )
 
 
 def models(

@@ -67,7 +67,7 @@ def test_hidden_states_and_caches_are_those_of_the_stacked_layers(rows: int, tok
     theirs = generation.prefill(params, tokens_BxT, length_B, model=model, room=8)
     check(ours, theirs)
     how: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "allowed": 15, "thought": None}
-    token_B, _, _, ours = layerwise.step(apart, ours, jax.random.key(1), 0, model=model, **how)
+    (token_B, *_), ours = layerwise.step(apart, ours, jax.random.key(1), 0, model=model, **how)
     check(ours, decoding.extend(params, theirs, token_B, model))
 
 

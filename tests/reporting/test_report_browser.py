@@ -1,35 +1,14 @@
 """The report in a real browser: nothing leaves the page, nothing goes wrong, it fits, it obeys the keyboard.
 
-Needs playwright (in the `dev` extra) and a Chromium: CHROMIUM=PATH, one on the path, or playwright's own.
+Needs playwright (in the `dev` extra) and a Chromium (tests/browsers.py).
 """
-
-import os
-import shutil
-from pathlib import Path
 
 import pytest
 
 from fqs_jax.reporting import page as page_lib
 from fqs_jax.reporting.diagnosis import Thought, Token
+from tests.browsers import SIZES, browser  # noqa: F401  a fixture
 from tests.reporting.test_page import a_report
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SIZES = {"phone": (390, 844), "desktop": (1280, 800)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with api.sync_playwright() as playwright:
-        found = [os.environ.get("CHROMIUM"), *map(shutil.which, NAMES)]
-        own = playwright.chromium.executable_path
-        path = next(filter(None, found), own if Path(own).exists() else None)
-        if path is None:
-            pytest.skip("no Chromium: install one, or name it with CHROMIUM=PATH")
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        opened = playwright.chromium.launch(executable_path=path, args=arguments)
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +30,7 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(params=[(size, scheme) for size in SIZES for scheme in ("light", "dark")], ids=str)
-def opened(request, browser, path):
+def opened(request, browser, path):  # noqa: F811
     """The page, with what it says on the console and asks of the network."""
     size, scheme = request.param
     width, height = SIZES[size]
@@ -126,7 +105,7 @@ def test_thoughts_on_focus_and_hover(opened):
     assert "word7" in panel.inner_text()
 
 
-def test_without_scripts_the_thoughts_are_titles(browser, path):
+def test_without_scripts_the_thoughts_are_titles(browser, path):  # noqa: F811
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(path.as_uri())
