@@ -1,4 +1,4 @@
-"""Word problems in plain English: does a pretrained model of 135M parameters gain by thoughts, and its student?
+"""Word problems in plain English: does a pretrained model of 135M parameters gain by thoughts?
 
 python -m fqs_jax.sweep --config=configs/sweeps/word_problems.py --workdir=W --config.init_from=HF_DIR
 """

@@ -75,7 +75,7 @@ def test_a_process_that_was_stopped_itself_listens_before_it_calls_others_silent
                 return []
             return super().select(timeout)
 
-    monkeypatch.setattr(watch_lib.selectors, "DefaultSelector", Interrupted)
+    monkeypatch.setattr("selectors.DefaultSelector", Interrupted)
     _, (main,), codes = watched(1, 0, silence=0.4)
     main.send(f"{watch_lib.BEAT}\n{LOST} 134\n".encode())
     assert codes.get(timeout=10) == 134
