@@ -87,6 +87,7 @@ ELSEWHERE = {
     "pip install": "tests/first_hour.sh",
     "fqs plan --config=mistral_7b": "tests/planning",
     "launch/": "tests/test_launch_scripts.py",
+    "sky jobs launch": "tests/launch/test_skypilot.py",
     "fqs demo": "tests/reporting/test_live_browser.py",
 }
 SMALL = (

@@ -156,12 +156,10 @@ class Checkpoints:
         if self._writer is None:
             if jax.process_index() == 0:
                 step_folders.prepare(self._folder)
-            self._writer = orbax_setup.writer(self._sync, paths.is_bucket(self._folder))
+            # Called in the thread of the save, when the step is written and has not got its name.
+            settle = lambda: step_folders.settle(self._place)  # noqa: E731
+            self._writer = orbax_setup.writer(settle, paths.is_bucket(self._folder))
         return self._writer
-
-    def _sync(self) -> None:
-        """Runs in the thread of the save, when the step is written and has not got its name."""
-        step_folders.settle(self._place)
 
     def _finished(self) -> bool:
         """True if the save in the background is whole. In a bucket, which costs a request, seldom asked."""
