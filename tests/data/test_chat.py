@@ -119,7 +119,8 @@ def test_a_template_without_end_is_stopped(tmp_path, monkeypatch):
         monkeypatch.setattr(chat, "_process", child)
         with pytest.raises(UserError, match="takes more than 10 s for one conversation"):
             template_of(endless).render(TALK)
-        assert template_of(CHATML).render(TALK[:1]) or seconds < 1
+        if seconds > 1:  # the next process answers; half a second may be too short for its start
+            assert template_of(CHATML).render(TALK[:1])
         child.close()
         (tmp_path / "child.py").write_text(source)
 
