@@ -52,6 +52,7 @@ def only_error(job: Job) -> str:
     return job.errors()[0]
 
 
+@pytest.mark.timeout(1200)  # two starts of two processes, beside other tests
 def test_a_job_that_is_asked_to_stop_comes_back_and_one_that_loses_a_task_does_not(
     cluster: Cluster, tmp_path: Path
 ) -> None:
