@@ -25,7 +25,7 @@ from tests.conftest import ONE_DEVICE, REPO
 from tests.programs import free_port
 
 NODES = ("n1", "n2")
-_PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare")
+_PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "unshare", "setpriv")
 _PATIENCE = 900.0  # seconds that a start or an end may take on a loaded machine
 _SBIN = "/usr/sbin:/sbin"
 _ENDED = ("CANCELLED", "COMPLETED", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT")
@@ -249,9 +249,15 @@ def _apart(lines: Sequence[str], *more: str) -> list[str]:
 @contextlib.contextmanager
 def _daemon(folder: Path, name: str, *words: str) -> Iterator[int]:
     """A program that runs until the context ends: its process id; what it prints is in a file."""
+    bound = (
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        *words,
+    )  # it ends with this process, however that ends
     with open(folder / f"{name}.out", "wb") as out:
         process = subprocess.Popen(
-            words, env=_environment(folder), stdout=out, stderr=out, start_new_session=True
+            bound, env=_environment(folder), stdout=out, stderr=out, start_new_session=True
         )
     try:
         yield process.pid
