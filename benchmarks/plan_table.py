@@ -119,9 +119,10 @@ def page(records: dict[str, Record]) -> str:
     rows = [(case, *smallest(case, records)) for case in sorted(cases(), key=_place)]
     lines = [row(case, record, settled) for case, record, settled in rows if record is not None]
     missing = len(rows) - len(lines)
-    count = f"**{len(lines)} of {len(rows)} rows; {missing} were not compiled yet.**"
+    count = f"**{len(lines)} of {len(rows)} rows{MISSING.format(missing) if missing else ''}.**"
+    unsettled = any(not settled for *_, settled in rows)
     head = [HEADER, "|" + "---|" * (HEADER.count("|") - 1)]
-    return "\n".join([INTRODUCTION, count, "", *head, *lines]) + "\n"
+    return "\n".join([INTRODUCTION, count, *[ASTERISK] * unsettled, "", *head, *lines]) + "\n"
 
 
 def smallest(case: Case, records: dict[str, Record]) -> tuple[Record | None, bool]:
@@ -243,8 +244,7 @@ explains.
 `python -m benchmarks.plan_table > docs/plans.md` makes this page. It compiles what `benchmarks/plans.jsonl`
 lacks, adds each result to that file at once, and may be stopped and started again. Slices are left out
 without compiling only where the state and the gradients alone exceed a device's memory; the file says
-which. An asterisk marks a slice of which smaller ones are left to try. What was not compiled is not filled
-in by estimate.
+which. All of it took four hours on a core.
 
 Plan compiles with the least effort, which takes a tenth of the time or less (495 s and 52 s for the step of
 stage 4 of Mistral-7B on v6e:2x2, beside other work) and finds a peak that is 0.4 % higher there;
@@ -253,6 +253,9 @@ collectives are the same. A training run compiles with full effort.
 Seconds are estimates at the default utilisations, with `--links`; bytes are those of a device. A chip of
 v7x is two devices.
 """
+
+MISSING = "; {} were not compiled yet, and are not filled in by estimate"
+ASTERISK = "An asterisk marks a slice of which smaller ones are left to try."
 
 HEADER = (
     "| model | stage | batch / parts | smallest slice | arguments | peak | of (GiB) "
