@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from fqs_jax.runtime import cli, paths, typed_flags
-from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.errors import printable
 
 _WORKDIR = typed_flags.define_path(
     "workdir", "", "Working directory; also accepted without the flag."
@@ -30,11 +30,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, because --help should not wait for them.
     from fqs_jax.reporting import live_app, live_models
 
-    given = [*argv[1:], *filter(None, [_WORKDIR.value])]
-    cli.require(workdir=given)
-    if len(given) > 1:
-        raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
-    root = paths.expand(given[0])
+    root = paths.expand(cli.one_workdir(argv, _WORKDIR.value))
     live_models.models(root)  # fails early, before a slow import
     port = live_app.free_port(_HOST.value, _PORT.value)
     address = live_app.serve(root, live_app.library(), _HOST.value, port, cli.mesh_from_flags())

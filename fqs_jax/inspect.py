@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from fqs_jax.runtime import cli, paths, typed_flags
-from fqs_jax.runtime.errors import UserError
 
 DAMAGED = 1  # exit code
 
@@ -30,11 +29,7 @@ def main(argv: Sequence[str]) -> None:
     from fqs_jax.reporting import inventory, inventory_table
     from fqs_jax.runtime import screen
 
-    given = [*argv[1:], *filter(None, [_WORKDIR.value])]
-    cli.require(workdir=given)
-    if len(given) > 1:
-        raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
-    contents = inventory.read(paths.expand(given[0]))
+    contents = inventory.read(paths.expand(cli.one_workdir(argv, _WORKDIR.value)))
     if _VERIFY.value:
         from fqs_jax.reporting import verification
 

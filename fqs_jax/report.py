@@ -41,11 +41,7 @@ def main(argv: Sequence[str]) -> None:
     from fqs_jax.reporting import collect
     from fqs_jax.reporting import page as page_lib
 
-    given = [*argv[1:], *filter(None, [_WORKDIR.value])]
-    cli.require(workdir=given)
-    if len(given) > 1:
-        raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
-    root = paths.expand(given[0])
+    root = paths.expand(cli.one_workdir(argv, _WORKDIR.value))
     out = paths.expand(_OUT.value) if _OUT.value else root / "report.html"
     collect.read_training(root)  # fails early, before text is read
     _check_writable(out, page_lib.is_page)

@@ -79,6 +79,23 @@ def require(**values: object) -> None:
             raise UserError(f"--{name} is missing; see --help")
 
 
+def one_workdir(argv: Sequence[str], flag: str) -> str:
+    """The working directory of a command line, which may be given with its flag or without.
+
+    Args:
+      argv: the name of the program, and the arguments without a flag.
+      flag: the value of --workdir; "" = not given.
+
+    Raises:
+      UserError: there is none, or there are two.
+    """
+    given = [*argv[1:], *filter(None, [flag])]
+    require(workdir=given)
+    if len(given) > 1:
+        raise UserError(f"two working directories are given, {given[0]} and {given[1]}; give one")
+    return given[0]
+
+
 def define_device_flags() -> None:
     """Define the flags of `mesh_from_flags`."""
     flags.DEFINE_integer("fsdp", 1, "Devices that share parameters and rows.", 1)

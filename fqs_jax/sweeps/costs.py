@@ -10,11 +10,8 @@ from fqs_jax.runs import folders
 from fqs_jax.runs import source as source_lib
 from fqs_jax.sweeps.cells import Cell
 
-NOTHING = {
-    "tokens": 0,
-    "flops": 0,
-    "after_base_flops": 0,
-}  # of a checkpoint, whose cost is not known
+# Of a checkpoint, whose cost is not known.
+NOTHING = {"tokens": 0, "flops": 0, "after_base_flops": 0}
 
 
 def training_cost(cell: Cell, number: int) -> dict[str, int]:
