@@ -5,13 +5,13 @@ The same in Python: `fqs_jax.inference.generation.generate(loaded, prompts, ...)
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from fqs_jax.runtime import cli, seeds, typed_flags
 from fqs_jax.runtime.errors import UserError, printable, visible
+from fqs_jax.runtime.stderr import say
 
 
 def define_flags() -> None:
@@ -71,10 +71,9 @@ def main(_: Sequence[str]) -> None:
     length = prompts_lib.longest(loaded, prompts) + flags.FLAGS.max_new_tokens
     prompts_lib.refuse_endless(flags.FLAGS.max_new_tokens, loaded.model.max_seq_len)
     if length > loaded.model.max_seq_len:
-        print(
+        say(
             f"note: up to {length} tokens, the model was made for {loaded.model.max_seq_len}; "
-            "beyond that text falls apart",
-            file=sys.stderr,
+            "beyond that text falls apart"
         )
     console = plain_console()
     show = flags.FLAGS.show_thoughts

@@ -6,7 +6,6 @@ collapse.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from absl import flags
 
 from fqs_jax.runtime import cli, files, inputs, outputs, paths, seeds, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.stderr import say
 
 _WORKDIR = typed_flags.define_path(
     "workdir", "", "Working directory; also accepted without the flag."
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         seed=_SEED.value,
     )
     report = collect.collect(
-        root, settings, lambda line: print(printable(line), file=sys.stderr), cli.mesh_from_flags()
+        root, settings, lambda line: say(printable(line)), cli.mesh_from_flags()
     )
     files.write_text(out, page_lib.page(report))
     print(printable(str(paths.full(out))))

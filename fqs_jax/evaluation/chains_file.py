@@ -9,13 +9,13 @@ import contextlib
 import json
 import mmap
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fqs_jax.runtime import files, inputs, locks, outputs
 from fqs_jax.runtime.errors import UserError
+from fqs_jax.runtime.stderr import say
 
 _BEGINNING = b'{"model": '
 
@@ -75,7 +75,7 @@ def _end_last_line(file: int, path: Path) -> None:
         return
     os.ftruncate(file, start)
     shown = inputs.name(path)
-    print(f"note: {shown}: its last line was not whole, and is removed", file=sys.stderr)
+    say(f"note: {shown}: its last line was not whole, and is removed")
 
 
 def _write(file: int, content: bytes) -> None:

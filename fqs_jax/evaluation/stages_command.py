@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from fqs_jax.evaluation.comparison import Row
 from fqs_jax.runtime import cli, doors, paths, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
+from fqs_jax.runtime.stderr import say
 
 
 def main() -> int:
@@ -32,7 +32,7 @@ def main() -> int:
         root,
         f.thought_seeds,
         documents,
-        lambda name: print(f"evaluating {printable(name)}", file=sys.stderr),
+        lambda name: say(f"evaluating {printable(name)}"),
         cli.mesh_from_flags(),
         f.seed,
         f.seq_len,

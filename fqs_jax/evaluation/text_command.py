@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from absl import flags
 from rich.table import Table
 
@@ -12,6 +10,7 @@ from fqs_jax.evaluation import text
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, screen
 from fqs_jax.runtime.progress import Progress
+from fqs_jax.runtime.stderr import say
 
 
 def main() -> int:
@@ -37,10 +36,9 @@ def main() -> int:
     found.check_finite(loaded.label)
     scores = found.summary()
     if scores["seq_len"] > loaded.model.max_seq_len:
-        print(
+        say(
             f"note: windows of {scores['seq_len']} tokens, the model was made for "
-            f"{loaded.model.max_seq_len}",
-            file=sys.stderr,
+            f"{loaded.model.max_seq_len}"
         )
     result = {"model": loaded.label, **scores, "documents": len(documents)}
     if f.json:

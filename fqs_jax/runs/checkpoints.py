@@ -15,7 +15,6 @@ them, on any mesh. With several processes, all of them make the same calls.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from pathlib import Path
@@ -33,6 +32,7 @@ from fqs_jax.runtime.agreement import agreed, on_main
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.orbax_errors import reason
 from fqs_jax.runtime.progress import reading
+from fqs_jax.runtime.stderr import say
 
 _SELDOM = 2.0  # seconds
 
@@ -74,7 +74,7 @@ class Checkpoints:
                 if str(error) != str(value):
                     value.args = (f"{value}; and {error}",)
             else:  # which is raised
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                say(f"error: {error}")
         finally:
             self._close_writer()
             self._reader.close()
@@ -341,7 +341,7 @@ class Checkpoints:
             now = step_folders.set_aside(source, finding)
             instead = "" if used is None else f", and step {used} is used instead"
             message = f"checkpoint {source} is damaged: {finding}; {now}{instead}"
-            print(message, file=sys.stderr, flush=True)
+            say(message)
 
         on_main(rename)
 

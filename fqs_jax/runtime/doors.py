@@ -22,6 +22,7 @@ from typing import Any
 
 from fqs_jax.runtime import buckets, files, inputs, processes, sigterm
 from fqs_jax.runtime.errors import Interrupted, SaidElsewhere, UserError, printable
+from fqs_jax.runtime.stderr import say
 
 FAULT = 2  # exit code
 _MOST_SHOWN = 4000  # characters of a line
@@ -221,7 +222,7 @@ def _drop_output() -> None:
 
 def _say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 def _first_line(text: str) -> str:

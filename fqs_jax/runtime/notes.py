@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from fqs_jax.runtime import processes
+from fqs_jax.runtime.stderr import say
 
 _noted: set[str] = set()
 
@@ -18,4 +17,4 @@ def note(line: str, once: str = "") -> None:
     """
     if processes.is_main() and (once or line) not in _noted:
         _noted.add(once or line)
-        print(f"note: {line}", file=sys.stderr, flush=True)
+        say(f"note: {line}")

@@ -18,6 +18,7 @@ from absl import flags
 from fqs_jax.runtime import sigterm
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.roll_call import Cluster, roll_call, stale_slices
+from fqs_jax.runtime.stderr import say
 from fqs_jax.runtime.watch import DONE, FAULT, SILENCE, Watch
 
 T = TypeVar("T")
@@ -211,7 +212,7 @@ def _find(
             if expected not in (None, 1) or num_processes not in (None, 1):
                 raise UserError(f"cannot find out who else is in this run: {error}") from error
             if isinstance(error, _DetectionMissing):
-                print(f"note: this is a single process; {error}", file=sys.stderr, flush=True)
+                say(f"note: this is a single process; {error}")
     if num_processes == 1 or (coordinator is None and num_processes is None and process_id is None):
         return None
     if coordinator is None or num_processes is None or process_id is None:
@@ -265,7 +266,7 @@ def _warn_of_stale_slices() -> None:
         os.environ.get("MEGASCALE_COORDINATOR_ADDRESS")
         and os.environ.get("MEGASCALE_NUM_SLICES") != "1"
     ):
-        print(f"note: this is a single process{stale_slices()}", file=sys.stderr, flush=True)
+        say(f"note: this is a single process{stale_slices()}")
 
 
 def _keep_stdout_for_results() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from rich.progress import Progress as RichProgress
 from fqs_jax.runtime import paths, processes, sizes
 from fqs_jax.runtime.errors import printable
 from fqs_jax.runtime.notes import note
+from fqs_jax.runtime.stderr import say
 
 QUIET_SECONDS = 15.0  # between lines, if there is no terminal for a bar
 LONG_SECONDS = 2.0  # what takes longer is worth a bar or a line
@@ -90,7 +90,7 @@ class Progress:
         if self._quiet:
             return
         if self._bar.disable:
-            print(f"note: {text}", file=sys.stderr, flush=True)
+            say(f"note: {text}")
         else:
             self._bar.console.print(f"note: {text}", markup=False, highlight=False)
 
@@ -135,7 +135,7 @@ class Progress:
         return time.monotonic() - self._started < self._after
 
     def _say(self, text: str) -> None:
-        print(f"{self._label}: {text}", file=sys.stderr, flush=True)
+        say(f"{self._label}: {text}")
 
     def _print(self) -> None:
         self._printed_at, self._printed = time.monotonic(), self._done
@@ -143,7 +143,7 @@ class Progress:
         left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
         times = f"{elapsed:.0f} s, {left:.0f} s left" if left else f"{elapsed:.0f} s"
         line = f"{self._label}: {self._done}/{self._total}, {times}  {self._note}{self._held_out}".rstrip()
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,12 @@ import contextlib
 import os
 import selectors
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from fqs_jax.runtime.stderr import say
 
 BEAT, DONE, FAULT, LOST = "beat", "done", "fault", "lost"
 # Exit codes of all others. A lost process may be worth another start: its code is the one with which JAX ends
@@ -211,7 +212,7 @@ class Watch:
         # Of the others, which lose process 0 together, process 1 speaks.
         if problem and self._own <= 1:
             with contextlib.suppress(OSError, ValueError):
-                print(f"error: {problem}", file=sys.stderr, flush=True)
+                say(f"error: {problem}")
         if self._own == 0:
             self._tell(f"{LOST} {code}")
             end = time.monotonic() + _GOODBYE

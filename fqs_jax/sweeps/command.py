@@ -10,6 +10,7 @@ from absl import flags
 
 from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.stderr import say
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps import children, fields, first_stages, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
@@ -124,4 +125,4 @@ def _sweep_flags() -> list[str]:
 
 
 def _note(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
+    say(printable(line))
