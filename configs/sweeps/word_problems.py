@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ml_collections
 
+from fqs_jax.configs.smollm2_word_problems import ANSWERS
 from fqs_jax.sweeps import variant
 
 RATES = (1e-4, 3e-4, 1e-3)
@@ -33,7 +34,8 @@ def get_config() -> ml_collections.ConfigDict:
             )
             for name, stage in {"same-steps": 4, "same-flops": 5}.items()
         ),
-        variant("no-policy", no_policy, stages="0,1"),
+        # As settings of stage 1, which leave the base that of the other cells.
+        variant("no-policy", f"stage_1.settings={(*ANSWERS, no_policy)}", stages="0,1"),
         variant("random-tokens", no_policy, "thought.tokens=random", stages="0,1"),
     )
     c.show_once = (0,)
