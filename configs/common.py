@@ -78,6 +78,7 @@ def built_in() -> ml_collections.ConfigDict:
     c.unanswered = 0.0  # share that end in "="
     c.true_after_chatter = True  # False: chatter ends in a random answer
     c.label_noise = 0.0  # share of the direct documents whose answer is drawn at random
+    c.answered_share = 1.0  # of the training problems of each length: those of direct documents
     c.validation_share = 0.1  # of the problems of each length
     c.test_share = 0.2  # of the problems of each length; never trained on
     return c

@@ -110,6 +110,7 @@ RANGES: dict[str, Range] = {
     "data.*.chatter": AT_LEAST_0,
     "data.*.unanswered": AT_LEAST_0,
     "data.*.label_noise": SHARE,
+    "data.*.answered_share": SHARE,
     "data.*.validation_share": SHARE,
     "data.*.test_share": SHARE,
     "data.*.modulus": whole(1),

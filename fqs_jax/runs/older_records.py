@@ -11,6 +11,7 @@ from typing import Any
 
 from fqs_jax.curriculum.recipe import HeldOut
 from fqs_jax.curriculum.stage import Stage
+from fqs_jax.data import corpus
 from fqs_jax.data.problems.stories import Stories
 
 _STORIES = {f"data.stories.{f.name}": f.default for f in dataclasses.fields(Stories)}
@@ -24,6 +25,7 @@ LATER: dict[str, Any] = {
     "data.messages_key": "",
     "data.learn": "all",
     **{name: value for name, value in _STORIES.items() if not name.endswith(".seed")},
+    **{f"data.{name}.answered_share": 1.0 for name in corpus.TASKS},
     "lora.rank": 0,
     "lora.alpha": 16.0,
     "lora.targets": "q,k,v,o,gate,up,down",

@@ -56,6 +56,8 @@ class Task(abc.ABC):
       true_after_chatter: True = chatter ends in the true answer, False = in a random one.
       label_noise: probability that a direct document states a random answer, uniform over all
         answers, the true one included. Worked documents, chatter and `problems` are never noisy.
+      answered_share: share of the training problems of each length that direct documents have, always
+        the same ones. The other forms have all problems.
       validation_share, test_share: shares of the problems of each length; training has the rest.
     """
 
@@ -67,6 +69,7 @@ class Task(abc.ABC):
     unanswered: float = 0.0
     true_after_chatter: bool = True
     label_noise: float = 0.0
+    answered_share: float = 1.0
     validation_share: float = 0.1
     test_share: float = 0.2
 
@@ -97,6 +100,11 @@ class Task(abc.ABC):
                 raise UserError(f"{name} is {share}; set a share from 0 to 1")
         if not 0 <= self.label_noise <= 1:
             raise UserError(f"label_noise is {self.label_noise}; set a probability from 0 to 1")
+        if not 0 < self.answered_share <= 1:
+            raise UserError(
+                f"answered_share is {self.answered_share}; set a share above 0 and up to 1 (no direct "
+                "documents at all: direct=0)"
+            )
         for length in self.lengths:
             self._check_splits(length)
 
@@ -134,10 +142,13 @@ class Task(abc.ABC):
         rng = np.random.default_rng((self.seed, SPLITS.index(_checked(split)), index))
         length = self.lengths[rng.integers(len(self.lengths))]
         places = self._places(split, length)
-        prompt, work, answer = self._problem_at(length, places[rng.integers(len(places))])
+        place = rng.integers(len(places))
 
         answered, silent = self.worked + self.direct, self.worked + self.direct + self.unanswered
         draw = rng.random() * (self.worked + self.direct + self.chatter + self.unanswered)
+        if self.worked <= draw < answered and self.answered_share < 1:
+            place = rng.integers(math.ceil(self.answered_share * len(places)))
+        prompt, work, answer = self._problem_at(length, places[place])
         if draw < self.worked:
             return " ".join([prompt, self.marker, *work, self.equals, answer])
         if draw < answered:

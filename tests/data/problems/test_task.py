@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 from hypothesis import given, settings
@@ -72,8 +73,9 @@ def test_fields_of_documents_leave_the_problems_as_they_are(kind):
     task, length = kind(), kind().lengths[0]
     for name in (*DOCUMENT_FIELDS, *PROBLEM_FIELDS):
         old = getattr(task, name)
-        new = (length,) if name == "lengths" else not old if old is True else old + 1 / 8
-        changed = dataclasses.replace(task, **{name: 1 if name == "seed" else new})
+        if name not in (changes := {"lengths": (length,), "seed": 1, "answered_share": 0.5}):
+            changes[name] = not old if old is True else old + 1 / 8
+        changed = dataclasses.replace(task, **{name: changes[name]})
         same = all(changed.problems(s, length) == task.problems(s, length) for s in SPLITS)
         assert same == (name in DOCUMENT_FIELDS), name
 
@@ -153,6 +155,19 @@ def test_share_of_noisy_labels(kind, label_noise):
     symbols = len(next(iter(answers.values())).split())
     by_chance = len(task.answers) ** -symbols  # a random answer is right so often
     assert wrong / 2000 == pytest.approx(label_noise * (1 - by_chance), abs=0.04)
+
+
+@kinds
+def test_direct_documents_have_the_answered_problems_alone(kind):
+    lengths = kind().lengths[:1]
+    whole = kind(lengths=lengths, worked=0.5, direct=0.5)
+    few = kind(lengths=lengths, worked=0.5, direct=0.5, answered_share=0.01)
+    said = [list(map(parse, task.documents(3000))) for task in (whole, few)]
+    direct, direct_of_few = ({prompt for prompt, work, _ in docs if work is None} for docs in said)
+    assert len(direct_of_few) == math.ceil(0.01 * len(whole.problems("train"))) < len(direct)
+    assert direct_of_few <= {prompt for prompt, _ in whole.problems("train")}
+    shown = [[each for each in docs if each[1] is not None] for docs in said]
+    assert shown[0] == shown[1]  # all other documents stay as they were
 
 
 @kinds
@@ -240,6 +255,8 @@ def test_text_is_no_task_and_other_sources_are_refused():
         ({"worked": 0, "direct": 0, "chatter": 0}, "not all to 0"),
         ({"label_noise": 1.5}, "label_noise is 1.5; set a probability from 0 to 1"),
         ({"label_noise": -0.1}, "label_noise is -0.1"),
+        ({"answered_share": 0.0}, "answered_share is 0.0; set a share above 0"),
+        ({"answered_share": 1.1}, "answered_share is 1.1"),
         ({"test_share": 0.95}, "change validation_share and test_share"),
     ],
 )
