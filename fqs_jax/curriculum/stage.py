@@ -154,7 +154,7 @@ def find(stages: list[Stage], which: str) -> Stage:
         if which in (str(stage.number), stage.name):
             return stage
     known = ", ".join(f"{stage.number} ({stage.name})" for stage in stages)
-    raise UserError(f"there is no stage {which!r}; there are {known}")
+    raise UserError(f"there is no stage {which!r}; there are {known or 'none yet'}")
 
 
 def select(stages: list[Stage], which: str) -> list[Stage]:

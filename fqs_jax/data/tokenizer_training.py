@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -62,13 +63,21 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        # Only the last line, without the library's own source location.
-        reason = str(error).strip().splitlines()[-1].split("] ")[-1]
-        if "sentences_.empty" in reason:
-            reason = "the text is empty"
+        reason = _reason(str(error))
         raise UserError(f"cannot train a tokenizer of {vocab_size} pieces: {reason}") from error
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files.write_text(folder / "tokenizer_config.json", json.dumps(TRAINED, indent=2) + "\n")
     files.replace(folder / "tokenizer.model", lambda file: file.write(model.getvalue()))
     return load(folder)
+
+
+def _reason(text: str) -> str:
+    """What is wrong, without the library's source location and the flags of its own program."""
+    if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
+        return f"this text needs at least {found[1]}; set data.tokenizer_pieces"
+    if found := re.search(r"set it to a value <= (\d+)", text):
+        return f"this text gives {found[1]} at most; set data.tokenizer_pieces"
+    if "sentences_.empty" in text:
+        return "the text is empty"
+    return text.strip().splitlines()[-1].split("] ")[-1]

@@ -321,6 +321,8 @@ def test_find():
             UserError, match=f"no stage '{which}'; there are 0 .base., 1 .think-5-2"
         ):
             stage_lib.find(stages, which)
+    with pytest.raises(UserError, match="no stage '0'; there are none yet"):
+        stage_lib.find([], "0")
 
 
 def test_rows_know_every_field_and_no_other():
