@@ -1,5 +1,6 @@
 """Metrics elsewhere: read back by TensorBoard and by Prometheus's own parser, and loggers that fail."""
 
+import json
 import sys
 import types
 
@@ -52,6 +53,36 @@ def test_a_prometheus_file_is_what_its_parser_reads(tmp_path):
     assert values.pop("fqs_grad_norm_lm") != 0  # NaN
     assert values == {"fqs_step": 300, "fqs_loss": 0.25, "fqs_step_seconds": 2.0}
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.prom"]
+
+
+def offline_history(path):
+    """The rows of a run that W&B kept on this disk: records of LevelDB's log format, all in its first block."""
+    records = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    content, place, rows = path.read_bytes(), 7, []  # behind the file's own header
+    assert len(content) < 1 << 15
+    while place < len(content):
+        size = int.from_bytes(content[place + 4 : place + 6], "little")  # behind a checksum
+        record = records.Record.FromString(content[place + 7 : place + 7 + size])
+        place += 7 + size
+        if record.HasField("history"):
+            items = record.history.item
+            rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    return rows
+
+
+def test_wandb_keeps_the_rows_without_a_network(monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    with also_log.open_all(["wandb"], tmp_path, "s") as elsewhere:
+        elsewhere.step({"step": 100, "loss": 9.0})
+        elsewhere.step(ROW)
+        elsewhere.held_out({"event": "held_out", "step": 300, "text": "a", "nll_base": 0.5})
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    first, last = offline_history(file)
+    assert (first["_step"], first["loss"]) == (100, 9.0)
+    assert (last["_step"], last["loss"], last["time.step_seconds"]) == (300, 0.25, 2.0)
+    assert last["held_out/nll_base"] == 0.5
 
 
 def test_wandb_gets_the_rows_and_its_failure_is_one_note(monkeypatch, tmp_path, capsys):
