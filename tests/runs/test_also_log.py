@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 
 import pytest
@@ -56,18 +57,22 @@ def test_a_prometheus_file_is_what_its_parser_reads(tmp_path):
 
 
 def offline_history(path):
-    """The rows of a run that W&B kept on this disk: records of LevelDB's log format, all in its first block."""
+    """The rows of a run that W&B kept on this disk; None while it is still writing.
+
+    The file has records of LevelDB's log format, here all in its first block.
+    """
     records = pytest.importorskip("wandb.proto.wandb_internal_pb2")
-    content, place, rows = path.read_bytes(), 7, []  # behind the file's own header
+    content, place, rows, ended = path.read_bytes(), 7, [], False  # behind the file's own header
     assert len(content) < 1 << 15
     while place < len(content):
         size = int.from_bytes(content[place + 4 : place + 6], "little")  # behind a checksum
         record = records.Record.FromString(content[place + 7 : place + 7 + size])
         place += 7 + size
+        ended |= record.HasField("exit")
         if record.HasField("history"):
             items = record.history.item
             rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
-    return rows
+    return rows if ended else None
 
 
 def test_wandb_keeps_the_rows_without_a_network(monkeypatch, tmp_path):
@@ -79,7 +84,10 @@ def test_wandb_keeps_the_rows_without_a_network(monkeypatch, tmp_path):
         elsewhere.step(ROW)
         elsewhere.held_out({"event": "held_out", "step": 300, "text": "a", "nll_base": 0.5})
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    first, last = offline_history(file)
+    until = time.monotonic() + 30
+    while (rows := offline_history(file)) is None and time.monotonic() < until:
+        time.sleep(0.1)  # a process of W&B writes it
+    first, last = rows
     assert (first["_step"], first["loss"]) == (100, 9.0)
     assert (last["_step"], last["loss"], last["time.step_seconds"]) == (300, 0.25, 2.0)
     assert last["held_out/nll_base"] == 0.5
