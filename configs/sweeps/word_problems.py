@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.seeds = (0, 1, 2)
     no_policy = "quiet_star.policy_weight=0.0"
     c.variants = (
-        variant("default", stages="0,1,2"),
+        variant("default", stages="0,1,2,3"),
         *(
             variant(
                 name,
