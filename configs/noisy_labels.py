@@ -27,6 +27,7 @@ def get_config() -> ml_collections.ConfigDict:
     is shown is right. About 5 minutes on 2 CPU cores.
     """
     c = tiny.get_config()
+    tiny.scarce_answers(c)
     c.data.clock.answered_share = 1.0  # every problem has an answer, mostly a wrong one
     for number in range(1, 6):
         c[f"stage_{number}"].settings = NOISY

@@ -19,13 +19,13 @@ QUESTIONS = ("data.clock.worked=0.1", "data.clock.direct=0.02", "data.clock.unan
 def get_config() -> ml_collections.ConfigDict:
     """A clock of 19 hours and two additions: 684 problems, 137 of them held out.
 
-    The base learns from worked problems, and from one document in fifty that is answered at once. Only a
-    fifth of the training problems are ever answered so: the base can show its work, but cannot answer
-    without it. The text of the later stages is questions, most of them without an answer. A thought gives
-    the model room for the work. The marks are initialised from the symbols around shown work, a warm
-    start. Then a plain student learns the predictions of the thinking model, mostly where thoughts move
-    them (objectives/distillation.py). Stage 3 is the published NTP objective, for comparison: it teaches
-    nothing here.
+    The base learns from worked problems alone: it can show its work, but not answer without it. The text
+    of the later stages is questions. Most have no answer, one in ten is worked out, and one in fifty is
+    answered at once; those few answers are to a tenth of the training problems, always the same. A
+    thought gives the model room for the work. The marks are initialised from the symbols around shown
+    work, a warm start. Then a plain student learns the predictions of the thinking model, mostly where
+    thoughts move them (objectives/distillation.py). Stage 3 is the published NTP objective, for
+    comparison: it teaches nothing here.
 
     Thoughts are as long as the work from the start. With so few answers longer ones never become
     useful, so there is no curriculum here (`configs/shorten.py` has one). Mixing of probabilities that
@@ -36,7 +36,9 @@ def get_config() -> ml_collections.ConfigDict:
     """
     c = without_rows()
     scarce_answers(c)
-    c.data.clock.answered_share = 0.2
+    c.data.clock.worked = 1.0
+    c.data.clock.direct = 0.0
+    c.data.clock.answered_share = 0.1
     taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
     plain: dict[str, Any] = {"start": 0, "learning_rate": 1e-3, "settings": QUESTIONS}
     think: dict[str, Any] = {"n_ahead": 5, "n_ahead_talk": 2, "settings": QUESTIONS}
