@@ -40,14 +40,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.clock.direct = 0.0
     c.data.clock.answered_share = 0.1
     taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
-    plain: dict[str, Any] = {"start": 0, "learning_rate": 1e-3, "settings": QUESTIONS}
+    plain: dict[str, Any] = {"start": 0, "control": True, "settings": QUESTIONS}
     think: dict[str, Any] = {"n_ahead": 5, "n_ahead_talk": 2, "settings": QUESTIONS}
     c.stage_0 = row("base", "next_token", learning_rate=3e-3, steps=1500)
     c.stage_1 = row("think-5-2", "quiet_star", start=0, learning_rate=1e-3, steps=200, **think)
-    c.stage_2 = row("distilled", "distill", learning_rate=1e-2, steps=2000, **taught)
+    c.stage_2 = row("distilled", "distill", learning_rate=3e-3, steps=2000, **taught)
     c.stage_3 = row("ntp", "ntp", control=True, learning_rate=1e-6, steps=300, **taught)
-    c.stage_4 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
-    c.stage_5 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
+    c.stage_4 = row("same-steps", "next_token", learning_rate=1e-3, same_steps_as=(1, 2), **plain)
+    c.stage_5 = row("same-flops", "next_token", learning_rate=3e-4, same_flops_as=(1, 2), **plain)
     return c
 
 
