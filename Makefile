@@ -37,7 +37,7 @@ help: ## show this list
 demo: $(INSTALLED) ## train the tiny model through every stage, print tables, make the report (WORKDIR=...)
 	$(VENV)/bin/python -m fqs_jax.launch --config=configs/tiny.py --stage=all --workdir=$(WORKDIR)
 	$(VENV)/bin/python -m fqs_jax.evaluate --workdir=$(WORKDIR) --all_stages
-	@echo "The same over five seeds (RESULTS.md, configs/sweeps/default.py):"
+	@echo "The same over eight seeds (RESULTS.md, configs/sweeps/default.py):"
 	@grep '^|' docs/science/default.md | cut -d '|' -f 3-7
 	$(VENV)/bin/python -m fqs_jax.report --workdir=$(WORKDIR)
 
