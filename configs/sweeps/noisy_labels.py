@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import ml_collections
 
-from fqs_jax.configs.sweeps import default
-from fqs_jax.configs.sweeps.learning_rates import rates
+from fqs_jax.configs.sweeps.scarce_rates import rates
 from fqs_jax.sweeps import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Thirty cells of up to 5 minutes on one CPU core each, at learning rates of 1e-4 to 3e-2."""
-    c = default.get_config()
+    c = ml_collections.ConfigDict()
     c.config = "configs/noisy_labels.py"
+    c.seeds = (0, 1, 2, 3, 4)
     c.variants = (
         variant("noisy"),
         variant("noisy-lower", *rates(student=1e-3)),

@@ -1,6 +1,7 @@
 """Sweeps: cells, refusals, the sums in the table, and the program as a user runs it."""
 
 import dataclasses
+import importlib
 import json
 import math
 import re
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs.sweeps import thinking
 from fqs_jax.curriculum import objective, resolve
 from fqs_jax.data import corpus
 from fqs_jax.evaluation import problems
@@ -22,6 +22,7 @@ from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps import table as table_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import variant
+from tests.conftest import REPO
 from tests.sweeps.invented import row, sweep, write_result
 from tests.tiny_runs import clock_config, refusal, run, save_stage
 
@@ -43,9 +44,28 @@ def test_cells_are_variants_times_seeds():
     )
 
 
-def test_the_example_can_be_read():
-    cells = cells_lib.read(thinking.get_config(), Path("W"))
-    assert len({cell.folder for cell in cells}) == len(cells) >= 10
+SWEEPS = REPO / "configs" / "sweeps"
+ONES = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+TENS = {"twenty": 20, "thirty": 30, "forty": 40}
+
+
+def stated_cells(text: str) -> int:
+    """The number in front of "cells": in figures, or in words up to forty-nine."""
+    [word] = re.findall(r"(\S+) cells", text.lower())
+    tens, _, ones = word.partition("-") if word.split("-")[0] in TENS else ("", "", word)
+    return int(word) if word.isdigit() else TENS.get(tens, 0) + ONES.index(ones)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SWEEPS.glob("*.py") if p.stem[0] != "_"))
+def test_the_sweeps_of_the_project_have_the_cells_that_they_state(name):
+    module = importlib.import_module(f"configs.sweeps.{name}")
+    config = module.get_config()
+    assert stated_cells(module.get_config.__doc__) == len(config.seeds) * sum(
+        len(bracket) or 1 for _, _, _, bracket in config.variants
+    )
+    if "init_from" not in config:  # the others need a checkpoint
+        cells = cells_lib.read(config, Path("W"))
+        assert len({cell.folder for cell in cells}) == len(cells)
 
 
 def test_fields_that_may_be_left_out():
