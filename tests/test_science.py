@@ -14,10 +14,10 @@ from fqs_jax.sweeps import variant
 
 def get_config():
     c = ml_collections.ConfigDict()
-    c.config = "configs/think_once.py"
+    c.config = "configs/tiny.py"
     c.seeds = (0,)
-    c.overrides = ("stage_1.steps=120",)
-    c.variants = (variant("cell", stages="base,think,same-steps"),)
+    c.overrides = ("stage_0.steps=1000", "stage_1.steps=100", "stage_4.same_steps_as=(1,)")
+    c.variants = (variant("cell", stages="base,think-5-2,same-steps"),)
     return c
 """
 
@@ -33,4 +33,6 @@ def test_thinking_beats_the_same_number_of_plain_steps(tmp_path):
     lines = json.loads((tmp_path / "W" / "results.json").read_text())["lines"]
     accuracy = {line["model"]: line["accuracy_mean"] for line in lines}
     assert accuracy["base"] < 0.3  # the task is not solved at once
-    assert accuracy["think"] > accuracy["same-steps"] + 0.3
+    assert (
+        accuracy["think-5-2"] > accuracy["same-steps"] + 0.3
+    )  # 0.88 and 0.04 when this was written
