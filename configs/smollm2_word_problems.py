@@ -40,6 +40,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     `evaluate` shows two rows a model: held-out numbers, and the same problems in sentences that no
     document has (`new_wording`). The numbers of steps are the few that a CPU can do; multiply them on a GPU.
+    About 70 minutes for stages 0 to 3 on one CPU core. Thinking answered 0.92 and 0.97 of the held-out
+    problems (seeds 0 and 1), the base 0.12 and 0.06 (RESULTS.md, section 5).
     """
     c = common.for_checkpoint()
     common.drop_rows(c)
