@@ -5,7 +5,7 @@
 Needs no library, so that it runs before anything is installed. Numbers are the same in every run on one type
 of processor, and those of another type are like those of another seed. So steps and FLOPs must always be
 equal; if the first model's numbers are, every model's must be; and otherwise accuracies must lie within those
-of the five seeds in README.
+of the seeds in README.
 """
 
 from __future__ import annotations
