@@ -33,6 +33,5 @@ def test_thinking_beats_the_same_number_of_plain_steps(tmp_path):
     lines = json.loads((tmp_path / "W" / "results.json").read_text())["lines"]
     accuracy = {line["model"]: line["accuracy_mean"] for line in lines}
     assert accuracy["base"] < 0.3  # the task is not solved at once
-    assert (
-        accuracy["think-5-2"] > accuracy["same-steps"] + 0.3
-    )  # 0.88 and 0.04 when this was written
+    # 0.88 and 0.04 when this was written.
+    assert accuracy["think-5-2"] > accuracy["same-steps"] + 0.3
