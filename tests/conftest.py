@@ -12,6 +12,7 @@ import pytest
 from hypothesis import settings
 
 REPO = Path(__file__).resolve().parent.parent
+pytest_plugins = ["tests.emulator"]  # fixtures of a bucket
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",

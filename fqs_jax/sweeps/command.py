@@ -12,12 +12,10 @@ from fqs_jax.runtime import cli, config_flag, paths, processes, screen
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.stderr import say
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children, fields, first_stages, measuring, overview, sheet
+from fqs_jax.sweeps import children, fields, first_stages, logs, measuring, overview, sheet
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.fields import Sweep
-
-LOG = "log.txt"  # in a cell's folder
 
 
 def main() -> None:
@@ -25,7 +23,7 @@ def main() -> None:
     cli.require(workdir=flags.FLAGS.workdir)
     if sum((flags.FLAGS.list, flags.FLAGS.table, flags.FLAGS.cell is not None)) > 1:
         raise UserError("--list, --cell and --table exclude one another; give one")
-    root = paths.expand_local(flags.FLAGS.workdir)
+    root = paths.expand(flags.FLAGS.workdir)
     paths.check_workdir(root)
     sweep = fields.read(flags.FLAGS.config)
     cells = cells_lib.of(sweep, root)
@@ -82,26 +80,26 @@ def _run_all(cells: Sequence[Cell]) -> list[str]:
     todo = [cell for cell in cells if not results_lib.read(cell)]
     if len(todo) < len(cells):
         _note(f"{len(cells) - len(todo)} of {len(cells)} cells are done")
-    commands, logs = [], []
-    for cell in todo:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        commands.append(
-            [sys.executable, "-m", "fqs_jax.sweep", *_sweep_flags(), f"--cell={cell.number}"]
-        )
-        logs.append(cell.folder / LOG)
+    commands = [
+        [sys.executable, "-m", "fqs_jax.sweep", *_sweep_flags(), f"--cell={cell.number}"]
+        for cell in todo
+    ]
     failed: list[str] = []
 
     def report_start(i: int) -> None:
-        _note(f"{todo[i]} starts; its log is {logs[i]}")
+        _note(f"{todo[i]} starts; its log is {kept[i].here}")
 
     def report_end(i: int, end: children.End) -> None:
+        kept[i].keep()
         if not end.code:
             _note(f"{todo[i]} is done, {end.seconds:.0f} s")
             return
-        failed.append(f"{todo[i]} failed, code {end.code}: {end.last_line} ({logs[i]})")
+        failed.append(f"{todo[i]} failed, code {end.code}: {end.last_line} ({kept[i].place})")
         _note(failed[-1])
 
-    children.run(commands, logs, flags.FLAGS.jobs, report_start, report_end)
+    with logs.of([cell.folder for cell in todo]) as kept:
+        here = [log.here for log in kept]
+        children.run(commands, here, flags.FLAGS.jobs, report_start, report_end)
     return failed
 
 

@@ -21,7 +21,7 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
     included; the training of a checkpoint is not, since it is not known. `after_base_flops` leaves out
     plain first stages from random parameters.
     """
-    source = folders.source_folder(cell.folder)
+    source = folders.local_source(cell.folder)
     runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
     unread = [number]
     while unread:

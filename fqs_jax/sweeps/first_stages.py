@@ -14,9 +14,12 @@ from pathlib import Path
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import folders, stages
+from fqs_jax.runtime import buckets, paths
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps.cells import Cell
 
+# In a bucket, a copy counts with its last object: one of these, of W/source and of a stage.
+_WHOLE = ("origin.json", "run.json")
 _STAGE_FIELD = re.compile(r"stage_(\d+)\.")
 
 
@@ -35,7 +38,7 @@ def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
     rows = [row for row in stage_lib.rows(config) if row.number in cell.stage_numbers]
     notes = []
     for row in filter(_is_first, rows):
-        if folders.stage_folder(cell.folder, row.number).exists():
+        if _is_there(folders.stage_folder(cell.folder, row.number)):
             continue
         for other in cells:
             if _has(other, cell, row.number):
@@ -68,9 +71,20 @@ def _settings_of(cell: Cell, number: int) -> list[str]:
     return [override for field, override in found if field is None or int(field[1]) == number]
 
 
+def _is_there(folder: Path) -> bool:
+    """True if the folder of a stage, or W/source, exists; in a bucket, if it is whole."""
+    if not paths.is_bucket(folder):
+        return folder.exists()
+    return any((folder / name).exists() for name in _WHOLE)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy a folder so that it is there whole or not at all."""
-    if target.exists():
+    if _is_there(target):
+        return
+    if paths.is_bucket(target):
+        buckets.delete(target)  # what a copy that was cut off has left
+        buckets.copy(source, target, (folders.COMMITTED, *_WHOLE))
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -120,7 +120,7 @@ def _outcomes(cell: Cell, config: ml_collections.ConfigDict) -> list[Outcome]:
         found = list(map(outcomes.from_json, stored))
     else:
         found = measured("init", "base")
-        kept.parent.mkdir(exist_ok=True)
+        files.make_folder(kept.parent)
         content = files.json_text({"outcomes": list(map(outcomes.as_json, found))})
         files.replace(kept, lambda file: file.write(content.encode()), many_writers=True)
     for number in cell.stage_numbers:
