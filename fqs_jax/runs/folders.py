@@ -6,7 +6,7 @@ W/commands.txt       the commands that trained its stages, in order
 W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config that the stage was started with
 W/stage_N/checkpoints/STEP/
-W/stage_N/metrics.jsonl; in a bucket metrics.jsonl/000000.jsonl and so on
+W/stage_N/metrics.jsonl; in a bucket metrics.jsonl/000000-1.jsonl and so on
 W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage
 """
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from fqs_jax.runtime import repeated_requests
 from fqs_jax.runtime.errors import UserError, printable
 
+_PREFIX = "gs://"
 _MISSING = "needs gcsfs: pip install 'fqs_jax[gcs]'"
 LIBRARIES = ("gcsfs", "aiohttp", "google", "requests")  # whose exceptions a request may raise
 # Words in the errors of gcsfs, TensorStore and Google's libraries, and what they mean.
@@ -37,6 +39,9 @@ _MEANINGS = (
 def client() -> Any:
     """The file system of all buckets, the same one as that of `etils.epath`, without remembered listings.
 
+    gcsfs takes a folder for absent if it cannot be read. This one raises, because an outage must never look
+    like a run without checkpoints.
+
     Raises:
       UserError: gcsfs is not installed.
     """
@@ -48,10 +53,34 @@ def client() -> Any:
     # They say for each bucket that they could not ask what kind it is, and print each error that they raise.
     for name in ("gcsfs", "fsspec", "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Where TensorFlow is installed, etils would read buckets with that.
+    os.environ.setdefault("EPATH_USE_TF", "false")
+
+    class Buckets(fsspec.get_filesystem_class("gcs")):  # type: ignore[misc]
+        async def _isdir(self, path: str) -> bool:
+            return await _known(self._info(path), path) == "directory"
+
+        async def _isfile(self, path: str) -> bool:
+            return await _known(self._info(path), path) == "file"
+
+        async def _exists(self, path: str, **settings: Any) -> bool:
+            return bool(await _known(self._info(path, **settings), path))
+
+    for name in ("gcs", "gs"):
+        fsspec.register_implementation(name, Buckets, clobber=True)
     settings = fsspec.config.conf.setdefault("gcs", {})
     settings.setdefault("use_listings_cache", False)
     settings.setdefault("session_kwargs", {"trace_configs": [repeated_requests.trace()]})
     return fsspec.filesystem("gcs", finalize_on_close=True)
+
+
+async def _known(info: Awaitable[dict[str, Any]], place: str) -> str:
+    """What is there, "file" or "directory"; "" for nothing. Anything else is an error."""
+    try:
+        with explained("read", f"{_PREFIX}{place.removeprefix(_PREFIX)}"):
+            return str((await info)["type"])
+    except FileNotFoundError:
+        return ""
 
 
 def path(name: str) -> Any:
@@ -106,7 +135,10 @@ def check_writable(place: Path) -> None:
         with explained("use", place):
             probe = place / f".probe-{os.urandom(8).hex()}"
             write(probe, b"")
-            client().rm_file(os.fspath(probe))
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # deleted by a request whose answer was lost
+                client().rm_file(os.fspath(probe))
             _check_tensorstore(place)
     except FileNotFoundError as error:
         raise UserError(
@@ -193,7 +225,8 @@ def objects(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         name.removeprefix(prefix): info
         for name, info in sorted(found.items())
-        if name.startswith(prefix) and info.get("type") != "directory"
+        # Names that end in "/" are empty objects that stand for folders, as Google's console makes them.
+        if name.startswith(prefix) and not name.endswith("/") and info.get("type") != "directory"
     }
 
 
@@ -208,12 +241,19 @@ def delete(folder: Path, first: tuple[str, ...] = ()) -> None:
         with contextlib.suppress(FileNotFoundError):
             client().rm_file(f"{place}/{name}")
     names = [f"{place}/{name}" for name in objects(folder)] or [place]
-    with contextlib.suppress(FileNotFoundError), explained("delete", folder):
-        client().rm(names)
+    plain = [name for name in names if not glob.has_magic(name)]
+    if plain:
+        with contextlib.suppress(FileNotFoundError), explained("delete", folder):
+            client().rm(plain)
+    for name in set(names) - set(plain):  # in a list they would be patterns
+        with contextlib.suppress(FileNotFoundError), explained("delete", name):
+            client().rm_file(name)
 
 
 def copy(folder: Path, target: Path, last: tuple[str, ...]) -> None:
     """Copy all objects in a folder to another folder of a bucket, without a way through this machine.
+
+    Those that are deleted meanwhile, such as old checkpoints, are left out.
 
     Args:
       last: names of objects, in whatever folder, that are copied after all others, in this order.
@@ -227,9 +267,8 @@ def copy(folder: Path, target: Path, last: tuple[str, ...]) -> None:
             with explained("write", target / name):
                 client().cp_file(os.fspath(folder / name), os.fspath(target / name))
         except FileNotFoundError as error:
-            raise UserError(
-                f"cannot copy {folder / name} to {target}: the object or the bucket is gone"
-            ) from error
+            if (folder / name).exists():
+                raise UserError(f"cannot write {target}: there is no such bucket") from error
 
 
 def upload(folder: Path, target: Path, last: tuple[str, ...]) -> None:

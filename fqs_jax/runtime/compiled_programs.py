@@ -9,7 +9,7 @@ from fqs_jax.runtime import buckets, files, inputs, paths, processes
 from fqs_jax.runtime.notes import note
 
 FOLDER = "compiled"  # in a working directory in a bucket
-_NAMED = "JAX_COMPILATION_CACHE_DIR"
+NAMED = "JAX_COMPILATION_CACHE_DIR"  # a variable of the environment
 _WORTH_KEEPING = 0.1  # seconds of compiling
 
 
@@ -54,7 +54,7 @@ def keep_in(root: Path) -> None:
 
     So a restart on another machine, or on many, does not compile.
     """
-    if not paths.is_bucket(root) or not _is_wanted() or os.environ.get(_NAMED):
+    if not paths.is_bucket(root) or not _is_wanted() or os.environ.get(NAMED):
         return
     from jax.experimental.compilation_cache import compilation_cache
 

@@ -177,7 +177,7 @@ def check_free(out: str | Path) -> Path:
     shown = inputs.name(out)
     if paths.is_bucket(path):
         found = buckets.objects(path)
-        if (found or path.exists()) and _UNFINISHED not in found:
+        if (found or (path.exists() and not path.is_dir())) and _UNFINISHED not in found:
             raise UserError(f"{shown} exists already: choose another name or remove it first")
         return path
     try:
@@ -209,6 +209,7 @@ def new_folder(out: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=_made(cache_folder())) as place:
             yield Path(place)
             leases.check(out)
+            check_free(out)  # the work took its time
             _upload(Path(place), out)
         return
     temporary, owner = None, None
@@ -238,7 +239,8 @@ def _upload(folder: Path, out: Path) -> None:
     """Copy a folder into a bucket. Until it is whole, an object says so, and the next writer begins anew."""
     try:
         buckets.delete(out)
-        buckets.write(out / _UNFINISHED, b"")
+        if not buckets.create(out / _UNFINISHED, os.urandom(8)):
+            raise UserError(f"{inputs.name(out)} is being written by another process")
         buckets.upload(folder, out, LAST)
         buckets.delete(out / _UNFINISHED)
     except FileNotFoundError as error:

@@ -180,12 +180,16 @@ def _wait_for(folder: Path, number: int, lease: Path) -> None:
     first = _read(lease)
     if first.get("released") or _is_dead(first):
         return
-    started, state = _now(), _generation(lease)
+    state, started = _generation(lease), _now()
     note(
         f"{folder} was last used by {_name(first)}; waiting up to {DURATION:.0f} s for its lease to run out"
     )
-    while _now() - started < DURATION:
+    looked = started
+    while (
+        looked - started < DURATION
+    ):  # until a look that began after that time has seen no renewal
         time.sleep(_PAUSE)
+        looked = _now()
         newest = _newest(folder)
         if newest is None or newest[0] != number or _read(lease).get("released"):
             return

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from fqs_jax.runtime import cli, config_flag, paths, processes, screen
+from fqs_jax.runtime import (
+    buckets,
+    cli,
+    compiled_programs,
+    config_flag,
+    paths,
+    processes,
+    screen,
+)
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.stderr import say
 from fqs_jax.sweeps import cells as cells_lib
@@ -29,6 +38,10 @@ def main() -> None:
     cells = cells_lib.of(sweep, root)
     if not flags.FLAGS.table:
         measuring.check(sweep)
+    if paths.is_bucket(root) and not flags.FLAGS.list:
+        buckets.check_writable(root)
+        # All cells have the same programs, and may run on many machines.
+        os.environ.setdefault(compiled_programs.NAMED, f"{root}/{compiled_programs.FOLDER}")
     if flags.FLAGS.list:
         for cell in cells:
             print(f"{cell.number} {cell.command}")

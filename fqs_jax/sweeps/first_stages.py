@@ -14,7 +14,7 @@ from pathlib import Path
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import folders, stages
-from fqs_jax.runtime import buckets, paths
+from fqs_jax.runtime import buckets, leases, paths
 from fqs_jax.sweeps import cells as cells_lib
 from fqs_jax.sweeps.cells import Cell
 
@@ -83,8 +83,10 @@ def _copy(source: Path, target: Path) -> None:
     if _is_there(target):
         return
     if paths.is_bucket(target):
-        buckets.delete(target)  # what a copy that was cut off has left
-        buckets.copy(source, target, (folders.COMMITTED, *_WHOLE))
+        with leases.held(target.parent):  # another process may run the same cell
+            if not _is_there(target):
+                buckets.delete(target)  # what a copy that was cut off has left
+                buckets.copy(source, target, (folders.COMMITTED, *_WHOLE))
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fqs_jax.runtime import buckets, files, paths
+from fqs_jax.runtime.errors import UserError, printable
+from fqs_jax.runtime.stderr import say
 
 NAME = "log.txt"  # in a cell's folder
 
@@ -19,7 +22,7 @@ class Log:
 
     Attributes:
       place: its file in the cell's folder.
-      here: the file of this machine that the cell's program appends to; the same, unless that is an object.
+      here: the file of this machine that the cell's program appends to; the same, but for a bucket.
       num_kept: bytes of `here` that `place` has.
     """
 
@@ -28,32 +31,42 @@ class Log:
     num_kept: int = 0
 
     def keep(self) -> None:
-        """Write what is new into the object: it is read and written whole, since none can be appended to.
+        """Add what is new to the object, which is read and written whole, since none can be appended to.
 
-        Raises:
-          UserError: the bucket refuses.
+        If the bucket refuses, a line says so and the log stays here: cells are worth more than their logs.
         """
+        if new := self.new():
+            try:
+                old = b""
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # of earlier starts, also on other machines
+                    old = buckets.read(self.place)
+                files.replace(self.place, lambda file: file.write(old + new))
+                self.num_kept += len(new)
+            except UserError as error:
+                say(printable(f"note: a log stays in {self.here}: {error}"))
+
+    def new(self) -> bytes:
+        """What `here` has and `place` lacks."""
         if self.here == self.place or not self.here.exists():
-            return
-        new = self.here.read_bytes()[self.num_kept :]
-        if not new:
-            return
-        old = b""
-        with contextlib.suppress(FileNotFoundError):  # of earlier starts, also on other machines
-            old = buckets.read(self.place)
-        files.replace(self.place, lambda file: file.write(old + new))
-        self.num_kept += len(new)
+            return b""
+        return self.here.read_bytes()[self.num_kept :]
 
 
 @contextlib.contextmanager
 def of(folders: Sequence[Path]) -> Iterator[list[Log]]:
-    """The logs of cells, by their folders; however the block ends, they are kept."""
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
-        found = []
-        for number, folder in enumerate(folders):
-            files.make_folder(folder)
-            kept = folder / NAME
-            here = Path(place, f"cell_{number}.txt") if paths.is_bucket(folder) else kept
-            found.append(Log(kept, here))
-            stack.callback(found[-1].keep)
+    """The logs of cells, by their folders. They are kept however the block ends."""
+    here = Path(tempfile.mkdtemp(prefix="fqs_jax_logs_"))
+    found = []
+    for number, folder in enumerate(folders):
+        files.make_folder(folder)
+        own = folder / NAME
+        found.append(Log(own, here / f"cell_{number}.txt" if paths.is_bucket(folder) else own))
+    try:
         yield found
+    finally:
+        for log in found:
+            log.keep()
+        if not any(log.new() for log in found):
+            shutil.rmtree(here)

@@ -22,7 +22,7 @@ from fqs_jax.data.rows.order import Dataset
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.model.decoder import Params
 from fqs_jax.runs import folders, record, source, stages
-from fqs_jax.runtime import agreement, files, inputs, locks, paths, seeds, sharding
+from fqs_jax.runtime import agreement, buckets, files, inputs, locks, paths, seeds, sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
@@ -117,12 +117,18 @@ def _write_piece(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
-    """The needed fields of a piece on disk; None if it does not exist, lacks one, or is damaged."""
+    """The needed fields of a piece on disk; None if it does not exist, lacks one, or is damaged.
+
+    Raises:
+      UserError: a bucket does not answer.
+    """
     try:
         if paths.is_bucket(path):
-            piece = np.load(inputs.open_file(path), allow_pickle=False)
+            piece = np.load(buckets.open_file(path), allow_pickle=False)
         else:  # a map: a damaged header may state any size
             piece = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UserError:
+        raise
     except Exception:  # damaged files make Numpy raise almost any exception
         return None
     if not isinstance(piece, np.ndarray):  # an archive
@@ -143,13 +149,27 @@ def _check_identity(folder: Path, identity: str) -> None:
     """Delete the pieces of another teacher."""
     files.make_folder(folder)
     path = folder / "identity"
-    with contextlib.suppress(UserError):  # what cannot be read is of another teacher
-        if inputs.read_text(path) == identity:
-            return
+    if _identity(path) == identity:
+        return
     for piece in files.entries(folder):
         if fnmatch.fnmatchcase(piece.name, "batches_*.npy"):
             files.remove(piece)
     files.write_text(path, identity)
+
+
+def _identity(path: Path) -> str | None:
+    """The teacher of the pieces; None if it is not known.
+
+    Raises:
+      UserError: a bucket does not answer, which is no reason to delete anything.
+    """
+    if paths.is_bucket(path):
+        with contextlib.suppress(FileNotFoundError):
+            return buckets.read(path).decode(errors="replace")
+        return None
+    with contextlib.suppress(UserError):  # what cannot be read is of another teacher
+        return inputs.read_text(path)
+    return None
 
 
 def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None:

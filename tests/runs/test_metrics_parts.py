@@ -76,3 +76,35 @@ def test_a_stage_begun_again_begins_its_parts_again(tmp_path, small):
     write(tmp_path, [1]).flush()
     assert names(tmp_path) == ["000000.jsonl", "notes.txt"]
     assert [row["step"] for row in read_rows(tmp_path)] == [1]
+
+
+def with_lease(monkeypatch, number):
+    monkeypatch.setattr(metrics_parts.leases, "number", lambda folder: number)
+
+
+def steps(folder):
+    return [row["step"] for row in read_rows(folder)]
+
+
+@pytest.mark.parametrize("kept", range(0, 41, 5))
+def test_parts_of_a_run_that_lost_its_lease_do_not_count(tmp_path, small, monkeypatch, kept):
+    with_lease(monkeypatch, 1)
+    old = write(tmp_path, range(37))
+    old.flush()
+    lines = b"".join(metrics_parts.read(tmp_path)).splitlines(keepends=True)[:kept]
+    with_lease(monkeypatch, 2)
+    new = Parts(tmp_path, lines)
+    expected = list(range(min(kept, 37)))
+    assert steps(tmp_path) == expected
+    # What the first run had on its way, of the last part and of one more.
+    for step in range(37, 45):
+        old.write(line(step, late=True))
+        old.flush()
+    assert steps(tmp_path) == expected
+    new.write(line(100))
+    new.flush()
+    assert steps(tmp_path) == [*expected, 100]
+    with_lease(monkeypatch, 3)
+    Parts(tmp_path, b"".join(metrics_parts.read(tmp_path)).splitlines(keepends=True))
+    assert steps(tmp_path) == [*expected, 100]
+    assert len({name[:6] for name in names(tmp_path)}) == len(names(tmp_path))  # none is left
