@@ -5,7 +5,7 @@
 Needs no library, so that it runs before anything is installed. Numbers are the same in every run on one type
 of processor, and those of another type are like those of another seed. So steps and FLOPs must always be
 equal; if the first model's numbers are, every model's must be; and otherwise accuracies must lie within those
-of the seeds in README.
+of the seeds in README, or near them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TIME = "ms/token"  # differs between runs
+NEAR = 0.05  # of accuracy: eight seeds do not show all that a seed may do
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -45,7 +46,8 @@ def stale(page: str, printed: str, readme: str) -> list[str]:
         if not is_same_processor:
             checked = ["stage", "steps", "FLOPs/token"]
             least, most = ranges(readme).get(theirs["model"], (0.0, 1.0))
-            if not least <= float(theirs["accuracy"].split()[0]) <= most:
+            accuracy = float(theirs["accuracy"].split()[0])
+            if not least - NEAR <= accuracy <= most + NEAR:
                 faults.append(
                     f"{theirs['model']}: accuracy {theirs['accuracy']}, in README {least}..{most}"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -19,7 +20,7 @@ from fqs_jax.evaluation import timing
 from fqs_jax.runs import source
 from fqs_jax.thinking import flops
 from tests import printed_table
-from tests.conftest import REPO
+from tests.conftest import ENVIRONMENT, REPO
 from tests.tiny_runs import TINY, hf_folder, run, write_text
 
 README = (REPO / "README.md").read_text()
@@ -74,10 +75,10 @@ def test_a_stale_table_is_found():
     assert printed_table.stale(STARTED, other_time, README) == []
     for old, new in (("0.923 ± 0.021", "0.922 ± 0.021"), ("7,892", "7,893"), ("1.09e+06", "1e+06")):
         assert len(printed_table.stale(STARTED, STARTED.replace(old, new), README)) == 1
-    # Another type of processor: within the seeds of README, whose least for think-5-2 is 0.907.
+    # Another type of processor: near the seeds of README, whose least for think-5-2 is 0.907.
     base = STARTED.replace("│ 5.632 │", "│ 5.633 │")
-    assert printed_table.stale(STARTED, base.replace("0.923 ±", "0.908 ±"), README) == []
-    assert len(printed_table.stale(STARTED, base.replace("0.923 ±", "0.906 ±"), README)) == 1
+    assert printed_table.stale(STARTED, base.replace("0.923 ±", "0.858 ±"), README) == []
+    assert len(printed_table.stale(STARTED, base.replace("0.923 ±", "0.856 ±"), README)) == 1
     assert printed_table.stale(STARTED, "", README) and printed_table.stale("", STARTED, README)
 
 
@@ -166,6 +167,8 @@ def test_the_first_hour(tmp_path):
     if subprocess.run(reach, cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("no package index can be reached")
     command = (REPO / "tests" / "first_hour.sh", tmp_path / "hour")
-    done = subprocess.run(command, capture_output=True, text=True)
+    # Not with the settings of tests, under which programs compile to other rounding.
+    theirs = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    done = subprocess.run(command, env=theirs, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert Path(done.stdout.splitlines()[-1].split()[3]).is_file()
