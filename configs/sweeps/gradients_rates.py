@@ -11,10 +11,12 @@ from fqs_jax.configs.sweeps import gradients
 from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)
+# Rows whose best of these is at an edge have one more.
+MORE = {name: (1e-4,) for name in ("no-policy", "rlp", "rpt")} | {"published-form": (1e-2,)}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Forty-two cells of 1 to 2 minutes on one CPU core each: 14 rows at three rates."""
+    """Forty-six cells of 1 to 2 minutes on one CPU core each: 14 rows at three rates or four."""
     c = gradients.get_config()
     c.seeds = (5,)
     c.variants = tuple(
@@ -22,7 +24,10 @@ def get_config() -> ml_collections.ConfigDict:
             name,
             *changes,
             stages=f"0,{stage}",
-            bracket=[f"stage_{stage}.learning_rate={rate}" for rate in RATES],
+            bracket=[
+                f"stage_{stage}.learning_rate={rate}"
+                for rate in sorted((*RATES, *MORE.get(name, ())))
+            ],
         )
         for name, (stage, changes) in gradients.ROWS.items()
     )
