@@ -1,5 +1,8 @@
 """Text from a model: `python -m fqs_jax.generate --checkpoint=W --stage=3 --prompt="Once"`.
 
+--show_thoughts prints the thought behind each token and its weight, ‹8 =|0.41›, in front of the next token.
+The built-in example continues a question such as "5 +1 +3 = " as its text does, with the work.
+
 The same in Python: `fqs_jax.inference.generation.generate(loaded, prompts, ...)`.
 """
 
@@ -68,6 +71,7 @@ def main(_: Sequence[str]) -> None:
         loaded, template = chat.for_chat(loaded)
         prompts = prompts_lib.render(template, conversations)
         shown = [f"{messages.last_text(conversation)}\n" for conversation in conversations]
+    loaded.tokenizer.note_unknown(prompts)
     length = prompts_lib.longest(loaded, prompts) + flags.FLAGS.max_new_tokens
     prompts_lib.refuse_endless(flags.FLAGS.max_new_tokens, loaded.model.max_seq_len)
     if length > loaded.model.max_seq_len:

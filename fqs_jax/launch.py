@@ -6,7 +6,8 @@ resumes a stopped run.
 
 --config is a file, or the name of a config of the package; `tiny`, the default, is the built-in example.
 The working directory is workdir/NAME, after the config, unless --workdir names another. Any field of the
-config can be overridden: `--config.batch_size=4`.
+config can be overridden: `--config.batch_size=4`. Several processes: --coordinator and others (--helpfull,
+docs/scale.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from fqs_jax.runtime import cli, config_flag, paths, processes, typed_flags
 from fqs_jax.runtime.errors import UserError, printable
@@ -55,7 +57,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import resolve
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
-    from fqs_jax.runs import also_log, history, source, stages
+    from fqs_jax.runs import also_log, history, record, source, stages
     from fqs_jax.runtime import accelerators, agreement, compiled_programs, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, profiling, start, step
@@ -63,6 +65,10 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.training.start import RESUME, Run
 
     config = flags.FLAGS.config
+    if "variants" in config:
+        raise UserError(
+            "this config is a sweep, not an experiment: run it with fqs sweep --config=... --workdir=W"
+        )
     if _INIT_FROM.value:
         config.init_from = _INIT_FROM.value
     if _TEXT.value:
@@ -76,6 +82,8 @@ def main(_: Sequence[str]) -> None:
     also_log.check(_ALSO_LOG.value, root)
     given = (workdir, config.to_dict(), _STAGE.value, _MAX_STEPS.value, _DRY_RUN.value)
     agreement.check_same(repr(given), "flags or another config")
+    _check_stages(root, workdir, config)
+    mesh = sharding.make_mesh(config.mesh)
     with contextlib.ExitStack() as stack:
         # A dry run leaves no trace.
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if _DRY_RUN.value else root
@@ -90,12 +98,13 @@ def main(_: Sequence[str]) -> None:
         longest = max(stage.steps for stage in chosen)
         profile = profiling.parsed(_PROFILE_STEPS.value, root, longest)
         accelerators.note_unused()
-        mesh = sharding.make_mesh(config.mesh)
         placement.check_model(model, mesh)
         for recipe in todo:  # now, and not when its turn comes
             step.split_rows(recipe, mesh)
             start.check_base(recipe, config)
         if _DRY_RUN.value:
+            for recipe in todo:
+                record.check(root, config, recipe.stage, recipe.lora is not None)
             print_overview(root, todo, recipes, mesh)
             print_memory(todo, mesh)
             return
@@ -109,6 +118,23 @@ def main(_: Sequence[str]) -> None:
                 interrupts.check(f"{recipe.stage} is done; {RESUME}")
             history.record_command(root, command(_STAGE.value))
         print(printable(f"Done: {', '.join(map(str, chosen))} in {root}"), flush=True)
+
+
+def _check_stages(root: Path, workdir: str, config: ConfigDict) -> None:
+    """Check --stage before anything is made: they exist, and a new W needs no others.
+
+    Raises:
+      UserError: one is missing.
+    """
+    from fqs_jax.curriculum import stage as stage_lib
+    from fqs_jax.runs import folders, stages
+    from fqs_jax.runtime import agreement
+
+    rows = stage_lib.rows(config)
+    chosen = stage_lib.select(rows, _STAGE.value)
+    begun = agreement.agreed(folders.stage_numbers(root))  # another host may see a folder late
+    if not begun and not _DRY_RUN.value:
+        stages.check_needed(root, rows, chosen, functools.partial(_command, workdir))
 
 
 def _workdir() -> str:

@@ -244,7 +244,7 @@ def test_a_folder_that_is_taken_is_refused(trained, thinking_export):
             f"{SMALL} --config.optimizer.clip_nrom=1",
             "no field 'clip_nrom'; did you mean 'clip_norm'",
         ),
-        (f"{SMALL} --config.stage_1.n_ahead=four", "invalid literal for int"),
+        (f"{SMALL} --config.stage_1.n_ahead=four", "'four' is not a whole number"),
         (f"{SMALL} --max_step=3", "Unknown command line flag 'max_step'. Did you mean: max_steps"),
         (f"{SMALL} max_steps=3", "unknown argument 'max_steps=3'"),
         ("--config=configs/none.py", "cannot read the config: No such file .* 'configs/none.py'"),
@@ -254,7 +254,7 @@ def test_a_folder_that_is_taken_is_refused(trained, thinking_export):
         (f"{SMALL} --init_from=PLACE/llama --text=PLACE/no*.txt", "no file matches .*no..txt"),
         (
             f"{SMALL} --init_from=PLACE/bare --text=PLACE/train.txt",
-            "cannot read .*bare/config.json",
+            "bare is no Hugging Face folder: it has no config.json",
         ),
         (
             f"{SMALL} --init_from=PLACE/cut --text=PLACE/train.txt",
@@ -269,7 +269,13 @@ def test_a_folder_that_is_taken_is_refused(trained, thinking_export):
             "blank.txt: nothing but blanks",
         ),
         (f"{SMALL} --init_from=PLACE/llama --stage=foo", "no stage 'foo'; there are 1 .think-16-8"),
-        (f"{SMALL} --init_from=PLACE/llama --workdir=PLACE/train.txt", "cannot write .*train.txt"),
+        (
+            f"{SMALL} --init_from=PLACE/llama --workdir=PLACE/train.txt",
+            "train.txt is a file, not a",
+        ),
+        ("--batch_size=3", "a field of the config is written --config.batch_size=VALUE"),
+        ("--config.learning_rate=1", "each stage has its own: --config.stage_N.learning_rate"),
+        ("--config=sweeps/default", "is a sweep, not an experiment: run it with fqs sweep"),
     ],
 )
 def test_launch_refuses(place, arguments, expected):

@@ -12,7 +12,7 @@ from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)
 # Rows whose best of these is at an edge have one more.
-MORE = {name: (1e-4,) for name in ("no-policy", "rlp", "rpt")} | {"published-form": (1e-2,)}
+MORE = dict.fromkeys(("no-policy", "rlp", "rpt"), (1e-4,)) | {"published-form": (1e-2,)}
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from fqs_jax.data.tokenizer_backends import Backend
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
+
+_MANY_UNKNOWN = 0.2  # of a text's characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,21 @@ class Tokenizer:
         """
         size = self.backend.vocab_size
         return self.backend.decode([int(i) for i in ids if 0 <= i < size])
+
+    def note_unknown(self, texts: Sequence[str]) -> None:
+        """A note if this vocabulary lacks many characters of some texts: the model cannot read them."""
+        text = "\n".join(texts[:100])[:100_000]
+        written = Counter(
+            "".join(text.split())
+        )  # without blanks, which tokenizers may write otherwise
+        lacking = written - Counter(self.decode(self.encode(text)))
+        share = lacking.total() / max(1, written.total())
+        if share > _MANY_UNKNOWN:
+            note(
+                f"the tokenizer does not know {share:.0%} of these characters, such as "
+                f"{printable(max(lacking, key=lambda character: lacking[character]))!r}: the model was made "
+                "for another kind of text"
+            )
 
     def id_of(self, piece: str) -> int | None:
         """The id of a vocabulary entry by its spelling in the vocabulary; None if it does not exist."""

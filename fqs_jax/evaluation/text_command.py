@@ -23,6 +23,7 @@ def main() -> int:
     cli.require(checkpoint=f.checkpoint, text=f.text)
     documents = documents_lib.read_documents(f.text)
     loaded = loading.load(f.checkpoint, f.stage, mesh=cli.mesh_from_flags())
+    loaded.tokenizer.note_unknown(documents)
     with Progress("windows", 0, 0) as bar:
         found = text.score(
             loaded,

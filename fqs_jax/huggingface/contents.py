@@ -62,6 +62,8 @@ def check_config(folder: Path) -> None:
     check_no_adapter(folder)
     if not (folder / "config.json").exists() and (kind := _foreign(folder)):
         raise UserError(f"{name} has no config.json, and only {kind}")
+    if not (folder / "config.json").exists():
+        raise UserError(f"{name} is no Hugging Face folder: it has no config.json")
 
 
 def way_from(path: Path) -> str:

@@ -215,6 +215,8 @@ def _made_from(root: Path, stage: Stage, initial_model: str) -> Iterator[str]:
         origin = made_from.get(str(number))
         origin = origin if isinstance(origin, dict) else {}
         changed = "" if record.is_current(root, number, origin) else ", which has changed since"
+        if not folders.stage_folder(root, number).is_dir():
+            changed = ", which is gone"
         yield f"{role} stage {number} at step {origin.get('step')}{changed}"
 
 

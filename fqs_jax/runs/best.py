@@ -61,7 +61,15 @@ def find(root: Path, known: list[Stage], which: str) -> tuple[Stage, int | None]
     Raises:
       UserError: there is no such stage, or no step of it that is saved was measured.
     """
-    stage = stage_lib.find(known, which.removesuffix(SUFFIX))
+    name = which.removesuffix(SUFFIX)
+    if name.isdecimal() and int(name) not in {stage.number for stage in known}:
+        folder = folders.stage_folder(root, int(name))
+        if folder.is_dir():
+            lacks = "no checkpoint" if (folder / "run.json").exists() else "no run.json"
+            raise UserError(
+                f"{folder} has {lacks}: python -m fqs_jax.inspect {root} shows what it has"
+            )
+    stage = stage_lib.find(known, name)
     if not which.endswith(SUFFIX):
         return stage, None
     lines = metrics_file.read_lines(folders.stage_folder(root, stage.number) / "metrics.jsonl")

@@ -50,6 +50,15 @@ def load(
     if folders.is_workdir(root):
         return _load_from_run(root, stage, dtype, as_trained, mesh)
     check_folder(root)
+    if folders.stage_numbers(root):
+        raise UserError(
+            f"{folders.source_folder(root)} is missing: restore it, or start the training again with the "
+            f"same command, which makes it ({root / 'commands.txt'} has those of finished runs)"
+        )
+    if (root / "run.json").exists():
+        raise UserError(
+            f"{root} is a stage's folder: give the working directory above it, and --stage with its number"
+        )
     if stage is not None:
         raise UserError(
             f"{root} is no working directory, so it has no stage {stage}; give one, or leave "

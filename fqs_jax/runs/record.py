@@ -84,6 +84,7 @@ def write(
 
     def compare_and_record() -> None:
         if step is not None and path.exists():
+            _check_parents(root, stage, parents)
             _compare(root, config, stage, step, run)
         # A finished stage stays as it was recorded.
         if step is None or step < stage.steps or not path.exists():
@@ -91,6 +92,39 @@ def write(
             files.write_json(path, run)
 
     agreement.on_main(compare_and_record)
+
+
+def check(
+    root: Path, config: ml_collections.ConfigDict, stage: Stage, adapted: bool = False
+) -> None:
+    """Compare a stage that was begun with its row and config of now; nothing is written.
+
+    Raises:
+      UserError: it was begun with something else.
+    """
+    folder = stage_folder(root, stage.number)
+    step = latest_step(checkpoint_folder(root, stage.number))
+    if step is None or not (folder / "run.json").exists():
+        return
+    now = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage, adapted)}
+    before = _read(folder)
+    others = {name: value for name, value in before.items() if name not in now}
+    _compare(root, config, stage, step, json.loads(json.dumps(now)) | others)
+
+
+def _check_parents(root: Path, stage: Stage, parents: dict[str, dict[str, Any]]) -> None:
+    """Refuse to go on with a stage if one that it was made from is gone.
+
+    Raises:
+      UserError: one is.
+    """
+    made_from = _read(stage_folder(root, stage.number))["made_from"]
+    for number, now in parents.items():
+        if now["step"] is None and made_from.get(number):
+            raise UserError(
+                f"stage {number}, which {stage} was made from, is gone: restore "
+                f"{stage_folder(root, int(number))}, or use another --workdir"
+            )
 
 
 def _compare(
@@ -113,6 +147,11 @@ def _compare(
     if changed := change(before, older_records.completed(run), ignored):
         if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"
+        if changed.startswith("stage.steps=") and decays:
+            changed += (
+                " (--max_steps counts), and its learning rate falls to 0 at the last of them: "
+                "optimizer.decay_steps is 0"
+            )
         raise UserError(
             f"{folder} was begun with {changed}; use another --workdir, or remove {folder} to "
             "begin the stage again"

@@ -51,8 +51,9 @@ def run(
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1 + arguments:
+            hint = "; a working directory is given as --workdir=W" * ("workdir" in flags.FLAGS)
             raise UserError(
-                f"unknown argument {argv[1 + arguments]!r}; options start with --, see --help"
+                f"unknown argument {argv[1 + arguments]!r}: options start with --{hint}; see --help"
             )
         logging.set_verbosity(logging.ERROR)  # Orbax logs every save, JAX every peer
         orbax_errors.silence()
@@ -136,6 +137,7 @@ def quote(word: str) -> str:
 
 def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
     """Parse flags with absl; its errors have one line."""
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error here
     try:
         # In place, because config flags and `config_flag.overrides` read the same list.
         argv[1:] = _without_flag_files(argv[1:])
@@ -151,7 +153,12 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
     except flags.Error as error:
         lines = str(error).strip().splitlines()
         # Between them, a traceback.
-        raise UserError(" ".join(dict.fromkeys((lines[0], lines[-1])))) from error
+        said = " ".join(dict.fromkeys((lines[0], lines[-1])))
+        way = _way(argv)
+        cause = said.partition(". Did you mean")[0] if way else _plain(said)
+        raise UserError(cause + way) from error
+    except SystemExit:  # of --help, for which absl ends with 1
+        raise SystemExit(0) from None
     except UserError:
         raise
     except OSError as error:
@@ -160,6 +167,26 @@ def _parse(argv: list[str], define_flags: Callable[[], None]) -> list[str]:
         raise UserError(config_flag.problem(error)) from error
     except Exception as error:  # a config is a program: anything can go wrong in it
         raise UserError(config_flag.problem(error)) from error
+
+
+def _plain(text: str) -> str:
+    """An error of absl in plain words."""
+    return re.sub(
+        r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", text
+    )
+
+
+def _way(argv: list[str]) -> str:
+    """What an unknown flag may have meant: a field of the config, or the flag of another program."""
+    for word in argv[1:]:
+        name = re.match(r"--?(\w+)", word)
+        if name is None or name[1] in flags.FLAGS:
+            continue
+        if name[1] == "workdir" and "checkpoint" in flags.FLAGS:
+            return "; give a working directory as --checkpoint=W --stage=N"
+        if "config" in flags.FLAGS and name[1] in (flags.FLAGS["config"].value or ()):
+            return f"; a field of the config is written --config.{name[1]}=VALUE"
+    return ""
 
 
 def _without_flag_files(words: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from fqs_jax.runtime import inputs, paths, shipped_configs
 from fqs_jax.runtime.errors import UserError
 
+_LIBRARY = re.compile(r"/(site|dist)-packages/(?!fqs_jax/configs)|/fqs_jax/runtime/|/lib/python3")
 PATH_FIELDS = ("init_from", "data.cache_dir", "data.tfds_dir")  # of an experiment
 
 flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
@@ -71,9 +73,9 @@ def locate(given: str) -> str:
     return found + colon + argument
 
 
-def file() -> str:
+def file(known: flags.FlagValues = flags.FLAGS) -> str:
     """The file of the config as it was given; the name of a shipped one."""
-    path, colon, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path, colon, argument = config_flags.get_config_filename(known["config"]).partition(":")
     return shipped_configs.shorten(path) + colon + argument
 
 
@@ -121,6 +123,10 @@ def check(known: flags.FlagValues = flags.FLAGS) -> None:
       UserError: a field that needs a value is None.
       Exception: anything else that reading it raises; see `problem`.
     """
+    if known.config is None:
+        raise UserError(
+            f"{file(known)}: get_config() returns nothing; it should return a ConfigDict"
+        )
     known.config.get("seed")  # a missing file is an error at the first use
     for field, value in config_flags.get_override_values(known["config"]).items():
         if value is None and not _may_be_none(known.config, field):
@@ -134,7 +140,7 @@ def problem(error: Exception) -> str:
         return f"the config has no field {meant[2]!r}; did you mean {meant[1]!r}?"
     name = re.fullmatch(r"\W*(\w+)\W*", text)
     if name and isinstance(error, AttributeError | KeyError):
-        return f"the config has no field {name[1]!r}; see configs/common.py"
+        return f"the config has no field {name[1]!r}; {_where_it_is(name[1])}"
     if isinstance(error, OSError):  # wrapped by the library, with the cause at the end
         reason = re.split(r"failure to load: |\[Errno \d+\] ", text)[-1]
         return f"cannot read the config: {reason.strip()}"
@@ -143,7 +149,34 @@ def problem(error: Exception) -> str:
             f"the config imports {error.name}, which is not on Python's path (nor is the current "
             "folder); set PYTHONPATH to its folder"
         )
-    return f"cannot read the config: {type(error).__name__}: {' '.join(text.split())}"
+    if "has no attribute 'get_config'" in text:
+        return "cannot read the config: the file has no function get_config()"
+    return (
+        f"cannot read the config: {_place(error)}{type(error).__name__}: {' '.join(text.split())}"
+    )
+
+
+def _where_it_is(name: str) -> str:
+    """Where a field may be that is not at the top of a config."""
+    if name in (
+        "learning_rate",
+        "steps",
+        "objective",
+        "start",
+        "teacher",
+        "n_ahead",
+        "n_ahead_talk",
+    ):
+        return f"each stage has its own: --config.stage_N.{name}"
+    return f"{shipped_configs.FOLDER / 'common.py'} has the fields"
+
+
+def _place(error: Exception) -> str:
+    """The file and line of a config that raised an error: the last one outside of libraries."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and not _LIBRARY.search(frame.filename):
+            return f"{frame.filename}:{frame.lineno}: "
+    return ""
 
 
 def _may_be_none(config: ConfigDict, field: str) -> bool:
@@ -156,3 +189,9 @@ def _may_be_none(config: ConfigDict, field: str) -> bool:
 class _IntegerOrNoneParser(flags.IntegerParser):
     def parse(self, argument: Any) -> Any:
         return None if argument == "None" else super().parse(argument)
+
+    def convert(self, argument: Any) -> int:
+        try:
+            return super().convert(argument)
+        except ValueError as error:
+            raise ValueError(f"{argument!r} is not a whole number") from error

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import agreement, buckets, files, inputs, leases, paths
+from fqs_jax.runtime import agreement, buckets, files, inputs, leases, outputs, paths
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -125,9 +125,7 @@ def held(folder: Path, seconds: float = 0.0) -> Iterator[int | None]:
         # Network file systems lock only files that are open for writing.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise UserError(
-            f"cannot write in {folder}: {error.strerror}; make room, or give --workdir another place"
-        ) from error
+        raise outputs.no_workdir(folder, error) from error
     try:
         _lock(file, folder, seconds)
         with contextlib.suppress(OSError):  # a full disk: the lock holds, it only has no name

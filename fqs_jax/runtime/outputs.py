@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -54,3 +55,15 @@ def check_ours(path: Path, is_ours: Callable[[bytes, bytes], bool], kind: str, f
             f"{inputs.name(path)} exists already and is no {kind}; name another file with {flag}, or "
             "remove it first"
         )
+
+
+def no_workdir(folder: Path, error: OSError) -> UserError:
+    """Why nothing can be written in a working directory, and what to do."""
+    if folder.exists() and not folder.is_dir():
+        return UserError(
+            f"{inputs.name(folder)} is a file, not a folder; give --workdir another name"
+        )
+    room = "make room, or " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return UserError(
+        f"cannot write in {inputs.name(folder)}: {error.strerror}; {room}give --workdir another place"
+    )

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fqs_jax.runtime import agreement, paths
+from fqs_jax.runtime import agreement, outputs, paths
 from fqs_jax.runtime.errors import UserError, printable
 
 _LATE = 65.0  # seconds; a network disk may show a new file up to a minute late
@@ -42,9 +42,7 @@ def check(folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             file.touch()
         except OSError as error:
-            raise UserError(
-                f"cannot write in {folder}: {error.strerror}; make room, or give --workdir another place"
-            ) from error
+            raise outputs.no_workdir(folder, error) from error
 
     agreement.on_main(write)
     try:

@@ -77,6 +77,8 @@ def read(config: ml_collections.ConfigDict) -> Sweep:
       UserError: one is unknown, missing or malformed, or something is named twice.
     """
     known = [field.name for field in dataclasses.fields(Sweep)]
+    if "variants" not in config and any(key.startswith("stage_") for key in config):
+        raise UserError("this config is an experiment, not a sweep: train it with fqs launch")
     for key in config:
         if key not in known:
             raise UserError(f"the sweep has an unknown field {key!r}; it may have {_list(known)}")

@@ -380,3 +380,14 @@ def test_nothing_is_written_if_training_fails(tmp_path):
     with pytest.raises(UserError, match="tokenizer of 300 pieces: the text is empty"):
         tokenizer_training.train_sentencepiece([], tmp_path / "x", 300)
     assert not (tmp_path / "x").exists()
+
+
+def test_text_that_the_vocabulary_cannot_write_is_noted(tmp_path, capfd):
+    tokenizer = tokenizer_training.train_sentencepiece(
+        ["abba ab"] * 9, tmp_path, 8, byte_fallback=False
+    )
+    for text in ("ab  ba\nab", "", " "):
+        tokenizer.note_unknown([text])
+    assert capfd.readouterr().err == ""
+    tokenizer.note_unknown(["abba", "other"])
+    assert "does not know 56% of these characters, such as 'o'" in capfd.readouterr().err

@@ -107,7 +107,7 @@ def test_not_every_token_is_drawn() -> None:
 def test_what_is_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no folder" in refusal("demo", tmp_path / "W")
     (tmp_path / "empty").mkdir()
-    assert "config.json: no such file" in refusal("demo", tmp_path / "empty")
+    assert "is no Hugging Face folder: it has no config.json" in refusal("demo", tmp_path / "empty")
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"pip install 'fqs_jax\[demo\]'"):
         live_app.library()

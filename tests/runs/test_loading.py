@@ -11,6 +11,7 @@ import pytest
 from fqs_jax import huggingface
 from fqs_jax.curriculum import resolve
 from fqs_jax.data import tokenizer as tokenizer_lib
+from fqs_jax.reporting import inventory
 from fqs_jax.runs import folders, loading, record, source, stages
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking import config as config_lib
@@ -78,7 +79,7 @@ def test_a_refused_start_leaves_nothing(tmp_path, folder):
         source.prepare(tmp_path / "W", clock_config({"model": {"width": 4}}))
     assert not list(tmp_path.glob("W/*"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write in .*/file: "):
+    with pytest.raises(UserError, match="/file is a file, not a folder"):
         source.prepare(tmp_path / "file", clock_config())
 
 
@@ -387,3 +388,55 @@ def test_a_tokenizer_that_does_not_fit_the_model(folder, tmp_path):
     with pytest.raises(UserError, match="model: the end token has id 128001"):
         source.prepare(tmp_path / "W", clock_config({"init_from": str(broken)}))
     assert not (tmp_path / "W" / "source").exists()
+
+
+# What is missing --------------------
+
+
+@pytest.fixture
+def broken(run, tmp_path):
+    """A copy of the run, to take parts of it away."""
+    return shutil.copytree(run[0], tmp_path / "W")
+
+
+def test_a_working_directory_without_its_source(broken):
+    shutil.rmtree(broken / "source")
+    with pytest.raises(UserError, match="W/source is missing: restore it, or start the training"):
+        loading.load(str(broken), "1")
+
+
+def test_a_stage_whose_parent_is_gone(broken, run):
+    shutil.rmtree(broken / "stage_0")
+    [stage] = [stage for stage in folders.existing_stages(broken) if stage.number == 1]
+    with pytest.raises(UserError, match=r"stage 0, which stage 1 \(.*\) was made from, is gone"):
+        record.write(broken, run[1], stage)
+    [found] = [stage for stage in inventory.read(broken).stages if stage.number == 1]
+    assert any("stage 0 at step" in part and "which is gone" in part for part in found.made_from)
+
+
+def test_parts_of_a_stage_that_are_missing(broken):
+    (broken / "stage_1" / "run.json").unlink()
+    with pytest.raises(UserError, match="W/stage_1 has no run.json"):
+        loading.load(str(broken), "1")
+    shutil.rmtree(broken / "stage_2" / "checkpoints")
+    with pytest.raises(UserError, match="W/stage_2 has no checkpoint"):
+        loading.load(str(broken), "2")
+
+
+def test_the_folder_of_a_stage_is_no_model(broken):
+    with pytest.raises(UserError, match="give the working directory above it, and --stage"):
+        loading.load(str(broken / "stage_1"), None)
+
+
+def test_a_dry_run_refuses_what_a_start_would(tmp_path):
+    changes = {"optimizer.decay_steps": 0}
+    root, config = tmp_path / "W", clock_config(changes)
+    save_stage(root, config, 0, step=3)
+    [stage] = folders.existing_stages(root)
+    record.check(root, config, stage)
+    record.check(root, clock_config(changes | {"log_every": 3}), stage)
+    longer = dataclasses.replace(stage, steps=stage.steps + 1)
+    with pytest.raises(UserError, match=r"stage.steps=\d+, now it is \d+ \(--max_steps counts\)"):
+        record.check(root, config, longer)
+    with pytest.raises(UserError, match="seed=0, now it is 3"):
+        record.check(root, clock_config(changes | {"seed": 3}), stage)

@@ -94,7 +94,7 @@ def test_an_optional_field_takes_none(experiment: Path, monkeypatch: pytest.Monk
     "word, expected",
     [
         ("--config.count=None", "--config.count=None: this field needs a value"),
-        ("--config.part.start=none", "invalid literal for int"),
+        ("--config.part.start=none", "'none' is not a whole number"),
         ("--config.cuont=1", "no field 'cuont'; did you mean 'count'"),
         ("--flagfile=FOLDER/none", "cannot read .*none: no such file"),
         ("--flagfile=FOLDER", "is a folder, not a file"),
@@ -150,3 +150,26 @@ def test_a_quoted_word_is_one_line_that_bash_reads_back(word: str) -> None:
     command = ["bash", "-c", f"printf %s {quoted}"]
     done = subprocess.run(command, capture_output=True, check=True)
     assert done.stdout == word.encode(errors="surrogateescape")
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("def get_config():\n    pass\n", r"get_config\(\) returns nothing"),
+        ("", r"the file has no function get_config\(\)"),
+        ("def get_config():\n    return nothing\n", "broken.py:2: NameError: name 'nothing'"),
+        ("def get_config(:\n", r"SyntaxError: invalid syntax \(broken.py, line 1\)"),
+    ],
+)
+def test_configs_with_a_mistake(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    text: str,
+    expected: str,
+) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of an earlier test
+    with pytest.raises(UserError, match=expected):
+        parse(monkeypatch, f"--config={tmp_path / 'broken.py'}")
+    assert capfd.readouterr().err == ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fqs_jax.runtime import paths
+from fqs_jax.runtime import inputs, paths
+from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.files import cache_folder
 
 
@@ -42,6 +43,8 @@ def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = Fal
       UserError: a folder is an address of another machine.
     """
     tokens = paths.expand(cache_dir) if cache_dir else cache_folder()
+    if not paths.is_bucket(tokens) and tokens.is_file():
+        raise UserError(f"{inputs.name(tokens)} is a file; data.cache_dir should be a folder")
     cache = cache_folder() if paths.is_bucket(tokens) else tokens
     return Options(
         key, cache, tokens, str(paths.expand_local(tfds_dir)) if tfds_dir else None, download, chat
