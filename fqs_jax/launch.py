@@ -128,10 +128,12 @@ def _check_stages(root: Path, workdir: str, config: ConfigDict) -> None:
     """
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.runs import folders, stages
-    from fqs_jax.runtime import agreement
+    from fqs_jax.runtime import agreement, buckets
 
     rows = stage_lib.rows(config)
     chosen = stage_lib.select(rows, _STAGE.value)
+    if paths.is_bucket(root) and not _DRY_RUN.value:
+        buckets.check_writable(root)  # by all processes: each writes arrays
     begun = agreement.agreed(folders.stage_numbers(root))  # another host may see a folder late
     if not begun and not _DRY_RUN.value:
         stages.check_needed(root, rows, chosen, functools.partial(_command, workdir))

@@ -11,12 +11,17 @@ from fqs_jax.configs.sweeps import gradients
 from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)
-# Rows whose best of these is at an edge have one more.
-MORE = dict.fromkeys(("no-policy", "rlp", "rpt"), (1e-4,)) | {"published-form": (1e-2,)}
+# Rows whose best of these is at an edge, and above chance, have more.
+LOWER = (3e-5, 1e-4)
+MORE = {
+    "published-form": (1e-2,),
+    **dict.fromkeys(("no-policy", "default-half"), (1e-4,)),
+    **dict.fromkeys(("rlp", "rpt", "rlp-half", "rpt-half"), LOWER),
+}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Forty-six cells of 1 to 2 minutes on one CPU core each: 14 rows at three rates or four."""
+    """Fifty-three cells of 1 to 2 minutes on one CPU core each: 14 rows at three to five rates."""
     c = gradients.get_config()
     c.seeds = (5,)
     c.variants = tuple(

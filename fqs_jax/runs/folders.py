@@ -116,8 +116,8 @@ def existing_stages(root: Path) -> list[Stage]:
 
 def stage_numbers(root: Path) -> list[int]:
     """The numbers of all stages that have a folder in a working directory, whatever is in it."""
-    names = (_STAGE.fullmatch(path.name) for path in root.glob("stage_*") if path.is_dir())
-    return sorted(int(name[1]) for name in names if name)
+    found = ((_STAGE.fullmatch(path.name), path) for path in files.entries(root))
+    return sorted(int(name[1]) for name, path in found if name and path.is_dir())
 
 
 def saved_step(root: Path, number: int) -> int | None:

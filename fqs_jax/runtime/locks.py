@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fqs_jax.runtime import agreement, buckets, files, inputs, leases, outputs, paths
+from fqs_jax.runtime import agreement, files, inputs, leases, outputs, paths
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
 
@@ -78,7 +78,6 @@ def workdir(root: Path) -> Iterator[None]:
     if not paths.is_bucket(root):
         yield
         return
-    buckets.check_writable(root)  # by all processes: each writes arrays
     with FolderLock(root):
         yield
 
