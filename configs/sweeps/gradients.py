@@ -34,12 +34,23 @@ ROWS = {
     **{name: (stage, ()) for name, stage in CONTROLS.items()},
     **{name: (1, changes) for name, changes in AT_HALF.items()},
 }
-# Chosen by gradients_rates.py; 1e-3, the rate of configs/think_once.py, for all others.
-CHOSEN: dict[str, float] = {}
+# Chosen by gradients_rates.py; all others have 1e-3, the rate of configs/think_once.py: it is the best, or the
+# row answers no better than a guess at any rate.
+CHOSEN = {
+    "no-policy": 3e-4,
+    "rlp": 1e-4,
+    "rpt": 3e-5,
+    "published-form": 3e-3,
+    "default-half": 1e-4,
+    "rlp-half": 3e-5,
+    "rpt-half": 3e-5,
+}
+# Thoughts as they begin, from the symbols around shown work: one step that moves nothing.
+UNTRAINED = variant("untrained", "stage_1.steps=1", "stage_1.learning_rate=1e-12", stages="0,1")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Seventy cells of 1 to 2 minutes on one CPU core each.
+    """Seventy-five cells of 1 to 2 minutes on one CPU core each.
 
     Each row has the best of three learning rates, chosen on validation problems of another seed.
     docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the
@@ -48,10 +59,11 @@ def get_config() -> ml_collections.ConfigDict:
     "jepo" are the gradient of one bound.
     """
     c = thinking.get_config()
-    c.variants = tuple(
+    rows = tuple(
         variant(name, *changes, *chosen(name, stage), stages=f"0,{stage}")
         for name, (stage, changes) in ROWS.items()
     )
+    c.variants = (*rows, UNTRAINED)
     return c
 
 
