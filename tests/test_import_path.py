@@ -50,7 +50,7 @@ def trap(tmp_path_factory):
 def test_modules_of_the_current_folder_are_not_imported(trap, way):
     done = python(*way, "--checkpoint=.", "--prompt=a", cwd=trap)
     assert not (trap / "run").exists(), (trap / "run").read_text()
-    assert done.returncode == 2 and done.stderr.startswith("error: cannot read config.json")
+    assert done.returncode == 2 and done.stderr.startswith("error: . is no Hugging Face folder")
 
 
 def test_processes_that_a_program_starts_do_not_import_them_either(trap):

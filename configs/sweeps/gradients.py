@@ -34,8 +34,8 @@ ROWS = {
     **{name: (stage, ()) for name, stage in CONTROLS.items()},
     **{name: (1, changes) for name, changes in AT_HALF.items()},
 }
-# Chosen by gradients_rates.py; all others have 1e-3, the rate of configs/think_once.py: it is the best, or the
-# row answers no better than a guess at any rate.
+# Chosen by gradients_rates.py. All others have 1e-3, the rate of configs/think_once.py: it is the best there,
+# or the row answers no better than a guess at any rate.
 CHOSEN = {
     "no-policy": 3e-4,
     "rlp": 1e-4,
