@@ -24,15 +24,11 @@ RIVALS = {
     "random-tokens": ("thought.tokens=random", thinking.NO_POLICY),
     "pause-tokens": ("thought.tokens=pause", thinking.NO_POLICY),
 }
-# Thoughts weigh 0.5 from the start, not 0.12: without a likelihood the weight is not trained.
-HALF = ("thought.mixing_bias=0.0",)
-AT_HALF = {f"{name}-half": (*RIVALS[name], *HALF) for name in ("default", "rlp", "rpt")}
 CONTROLS = {"same-steps": 2, "same-flops": 3}  # stages of configs/think_once.py
 # Each row: its stage of configs/think_once.py, and its changes.
 ROWS = {
     **{name: (1, changes) for name, changes in RIVALS.items()},
     **{name: (stage, ()) for name, stage in CONTROLS.items()},
-    **{name: (1, changes) for name, changes in AT_HALF.items()},
 }
 # Chosen by gradients_rates.py. All others have 1e-3, the rate of configs/think_once.py: it is the best there,
 # or the row answers no better than a guess at any rate.
@@ -41,16 +37,13 @@ CHOSEN = {
     "rlp": 1e-4,
     "rpt": 3e-5,
     "published-form": 3e-3,
-    "default-half": 1e-4,
-    "rlp-half": 3e-5,
-    "rpt-half": 3e-5,
 }
 # Thoughts as they begin, from the symbols around shown work: one step that moves nothing.
 UNTRAINED = variant("untrained", "stage_1.steps=1", "stage_1.learning_rate=1e-12", stages="0,1")
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Seventy-five cells of 1 to 2 minutes on one CPU core each.
+    """Sixty cells of 1 to 2 minutes on one CPU core each.
 
     Each row has the best of three learning rates, chosen on validation problems of another seed.
     docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the

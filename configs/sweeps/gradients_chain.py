@@ -11,7 +11,7 @@ from fqs_jax.configs.sweeps import gradients
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Seventy-five cells of 1 to 2 minutes on one CPU core each, at the learning rates of `gradients.py`."""
+    """Sixty cells of 1 to 2 minutes on one CPU core each, at the learning rates of `gradients.py`."""
     c = gradients.get_config()
     c.overrides = ("data.source=chain",)
     return c

@@ -11,6 +11,9 @@ from fqs_jax.configs.sweeps import gradients
 from fqs_jax.sweeps import variant
 
 RATES = (3e-4, 1e-3, 3e-3)
+# Thoughts weigh 0.5 from the start, not 0.12: without a likelihood the weight is not trained.
+HALF = ("thought.mixing_bias=0.0",)
+AT_HALF = {f"{n}-half": (1, (*gradients.RIVALS[n], *HALF)) for n in ("default", "rlp", "rpt")}
 # Rows whose best of these is at an edge, and above chance, have more.
 LOWER = (3e-5, 1e-4)
 MORE = {
@@ -34,6 +37,6 @@ def get_config() -> ml_collections.ConfigDict:
                 for rate in sorted((*RATES, *MORE.get(name, ())))
             ],
         )
-        for name, (stage, changes) in gradients.ROWS.items()
+        for name, (stage, changes) in (gradients.ROWS | AT_HALF).items()
     )
     return c

@@ -46,11 +46,11 @@ def test_cells_are_variants_times_seeds():
 
 SWEEPS = REPO / "configs" / "sweeps"
 ONES = ("", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "seventy": 70}
+TENS = {"twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60}
 
 
 def stated_cells(text: str) -> int:
-    """The number in front of "cells": in figures, or in words up to seventy-nine."""
+    """The number in front of "cells": in figures, or in words up to sixty-nine."""
     [word] = re.findall(r"(\S+) cells", text.lower())
     tens, _, ones = word.partition("-") if word.split("-")[0] in TENS else ("", "", word)
     return int(word) if word.isdigit() else TENS.get(tens, 0) + ONES.index(ones)
