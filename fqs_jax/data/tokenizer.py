@@ -98,9 +98,8 @@ class Tokenizer:
     def note_unknown(self, texts: Sequence[str]) -> None:
         """A note if this vocabulary lacks many characters of some texts: the model cannot read them."""
         text = "\n".join(texts[:100])[:100_000]
-        written = Counter(
-            "".join(text.split())
-        )  # without blanks, which tokenizers may write otherwise
+        # Without blanks, which tokenizers may write otherwise.
+        written = Counter("".join(text.split()))
         lacking = written - Counter(self.decode(self.encode(text)))
         share = lacking.total() / max(1, written.total())
         if share > _MANY_UNKNOWN:

@@ -135,9 +135,8 @@ def check_writable(place: Path) -> None:
         with explained("use", place):
             probe = place / f".probe-{os.urandom(8).hex()}"
             write(probe, b"")
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # deleted by a request whose answer was lost
+            # It may be gone already, by a request whose answer was lost.
+            with contextlib.suppress(FileNotFoundError):
                 client().rm_file(os.fspath(probe))
             _check_tensorstore(place)
     except FileNotFoundError as error:

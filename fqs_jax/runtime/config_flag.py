@@ -17,6 +17,7 @@ from fqs_jax.runtime import inputs, paths, shipped_configs
 from fqs_jax.runtime.errors import UserError
 
 _LIBRARY = re.compile(r"/(site|dist)-packages/(?!fqs_jax/configs)|/fqs_jax/runtime/|/lib/python3")
+_OF_STAGES = ("objective", "steps", "learning_rate", "start", "teacher", "n_ahead", "n_ahead_talk")
 PATH_FIELDS = ("init_from", "data.cache_dir", "data.tfds_dir")  # of an experiment
 
 flags.disclaim_key_flags()  # a flag that is defined here belongs to the caller, for --help
@@ -158,15 +159,7 @@ def problem(error: Exception) -> str:
 
 def _where_it_is(name: str) -> str:
     """Where a field may be that is not at the top of a config."""
-    if name in (
-        "learning_rate",
-        "steps",
-        "objective",
-        "start",
-        "teacher",
-        "n_ahead",
-        "n_ahead_talk",
-    ):
+    if name in _OF_STAGES:
         return f"each stage has its own: --config.stage_N.{name}"
     return f"{shipped_configs.FOLDER / 'common.py'} has the fields"
 
@@ -189,9 +182,3 @@ def _may_be_none(config: ConfigDict, field: str) -> bool:
 class _IntegerOrNoneParser(flags.IntegerParser):
     def parse(self, argument: Any) -> Any:
         return None if argument == "None" else super().parse(argument)
-
-    def convert(self, argument: Any) -> int:
-        try:
-            return super().convert(argument)
-        except ValueError as error:
-            raise ValueError(f"{argument!r} is not a whole number") from error

@@ -185,9 +185,8 @@ def _wait_for(folder: Path, number: int, lease: Path) -> None:
         f"{folder} was last used by {_name(first)}; waiting up to {DURATION:.0f} s for its lease to run out"
     )
     looked = started
-    while (
-        looked - started < DURATION
-    ):  # until a look that began after that time has seen no renewal
+    # Until a look that began after that time has seen no renewal.
+    while looked - started < DURATION:
         time.sleep(_PAUSE)
         looked = _now()
         newest = _newest(folder)
