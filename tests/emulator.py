@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from fqs_jax.runtime import paths
+from fqs_jax.runtime import leases, paths
 
 _MACHINE = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
 
@@ -133,3 +133,15 @@ def bucket(environment: dict[str, str], request: pytest.FixtureRequest) -> Path:
     """A folder of the bucket for this test alone."""
     name = re.sub(r"[^\w.]", "_", request.node.name)
     return paths.expand(f"gs://bucket/{name}/W")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases that run out after seconds."""
+    for name, seconds in (("RENEWAL", 0.3), ("DURATION", 1.5), ("_PAUSE", 0.1)):
+        monkeypatch.setattr(leases, name, seconds)
+
+
+def as_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the leases of this process; those that it has taken go on."""
+    monkeypatch.setattr(leases, "_held", [])

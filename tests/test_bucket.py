@@ -30,6 +30,7 @@ from fqs_jax.runtime import (
     paths,
 )
 from fqs_jax.runtime.errors import UserError
+from tests.emulator import as_another_process
 from tests.tiny_runs import clock_config, run, run_alone, save_stage, sentences, start
 from tests.tiny_states import abstract_state, assert_newest, assert_same, save_steps, state_at
 
@@ -38,14 +39,6 @@ from tests.tiny_states import abstract_state, assert_newest, assert_same, save_s
 def root(bucket):
     """A working directory in the bucket."""
     return bucket
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Leases that run out after seconds."""
-    monkeypatch.setattr(leases, "RENEWAL", 0.3)
-    monkeypatch.setattr(leases, "DURATION", 1.5)
-    monkeypatch.setattr(leases, "_PAUSE", 0.1)
 
 
 # Files and folders --------------------
@@ -135,11 +128,6 @@ def test_tokens_are_made_once_for_all_machines(root, tmp_path, monkeypatch):
 
 
 # Leases --------------------
-
-
-def as_another_process(monkeypatch):
-    """Forget the leases of this process; those that it has taken go on."""
-    monkeypatch.setattr(leases, "_held", [])
 
 
 def test_an_object_is_created_once(root):

@@ -19,6 +19,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import first_stages, logs
 from fqs_jax.training import teacher_scores
 from tests.conftest import REPO
+from tests.emulator import as_another_process
 from tests.tiny_states import save_steps
 
 # An outage --------------------
@@ -176,14 +177,11 @@ def test_a_checkpoint_that_is_deleted_during_a_copy_is_left_out(
 
 
 def test_a_first_stage_is_not_copied_into_a_cell_that_runs(
-    bucket: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "RENEWAL", 0.3)
-    monkeypatch.setattr(leases, "_PAUSE", 0.1)
     files.write_text(bucket / "a" / "stage_0" / "run.json", "{}")
     with leases.held(bucket / "b"):
-        monkeypatch.setattr(leases, "_held", [])  # as another process
-        monkeypatch.setattr(leases, "_is_dead", lambda holder: False)
+        as_another_process(monkeypatch)
         with pytest.raises(UserError, match="in use by process"):
             first_stages._copy(bucket / "a" / "stage_0", bucket / "b" / "stage_0")
         monkeypatch.undo()
@@ -191,10 +189,8 @@ def test_a_first_stage_is_not_copied_into_a_cell_that_runs(
 
 
 def test_a_look_that_takes_long_does_not_make_a_lease_old(
-    bucket: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("RENEWAL", 0.3), ("DURATION", 1.5), ("_PAUSE", 0.1)):
-        monkeypatch.setattr(leases, name, seconds)
     look, slow = leases._generation, [True]
 
     def generation(lease: Path) -> Any:
@@ -204,8 +200,7 @@ def test_a_look_that_takes_long_does_not_make_a_lease_old(
         return found
 
     with leases.held(bucket):
-        monkeypatch.setattr(leases, "_held", [])
-        monkeypatch.setattr(leases, "_is_dead", lambda holder: False)
+        as_another_process(monkeypatch)
         monkeypatch.setattr(leases, "_generation", generation)
         with pytest.raises(UserError, match="in use by process"), leases.held(bucket):
             pass

@@ -45,7 +45,7 @@ UNTRAINED = variant("untrained", "stage_1.steps=1", "stage_1.learning_rate=1e-12
 def get_config() -> ml_collections.ConfigDict:
     """Sixty cells of 1 to 2 minutes on one CPU core each.
 
-    Each row has the best of three learning rates, chosen on validation problems of another seed.
+    Each row has the best of three to five learning rates, chosen on validation problems of another seed.
     docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the
     likelihood terms, "rpt" is "rlp" with another reward, and "jepo" is "default" with the multi-sample
     bound. With four tokens and two talk steps the policy weight of 1 is the one at which the two terms of

@@ -74,12 +74,7 @@ def write(
     path = folder / "run.json"
     step = saved_step(root, stage.number)
     parents = {str(n): origin_of(root, n) for n in (stage.start, stage.teacher) if n is not None}
-    run = {
-        "stage": dataclasses.asdict(stage),
-        "config": _relevant(config, stage, adapted),
-        "data": data_digest,
-    }
-    run = json.loads(json.dumps(run | {"made_from": parents}))
+    run = _row_and_config(config, stage, adapted) | {"data": data_digest, "made_from": parents}
     agreement.check_same(json.dumps(run, sort_keys=True), "flags or other text")
 
     def compare_and_record() -> None:
@@ -106,10 +101,7 @@ def check(
     step = latest_step(checkpoint_folder(root, stage.number))
     if step is None or not (folder / "run.json").exists():
         return
-    now = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage, adapted)}
-    before = _read(folder)
-    others = {name: value for name, value in before.items() if name not in now}
-    _compare(root, config, stage, step, json.loads(json.dumps(now)) | others)
+    _compare(root, config, stage, step, _read(folder) | _row_and_config(config, stage, adapted))
 
 
 def _check_parents(root: Path, stage: Stage, parents: dict[str, dict[str, Any]]) -> None:
@@ -203,6 +195,15 @@ def _lineage(root: Path, number: int) -> str | None:
     """The hash of a stage's record; None without one."""
     folder = stage_folder(root, number)
     return digest(_read(folder)) if (folder / "run.json").exists() else None
+
+
+def _row_and_config(
+    config: ml_collections.ConfigDict, stage: Stage, adapted: bool
+) -> dict[str, Any]:
+    """The two parts of a record that follow from the command alone, as JSON returns them."""
+    parts = {"stage": dataclasses.asdict(stage), "config": _relevant(config, stage, adapted)}
+    read_back: dict[str, Any] = json.loads(json.dumps(parts))
+    return read_back
 
 
 def _relevant(config: ml_collections.ConfigDict, stage: Stage, adapted: bool) -> dict[str, Any]:

@@ -37,10 +37,8 @@ class Log:
         """
         if new := self.new():
             try:
-                old = b""
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # of earlier starts, also on other machines
+                old = b""  # of earlier starts, also on other machines
+                with contextlib.suppress(FileNotFoundError):
                     old = buckets.read(self.place)
                 files.replace(self.place, lambda file: file.write(old + new))
                 self.num_kept += len(new)
