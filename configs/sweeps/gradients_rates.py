@@ -9,6 +9,7 @@ import ml_collections
 
 from fqs_jax.configs.sweeps import gradients
 from fqs_jax.sweeps import variant
+from fqs_jax.sweeps.variants import Variant
 
 RATES = (3e-4, 1e-3, 3e-3)
 # Thoughts weigh 0.5 from the start, not 0.12: without a likelihood the weight is not trained.
@@ -27,16 +28,13 @@ def get_config() -> ml_collections.ConfigDict:
     """Fifty-three cells of 1 to 2 minutes on one CPU core each: 14 rows at three to five rates."""
     c = gradients.get_config()
     c.seeds = (5,)
-    c.variants = tuple(
-        variant(
-            name,
-            *changes,
-            stages=f"0,{stage}",
-            bracket=[
-                f"stage_{stage}.learning_rate={rate}"
-                for rate in sorted((*RATES, *MORE.get(name, ())))
-            ],
-        )
-        for name, (stage, changes) in (gradients.ROWS | AT_HALF).items()
-    )
+    c.variants = tuple(bracketed(*row) for row in (gradients.ROWS | AT_HALF).items())
     return c
+
+
+def bracketed(name: str, row: tuple[int, tuple[str, ...]]) -> Variant:
+    """A row of the comparison, its stage and changes, at several learning rates."""
+    stage, changes = row
+    rates = sorted((*RATES, *MORE.get(name, ())))
+    bracket = [f"stage_{stage}.learning_rate={rate}" for rate in rates]
+    return variant(name, *changes, stages=f"0,{stage}", bracket=bracket)

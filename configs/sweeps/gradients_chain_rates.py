@@ -1,0 +1,18 @@
+"""The learning rates of `gradients_chain.py`, chosen on validation problems of a seed that it does not report.
+
+python -m fqs_jax.sweep --config=configs/sweeps/gradients_chain_rates.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.configs.sweeps import gradients, gradients_chain, gradients_rates
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Thirty-nine cells of 1 to 2 minutes on one CPU core each: 11 rows at three to five rates."""
+    c = gradients_chain.get_config()
+    c.seeds = (5,)
+    c.variants = tuple(gradients_rates.bracketed(*row) for row in gradients.ROWS.items())
+    return c
