@@ -10,19 +10,22 @@ import ml_collections
 
 from fqs_jax.sweeps import benchmark, variant
 
-ITEMS = 400  # of each benchmark
 FILES = {
     "csqa": "csqa_dev_rand_split.jsonl",
     "piqa": "piqa_valid.jsonl",
     "siqa": "siqa_dev.jsonl",
     "gsm8k": "gsm8k_test.jsonl",
 }
+ITEMS = {"csqa": 400, "piqa": 160, "siqa": 160, "gsm8k": 160}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Nine cells. The text is mathematical, such as the questions and solutions of GSM8K's training split.
+    """12 cells of 30 to 80 minutes on one CPU core each.
 
-    "no-policy" trains thoughts by the likelihood alone, "random-tokens" puts random tokens between the marks.
+    The text is mathematical, such as the questions and solutions of GSM8K's training split, a JSON line each.
+    NTP's three learning rates are all reported, so nothing is chosen. "same-steps" and "same-flops" are plain
+    training with as many steps, or as many FLOPs, as thinking and NTP together; "no-policy" trains thoughts by
+    the likelihood alone, "random-tokens" puts random tokens between the marks.
     """
     c = ml_collections.ConfigDict()
     c.config = "configs/smollm2_recipe.py"
@@ -31,14 +34,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.held_out = ""  # more of it, for the loss
     c.benchmark_folder = ""
     c.benchmarks = (
-        *(benchmark(task, file, limit=ITEMS, thought_seeds=1) for task, file in FILES.items()),
-        benchmark("csqa", FILES["csqa"], scoring="text", limit=ITEMS, thought_seeds=1),
+        *(benchmark(task, FILES[task], limit=ITEMS[task], thought_seeds=1) for task in FILES),
+        benchmark("csqa", FILES["csqa"], scoring="text", limit=160, thought_seeds=1),
     )
     c.seeds = (0, 1, 2)
     no_policy = "quiet_star.policy_weight=0.0"
     c.variants = (
-        variant("recipe"),
-        variant("no-policy", no_policy, stages="1,2,3"),
-        variant("random-tokens", no_policy, "thought.tokens=random", stages="1,2,3"),
+        variant("recipe", stages="1,2,4,5,6,7"),
+        variant("same-flops", stages="8"),
+        variant("no-policy", no_policy, stages="1,2"),
+        variant("random-tokens", no_policy, "thought.tokens=random", stages="1,2"),
     )
     return c
