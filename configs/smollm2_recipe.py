@@ -21,8 +21,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     As released, NTP starts from the initial model; here at three learning rates, the published one first.
     Its students read the same rows, so that the teacher scores them once. Fewer steps and shorter rows than
-    released: 20 a stage and 60 of NTP, two rows of 128 tokens a step. `configs/sweeps/smollm2_recipe.py` measures
-    it on benchmarks.
+    released: 20 a stage and 60 of NTP, two rows of 128 tokens a step.
+    `configs/sweeps/smollm2_recipe.py` measures it on benchmarks.
     """
     c = small_hf.get_config()
     common.drop_rows(c)

@@ -1,4 +1,4 @@
-"""The learning rates of `gradients_chain.py`, chosen on validation problems of a seed that it does not report.
+"""Learning rates of `gradients_chain.py`, chosen on validation problems of a seed that it does not report.
 
 python -m fqs_jax.sweep --config=configs/sweeps/gradients_chain_rates.py --workdir=W
 """

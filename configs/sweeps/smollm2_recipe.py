@@ -24,8 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     The text is mathematical, such as the questions and solutions of GSM8K's training split, a JSON line each.
     NTP's three learning rates are all reported, so nothing is chosen. "same-steps" and "same-flops" are plain
-    training with as many steps, or as many FLOPs, as thinking and NTP together; "no-policy" trains thoughts by
-    the likelihood alone, "random-tokens" puts random tokens between the marks.
+    training with as many steps, or as many FLOPs, as thinking and NTP together; "no-policy" trains thoughts
+    by the likelihood alone, "random-tokens" puts random tokens between the marks.
     """
     c = ml_collections.ConfigDict()
     c.config = "configs/smollm2_recipe.py"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.evaluation.tradeoff import STYLES
@@ -22,6 +25,11 @@ TITLES = {
     "nll": "NLL",
 }
 GAIN = "gain (95%)"
+# Measures in the picture: name in its legend, fill of the mark, offset from the line's height.
+DRAWN: dict[str, tuple[str, Literal["full", "none"], float]] = {
+    "accuracy": ("accuracy", "full", -0.14),
+    "expected_p": ("published metric: probability of the right answer", "none", 0.14),
+}
 LEGEND = (
     "Means over seeds \u00b1 standard error over seeds. Gains are differences to the base on the same items, "
     "with the 95% interval of a bootstrap over items after the mean over seeds; for NLL less is better. NLL "
@@ -65,34 +73,57 @@ def _interval(gain: Interval) -> str:
 
 
 def draw(table: Sequence[Line]) -> Figure:
-    """A picture of gains in accuracy over the base, with their intervals, a panel for each benchmark."""
-    lines = [line for line in table if "accuracy" in line.gains and not _is_tempered(line)]
+    """A picture of gains over the base, with their intervals, a panel for each benchmark.
+
+    Filled marks are gains in accuracy, hollow ones in the published metric, which sharpening alone raises:
+    hence the base at its best temperature, whose accuracy is that of the base.
+    """
+    lines = [line for line in table if line.gains.keys() & DRAWN]
     benchmarks = list(dict.fromkeys(line.benchmark for line in lines)) or [""]
     models = list(dict.fromkeys((line.variant, line.name) for line in lines))
     figure = Figure(
-        figsize=(4 + 3.2 * len(benchmarks), 1.3 + 0.34 * max(1, len(models))),
+        figsize=(4 + 3.2 * len(benchmarks), 1.6 + 0.34 * max(1, len(models))),
         dpi=160,
         layout="constrained",
     )
     panels = figure.subplots(1, len(benchmarks), sharey=True, squeeze=False)[0]
     for axes, benchmark in zip(panels, benchmarks, strict=True):
         for line in lines:
-            if line.benchmark == benchmark and line.model is not None:
-                gain, y = line.gains["accuracy"], models.index((line.variant, line.name))
-                ends = [[gain.value - gain.low], [gain.high - gain.value]]
-                marker, color = STYLES.get(line.model.kind, ("o", "#000000"))
-                axes.errorbar([gain.value], [y], xerr=ends, fmt=marker, color=color)
+            if line.benchmark == benchmark:
+                _draw_gains(axes, line, models.index((line.variant, line.name)))
         axes.axvline(0, color="#999999", linewidth=1, linestyle=":", zorder=0)
         axes.set_title(printable(benchmark), fontsize=10, parse_math=False)
-        axes.set_xlabel("gain in accuracy (95% over items)", fontsize=8)
+        axes.set_xlabel("gain over the base (95% over items)", fontsize=8)
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     names = [printable(f"{variant}: {name}") for variant, name in models]
     panels[0].set_yticks(range(len(models)), names, parse_math=False)  # $ begins no formula
     panels[0].set_ylim(len(models) - 0.5, -0.5)
+    marks = [
+        Line2D([], [], marker="o", color="#555555", linestyle="", fillstyle=fill, label=label)
+        for measure, (label, fill, _) in DRAWN.items()
+        if any(measure in line.gains for line in lines)
+    ]
+    if len(marks) > 1:
+        figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False)
     return figure
 
 
-def _is_tempered(line: Line) -> bool:
-    return line.model is not None and line.model.tempered
+def _draw_gains(axes: Axes, line: Line, y: int) -> None:
+    """The gains of a line as marks with intervals, in its model's color."""
+    assert line.model is not None  # it has gains
+    marker, color = STYLES.get(line.model.kind, ("o", "#000000"))
+    for measure, (_, fill, offset) in DRAWN.items():
+        if measure not in line.gains or (line.model.tempered and measure == "accuracy"):
+            continue
+        gain = line.gains[measure]
+        bars = axes.errorbar(
+            [gain.value],
+            [y + offset],
+            xerr=[[gain.value - gain.low], [gain.high - gain.value]],
+            fmt=marker,
+            color=color,
+            elinewidth=1.0,
+        )
+        bars.lines[0].set_fillstyle(fill)

@@ -162,6 +162,26 @@ def test_held_out_text_is_reported_whole(place):
     assert gains_table.sheet([line]).titles[5:7] == ["NLL", "gain (95%)"]
 
 
+def test_the_picture_tells_accuracy_from_the_published_metric(place):
+    """The base at its best temperature has no gain in accuracy, so it has a hollow mark alone."""
+    cells = cells_lib.read(checkpoint_sweep(place, variants=(variant("a", stages="1"),)), Path("W"))
+    sharp = outcome(gains.TEMPERED_BASE, BASE)
+    sharp.measures["expected_p"] += 0.3
+    own = [outcome(gains.BASE, BASE), sharp, outcome(THINKING, RIGHT[RATES[0]])]
+    table = gains.lines(cells, [result(cell, own) for cell in cells], CHOOSING)
+    figure = gains_table.draw(table)
+    [axes] = figure.axes
+    marks = [bars.lines[0] for bars in axes.containers]
+    found = [(mark.get_fillstyle(), mark.get_xdata()[0]) for mark in marks]
+    # On the reported items the base has one right answer of five, the model all of them.
+    expected = [("none", 0.3), ("full", 0.8), ("none", 0.4)]
+    assert [fill for fill, _ in found] == [fill for fill, _ in expected]
+    np.testing.assert_allclose([x for _, x in found], [x for _, x in expected])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        label for label, *_ in gains_table.DRAWN.values()
+    ]
+
+
 def test_a_base_is_shown_once_and_unfinished_variants_are_told(place):
     both = (variant("a", stages="1"), variant("b", stages="1"), variant("c", stages="1"))
     cells = cells_lib.read(checkpoint_sweep(place, variants=both), Path("W"))
