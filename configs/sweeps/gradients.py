@@ -5,10 +5,13 @@ python -m fqs_jax.sweep --config=configs/sweeps/gradients.py --workdir=W
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_collections
 
 from fqs_jax.configs.sweeps import thinking
 from fqs_jax.sweeps import variant
+from fqs_jax.sweeps.variants import Variant
 
 # No likelihood has a gradient: thoughts learn by their rewards alone.
 POLICY_ONLY = ("quiet_star.base_weight=0.0", "quiet_star.mixed_scale=0.0")
@@ -52,14 +55,12 @@ def get_config() -> ml_collections.ConfigDict:
     "jepo" are the gradient of one bound.
     """
     c = thinking.get_config()
-    rows = tuple(
-        variant(name, *changes, *chosen(name, stage), stages=f"0,{stage}")
-        for name, (stage, changes) in ROWS.items()
-    )
-    c.variants = (*rows, UNTRAINED)
+    c.variants = (*(row(name, CHOSEN) for name in ROWS), UNTRAINED)
     return c
 
 
-def chosen(name: str, stage: int) -> tuple[str, ...]:
-    """An override that gives a row its learning rate, if it is not that of the experiment."""
-    return (f"stage_{stage}.learning_rate={CHOSEN[name]}",) if name in CHOSEN else ()
+def row(name: str, chosen: Mapping[str, float]) -> Variant:
+    """A row of the comparison, with its chosen learning rate if that is not the experiment's."""
+    stage, changes = ROWS[name]
+    rate = (f"stage_{stage}.learning_rate={chosen[name]}",) if name in chosen else ()
+    return variant(name, *changes, *rate, stages=f"0,{stage}")

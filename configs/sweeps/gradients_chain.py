@@ -9,9 +9,18 @@ import ml_collections
 
 from fqs_jax.configs.sweeps import gradients
 
+# `thinking_chain.py` has the controls: random tokens, pauses, plain training.
+RIVALS = ("default", "no-policy", "rlp", "rpt", "jepo", "published-form", "latent")
+CHOSEN = gradients.CHOSEN
+
 
 def get_config() -> ml_collections.ConfigDict:
-    """Sixty cells of 1 to 2 minutes on one CPU core each, at the learning rates of `gradients.py`."""
+    """Forty cells of 1 to 2 minutes on one CPU core each.
+
+    The rows of `gradients.py` that are no controls, each at its own learning rate, chosen by
+    `gradients_chain_rates.py`.
+    """
     c = gradients.get_config()
     c.overrides = ("data.source=chain",)
+    c.variants = (*(gradients.row(name, CHOSEN) for name in RIVALS), gradients.UNTRAINED)
     return c
