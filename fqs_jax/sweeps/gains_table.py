@@ -97,6 +97,7 @@ def draw(table: Sequence[Line]) -> Figure:
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=4)
     names = [printable(f"{variant}: {name}") for variant, name in models]
     panels[0].set_yticks(range(len(models)), names, parse_math=False)  # $ begins no formula
     panels[0].set_ylim(len(models) - 0.5, -0.5)
@@ -125,5 +126,6 @@ def _draw_gains(axes: Axes, line: Line, y: int) -> None:
             fmt=marker,
             color=color,
             elinewidth=1.0,
+            markersize=10 if marker == "*" else 6,  # a star has more edge than area
         )
         bars.lines[0].set_fillstyle(fill)
