@@ -11,7 +11,8 @@ from fqs_jax.configs.sweeps import gradients
 
 # `thinking_chain.py` has the controls: random tokens, pauses, plain training.
 RIVALS = ("default", "no-policy", "rlp", "rpt", "jepo", "published-form", "latent")
-CHOSEN = gradients.CHOSEN
+# Chosen by gradients_chain_rates.py; all others have 1e-3, the rate of configs/think_once.py.
+CHOSEN: dict[str, float] = {}
 
 
 def get_config() -> ml_collections.ConfigDict:
