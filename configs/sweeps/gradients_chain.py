@@ -12,7 +12,7 @@ from fqs_jax.configs.sweeps import gradients
 # `thinking_chain.py` has the controls: random tokens, pauses, plain training.
 RIVALS = ("default", "no-policy", "rlp", "rpt", "jepo", "published-form", "latent")
 # Chosen by gradients_chain_rates.py; all others have 1e-3, the rate of configs/think_once.py.
-CHOSEN: dict[str, float] = {}
+CHOSEN = {"rlp": 3e-4, "rpt": 3e-5, "jepo": 3e-3, "published-form": 3e-3}
 
 
 def get_config() -> ml_collections.ConfigDict:

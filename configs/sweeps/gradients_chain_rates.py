@@ -10,11 +10,15 @@ import ml_collections
 from fqs_jax.configs.sweeps import gradients, gradients_chain, gradients_rates
 
 
+MORE = gradients_rates.MORE | {"jepo": (1e-2,)}
+
+
 def get_config() -> ml_collections.ConfigDict:
-    """Twenty-seven cells of 1 to 2 minutes on one CPU core each: 7 rows at three to five rates."""
+    """Twenty-eight cells of 1 to 2 minutes on one CPU core each: 7 rows at three to five rates."""
     c = gradients_chain.get_config()
     c.seeds = (5,)
     c.variants = tuple(
-        gradients_rates.bracketed(name, gradients.ROWS[name]) for name in gradients_chain.RIVALS
+        gradients_rates.bracketed(name, gradients.ROWS[name], MORE)
+        for name in gradients_chain.RIVALS
     )
     return c

@@ -5,6 +5,8 @@ python -m fqs_jax.sweep --config=configs/sweeps/gradients_rates.py --workdir=W
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import ml_collections
 
 from fqs_jax.configs.sweeps import gradients
@@ -28,13 +30,17 @@ def get_config() -> ml_collections.ConfigDict:
     """Fifty-three cells of 1 to 2 minutes on one CPU core each: 14 rows at three to five rates."""
     c = gradients.get_config()
     c.seeds = (5,)
-    c.variants = tuple(bracketed(*row) for row in (gradients.ROWS | AT_HALF).items())
+    c.variants = tuple(
+        bracketed(name, row, MORE) for name, row in (gradients.ROWS | AT_HALF).items()
+    )
     return c
 
 
-def bracketed(name: str, row: tuple[int, tuple[str, ...]]) -> Variant:
-    """A row of the comparison, its stage and changes, at several learning rates."""
+def bracketed(
+    name: str, row: tuple[int, tuple[str, ...]], more: Mapping[str, tuple[float, ...]]
+) -> Variant:
+    """A row of the comparison, its stage and changes, at RATES and at more of its own."""
     stage, changes = row
-    rates = sorted((*RATES, *MORE.get(name, ())))
+    rates = sorted((*RATES, *more.get(name, ())))
     bracket = [f"stage_{stage}.learning_rate={rate}" for rate in rates]
     return variant(name, *changes, stages=f"0,{stage}", bracket=bracket)
