@@ -9,7 +9,6 @@ import ml_collections
 
 from fqs_jax.configs.sweeps import gradients, gradients_chain, gradients_rates
 
-
 MORE = gradients_rates.MORE | {"jepo": (1e-2,)}
 
 
