@@ -9,14 +9,14 @@ import ml_collections
 
 from fqs_jax.configs.sweeps import gradients
 
-# `thinking_chain.py` has the controls: random tokens, pauses, plain training.
-RIVALS = ("default", "no-policy", "rlp", "rpt", "jepo", "published-form", "latent")
+# `thinking_chain.py` has the controls: random tokens, pauses, plain training. Latent thoughts were not tried.
+RIVALS = ("default", "no-policy", "rlp", "rpt", "jepo", "published-form")
 # Chosen by gradients_chain_rates.py; all others have 1e-3, the rate of configs/think_once.py.
 CHOSEN = {"rlp": 3e-4, "rpt": 3e-5, "jepo": 3e-3, "published-form": 3e-3}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Forty cells of 1 to 2 minutes on one CPU core each.
+    """Thirty-five cells of 1 to 2 minutes on one CPU core each.
 
     The rows of `gradients.py` that are no controls, each at its own learning rate, chosen by
     `gradients_chain_rates.py`.

@@ -13,7 +13,7 @@ MORE = gradients_rates.MORE | {"jepo": (1e-2,)}
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Twenty-eight cells of 1 to 2 minutes on one CPU core each: 7 rows at three to five rates."""
+    """Twenty-five cells of 1 to 2 minutes on one CPU core each: 6 rows at three to five rates."""
     c = gradients_chain.get_config()
     c.seeds = (5,)
     c.variants = tuple(
