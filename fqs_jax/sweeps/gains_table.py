@@ -75,8 +75,8 @@ def _interval(gain: Interval) -> str:
 def draw(table: Sequence[Line]) -> Figure:
     """A picture of gains over the base, with their intervals, a panel for each benchmark.
 
-    Filled marks are gains in accuracy, hollow ones in the published metric, which sharpening alone raises:
-    hence the base at its best temperature, whose accuracy is that of the base.
+    Filled marks are gains in accuracy, hollow ones in the published metric. A temperature alone can raise the
+    metric, so the base at its best temperature has a hollow mark too; its accuracy is that of the base.
     """
     lines = [line for line in table if line.gains.keys() & DRAWN]
     benchmarks = list(dict.fromkeys(line.benchmark for line in lines)) or [""]
