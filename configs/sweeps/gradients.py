@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from fqs_jax.configs.sweeps import thinking
+from fqs_jax.configs.sweeps import learning_rates, thinking
 from fqs_jax.sweeps import variant
 from fqs_jax.sweeps.variants import Variant
 
@@ -62,5 +62,5 @@ def get_config() -> ml_collections.ConfigDict:
 def row(name: str, chosen: Mapping[str, float]) -> Variant:
     """A row of the comparison, with its chosen learning rate if that is not the experiment's."""
     stage, changes = ROWS[name]
-    rate = (f"stage_{stage}.learning_rate={chosen[name]}",) if name in chosen else ()
+    rate = learning_rates.rates(stage, chosen[name]) if name in chosen else ()
     return variant(name, *changes, *rate, stages=f"0,{stage}")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from fqs_jax.configs.sweeps import gradients
+from fqs_jax.configs.sweeps import gradients, learning_rates
 from fqs_jax.sweeps import variant
 from fqs_jax.sweeps.variants import Variant
 
@@ -42,5 +42,5 @@ def bracketed(
     """A row of the comparison, its stage and changes, at RATES and at more of its own."""
     stage, changes = row
     rates = sorted((*RATES, *more.get(name, ())))
-    bracket = [f"stage_{stage}.learning_rate={rate}" for rate in rates]
+    bracket = learning_rates.rates(stage, *rates)
     return variant(name, *changes, stages=f"0,{stage}", bracket=bracket)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ml_collections
 
 from fqs_jax.configs.smollm2_word_problems import ANSWERS
+from fqs_jax.configs.sweeps import learning_rates
 from fqs_jax.sweeps import variant
 
 RATES = (1e-4, 3e-4, 1e-3)
@@ -27,11 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.variants = (
         variant("default", stages="0,1,2,3"),
         *(
-            variant(
-                name,
-                stages=f"0,{stage}",
-                bracket=[f"stage_{stage}.learning_rate={rate}" for rate in RATES],
-            )
+            variant(name, stages=f"0,{stage}", bracket=learning_rates.rates(stage, *RATES))
             for name, stage in {"same-steps": 4, "same-flops": 5}.items()
         ),
         # As settings of stage 1, which leave the base that of the other cells.

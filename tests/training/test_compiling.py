@@ -107,13 +107,13 @@ print(jax.config.jax_persistent_cache_min_compile_time_secs)
 """
 
 
-@pytest.mark.parametrize("given, expected", [(None, 0.1), ("0", 0.0), ("3", 3.0)])
+@pytest.mark.parametrize("given, expected", [(None, 0.1), ("0", 0.0), ("3600", 3600.0)])
 def test_programs_that_compile_quickly_are_kept_too(
     tmp_path: Path, given: str | None, expected: float
 ) -> None:
-    """Those of plain generation are many and small. JAX compares the limit with a clock of its own.
+    """Those of plain generation are many and small.
 
-    So a file is certain only where the limit is 0; otherwise the limit itself is what we decide.
+    JAX times each compilation by its own clock, so files are checked at limits that no clock can miss.
     """
     name = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
     env = {k: v for k, v in os.environ.items() if k not in (name, compiled_programs.NAMED)}
@@ -122,5 +122,6 @@ def test_programs_that_compile_quickly_are_kept_too(
     done = subprocess.run(command, env=env, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == expected
-    if expected == 0.0:
-        assert list((tmp_path / "fqs_jax" / "jax").glob("jit__lambda*"))
+    files = list((tmp_path / "fqs_jax" / "jax").glob("jit__lambda*"))
+    if given is not None:
+        assert bool(files) == (expected == 0.0)
