@@ -17,15 +17,11 @@ from fqs_jax.curriculum import row
 ANSWERS = (
     "data.stories.worked=0.0",
     "data.stories.direct=1.0",
-    "data.stories.unanswered=0.0",
     "data.learn=answers",
+    "data.seq_len=36",
 )
-# The text of students: most questions have no answer.
-QUESTIONS = (
-    "data.stories.worked=0.1",
-    "data.stories.direct=0.2",
-    "data.stories.unanswered=0.7",
-)
+# The text of students: questions without answers.
+QUESTIONS = ("data.stories.worked=0.0", "data.stories.unanswered=1.0", "data.seq_len=36")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -54,8 +50,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.seq_len = 49  # the longest document
     c.data.num_documents = 20_000
     c.data.stories.largest = 10
-    c.data.stories.worked = 0.98
-    c.data.stories.direct = 0.02
+    c.data.stories.worked = 1.0
+    c.data.stories.direct = 0.0
+    c.data.stories.answered_share = 0.1
     c.data.stories.chatter = 0.0
     c.data.stories.validation_share = 0.05
     c.data.stories.test_share = 0.2
@@ -76,11 +73,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.quiet_star.advantage = "leave_one_out"
     c.distill.teacher_thoughts = 1
     c.distill.weighting = "shift"
+    c.distill.teacher_positions = "last"  # behind the question
     c.distill.top_k = 16
     c.log_every = 5
     c.checkpoint_every = 1000
     c.keep_checkpoints = 1  # of 1.6 GB
-    taught: dict[str, Any] = {"start": 0, "teacher": 1, "settings": QUESTIONS}
     plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": ANSWERS}
     c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=150)
     c.stage_1 = row(
@@ -93,8 +90,15 @@ def get_config() -> ml_collections.ConfigDict:
         steps=40,
         settings=ANSWERS,
     )
-    c.stage_2 = row("distilled", "distill", learning_rate=3e-4, steps=50, **taught)
-    c.stage_3 = row("ntp", "ntp", control=True, rows_of=2, learning_rate=1e-6, steps=50, **taught)
-    c.stage_4 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
-    c.stage_5 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
+    c.stage_2 = row(
+        "distilled",
+        "distill",
+        start=0,
+        teacher=1,
+        learning_rate=3e-4,
+        steps=250,
+        settings=QUESTIONS,
+    )
+    c.stage_3 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
+    c.stage_4 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
     return c

@@ -49,6 +49,7 @@ class Objective:
       thinks: the stage has thoughts, with parameters of their own.
       teacher_thoughts: own settings -> thoughts that a teacher's prediction is averaged over; None = the
         objective has no teacher.
+      teacher_positions: own settings -> where the teacher thinks (`DistillConfig`).
       teacher_arrays: shape of one row and dtype of each array that batches get from the teacher.
       check: raises UserError if the recipe cannot be trained. `loss` is built as a check too.
       in_other_records: the section is part of other stages' records (run.json). If not, stages that
@@ -61,6 +62,7 @@ class Objective:
     kind: str = "base"
     thinks: bool = False
     teacher_thoughts: Callable[[Any], int] | None = None
+    teacher_positions: Callable[[Any], str] = lambda settings: "all"
     teacher_arrays: Callable[[Recipe], Arrays] = lambda recipe: {}
     check: Callable[[Recipe], None] = lambda recipe: None
     in_other_records: bool = False
@@ -144,6 +146,14 @@ def _distill_arrays(recipe: Recipe) -> Arrays:
 
 
 def _check_distill(recipe: Recipe) -> None:
+    if recipe.objective.teacher_positions == "last":
+        needed = {"rows": "crop", "learn": "all"}  # one document a row; none of its answers counts
+        for name, value in needed.items():
+            if (found := recipe.data.get(name, value)) != value:
+                raise UserError(
+                    f"distill.teacher_positions is 'last' and data.{name} is {found!r}: set data.{name} "
+                    f"to {value}, and read questions without answers"
+                )
     num_rows = recipe.stage.steps * recipe.batch_size
     distillation.check_size(_distill_arrays(recipe), num_rows, str(recipe.stage))
 
@@ -174,6 +184,7 @@ OBJECTIVES: dict[str, Objective] = {
         settings=lambda config, section: DistillConfig(**section),
         kind="student",
         teacher_thoughts=lambda settings: settings.teacher_thoughts,
+        teacher_positions=lambda settings: settings.teacher_positions,
         teacher_arrays=_distill_arrays,
         check=_check_distill,
     ),
@@ -225,6 +236,11 @@ def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
     )
 
 
+def teacher_positions(recipe: Recipe) -> str:
+    """Where the teacher of a stage thinks: at `all` positions of a row, or at the `last`."""
+    return of(recipe.stage).teacher_positions(recipe.objective)
+
+
 def teacher_flops(recipe: Recipe, teacher: ThoughtConfig | None) -> int:
     """Model FLOPs of a teacher's scores for the rows of one step; 0 for a stage without a teacher.
 
@@ -235,7 +251,8 @@ def teacher_flops(recipe: Recipe, teacher: ThoughtConfig | None) -> int:
         return 0
     assert teacher is not None  # checked when the rows were read
     thought = teacher_thought(recipe, teacher)
-    return flops.asking(recipe.model, thought, recipe.batch_size, recipe.seq_len)
+    positions = None if teacher_positions(recipe) == "all" else 1
+    return flops.asking(recipe.model, thought, recipe.batch_size, recipe.seq_len, positions)
 
 
 def abstract_params(

@@ -98,9 +98,11 @@ def sections(
     known = flatten_dict(chosen.to_dict(), sep=".")
     # A stage may choose which documents it reads, but not which problems exist.
     source = config.data.source
-    data = {"data.learn", *(f"data.{source}.{name}" for name in DOCUMENT_FIELDS)}
+    data = {"data.seq_len"}
     if source == "text":
-        data = {"data.text"}
+        data |= {"data.text"}
+    else:
+        data |= {"data.learn", *(f"data.{source}.{name}" for name in DOCUMENT_FIELDS)}
     for setting in stage.settings:
         field, equals, text = setting.partition("=")
         section = field.split(".")[0]
@@ -118,8 +120,8 @@ def sections(
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise UserError(
                 f"stage_{stage.number}.settings has {setting!r}; write field=value, as in Python, with "
-                f"a field of {', '.join(name for name in names if name != 'data')}, with data.text, or "
-                "data.learn and the shares of documents of the built-in task that is read"
+                f"a field of {', '.join(name for name in names if name != 'data')}, with data.seq_len, data.text, "
+                "or data.learn and the shares of documents of the built-in task that is read"
             ) from error
         chosen.update_from_flattened_dict({field: value})
     numbers.check(chosen, f"stage_{stage.number}.settings: " if stage.settings else "")

@@ -49,8 +49,8 @@ class Stage:
       rows_of: number of a stage whose training rows it reads, in the same order; None = its own.
         Students of one teacher on the same rows share the teacher's scores.
       settings: overrides "field=value" of the config: fields of quiet_star, ntp, distill, lora,
-        data.text; or data.learn and the shares of documents of the built-in task, such as
-        data.clock.direct.
+        data.seq_len, data.text; or data.learn and the shares of documents of the built-in task, such
+        as data.clock.direct.
     """
 
     number: int

@@ -94,6 +94,12 @@ def position_weights(batch: Batch) -> jax.Array:
     return counted_BxT * batch.get("teacher_shift", jnp.float32(1))
 
 
+def last_positions(batch: Batch) -> jax.Array:
+    """The position in front of the last token of each row, int32 [B, 1]; 0 in a row of fewer than two."""
+    count_Bx1 = jnp.sum(batch["mask"], axis=1, keepdims=True, dtype=jnp.int32)
+    return jnp.maximum(count_Bx1 - 2, 0)
+
+
 def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:
     """Mean of x over a mask, or weighted by it if it is numeric; 0 if the mask is 0 everywhere.
 

@@ -42,6 +42,7 @@ from fqs_jax.thinking import keys as keys_lib
 
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")
+TEACHER_POSITIONS = ("all", "last")
 MOST_BYTES = 4 << 30  # of a teacher's predictions for a stage, in memory and on disk
 _LEAST_REST = 1e-7  # probability; 1 minus a sum near 1 has about this error in float32
 
@@ -58,6 +59,9 @@ class DistillConfig:
       label_weight: share of the plain next-token loss in the whole; the term above has the rest.
       weighting: `all` positions alike; or by the `shift` that thoughts make: the total variation
         distance between the teacher's predictions with and without them.
+      teacher_positions: where the teacher thinks: at `all` positions, or at the `last` of each document,
+        behind its text, such as a question without an answer. Elsewhere its prediction is then its own
+        without thoughts, and its shift 0.
       teacher_thoughts: thoughts over which the teacher's prediction is averaged.
       top_k: number of the teacher's likeliest tokens that are stored at a position. All others are then
         one outcome, for the student too. 0 = the whole vocabulary.
@@ -67,14 +71,21 @@ class DistillConfig:
     form: str = "forward_kl"
     label_weight: float = 0.0
     weighting: str = "all"
+    teacher_positions: str = "all"
     teacher_thoughts: int = 4
     top_k: int = 0
     group: int = 4
 
     def __post_init__(self) -> None:
-        for name, known in (("form", FORMS), ("weighting", WEIGHTINGS)):
+        texts = {"form": FORMS, "weighting": WEIGHTINGS, "teacher_positions": TEACHER_POSITIONS}
+        for name, known in texts.items():
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"distill.{name} {value!r} is none of {', '.join(known)}")
+        if self.form == "hinge" and self.teacher_positions == "last":
+            raise UserError(
+                "distill.form is 'hinge', which learns the token that follows, and only the end of the "
+                "text follows the last position: set distill.teacher_positions to all, or another form"
+            )
         if not 0 <= self.label_weight <= 1:
             raise UserError(f"distill.label_weight is {self.label_weight}; set 0 to 1")
         for name, least in (("teacher_thoughts", 1), ("top_k", 0), ("group", 2)):

@@ -41,7 +41,7 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
         per_step = objective.step_flops(recipe) + objective.teacher_flops(recipe, thought)
         from_scratch = not config.init_from and stage.start is None
         is_base = from_scratch and stage.objective == "next_token"
-        cost["tokens"] += stage.steps * config.batch_size * config.data.seq_len
+        cost["tokens"] += stage.steps * recipe.batch_size * recipe.seq_len
         cost["flops"] += stage.steps * per_step
         cost["after_base_flops"] += (not is_base) * stage.steps * per_step
     return cost

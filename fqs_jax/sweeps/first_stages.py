@@ -1,14 +1,14 @@
-"""First stages that several cells have in common: trained by one of them, and copied by the others.
+"""Stages that several cells have in common: trained by one of them, and copied by the others.
 
-The settings of a bracket often change one stage only, such as its learning rate. The stages that start from
-the initial model are then the same in all cells of a seed, and often take the longest.
+The settings of a bracket often change one stage only, such as its learning rate. The stages that it is made
+from are then the same in all cells of a seed, and often take the longest.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fqs_jax.curriculum import stage as stage_lib
@@ -24,7 +24,7 @@ _STAGE_FIELD = re.compile(r"stage_(\d+)\.")
 
 
 def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
-    """Copy the first stages of a cell from others that have finished them.
+    """Copy the stages of a cell that others have finished with the same settings.
 
     `launch` compares a copied stage with the cell's own command, as it does with every finished stage.
 
@@ -35,40 +35,42 @@ def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
       A sentence for each stage that was copied.
     """
     config = cells_lib.experiment_config(cell.config, cell.overrides[1:])
-    rows = [row for row in stage_lib.rows(config) if row.number in cell.stage_numbers]
+    rows = {row.number: row for row in stage_lib.rows(config)}
     notes = []
-    for row in filter(_is_first, rows):
-        if _is_there(folders.stage_folder(cell.folder, row.number)):
+    for number in sorted(cell.stage_numbers):
+        if _is_there(folders.stage_folder(cell.folder, number)):
             continue
+        made_from = _made_from(number, rows)
         for other in cells:
-            if _has(other, cell, row.number):
+            if _has(other, cell, made_from):
                 _copy(folders.source_folder(other.folder), folders.source_folder(cell.folder))
-                _copy(*(folders.stage_folder(c.folder, row.number) for c in (other, cell)))
-                notes.append(f"{cell}: {row} is that of {other}")
+                _copy(*(folders.stage_folder(c.folder, number) for c in (other, cell)))
+                notes.append(f"{cell}: {rows[number]} is that of {other}")
                 break
     return notes
 
 
-def _is_first(row: Stage) -> bool:
-    """True for a stage that no field of another stage changes."""
-    needs = (row.start, row.teacher, row.rows_of)
-    return set(needs) == {None} and not (row.same_steps_as or row.same_flops_as)
+def _made_from(number: int, rows: Mapping[int, Stage]) -> set[int]:
+    """A stage and all that it depends on."""
+    row = rows[number]
+    named = (row.start, row.teacher, row.rows_of, *row.same_steps_as, *row.same_flops_as)
+    return {number}.union(*(_made_from(n, rows) for n in named if n is not None))
 
 
-def _has(other: Cell, cell: Cell, number: int) -> bool:
-    """True if another cell has finished the stage that this cell needs."""
-    if other.number == cell.number or number not in other.stage_numbers:
+def _has(other: Cell, cell: Cell, numbers: set[int]) -> bool:
+    """True if another cell has finished these stages as this cell needs them."""
+    if other.number == cell.number or not numbers <= set(other.stage_numbers):
         return False
     if (other.seed, other.config) != (cell.seed, cell.config):
         return False
-    same = _settings_of(other, number) == _settings_of(cell, number)
-    return same and stages.is_finished(other.folder, number)
+    same = _settings_of(other, numbers) == _settings_of(cell, numbers)
+    return same and all(stages.is_finished(other.folder, n) for n in numbers)
 
 
-def _settings_of(cell: Cell, number: int) -> list[str]:
-    """The overrides of a cell that may change a first stage: all but those of other stages' fields."""
+def _settings_of(cell: Cell, numbers: set[int]) -> list[str]:
+    """The overrides of a cell that may change these stages: all but those of other stages' fields."""
     found = [(_STAGE_FIELD.match(override), override) for override in cell.overrides]
-    return [override for field, override in found if field is None or int(field[1]) == number]
+    return [override for field, override in found if field is None or int(field[1]) in numbers]
 
 
 def _is_there(folder: Path) -> bool:

@@ -179,14 +179,26 @@ def next_token_step(model: ModelConfig, batch: int, length: int, lora: Lora | No
     return batch * (TRAIN * forward + adaptation(model, lora, length, length))
 
 
-def asking(model: ModelConfig, thought: ThoughtConfig, batch: int, length: int) -> int:
+def asking(
+    model: ModelConfig,
+    thought: ThoughtConfig,
+    batch: int,
+    length: int,
+    positions: int | None = None,
+) -> int:
     """A thinking teacher that scores every position of a batch, without gradient.
 
     The start mark, K tokens and the end mark go through the network. The head is read for sampled
     tokens, and twice more: within a few per cent of the reads of distillation and NTP.
+
+    Args:
+      positions: number of positions of a row at which it thinks; None = all. With fewer, the plain
+        prediction is read at all.
     """
     steps, reads = thought.num_tokens + 2, thought.head_reads + 2
-    return batch * FORWARD * sampling(model, thought, length, length, steps, reads)
+    plain = 0 if positions is None else length * vocabulary(model)
+    positions = length if positions is None else positions
+    return batch * FORWARD * (plain + sampling(model, thought, length, positions, steps, reads))
 
 
 def decode(model: ModelConfig, context: int, thought: ThoughtConfig | None = None) -> int:

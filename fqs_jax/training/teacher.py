@@ -6,6 +6,8 @@ sequence, but its loss reads only log p(x_{t+1}). Distillation needs more (`dist
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -52,32 +54,118 @@ def predictions(
 
     Whole distributions [B, T, R, V] never exist: they are made and read some positions at a time.
     """
-    tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
-    lm = params["lm"]
-    base_BxTxD, cache = decoder.text_forward(
-        lm, tokens_BxT, thinker.model, segment_BxT, packed="segment" in batch
-    )
-    position_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-    keys_BxTxR = keys_lib.thought_keys(key, position_BxT, thinker.thought.rationales, batch["row"])
-    _, after_BxTxRxD = sampling.rollout(params, cache, keys_BxTxR, thinker, segment_BxT)
-    shape, _ = arrays.get("teacher_ids", ((0,), None))
+    text = _Text.of(params, batch, thinker)
+    after_BxTxRxD = text.after_thoughts(params, key)
+    others = (after_BxTxRxD, text.following_BxT)
 
     def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-        after, following = others
-        mixed, _ = mixed_log_probs(params, base[:, :, None], after, thinker.thought)
-        log_p = talk_head.mean_log_probs(mixed, axis=2)
-        plain = jax.nn.softmax(decoder.head_logits(lm, base))
-        found = {
-            "teacher_log_prob": jnp.take_along_axis(log_p, following[..., None], -1)[..., 0],
-            "teacher_log_probs": log_p,
-            "teacher_shift": jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2,
-        }
-        if top_k := shape[-1]:
-            found["teacher_log_probs"], found["teacher_ids"] = jax.lax.top_k(log_p, top_k)
-        return {name: found[name] for name in arrays}
+        return _mixed(params, base, *others, thinker, arrays)
 
     chunk = thinker.model.vocab_chunk
     chunk = chunk and max(1, chunk // thinker.thought.rationales)
-    others = (after_BxTxRxD, jnp.roll(tokens_BxT, -1, axis=1))
-    found = vocab.by_chunks(read, chunk, base_BxTxD, others)
+    return _in_front(vocab.by_chunks(read, chunk, text.base_BxTxD, others))
+
+
+def predictions_at_the_end(
+    params: Params,
+    batch: batch_lib.Batch,
+    key: jax.Array,
+    thinker: Thinker,
+    arrays: Arrays,
+) -> dict[str, jax.Array]:
+    """The arrays of `predictions` from a teacher that thinks once in a row, in front of its last token.
+
+    A document ends with the end-of-text token, so that is behind its text: where the answer to a question
+    without one would begin. Elsewhere the teacher's prediction is its own without thoughts, which no
+    thought has moved (shift 0). In a row of T tokens that costs a T-th of the thoughts.
+    """
+    text = _Text.of(params, batch, thinker)
+
+    def read(base: jax.Array, following: jax.Array) -> dict[str, jax.Array]:
+        log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], base))
+        return _read(log_p, following, jnp.zeros(following.shape), arrays)
+
+    found = vocab.by_chunks(read, thinker.model.vocab_chunk, text.base_BxTxD, text.following_BxT)
+
+    index_Bx1 = batch_lib.last_positions(batch)
+    after_Bx1xRxD = text.after_thoughts(params, key, index_Bx1)
+    base_Bx1xD = jnp.take_along_axis(text.base_BxTxD, index_Bx1[..., None], axis=1)
+    following_Bx1 = jnp.take_along_axis(text.following_BxT, index_Bx1, axis=1)
+    moved = _mixed(params, base_Bx1xD, after_Bx1xRxD, following_Bx1, thinker, arrays)
+    row_Bx1 = jnp.arange(len(index_Bx1))[:, None]
+    return _in_front({name: found[name].at[row_Bx1, index_Bx1].set(moved[name]) for name in found})
+
+
+class _Text(NamedTuple):
+    """Rows that a teacher has read.
+
+    Attributes:
+      base_BxTxD: final-norm hidden states.
+      following_BxT: the next token, at the end of a row the first.
+    """
+
+    base_BxTxD: jax.Array
+    following_BxT: jax.Array
+    segment_BxT: jax.Array
+    row_B: jax.Array
+    cache: decoder.KeysValues
+    thinker: Thinker
+
+    @classmethod
+    def of(cls, params: Params, batch: batch_lib.Batch, thinker: Thinker) -> _Text:
+        tokens_BxT, segment_BxT = batch["tokens"], batch_lib.segments(batch)
+        base_BxTxD, cache = decoder.text_forward(
+            params["lm"], tokens_BxT, thinker.model, segment_BxT, packed="segment" in batch
+        )
+        following_BxT = jnp.roll(tokens_BxT, -1, axis=1)
+        return cls(base_BxTxD, following_BxT, segment_BxT, batch["row"], cache, thinker)
+
+    def after_thoughts(
+        self, params: Params, key: jax.Array, index_BxP: jax.Array | None = None
+    ) -> jax.Array:
+        """Final-norm hidden states behind thoughts [B, P, R, D]; P = T without an index."""
+        position_BxP = index_BxP
+        if position_BxP is None:
+            T = self.following_BxT.shape[1]
+            position_BxP = jnp.broadcast_to(jnp.arange(T), self.following_BxT.shape)
+        rationales = self.thinker.thought.rationales
+        keys_BxPxR = keys_lib.thought_keys(key, position_BxP, rationales, self.row_B)
+        return sampling.rollout(
+            params, self.cache, keys_BxPxR, self.thinker, self.segment_BxT, index_BxP
+        )[1]
+
+
+def _mixed(
+    params: Params,
+    base_BxPxD: jax.Array,
+    after_BxPxRxD: jax.Array,
+    following_BxP: jax.Array,
+    thinker: Thinker,
+    arrays: Arrays,
+) -> dict[str, jax.Array]:
+    """The arrays at positions with thoughts."""
+    mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thinker.thought)
+    log_p = talk_head.mean_log_probs(mixed, axis=2)
+    plain = jax.nn.softmax(decoder.head_logits(params["lm"], base_BxPxD))
+    shift_BxP = jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2
+    return _read(log_p, following_BxP, shift_BxP, arrays)
+
+
+def _read(
+    log_p_BxPxV: jax.Array, following_BxP: jax.Array, shift_BxP: jax.Array, arrays: Arrays
+) -> dict[str, jax.Array]:
+    """What of a prediction is kept."""
+    found = {
+        "teacher_log_prob": jnp.take_along_axis(log_p_BxPxV, following_BxP[..., None], -1)[..., 0],
+        "teacher_log_probs": log_p_BxPxV,
+        "teacher_shift": shift_BxP,
+    }
+    shape, _ = arrays.get("teacher_ids", ((0,), None))
+    if top_k := shape[-1]:
+        found["teacher_log_probs"], found["teacher_ids"] = jax.lax.top_k(log_p_BxPxV, top_k)
+    return {name: found[name] for name in arrays}
+
+
+def _in_front(found: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Without the last entry of `teacher_log_prob`, behind which no token follows."""
     return found | {"teacher_log_prob": found["teacher_log_prob"][:, :-1]}

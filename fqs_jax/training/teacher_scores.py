@@ -27,7 +27,7 @@ from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
 from fqs_jax.training.start import RESUME, Batches, Run
-from fqs_jax.training.teacher import label_log_probs, predictions
+from fqs_jax.training import teacher as teacher_lib
 
 PIECE = 8  # batches in a file; a request to stop is checked after each
 
@@ -62,7 +62,11 @@ def score_rows(
     rows = sharding.local_rows(leaf)
 
     record = np.dtype([(name, dtype, shape) for name, (shape, dtype) in arrays.items()])
-    score_part = label_log_probs if list(arrays) == ["teacher_log_prob"] else predictions
+    score_part = teacher_lib.predictions
+    if list(arrays) == ["teacher_log_prob"]:
+        score_part = teacher_lib.label_log_probs
+    elif objective.teacher_positions(recipe) == "last":
+        score_part = teacher_lib.predictions_at_the_end
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def score(params: Params, batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
@@ -208,6 +212,13 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
         "rows": [data.digest(), recipe.batch_size],
         "seed": recipe.seed,
     }
+    if (positions := objective.teacher_positions(recipe)) != "all":
+        if run.tokenizer.eos_id is None:
+            raise UserError(
+                "distill.teacher_positions is 'last', in front of the end-of-text token, and this tokenizer "
+                "has none: set distill.teacher_positions to all"
+            )
+        identity["positions"] = positions  # scores that earlier versions saved are of all
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:

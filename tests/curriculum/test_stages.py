@@ -228,12 +228,14 @@ def test_inconsistent_rows_and_settings(changes, message):
 
 def test_settings_of_a_row_are_its_own():
     own = ("quiet_star.policy_weight=3", "quiet_star.advantage=clipped", "data.clock.lengths=(3,)")
+    own = (*own, "data.seq_len=9")
     config = clock_config({"stage_1.settings": own, "quiet_star.advantage": "leave_one_out"})
     base, think, again, _ = resolve.recipes(config, MODEL)
     weights = think.objective
     assert (weights.policy_weight, weights.advantage) == (3.0, "clipped")
     assert again.objective.advantage == "leave_one_out"
     assert tuple(think.data.clock.lengths) == (3,)
+    assert (base.seq_len, think.seq_len, again.seq_len) == (16, 9, 16)
     assert base.data == config.data
 
 
@@ -271,7 +273,7 @@ def test_a_config_without_the_section_has_no_adapters():
         "ntp.clip=perhaps",
         "ntp.clip=1",
         "ntp.temperature='hot'",
-        "data.seq_len=8",
+        "data.rows=packed",
         "data.clock=1",
         "data.clock.modulus=5",
         "data.chain.direct=1.0",

@@ -266,6 +266,8 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
         arrays = distillation.teacher_arrays(DistillConfig(**config), 5, VOCAB)
         hinge = list(arrays) == ["teacher_log_prob"]
         how = teacher.label_log_probs if hinge else teacher.predictions
+        if config.get("teacher_positions") == "last":
+            how = teacher.predictions_at_the_end
         said = jax.jit(lambda p: how(p, data, KEY, Thinker(model, thought), arrays))(params)
         assert {name: (x.shape[1:], x.dtype) for name, x in said.items()} == arrays
         return {name: np.asarray(x) for name, x in said.items()}
@@ -294,6 +296,22 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
     np.testing.assert_array_equal(few["teacher_ids"][real], ids[real])
     close(np.exp(few["teacher_log_probs"])[real], np.take_along_axis(p, ids, -1)[real])
     close(say(MODEL, form="hinge")["teacher_log_prob"][real[:, 1:]], label[real[:, 1:]])
+
+    # The same thoughts, in front of the last token of each row alone.
+    last = np.arange(5) == real.sum(1, keepdims=True) - 2
+    moved = np.where(last[..., None], p, plain)
+    for size, chunk in itertools.product((0, 3), (0, 4)):
+        asked = {"weighting": "shift", "teacher_positions": "last", "top_k": size}
+        at_end = say(model_config(vocab_chunk=chunk), **asked)
+        ids = np.argsort(-moved, -1)[..., : size or VOCAB]
+        if size:
+            np.testing.assert_array_equal(at_end["teacher_ids"][real], ids[real])
+        wanted = np.take_along_axis(moved, ids, -1) if size else moved
+        close(np.exp(at_end["teacher_log_probs"])[real], wanted[real])
+        close(at_end["teacher_shift"][last], whole["teacher_shift"][last])
+        assert not at_end["teacher_shift"][~last].any() and at_end["teacher_shift"][last].all()
+        ahead = np.take_along_axis(moved[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[..., 0]
+        close(at_end["teacher_log_prob"][real[:, 1:]], np.log(ahead)[real[:, 1:]])
 
 
 # The stage --------------------
@@ -371,6 +389,22 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
         ({"distill.form": "kl"}, "distill.form 'kl' is none of forward_kl, reverse_kl, policy"),
         ({"distill.weighting": "some"}, "distill.weighting 'some' is none of all, shift"),
         ({"distill.label_weight": 1.5}, "distill.label_weight is 1.5; set 0 to 1"),
+        (
+            {"distill.teacher_positions": "first"},
+            "distill.teacher_positions 'first' is none of all, last",
+        ),
+        (
+            {"distill.teacher_positions": "last", "distill.form": "hinge"},
+            "distill.form is 'hinge', .* set distill.teacher_positions to all, or another form",
+        ),
+        (
+            {"distill.teacher_positions": "last", "data.rows": "packed"},
+            "teacher_positions is 'last' and data.rows is 'packed': set data.rows to crop",
+        ),
+        (
+            {"distill.teacher_positions": "last", "data.learn": "answers"},
+            "teacher_positions is 'last' and data.learn is 'answers': set data.learn to all",
+        ),
         ({"distill.teacher_thoughts": 0}, "distill.teacher_thoughts is 0; set at least 1"),
         ({"distill.group": 1}, "distill.group is 1; set at least 2"),
         ({"distill.top_k": 33}, "distill.top_k is 33; the vocabulary has 32, set 0 for all"),

@@ -47,6 +47,24 @@ def test_only_what_other_fields_cannot_change_is_copied(cells: list[Cell]) -> No
     assert first_stages.copy(cells[2], cells) == []  # it has the stage now
 
 
+def test_a_stage_is_copied_with_those_that_it_is_made_from(tmp_path: Path) -> None:
+    """Shorter thoughts share the long ones they start from; where those differ, the base alone."""
+    variants = (
+        variant("short", stages="0,1,2", bracket=("stage_2.steps=1", "stage_2.steps=2")),
+        variant("other", "stage_1.learning_rate=0.3", stages="0,1,2"),
+        variant("plain", stages="0"),
+    )
+    cells = cells_lib.read(sweep(variants=variants, show_once=()), tmp_path)
+    for number in (0, 1, 2):
+        trained(cells[0], number)
+    for cell in cells:
+        first_stages.copy(cell, cells)
+    found = [folders.stage_numbers(cell.folder) for cell in cells if cell.seed == 0]
+    assert found == [[0, 1, 2], [0, 1], [0], [0]]
+    config = cells_lib.experiment_config(cells[2].config, cells[2].overrides[1:])
+    record.write(cells[2].folder, config, folders.existing_stages(cells[2].folder)[1])
+
+
 def test_a_copy_is_what_was_trained(cells: list[Cell]) -> None:
     trained(cells[0], 0)
     [note] = first_stages.copy(cells[2], cells)

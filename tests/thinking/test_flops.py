@@ -212,19 +212,24 @@ def test_a_thinking_step_at_some_positions(positions: str) -> None:
 
 @models
 @pytest.mark.parametrize("thought", [*THOUGHTS, *UNSAMPLED])
-def test_asking_a_teacher(model: config_lib.ModelConfig, thought: ThoughtConfig) -> None:
+@pytest.mark.parametrize("last", [False, True])
+def test_asking_a_teacher(
+    model: config_lib.ModelConfig, thought: ThoughtConfig, last: bool
+) -> None:
     """The count equals the traced program of a teacher, without the work that program discards."""
     model = dataclasses.replace(model, vocab_size=300)  # a head that counts
     said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
     arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}
     batch = BATCH | {"row": jnp.arange(B)}
+    how = teacher.predictions_at_the_end if last else teacher.predictions
     traced = matmul_flops(
-        lambda p: teacher.predictions(p, batch, KEY, Thinker(model, thought), arrays),
+        lambda p: how(p, batch, KEY, Thinker(model, thought), arrays),
         with_pause(random_params(model)),
     )
-    slots = thought.num_tokens + 2
-    traced -= B * T * thought.rationales * slots * masked_slots(model, slots)
-    assert traced == pytest.approx(flops.asking(model, thought, B, T), rel=0.15)
+    slots, positions = thought.num_tokens + 2, 1 if last else T
+    traced -= B * positions * thought.rationales * slots * masked_slots(model, slots)
+    counted = flops.asking(model, thought, B, T, 1 if last else None)
+    assert traced == pytest.approx(counted, rel=0.15)
 
 
 @models
