@@ -95,9 +95,9 @@ def position_weights(batch: Batch) -> jax.Array:
 
 
 def last_positions(batch: Batch) -> jax.Array:
-    """The position in front of the last token of each row, int32 [B, 1]; 0 in a row of fewer than two."""
+    """The last real position of each row, int32 [B, 1]; 0 in a row of padding."""
     count_Bx1 = jnp.sum(batch["mask"], axis=1, keepdims=True, dtype=jnp.int32)
-    return jnp.maximum(count_Bx1 - 2, 0)
+    return jnp.maximum(count_Bx1 - 1, 0)
 
 
 def masked_mean(x: jax.Array, mask: jax.Array, count: jax.Array | None = None) -> jax.Array:

@@ -59,9 +59,9 @@ class DistillConfig:
       label_weight: share of the plain next-token loss in the whole; the term above has the rest.
       weighting: `all` positions alike; or by the `shift` that thoughts make: the total variation
         distance between the teacher's predictions with and without them.
-      teacher_positions: where the teacher thinks: at `all` positions, or at the `last` of each document,
-        behind its text, such as a question without an answer. Elsewhere its prediction is then its own
-        without thoughts, and its shift 0.
+      teacher_positions: where the teacher thinks: at `all` positions, or at the `last` of each row, behind
+        a question without an answer. Elsewhere its prediction is then its own without thoughts, and its
+        shift 0.
       teacher_thoughts: thoughts over which the teacher's prediction is averaged.
       top_k: number of the teacher's likeliest tokens that are stored at a position. All others are then
         one outcome, for the student too. 0 = the whole vocabulary.
@@ -83,8 +83,8 @@ class DistillConfig:
                 raise UserError(f"distill.{name} {value!r} is none of {', '.join(known)}")
         if self.form == "hinge" and self.teacher_positions == "last":
             raise UserError(
-                "distill.form is 'hinge', which learns the token that follows, and only the end of the "
-                "text follows the last position: set distill.teacher_positions to all, or another form"
+                "distill.form is 'hinge', which learns the token that follows, and none follows the last "
+                "position: set distill.teacher_positions to all, or another form"
             )
         if not 0 <= self.label_weight <= 1:
             raise UserError(f"distill.label_weight is {self.label_weight}; set 0 to 1")

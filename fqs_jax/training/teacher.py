@@ -73,11 +73,11 @@ def predictions_at_the_end(
     thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
-    """The arrays of `predictions` from a teacher that thinks once in a row, in front of its last token.
+    """The arrays of `predictions` from a teacher that thinks once in a row, at its last position.
 
-    A document ends with the end-of-text token, so that is behind its text: where the answer to a question
-    without one would begin. Elsewhere the teacher's prediction is its own without thoughts, which no
-    thought has moved (shift 0). In a row of T tokens that costs a T-th of the thoughts.
+    There the answer to a question without one would begin. Elsewhere the teacher's prediction is its own
+    without thoughts, which no thought has moved (shift 0). In a row of T tokens that costs a T-th of the
+    thoughts.
     """
     text = _Text.of(params, batch, thinker)
 

@@ -213,11 +213,6 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
         "seed": recipe.seed,
     }
     if (positions := objective.teacher_positions(recipe)) != "all":
-        if run.tokenizer.eos_id is None:
-            raise UserError(
-                "distill.teacher_positions is 'last', in front of the end-of-text token, and this tokenizer "
-                "has none: set distill.teacher_positions to all"
-            )
         identity["positions"] = positions  # scores that earlier versions saved are of all
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 

@@ -297,8 +297,8 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
     close(np.exp(few["teacher_log_probs"])[real], np.take_along_axis(p, ids, -1)[real])
     close(say(MODEL, form="hinge")["teacher_log_prob"][real[:, 1:]], label[real[:, 1:]])
 
-    # The same thoughts, in front of the last token of each row alone.
-    last = np.arange(5) == real.sum(1, keepdims=True) - 2
+    # The same thoughts, at the last position of each row alone.
+    last = np.arange(5) == real.sum(1, keepdims=True) - 1
     moved = np.where(last[..., None], p, plain)
     for size, chunk in itertools.product((0, 3), (0, 4)):
         asked = {"weighting": "shift", "teacher_positions": "last", "top_k": size}
@@ -395,11 +395,11 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
         ),
         (
             {"distill.teacher_positions": "last", "distill.form": "hinge"},
-            "distill.form is 'hinge', .* set distill.teacher_positions to all, or another form",
+            "distill.form is 'hinge', .* none follows .* set distill.teacher_positions to all, or another form",
         ),
         (
-            {"distill.teacher_positions": "last", "data.rows": "packed"},
-            "teacher_positions is 'last' and data.rows is 'packed': set data.rows to crop",
+            {"distill.teacher_positions": "last", "data.rows": "pack"},
+            "teacher_positions is 'last' and data.rows is 'pack': set data.rows to crop",
         ),
         (
             {"distill.teacher_positions": "last", "data.learn": "answers"},

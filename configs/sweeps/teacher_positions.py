@@ -1,0 +1,24 @@
+"""May a student's teacher think behind the question alone? The tiny default, its student on questions only.
+
+python -m fqs_jax.sweep --config=configs/sweeps/teacher_positions.py --workdir=W
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+from fqs_jax.sweeps import variant
+
+QUESTIONS = ("data.clock.worked=0.0", "data.clock.direct=0.0", "data.clock.unanswered=1.0")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Six cells of about 2 minutes on one CPU core each."""
+    c = ml_collections.ConfigDict()
+    c.config = "configs/tiny.py"
+    c.seeds = (0, 1, 2)
+    text = f"stage_2.settings={QUESTIONS}"
+    last = f"stage_2.settings={(*QUESTIONS, 'distill.teacher_positions=last')}"
+    c.variants = (variant("all", text, stages="0,1,2"), variant("last", last, stages="0,1,2"))
+    c.show_once = (0, 1)
+    return c
