@@ -120,8 +120,8 @@ def sections(
         except (KeyError, ValueError, SyntaxError, TypeError) as error:
             raise UserError(
                 f"stage_{stage.number}.settings has {setting!r}; write field=value, as in Python, with "
-                f"a field of {', '.join(name for name in names if name != 'data')}, with data.seq_len, data.text, "
-                "or data.learn and the shares of documents of the built-in task that is read"
+                f"a field of {', '.join(name for name in names if name != 'data')}, with data.seq_len, "
+                "data.text, or data.learn and the shares of documents of the built-in task that is read"
             ) from error
         chosen.update_from_flattened_dict({field: value})
     numbers.check(chosen, f"stage_{stage.number}.settings: " if stage.settings else "")

@@ -26,8 +26,8 @@ from fqs_jax.runtime import agreement, buckets, files, inputs, locks, paths, see
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
 from fqs_jax.thinking.config import Thinker
-from fqs_jax.training.start import RESUME, Batches, Run
 from fqs_jax.training import teacher as teacher_lib
+from fqs_jax.training.start import RESUME, Batches, Run
 
 PIECE = 8  # batches in a file; a request to stop is checked after each
 

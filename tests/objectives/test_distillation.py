@@ -395,7 +395,7 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
         ),
         (
             {"distill.teacher_positions": "last", "distill.form": "hinge"},
-            "distill.form is 'hinge', .* none follows .* set distill.teacher_positions to all, or another form",
+            "distill.form is 'hinge', .* none follows .* set distill.teacher_positions to all",
         ),
         (
             {"distill.teacher_positions": "last", "data.rows": "pack"},
