@@ -13,15 +13,17 @@ import ml_collections
 from fqs_jax.configs import common
 from fqs_jax.curriculum import row
 
-# The text of thoughts and plain controls: answered questions, of which only the answers are predicted.
+# Of thoughts: answered questions, of which only the answers are predicted.
 ANSWERS = (
     "data.stories.worked=0.0",
     "data.stories.direct=1.0",
     "data.learn=answers",
     "data.seq_len=36",
 )
-# The text of students: questions without answers.
+# Of students: questions without answers.
 QUESTIONS = ("data.stories.worked=0.0", "data.stories.unanswered=1.0", "data.seq_len=36")
+# Of plain training: worked problems beside the few answers, which teach it more than those alone.
+WORKED_AND_ANSWERED = ("data.stories.worked=0.5", "data.stories.direct=0.5")
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -59,7 +61,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.beta2 = 0.95
     c.optimizer.warmup_steps = 10
     c.optimizer.decay_steps = 0
-    c.optimizer.lr_scale.talk_head = 100.0  # the head begins at nothing, the model is pretrained
+    # The model can already do what thoughts need. The head must learn that they are worth reading, in
+    # so few steps that the model does not learn the few answers by heart.
+    c.optimizer.lr_scale.talk_head = 2000.0
     c.thought.start_text = " :"  # with the space: the token that the documents have
     c.thought.end_text = " ="
     c.thought.embedding_scale = 1.0
@@ -78,7 +82,12 @@ def get_config() -> ml_collections.ConfigDict:
     c.log_every = 5
     c.checkpoint_every = 1000
     c.keep_checkpoints = 1  # of 1.6 GB
-    plain: dict[str, Any] = {"start": 0, "learning_rate": 3e-4, "settings": ANSWERS}
+    plain: dict[str, Any] = {
+        "start": 0,
+        "control": True,
+        "learning_rate": 3e-4,
+        "settings": WORKED_AND_ANSWERED,
+    }
     c.stage_0 = row("base", "next_token", learning_rate=3e-4, steps=150)
     c.stage_1 = row(
         "think-14-1",
@@ -86,7 +95,7 @@ def get_config() -> ml_collections.ConfigDict:
         start=0,
         n_ahead=14,
         n_ahead_talk=1,
-        learning_rate=2e-5,
+        learning_rate=1e-6,
         steps=40,
         settings=ANSWERS,
     )
@@ -99,6 +108,6 @@ def get_config() -> ml_collections.ConfigDict:
         steps=250,
         settings=QUESTIONS,
     )
-    c.stage_3 = row("same-steps", "next_token", control=True, same_steps_as=(1, 2), **plain)
-    c.stage_4 = row("same-flops", "next_token", control=True, same_flops_as=(1, 2), **plain)
+    c.stage_3 = row("same-steps", "next_token", same_steps_as=(1, 2), **plain)
+    c.stage_4 = row("same-flops", "next_token", same_flops_as=(1, 2), **plain)
     return c

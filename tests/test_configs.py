@@ -123,8 +123,17 @@ def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
     assert len(ids[begin + 1 : -2]) == think.n_ahead - 3 == len(task.problem(2, 0).work)
 
     model = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, tied_embeddings=True)
-    stages = [recipe.stage for recipe in resolve.recipes(c, model)]
-    assert stages[4].steps == stages[1].steps + stages[2].steps < stages[5].steps
-    think, student, ntp, *controls = [stage.settings for stage in stages[1:]]
-    assert not stages[0].settings and student == ntp != think
-    assert all(settings == think for settings in controls)  # the same text
+    base, think, student, *controls = resolve.recipes(c, model)
+    assert controls[0].stage.steps == think.stage.steps + student.stage.steps
+    assert controls[1].stage.steps > controls[0].stage.steps
+    for recipe in (base, think, student, *controls):
+        own = corpus.built_in_task(recipe.data, 0)
+        assert own is not None
+        longest = max(len(tokenizer.encode(text)) for text in set(own.documents(3000)))
+        assert recipe.seq_len - 3 <= longest <= recipe.seq_len
+    answered, asked = (
+        {text.partition(" = ")[0].removesuffix(" =") for text in task.documents(20_000)}
+        for task in (corpus.built_in_task(each.data, 0) for each in (think, student))
+        if task is not None
+    )
+    assert answered < asked and (len(answered), len(asked)) == (65, 645)

@@ -104,6 +104,10 @@ def test_stories_fit_its_tokens(loaded):
     _, tokens = answer_tokens.encode(tokenizer, [prompt for prompt, _ in asked], task.answers)
     assert tokens.shared == () and len(set(tokens.own)) == 11
     [begin], [end] = (tokenizer.encode(c.thought[key]) for key in ("start_text", "end_text"))
+    answered = dataclasses.replace(task, worked=0.0, direct=1.0, answered_share=1.0)
+    longest = max(len(tokenizer.encode(text)) for text in set(answered.documents(3000)))
+    for settings in (c.stage_1.settings, c.stage_2.settings):
+        assert f"data.seq_len={longest + 1}" in settings
     for ids in encoded:
         assert ids[-2] == ids[ids.index(begin) - 1] == end
         assert len(ids[ids.index(begin) + 1 : -2]) == c.stage_1.n_ahead - 3
