@@ -77,7 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.quiet_star.advantage = "leave_one_out"
     c.distill.teacher_thoughts = 1
     c.distill.weighting = "shift"
-    c.distill.teacher_positions = "last"  # behind the question
+    c.distill.positions = "last"  # behind the question
     c.distill.top_k = 16
     c.log_every = 5
     c.checkpoint_every = 1000

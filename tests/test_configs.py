@@ -125,7 +125,8 @@ def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
     model = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, tied_embeddings=True)
     base, think, student, *controls = resolve.recipes(c, model)
     assert controls[0].stage.steps == think.stage.steps + student.stage.steps
-    assert controls[1].stage.steps > controls[0].stage.steps
+    # Rows of worked problems are longer, so as many FLOPs are not quite as many steps.
+    assert 0.9 < controls[1].stage.steps / controls[0].stage.steps < 1
     for recipe in (base, think, student, *controls):
         own = corpus.built_in_task(recipe.data, 0)
         assert own is not None

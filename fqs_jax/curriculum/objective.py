@@ -49,7 +49,7 @@ class Objective:
       thinks: the stage has thoughts, with parameters of their own.
       teacher_thoughts: own settings -> thoughts that a teacher's prediction is averaged over; None = the
         objective has no teacher.
-      teacher_positions: own settings -> where the teacher thinks (`DistillConfig`).
+      teacher_positions: own settings -> positions at which the teacher thinks, `all` or the `last`.
       teacher_arrays: shape of one row and dtype of each array that batches get from the teacher.
       check: raises UserError if the recipe cannot be trained. `loss` is built as a check too.
       in_other_records: the section is part of other stages' records (run.json). If not, stages that
@@ -141,17 +141,24 @@ def _student(loss: Loss) -> Callable[[Recipe, bool], Loss]:
     )
 
 
+def _distill_flops(recipe: Recipe) -> int:
+    reads = 1 if recipe.objective.positions == "last" else recipe.seq_len
+    return flops.next_token_step(
+        recipe.model, recipe.batch_size, recipe.seq_len, recipe.lora, reads
+    )
+
+
 def _distill_arrays(recipe: Recipe) -> Arrays:
     return distillation.teacher_arrays(recipe.objective, recipe.seq_len, recipe.model.vocab_size)
 
 
 def _check_distill(recipe: Recipe) -> None:
-    if recipe.objective.teacher_positions == "last":
+    if recipe.objective.positions == "last":
         needed = {"rows": "crop", "learn": "all"}  # one document a row; none of its answers counts
         for name, value in needed.items():
             if (found := recipe.data.get(name, value)) != value:
                 raise UserError(
-                    f"distill.teacher_positions is 'last' and data.{name} is {found!r}: set data.{name} "
+                    f"distill.positions is 'last' and data.{name} is {found!r}: set data.{name} "
                     f"to {value}, and read questions without answers"
                 )
     num_rows = recipe.stage.steps * recipe.batch_size
@@ -180,11 +187,11 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "distill": Objective(
         loss=_student(distillation.distill_loss),
-        step_flops=_next_token_flops,
+        step_flops=_distill_flops,
         settings=lambda config, section: DistillConfig(**section),
         kind="student",
         teacher_thoughts=lambda settings: settings.teacher_thoughts,
-        teacher_positions=lambda settings: settings.teacher_positions,
+        teacher_positions=lambda settings: settings.positions,
         teacher_arrays=_distill_arrays,
         check=_check_distill,
     ),

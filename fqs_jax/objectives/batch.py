@@ -86,8 +86,12 @@ def position_weights(batch: Batch) -> jax.Array:
 
     A teacher's distribution is learned at every real position, also at the last of a document; a
     teacher's score of the next token only where one follows, and where only some tokens are targets,
-    both only in front of those. `teacher_shift` weights them, if given.
+    both only in front of those. `teacher_shift` weights them, if given. Where the teacher speaks of
+    the last position alone, those are the weights, [B, 1].
     """
+    if "teacher_log_probs" in batch and "teacher_log_prob" not in batch:
+        real_Bx1 = jnp.any(batch["mask"], axis=1, keepdims=True)
+        return real_Bx1 * batch.get("teacher_shift", jnp.float32(1))
     counted_BxT = batch["mask"]
     if "teacher_log_probs" not in batch or "target" in batch:
         counted_BxT = jnp.pad(talk_targets(batch, 1)[:, 0], ((0, 0), (0, 1)))

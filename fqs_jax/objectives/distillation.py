@@ -10,7 +10,8 @@ student's plain one. The loss is a weighted mean over positions of one of these 
     hinge        max(0, log p(x_{t+1}) - log q(x_{t+1})): catch up with the teacher on the true token
 
 The first three count at every real position, also at the last of a document, where no token follows
-and the teacher's prediction is the only label. (Sequence-level and on-policy relatives: Hinton et al.,
+and the teacher's prediction is the only label; or, by choice, at that one alone: behind questions without
+answers. (Sequence-level and on-policy relatives: Hinton et al.,
 arXiv 1503.02531; Gu et al., MiniLLM, arXiv 2306.08543.)
 """
 
@@ -31,6 +32,7 @@ from fqs_jax.objectives import metrics as metrics_lib
 from fqs_jax.objectives.batch import (
     Batch,
     counts,
+    last_positions,
     masked_mean,
     position_weights,
     read_batch,
@@ -42,7 +44,8 @@ from fqs_jax.thinking import keys as keys_lib
 
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")
-TEACHER_POSITIONS = ("all", "last")
+POSITIONS = ("all", "last")
+_WITHOUT_LABELS = "distill.form to another one and distill.label_weight to 0"
 MOST_BYTES = 4 << 30  # of a teacher's predictions for a stage, in memory and on disk
 _LEAST_REST = 1e-7  # probability; 1 minus a sum near 1 has about this error in float32
 
@@ -59,9 +62,8 @@ class DistillConfig:
       label_weight: share of the plain next-token loss in the whole; the term above has the rest.
       weighting: `all` positions alike; or by the `shift` that thoughts make: the total variation
         distance between the teacher's predictions with and without them.
-      teacher_positions: where the teacher thinks: at `all` positions, or at the `last` of each row, behind
-        a question without an answer. Elsewhere its prediction is then its own without thoughts, and its
-        shift 0.
+      positions: the student learns at `all` positions, or only at the `last` of each row, behind a
+        question without an answer. The teacher thinks there alone, too.
       teacher_thoughts: thoughts over which the teacher's prediction is averaged.
       top_k: number of the teacher's likeliest tokens that are stored at a position. All others are then
         one outcome, for the student too. 0 = the whole vocabulary.
@@ -71,20 +73,25 @@ class DistillConfig:
     form: str = "forward_kl"
     label_weight: float = 0.0
     weighting: str = "all"
-    teacher_positions: str = "all"
+    positions: str = "all"
     teacher_thoughts: int = 4
     top_k: int = 0
     group: int = 4
 
     def __post_init__(self) -> None:
-        texts = {"form": FORMS, "weighting": WEIGHTINGS, "teacher_positions": TEACHER_POSITIONS}
+        texts = {"form": FORMS, "weighting": WEIGHTINGS, "positions": POSITIONS}
         for name, known in texts.items():
             if (value := getattr(self, name)) not in known:
                 raise UserError(f"distill.{name} {value!r} is none of {', '.join(known)}")
-        if self.form == "hinge" and self.teacher_positions == "last":
+        if self.positions == "last" and (self.form == "hinge" or self.label_weight):
+            field = (
+                "form is 'hinge'"
+                if self.form == "hinge"
+                else f"label_weight is {self.label_weight}"
+            )
             raise UserError(
-                "distill.form is 'hinge', which learns the token that follows, and none follows the last "
-                "position: set distill.teacher_positions to all, or another form"
+                f"distill.{field}, which learns the token that follows, and none follows the last position: "
+                "set distill.positions to all, or " + _WITHOUT_LABELS
             )
         if not 0 <= self.label_weight <= 1:
             raise UserError(f"distill.label_weight is {self.label_weight}; set 0 to 1")
@@ -94,12 +101,12 @@ class DistillConfig:
 
 
 def teacher_arrays(config: DistillConfig, length: int, vocab_size: int) -> Arrays:
-    """Predictions of the teacher that a row of `length` T needs, by name:
+    """Predictions of the teacher that a row of `length` T needs, by name; P is T, or 1 for the last position:
 
-    teacher_log_prob   [T - 1]  log p(x_{t+1})
-    teacher_log_probs  [T, k]   log p of the likeliest tokens, likeliest first; with top_k 0 all V, by id
-    teacher_ids        [T, k]   ids of those tokens; not with top_k 0
-    teacher_shift      [T]      distance by which thoughts move its prediction; for weighting `shift`
+    teacher_log_prob   [T - 1]  log p(x_{t+1}); not for the last position
+    teacher_log_probs  [P, k]   log p of the likeliest tokens, likeliest first; with top_k 0 all V, by id
+    teacher_ids        [P, k]   ids of those tokens; not with top_k 0
+    teacher_shift      [P]      distance by which thoughts move its prediction; for weighting `shift`
 
     Raises:
       UserError: top_k is larger than the vocabulary.
@@ -108,13 +115,17 @@ def teacher_arrays(config: DistillConfig, length: int, vocab_size: int) -> Array
         raise UserError(
             f"distill.top_k is {config.top_k}; the vocabulary has {vocab_size}, set 0 for all"
         )
-    arrays: Arrays = {"teacher_log_prob": ((length - 1,), np.float32)}
+    arrays: Arrays = {}
+    positions = 1
+    if config.positions == "all":
+        arrays["teacher_log_prob"] = ((length - 1,), np.float32)
+        positions = length
     if config.form != "hinge":
-        arrays["teacher_log_probs"] = ((length, config.top_k or vocab_size), np.float32)
+        arrays["teacher_log_probs"] = ((positions, config.top_k or vocab_size), np.float32)
         if config.top_k:
-            arrays["teacher_ids"] = ((length, config.top_k), np.int32)
+            arrays["teacher_ids"] = ((positions, config.top_k), np.int32)
     if config.weighting == "shift":
-        arrays["teacher_shift"] = ((length,), np.float32)
+        arrays["teacher_shift"] = ((positions,), np.float32)
     return arrays
 
 
@@ -143,21 +154,64 @@ def distill_loss(
       batch: with `teacher_arrays`.
       key: random key of the tokens that `policy` draws.
     """
-    lm, tokens_BxT = params["lm"], batch["tokens"]
+    lm = params["lm"]
     hidden_BxTxD = read_batch(lm, batch, model)
-    others: dict[str, Any] = {"next": jnp.roll(tokens_BxT, -1, axis=1)}
+    if config.positions == "last":
+        index_Bx1 = last_positions(batch)
+        hidden_Bx1xD = jnp.take_along_axis(hidden_BxTxD, index_Bx1[..., None], axis=1)
+        found = _terms(lm, hidden_Bx1xD, index_Bx1, None, batch, key, model, config)
+        terms = _means(found, batch)
+        return terms[config.form], _shown(terms, config)
+
+    position_BxT = jnp.broadcast_to(jnp.arange(hidden_BxTxD.shape[1]), hidden_BxTxD.shape[:2])
+    following_BxT = jnp.roll(batch["tokens"], -1, axis=1)
+    found = _terms(lm, hidden_BxTxD, position_BxT, following_BxT, batch, key, model, config)
+    label_BxU = found.pop("label")[:, :-1]
+    behind_BxU = batch["teacher_log_prob"] - label_BxU
+    found["hinge"] = jnp.pad(jnp.maximum(behind_BxU, 0.0), ((0, 0), (0, 1)))
+
+    target_BxAxU = talk_targets(batch, 1)
+    target_BxU, count = target_BxAxU[:, 0], counts(batch, target_BxAxU)[0]
+    nll = -masked_mean(label_BxU, target_BxU, count)
+    terms = _means(found, batch)
+    loss = config.label_weight * nll + (1 - config.label_weight) * terms[config.form]
+    metrics: Metrics = {
+        "nll_base": metrics_lib.scalar(nll),
+        "nll_teacher_minus_student": metrics_lib.mean(-behind_BxU, target_BxU),
+        **_shown(terms, config),
+    }
+    return loss, metrics
+
+
+def _terms(
+    lm: Params,
+    hidden_BxPxD: jax.Array,
+    position_BxP: jax.Array,
+    following_BxP: jax.Array | None,
+    batch: Batch,
+    key: jax.Array,
+    model: ModelConfig,
+    config: DistillConfig,
+) -> dict[str, jax.Array]:
+    """The terms that need the student's distributions, float32 [B, P].
+
+    Args:
+      following_BxP: the next tokens, of which log q is returned as `label`; None = they do not matter.
+    """
+    others: dict[str, Any] = {} if following_BxP is None else {"next": following_BxP}
     if config.form != "hinge":
         others["teacher"] = batch["teacher_log_probs"]
         if config.top_k:
             others["ids"] = batch["teacher_ids"]
     if config.form == "policy":
-        position_BxT = jnp.broadcast_to(jnp.arange(tokens_BxT.shape[1]), tokens_BxT.shape)
-        others["key"] = keys_lib.thought_keys(key, position_BxT, 1, batch.get("row"))[..., 0]
+        others["key"] = keys_lib.thought_keys(key, position_BxP, 1, batch.get("row"))[..., 0]
 
     def read(logits: jax.Array, others: dict[str, jax.Array]) -> dict[str, jax.Array]:
         log_q = jax.nn.log_softmax(logits)
-        is_next = jnp.arange(log_q.shape[-1]) == others["next"][..., None]
-        found = {"label": jnp.sum(jnp.where(is_next, log_q, 0.0), -1)}
+        found = {}
+        if "next" in others:
+            is_next = jnp.arange(log_q.shape[-1]) == others["next"][..., None]
+            found["label"] = jnp.sum(jnp.where(is_next, log_q, 0.0), -1)
         if "teacher" in others:
             p, q = outcomes(others["teacher"], log_q, others.get("ids"))
             found |= {"forward_kl": forward_kl(p, q), "reverse_kl": reverse_kl(p, q)}
@@ -166,25 +220,19 @@ def distill_loss(
         return found
 
     kernel_DxV = decoder.head_kernel(lm)
-    found = vocab.read(read, hidden_BxTxD, kernel_DxV, others, chunk=model.vocab_chunk)
-    label_BxU = found.pop("label")[:, :-1]
-    behind_BxU = batch["teacher_log_prob"] - label_BxU
-    found["hinge"] = jnp.pad(jnp.maximum(behind_BxU, 0.0), ((0, 0), (0, 1)))
+    return vocab.read(read, hidden_BxPxD, kernel_DxV, others, chunk=model.vocab_chunk)
 
-    target_BxAxU = talk_targets(batch, 1)
-    target_BxU, count = target_BxAxU[:, 0], counts(batch, target_BxAxU)[0]
-    nll = -masked_mean(label_BxU, target_BxU, count)
-    weight_BxT = position_weights(batch)
-    total = batch.get("weight", jnp.sum(weight_BxT))
-    terms = {name: masked_mean(term, weight_BxT, total) for name, term in found.items()}
-    loss = config.label_weight * nll + (1 - config.label_weight) * terms[config.form]
+
+def _means(found: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """Weighted means of terms [B, P] over the positions of the whole batch."""
+    weight_BxP = position_weights(batch)
+    total = batch.get("weight", jnp.sum(weight_BxP))
+    return {name: masked_mean(term, weight_BxP, total) for name, term in found.items()}
+
+
+def _shown(terms: dict[str, jax.Array], config: DistillConfig) -> Metrics:
     shown = [name for name in terms if name == config.form or name.endswith("_kl")]
-    metrics: Metrics = {
-        "nll_base": metrics_lib.scalar(nll),
-        "nll_teacher_minus_student": metrics_lib.mean(-behind_BxU, target_BxU),
-        **{f"distill/{name}": metrics_lib.scalar(terms[name]) for name in shown},
-    }
-    return loss, metrics
+    return {f"distill/{name}": metrics_lib.scalar(terms[name]) for name in shown}
 
 
 def outcomes(

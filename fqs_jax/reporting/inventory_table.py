@@ -12,9 +12,8 @@ from fqs_jax.reporting import goodput
 from fqs_jax.reporting.inventory import Checkpoint, Contents, StageContents
 from fqs_jax.runs import time_spent
 from fqs_jax.runs.time_spent import Spent
-from fqs_jax.runtime import sizes
+from fqs_jax.runtime import progress, sizes
 
-_SHOWN = ("nll_base", "nll_mixed")  # losses of a row of metrics that can be compared
 _COLUMNS = (
     "stage",
     "name",
@@ -111,6 +110,8 @@ def _metrics(stage: StageContents) -> str:
 
 def _losses(row: Mapping[str, Any]) -> str:
     losses = [
-        f"{name} {row[name]:.3f}" for name in _SHOWN if isinstance(row.get(name), int | float)
+        f"{name} {row[name]:.3f}"
+        for name in progress.LOSSES
+        if isinstance(row.get(name), int | float)
     ]
     return f"step {row['step']:,}: " + (", ".join(losses) or "no finite loss")

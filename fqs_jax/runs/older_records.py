@@ -31,7 +31,7 @@ LATER: dict[str, Any] = {
     "lora.targets": "q,k,v,o,gate,up,down",
     "quiet_star.mixed_scale": 1.0,
     "quiet_star.likelihood": "each",
-    "distill.teacher_positions": "all",
+    "distill.positions": "all",
 }
 
 

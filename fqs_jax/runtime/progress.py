@@ -26,6 +26,8 @@ from fqs_jax.runtime.stderr import say
 
 QUIET_SECONDS = 15.0  # between lines, if there is no terminal for a bar
 LONG_SECONDS = 2.0  # what takes longer is worth a bar or a line
+# Of a row of metrics; a student that learns at last positions has no label, and only the last of these.
+LOSSES = ("nll_base", "nll_mixed", "distill/forward_kl")
 
 
 class Progress:
@@ -174,5 +176,5 @@ def _bytes(path: Path) -> int:
 
 def _losses(row: dict[str, Any]) -> str:
     """The losses of a row that can be compared."""
-    names = [name for name in ("nll_base", "nll_mixed") if row.get(name) is not None]
+    names = [name for name in LOSSES if row.get(name) is not None]
     return " ".join(f"{name} {row[name]:.3f}" for name in names)

@@ -173,10 +173,21 @@ def quiet_star_step(
     return batch * (FORWARD * sample + TRAIN * score + difference)
 
 
-def next_token_step(model: ModelConfig, batch: int, length: int, lora: Lora | None = None) -> int:
-    """One plain training step, or one of the thought-free fine-tune, which costs the same."""
-    forward = text_forward(model, length) + length * vocabulary(model)
-    return batch * (TRAIN * forward + adaptation(model, lora, length, length))
+def next_token_step(
+    model: ModelConfig,
+    batch: int,
+    length: int,
+    lora: Lora | None = None,
+    reads: int | None = None,
+) -> int:
+    """One plain training step, or one of the thought-free fine-tune, which costs the same.
+
+    Args:
+      reads: number of positions of a row at which the head is read; None = all.
+    """
+    reads = length if reads is None else reads
+    forward = text_forward(model, length) + reads * vocabulary(model)
+    return batch * (TRAIN * forward + adaptation(model, lora, length, reads))
 
 
 def asking(
@@ -192,13 +203,11 @@ def asking(
     tokens, and twice more: within a few per cent of the reads of distillation and NTP.
 
     Args:
-      positions: number of positions of a row at which it thinks; None = all. With fewer, the plain
-        prediction is read at all.
+      positions: number of positions of a row at which it thinks; None = all.
     """
     steps, reads = thought.num_tokens + 2, thought.head_reads + 2
-    plain = 0 if positions is None else length * vocabulary(model)
     positions = length if positions is None else positions
-    return batch * FORWARD * (plain + sampling(model, thought, length, positions, steps, reads))
+    return batch * FORWARD * sampling(model, thought, length, positions, steps, reads)
 
 
 def decode(model: ModelConfig, context: int, thought: ThoughtConfig | None = None) -> int:

@@ -59,11 +59,12 @@ def predictions(
     others = (after_BxTxRxD, text.following_BxT)
 
     def read(base: jax.Array, others: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
-        return _mixed(params, base, *others, thinker, arrays)
+        return _read(params, base, *others, thinker, arrays)
 
     chunk = thinker.model.vocab_chunk
     chunk = chunk and max(1, chunk // thinker.thought.rationales)
-    return _in_front(vocab.by_chunks(read, chunk, text.base_BxTxD, others))
+    found = vocab.by_chunks(read, chunk, text.base_BxTxD, others)
+    return found | {"teacher_log_prob": found["teacher_log_prob"][:, :-1]}
 
 
 def predictions_at_the_end(
@@ -73,27 +74,17 @@ def predictions_at_the_end(
     thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
-    """The arrays of `predictions` from a teacher that thinks once in a row, at its last position.
+    """The arrays of `predictions` at the last position of each row alone [B, 1, ...].
 
-    There the answer to a question without one would begin. Elsewhere the teacher's prediction is its own
-    without thoughts, which no thought has moved (shift 0). In a row of T tokens that costs a T-th of the
+    There the answer to a question without one would begin. In a row of T tokens that costs a T-th of the
     thoughts.
     """
     text = _Text.of(params, batch, thinker)
-
-    def read(base: jax.Array, following: jax.Array) -> dict[str, jax.Array]:
-        log_p = jax.nn.log_softmax(decoder.head_logits(params["lm"], base))
-        return _read(log_p, following, jnp.zeros(following.shape), arrays)
-
-    found = vocab.by_chunks(read, thinker.model.vocab_chunk, text.base_BxTxD, text.following_BxT)
-
     index_Bx1 = batch_lib.last_positions(batch)
     after_Bx1xRxD = text.after_thoughts(params, key, index_Bx1)
     base_Bx1xD = jnp.take_along_axis(text.base_BxTxD, index_Bx1[..., None], axis=1)
     following_Bx1 = jnp.take_along_axis(text.following_BxT, index_Bx1, axis=1)
-    moved = _mixed(params, base_Bx1xD, after_Bx1xRxD, following_Bx1, thinker, arrays)
-    row_Bx1 = jnp.arange(len(index_Bx1))[:, None]
-    return _in_front({name: found[name].at[row_Bx1, index_Bx1].set(moved[name]) for name in found})
+    return _read(params, base_Bx1xD, after_Bx1xRxD, following_Bx1, thinker, arrays)
 
 
 class _Text(NamedTuple):
@@ -135,7 +126,7 @@ class _Text(NamedTuple):
         )[1]
 
 
-def _mixed(
+def _read(
     params: Params,
     base_BxPxD: jax.Array,
     after_BxPxRxD: jax.Array,
@@ -143,29 +134,16 @@ def _mixed(
     thinker: Thinker,
     arrays: Arrays,
 ) -> dict[str, jax.Array]:
-    """The arrays at positions with thoughts."""
+    """The arrays at some positions, read off the mean over thoughts of the mixed predictions."""
     mixed, _ = mixed_log_probs(params, base_BxPxD[:, :, None], after_BxPxRxD, thinker.thought)
     log_p = talk_head.mean_log_probs(mixed, axis=2)
     plain = jax.nn.softmax(decoder.head_logits(params["lm"], base_BxPxD))
-    shift_BxP = jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2
-    return _read(log_p, following_BxP, shift_BxP, arrays)
-
-
-def _read(
-    log_p_BxPxV: jax.Array, following_BxP: jax.Array, shift_BxP: jax.Array, arrays: Arrays
-) -> dict[str, jax.Array]:
-    """What of a prediction is kept."""
     found = {
-        "teacher_log_prob": jnp.take_along_axis(log_p_BxPxV, following_BxP[..., None], -1)[..., 0],
-        "teacher_log_probs": log_p_BxPxV,
-        "teacher_shift": shift_BxP,
+        "teacher_log_prob": jnp.take_along_axis(log_p, following_BxP[..., None], -1)[..., 0],
+        "teacher_log_probs": log_p,
+        "teacher_shift": jnp.sum(jnp.abs(jnp.exp(log_p) - plain), -1) / 2,
     }
     shape, _ = arrays.get("teacher_ids", ((0,), None))
     if top_k := shape[-1]:
-        found["teacher_log_probs"], found["teacher_ids"] = jax.lax.top_k(log_p_BxPxV, top_k)
+        found["teacher_log_probs"], found["teacher_ids"] = jax.lax.top_k(log_p, top_k)
     return {name: found[name] for name in arrays}
-
-
-def _in_front(found: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Without the last entry of `teacher_log_prob`, behind which no token follows."""
-    return found | {"teacher_log_prob": found["teacher_log_prob"][:, :-1]}

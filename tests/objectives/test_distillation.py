@@ -160,6 +160,41 @@ def test_a_last_position_teaches_though_no_token_follows() -> None:
         assert (abs(after - before) > 1e-3) == counts
 
 
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("form", "top_k"), [("forward_kl", 0), ("reverse_kl", 5), ("policy", 5)])
+def test_the_last_positions_alone(form: str, top_k: int, shift: bool) -> None:
+    """Loss and gradient are those of all positions when no other has a weight, also in microbatches."""
+    params, data = random_params(MODEL), batch(top_k, shift)
+    del data["target"]
+    index = np.asarray(data["mask"]).sum(1, keepdims=True) - 1
+    is_last = np.arange(max(LENGTHS)) == index
+    everywhere = data | {"teacher_shift": data.get("teacher_shift", 1.0) * jnp.float32(is_last)}
+    alone = {name: data[name] for name in ("tokens", "mask")}
+    for name in {"teacher_log_probs", "teacher_ids", "teacher_shift"} & set(data):
+        rows = np.asarray(data[name])
+        alone[name] = jnp.asarray(np.stack([row[i] for row, i in zip(rows, index, strict=True)]))
+
+    def gradient(data: Batch, **config: Any) -> Any:
+        settings = DistillConfig(form, top_k=top_k, **config)
+        return jax.value_and_grad(lambda p: distill_loss(p, data, KEY, settings)[0])(params)
+
+    own = {"weighting": "shift" if shift else "all", "positions": "last"}
+    whole = gradient(everywhere, weighting="shift")
+    total = jnp.sum(everywhere["teacher_shift"]) / 2
+    halves = [
+        gradient(
+            {k: v[n : n + 1] for k, v in alone.items()} | {"weight": total, "row": jnp.array([n])},
+            **own,
+        )
+        for n in range(2)
+    ]
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    for found in (gradient(alone, **own), mean):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    assert np.any(jax.tree.leaves(whole)[0])
+
+
 def test_who_is_ahead_of_the_teacher_learns_nothing_from_the_hinge() -> None:
     params, data = random_params(MODEL), batch(hinge=True)
     data |= {"teacher_log_prob": jnp.full_like(data["teacher_log_prob"], -1e3)}
@@ -266,7 +301,7 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
         arrays = distillation.teacher_arrays(DistillConfig(**config), 5, VOCAB)
         hinge = list(arrays) == ["teacher_log_prob"]
         how = teacher.label_log_probs if hinge else teacher.predictions
-        if config.get("teacher_positions") == "last":
+        if config.get("positions") == "last":
             how = teacher.predictions_at_the_end
         said = jax.jit(lambda p: how(p, data, KEY, Thinker(model, thought), arrays))(params)
         assert {name: (x.shape[1:], x.dtype) for name, x in said.items()} == arrays
@@ -298,20 +333,17 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
     close(say(MODEL, form="hinge")["teacher_log_prob"][real[:, 1:]], label[real[:, 1:]])
 
     # The same thoughts, at the last position of each row alone.
-    last = np.arange(5) == real.sum(1, keepdims=True) - 1
-    moved = np.where(last[..., None], p, plain)
+    index = real.sum(1) - 1
     for size, chunk in itertools.product((0, 3), (0, 4)):
-        asked = {"weighting": "shift", "teacher_positions": "last", "top_k": size}
+        asked = {"weighting": "shift", "positions": "last", "top_k": size}
         at_end = say(model_config(vocab_chunk=chunk), **asked)
-        ids = np.argsort(-moved, -1)[..., : size or VOCAB]
+        wanted = p[[0, 1], index]
         if size:
-            np.testing.assert_array_equal(at_end["teacher_ids"][real], ids[real])
-        wanted = np.take_along_axis(moved, ids, -1) if size else moved
-        close(np.exp(at_end["teacher_log_probs"])[real], wanted[real])
-        close(at_end["teacher_shift"][last], whole["teacher_shift"][last])
-        assert not at_end["teacher_shift"][~last].any() and at_end["teacher_shift"][last].all()
-        ahead = np.take_along_axis(moved[:, :-1], np.asarray(tokens)[:, 1:, None], -1)[..., 0]
-        close(at_end["teacher_log_prob"][real[:, 1:]], np.log(ahead)[real[:, 1:]])
+            ids = np.argsort(-wanted, -1)[..., :size]
+            np.testing.assert_array_equal(at_end["teacher_ids"][:, 0], ids)
+            wanted = np.take_along_axis(wanted, ids, -1)
+        close(np.exp(at_end["teacher_log_probs"])[:, 0], wanted)
+        close(at_end["teacher_shift"][:, 0], whole["teacher_shift"][[0, 1], index])
 
 
 # The stage --------------------
@@ -389,21 +421,22 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
         ({"distill.form": "kl"}, "distill.form 'kl' is none of forward_kl, reverse_kl, policy"),
         ({"distill.weighting": "some"}, "distill.weighting 'some' is none of all, shift"),
         ({"distill.label_weight": 1.5}, "distill.label_weight is 1.5; set 0 to 1"),
+        ({"distill.positions": "first"}, "distill.positions 'first' is none of all, last"),
         (
-            {"distill.teacher_positions": "first"},
-            "distill.teacher_positions 'first' is none of all, last",
+            {"distill.positions": "last", "distill.form": "hinge"},
+            "distill.form is 'hinge', .* none follows .* set distill.positions to all, or",
         ),
         (
-            {"distill.teacher_positions": "last", "distill.form": "hinge"},
-            "distill.form is 'hinge', .* none follows .* set distill.teacher_positions to all",
+            {"distill.positions": "last", "distill.label_weight": 0.1},
+            "distill.label_weight is 0.1, .* set distill.positions to all, or",
         ),
         (
-            {"distill.teacher_positions": "last", "data.rows": "pack"},
-            "teacher_positions is 'last' and data.rows is 'pack': set data.rows to crop",
+            {"distill.positions": "last", "data.rows": "pack"},
+            "distill.positions is 'last' and data.rows is 'pack': set data.rows to crop",
         ),
         (
-            {"distill.teacher_positions": "last", "data.learn": "answers"},
-            "teacher_positions is 'last' and data.learn is 'answers': set data.learn to all",
+            {"distill.positions": "last", "data.learn": "answers"},
+            "distill.positions is 'last' and data.learn is 'answers': set data.learn to all",
         ),
         ({"distill.teacher_thoughts": 0}, "distill.teacher_thoughts is 0; set at least 1"),
         ({"distill.group": 1}, "distill.group is 1; set at least 2"),

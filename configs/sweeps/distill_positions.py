@@ -1,6 +1,6 @@
-"""May a student's teacher think behind the question alone? The tiny default, its student on questions only.
+"""May a student learn behind the question alone? The tiny default, its student on questions without answers.
 
-python -m fqs_jax.sweep --config=configs/sweeps/teacher_positions.py --workdir=W
+python -m fqs_jax.sweep --config=configs/sweeps/distill_positions.py --workdir=W
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.config = "configs/tiny.py"
     c.seeds = (0, 1, 2)
     text = f"stage_2.settings={QUESTIONS}"
-    last = f"stage_2.settings={(*QUESTIONS, 'distill.teacher_positions=last')}"
+    last = f"stage_2.settings={(*QUESTIONS, 'distill.positions=last')}"
     c.variants = (variant("all", text, stages="0,1,2"), variant("last", last, stages="0,1,2"))
     c.show_once = (0, 1)
     return c
