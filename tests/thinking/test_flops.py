@@ -18,7 +18,8 @@ from fqs_jax.inference import decoding
 from fqs_jax.model import attention_xla, decoder, lora
 from fqs_jax.model import config as config_lib
 from fqs_jax.model.lora import Lora
-from fqs_jax.objectives import plain, quiet_star
+from fqs_jax.objectives import distillation, plain, quiet_star
+from fqs_jax.objectives.distillation import DistillConfig
 from fqs_jax.objectives.plain import NTPConfig
 from fqs_jax.objectives.thought_losses import QuietStarConfig
 from fqs_jax.thinking import flops, thoughts
@@ -254,6 +255,23 @@ def test_a_thought_free_step(action: str) -> None:
     unread = B * flops.TRAIN * flops.vocabulary(model)
     again = B * T * scores_again(model, (T + 1) / 2)
     assert traced == flops.next_token_step(model, B, T) - unread + again
+
+
+@pytest.mark.parametrize("positions", ["all", "last"])
+def test_a_student_s_step(positions: str) -> None:
+    """A student of last positions reads the head there alone."""
+    model = MODELS[0]
+    config = DistillConfig(weighting="shift", positions=positions)
+    arrays = distillation.teacher_arrays(config, T, model.vocab_size)
+    batch = {name: jnp.zeros((B, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    batch |= {"tokens": TOKENS, "mask": MASK}
+    traced = matmul_flops(
+        gradient(lambda p: distillation.distill_loss(p, batch, KEY, model, config)),
+        random_params(model),
+    )
+    again = B * T * scores_again(model, (T + 1) / 2)
+    reads = 1 if positions == "last" else T
+    assert traced == flops.next_token_step(model, B, T, reads=reads) + again
 
 
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "k", "v", "o", "gate", "up", "down")])
