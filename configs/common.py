@@ -255,8 +255,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.distill.label_weight = 0.0  # share of the plain next-token loss; the rest is distillation
     # all | shift: positions are weighted by how far the teacher's thoughts move its prediction.
     c.distill.weighting = "all"
-    # all | last: the student learns at every position, or only at the last of each row, where the answer
-    # to a question without one would begin. The teacher thinks there alone too, at a fraction of the cost.
+    # all | last: the student learns at every position; or, with data.rows=crop, only at the last of each
+    # row, where the answer to a question without one would begin. The teacher thinks there alone too, at a
+    # fraction of the cost.
     c.distill.positions = "all"
     c.distill.teacher_thoughts = 4  # the teacher's prediction is the average over these
     # Number of the teacher's likeliest tokens stored per position, 8 bytes each; all other tokens are

@@ -16,7 +16,7 @@ from gcsfs.retry import HttpError
 from fqs_jax.runs import folders
 from fqs_jax.runtime import buckets, files, inputs, leases, local_copies, paths
 from fqs_jax.runtime.errors import UserError
-from fqs_jax.sweeps import first_stages, logs
+from fqs_jax.sweeps import logs, shared_stages
 from fqs_jax.training import teacher_scores
 from tests.conftest import REPO
 from tests.emulator import as_another_process
@@ -183,7 +183,7 @@ def test_a_first_stage_is_not_copied_into_a_cell_that_runs(
     with leases.held(bucket / "b"):
         as_another_process(monkeypatch)
         with pytest.raises(UserError, match="in use by process"):
-            first_stages._copy(bucket / "a" / "stage_0", bucket / "b" / "stage_0")
+            shared_stages._copy(bucket / "a" / "stage_0", bucket / "b" / "stage_0")
         monkeypatch.undo()
     assert not (bucket / "b" / "stage_0").exists()
 

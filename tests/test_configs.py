@@ -124,9 +124,9 @@ def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
 
     model = ModelConfig(49152, 576, 30, 9, 3, 64, 1536, tied_embeddings=True)
     base, think, student, *controls = resolve.recipes(c, model)
-    assert controls[0].stage.steps == think.stage.steps + student.stage.steps
-    # Rows of worked problems are longer, so as many FLOPs are not quite as many steps.
-    assert 0.9 < controls[1].stage.steps / controls[0].stage.steps < 1
+    tokens = [each.stage.steps * each.seq_len for each in (think, student, controls[0])]
+    assert sum(tokens[:2]) == pytest.approx(tokens[2], abs=c.data.seq_len)
+    assert controls[1].stage.steps > controls[0].stage.steps
     for recipe in (base, think, student, *controls):
         own = corpus.built_in_task(recipe.data, 0)
         assert own is not None

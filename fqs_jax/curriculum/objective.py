@@ -152,15 +152,24 @@ def _distill_arrays(recipe: Recipe) -> Arrays:
     return distillation.teacher_arrays(recipe.objective, recipe.seq_len, recipe.model.vocab_size)
 
 
+def _check_questions(recipe: Recipe) -> None:
+    """Refuse a text of which a row's last position is not the end of a question without an answer."""
+    data = recipe.data
+    needed = {"rows": "crop", "learn": "all", "messages_key": ""}
+    if data.source != "text":
+        needed |= {f"{data.source}.{name}": 0.0 for name in ("worked", "direct", "chatter")}
+    for name, value in needed.items():
+        section, field = (data[data.source], name.split(".")[1]) if "." in name else (data, name)
+        if (found := section.get(field, value)) != value:
+            raise UserError(
+                f"distill.positions is 'last', for questions without answers, one in a row, and data.{name} "
+                f"is {found!r}: set it to {value!r}, or distill.positions to all"
+            )
+
+
 def _check_distill(recipe: Recipe) -> None:
     if recipe.objective.positions == "last":
-        needed = {"rows": "crop", "learn": "all"}  # one document a row; none of its answers counts
-        for name, value in needed.items():
-            if (found := recipe.data.get(name, value)) != value:
-                raise UserError(
-                    f"distill.positions is 'last' and data.{name} is {found!r}: set data.{name} "
-                    f"to {value}, and read questions without answers"
-                )
+        _check_questions(recipe)
     num_rows = recipe.stage.steps * recipe.batch_size
     distillation.check_size(_distill_arrays(recipe), num_rows, str(recipe.stage))
 

@@ -30,8 +30,8 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
       UserError: the objective does not exist, or a setting is of another field or type.
     """
     own = objective.of(stage)
-    sections = _sections(config, stage)
-    if own.settings and stage.objective not in sections:
+    chosen = sections(config, stage)
+    if own.settings and stage.objective not in chosen:
         raise UserError(
             f"the config has no section {stage.objective!r}, the settings of {stage}; add "
             f"c.{stage.objective} to its get_config()"
@@ -39,18 +39,16 @@ def recipe(config: ml_collections.ConfigDict, stage: Stage, model: ModelConfig) 
     return Recipe(
         stage=stage,
         model=model,
-        lora=settings.lora_config(sections),
+        lora=settings.lora_config(chosen),
         thought=thought(config, stage),
-        objective=own.settings(config, sections[stage.objective].to_dict())
-        if own.settings
-        else None,
-        data=sections.data,
+        objective=own.settings(config, chosen[stage.objective].to_dict()) if own.settings else None,
+        data=chosen.data,
         optimizer=config.optimizer,
         batch_size=config.batch_size,
         microbatches=config.microbatches,
         eval_temperature=config.thought.eval_temperature,
         seed=config.seed,
-        held_out=settings.held_out(sections),
+        held_out=settings.held_out(chosen),
     )
 
 
@@ -60,7 +58,7 @@ def lora(config: ml_collections.ConfigDict, stage: Stage) -> Lora | None:
     Args:
       config: an experiment's, or that of the stage's record.
     """
-    return settings.lora_config(_sections(config, stage)) if "lora" in config else None
+    return settings.lora_config(sections(config, stage)) if "lora" in config else None
 
 
 def thought(
@@ -71,7 +69,7 @@ def thought(
     return settings.thought_config(config, stage, **changes) if thinks else None
 
 
-def _sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
+def sections(config: ml_collections.ConfigDict, stage: Stage) -> ml_collections.ConfigDict:
     """The sections of a config that a stage may override, with its overrides applied."""
     with_sections = [name for name, row in OBJECTIVES.items() if row.settings]
     return settings.sections(config, stage, ["data", "lora", "held_out", *with_sections])
@@ -119,7 +117,8 @@ def _steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
         return None if number is None else earlier[number].thought
 
     if stage.same_steps_as:
-        return sum(earlier[n].stage.steps for n in stage.same_steps_as)
+        tokens = sum(earlier[n].stage.steps * earlier[n].seq_len for n in stage.same_steps_as)
+        return max(1, round(tokens / control.seq_len))
     if stage.same_flops_as:
         budget = 0
         for other in (earlier[n] for n in stage.same_flops_as):

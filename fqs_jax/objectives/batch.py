@@ -82,14 +82,15 @@ def counts(batch: Batch, target_BxAxU: jax.Array) -> jax.Array:
 
 
 def position_weights(batch: Batch) -> jax.Array:
-    """Weights of positions in distillation, before division by their sum, float32 [B, T].
+    """Weights of positions in distillation, before division by their sum, float32 [B, T] or [B, 1].
 
     A teacher's distribution is learned at every real position, also at the last of a document; a
     teacher's score of the next token only where one follows, and where only some tokens are targets,
     both only in front of those. `teacher_shift` weights them, if given. Where the teacher speaks of
     the last position alone, those are the weights, [B, 1].
     """
-    if "teacher_log_probs" in batch and "teacher_log_prob" not in batch:
+    learned = batch.get("teacher_log_probs")
+    if learned is not None and learned.shape[1] < batch["tokens"].shape[1]:
         real_Bx1 = jnp.any(batch["mask"], axis=1, keepdims=True)
         return real_Bx1 * batch.get("teacher_shift", jnp.float32(1))
     counted_BxT = batch["mask"]

@@ -45,7 +45,6 @@ from fqs_jax.thinking import keys as keys_lib
 FORMS = ("forward_kl", "reverse_kl", "policy", "hinge")
 WEIGHTINGS = ("all", "shift")
 POSITIONS = ("all", "last")
-_WITHOUT_LABELS = "distill.form to another one and distill.label_weight to 0"
 MOST_BYTES = 4 << 30  # of a teacher's predictions for a stage, in memory and on disk
 _LEAST_REST = 1e-7  # probability; 1 minus a sum near 1 has about this error in float32
 
@@ -91,7 +90,7 @@ class DistillConfig:
             )
             raise UserError(
                 f"distill.{field}, which learns the token that follows, and none follows the last position: "
-                "set distill.positions to all, or " + _WITHOUT_LABELS
+                "set distill.positions to all, or distill.form to another one and distill.label_weight to 0"
             )
         if not 0 <= self.label_weight <= 1:
             raise UserError(f"distill.label_weight is {self.label_weight}; set 0 to 1")

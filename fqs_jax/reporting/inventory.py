@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fqs_jax.curriculum import settings
+from fqs_jax.curriculum import resolve
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.runs import best, folders, metrics_file, record, time_spent
 from fqs_jax.runs.time_spent import Spent
@@ -185,7 +185,7 @@ def _read_stage(
         starts = metrics_file.events_of(lines, "start")
         rows = metrics_file.steps_of(lines)
         made_from = tuple(_made_from(root, stage, initial_model))
-        text = f"on {settings.sections(config, stage, ('data',)).data.text or config.data.source}"
+        text = f"on {resolve.sections(config, stage).data.text or config.data.source}"
     except (UserError, AttributeError) as error:
         return dataclasses.replace(found, damage=str(error))
     return dataclasses.replace(

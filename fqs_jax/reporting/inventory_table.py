@@ -109,9 +109,4 @@ def _metrics(stage: StageContents) -> str:
 
 
 def _losses(row: Mapping[str, Any]) -> str:
-    losses = [
-        f"{name} {row[name]:.3f}"
-        for name in progress.LOSSES
-        if isinstance(row.get(name), int | float)
-    ]
-    return f"step {row['step']:,}: " + (", ".join(losses) or "no finite loss")
+    return f"step {row['step']:,}: " + (", ".join(progress.losses(row)) or "no finite loss")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,7 @@ from fqs_jax.runtime.stderr import say
 
 QUIET_SECONDS = 15.0  # between lines, if there is no terminal for a bar
 LONG_SECONDS = 2.0  # what takes longer is worth a bar or a line
-# Of a row of metrics; a student that learns at last positions has no label, and only the last of these.
-LOSSES = ("nll_base", "nll_mixed", "distill/forward_kl")
+_LOSSES = ("nll_base", "nll_mixed", "distill/forward_kl")
 
 
 class Progress:
@@ -79,7 +78,7 @@ class Progress:
 
     def show(self, row: dict[str, Any]) -> None:
         """Show the losses in a row of metrics beside the bar."""
-        self._note = _losses(row)
+        self._note = " ".join(losses(row))
         self._bar.update(self._task, note=f"{self._note}{self._held_out}")
 
     def show_held_out(self, loss: float | None) -> None:
@@ -174,7 +173,10 @@ def _bytes(path: Path) -> int:
     return found
 
 
-def _losses(row: dict[str, Any]) -> str:
-    """The losses of a row that can be compared."""
-    names = [name for name in LOSSES if row.get(name) is not None]
-    return " ".join(f"{name} {row[name]:.3f}" for name in names)
+def losses(row: Mapping[str, Any]) -> list[str]:
+    """The losses of a row of metrics, as in "nll_base 1.234"; the distance from its teacher of a student
+    that reads no labels."""
+    shown = {name: row[name] for name in _LOSSES if isinstance(row.get(name), int | float)}
+    if len(shown) > 1:
+        shown.pop("distill/forward_kl", None)
+    return [f"{name} {value:.3f}" for name, value in shown.items()]

@@ -21,7 +21,7 @@ from fqs_jax.runtime import (
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.stderr import say
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import children, fields, first_stages, logs, measuring, overview, sheet
+from fqs_jax.sweeps import children, fields, logs, measuring, overview, shared_stages, sheet
 from fqs_jax.sweeps import results as results_lib
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.fields import Sweep
@@ -74,7 +74,7 @@ def _run_cell(cell: Cell, cells: Sequence[Cell]) -> None:
     elif results_lib.read(cell):
         _note(f"{cell} is done: {cell.folder / results_lib.RESULT}")
         return
-    for note in first_stages.copy(cell, cells):
+    for note in shared_stages.copy(cell, cells):
         _note(note)
     [end] = children.run([[sys.executable, *cell.arguments]])
     if end.code:

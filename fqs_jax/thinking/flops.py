@@ -197,13 +197,14 @@ def asking(
     length: int,
     positions: int | None = None,
 ) -> int:
-    """A thinking teacher that scores every position of a batch, without gradient.
+    """A thinking teacher that scores every position of a batch, or some, without gradient.
 
     The start mark, K tokens and the end mark go through the network. The head is read for sampled
     tokens, and twice more: within a few per cent of the reads of distillation and NTP.
 
     Args:
-      positions: number of positions of a row at which it thinks; None = all.
+      positions: number of positions of a row at which it thinks, each counted as seeing half of the
+        text; None = all.
     """
     steps, reads = thought.num_tokens + 2, thought.head_reads + 2
     positions = length if positions is None else positions

@@ -67,7 +67,7 @@ def predictions(
     return found | {"teacher_log_prob": found["teacher_log_prob"][:, :-1]}
 
 
-def predictions_at_the_end(
+def predictions_at_last(
     params: Params,
     batch: batch_lib.Batch,
     key: jax.Array,

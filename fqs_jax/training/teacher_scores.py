@@ -43,7 +43,8 @@ def score_rows(
     """A teacher's scores of all training rows of a stage: steps * B records.
 
     The fields of a record are `objective.teacher_arrays`; `teacher_log_prob` alone is computed without
-    the whole vocabulary. A batch is scored in the stage's microbatches; the scores do not depend on them.
+    the whole vocabulary, and last positions without the others. A batch is scored in the stage's
+    microbatches; the scores do not depend on them.
 
     Args:
       teacher: with as many rationales as its prediction is averaged over.
@@ -66,7 +67,7 @@ def score_rows(
     if list(arrays) == ["teacher_log_prob"]:
         score_part = teacher_lib.label_log_probs
     elif objective.teacher_positions(recipe) == "last":
-        score_part = teacher_lib.predictions_at_the_end
+        score_part = teacher_lib.predictions_at_last
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
     def score(params: Params, batch: dict[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
@@ -212,8 +213,6 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
         "rows": [data.digest(), recipe.batch_size],
         "seed": recipe.seed,
     }
-    if (positions := objective.teacher_positions(recipe)) != "all":
-        identity["positions"] = positions  # scores that earlier versions saved are of all
     with Progress(f"stage {stage.number} teacher scores", 0, stage.steps) as bar:
 
         def progress(done: int, _: int) -> None:
@@ -223,7 +222,9 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
                     f"teacher scores saved up to batch {done} of {stage.steps}; {RESUME}"
                 )
 
-        folder = folders.stage_folder(run.root, stage.stream) / "teacher"
+        # Students of all positions and of last ones may share rows, but not scores.
+        name = "teacher" if objective.teacher_positions(recipe) == "all" else "teacher_last"
+        folder = folders.stage_folder(run.root, stage.stream) / name
         with locks.FolderLock(folder):  # students of the same rows share it
             return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
 

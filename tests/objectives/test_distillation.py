@@ -21,7 +21,7 @@ from fqs_jax.objectives import plain as plain_lib
 from fqs_jax.objectives.batch import Batch
 from fqs_jax.objectives.distillation import FORMS, DistillConfig
 from fqs_jax.reporting import page
-from fqs_jax.runs import folders
+from fqs_jax.runs import folders, metrics_file
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.interrupts import Interrupted
 from fqs_jax.thinking.config import Thinker, ThoughtConfig
@@ -302,7 +302,7 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
         hinge = list(arrays) == ["teacher_log_prob"]
         how = teacher.label_log_probs if hinge else teacher.predictions
         if config.get("positions") == "last":
-            how = teacher.predictions_at_the_end
+            how = teacher.predictions_at_last
         said = jax.jit(lambda p: how(p, data, KEY, Thinker(model, thought), arrays))(params)
         assert {name: (x.shape[1:], x.dtype) for name, x in said.items()} == arrays
         return {name: np.asarray(x) for name, x in said.items()}
@@ -347,6 +347,13 @@ def test_what_the_teacher_says_is_the_slow_rollout_s(mixing: str) -> None:
 
 
 # The stage --------------------
+
+QUESTIONS = {
+    "data.clock.worked": 0.0,
+    "data.clock.direct": 0.0,
+    "data.clock.chatter": 0.0,
+    "data.clock.unanswered": 1.0,
+}
 
 
 def stage_config(**changes: Any) -> Any:
@@ -415,6 +422,25 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
     assert not any((root / f"stage_{n}" / "teacher").exists() for n in (5, 6, 7))
 
 
+@pytest.mark.usefixtures("steps_made_once")
+def test_a_stage_that_learns_at_last_positions(tmp_path) -> None:
+    """Its scores are of one position a row, in a folder beside those of all positions; it has no labels."""
+    config = stage_config(**QUESTIONS, **{"distill.top_k": 5, "microbatches": 2})
+    own = ("distill.positions=last", "distill.weighting=shift", "data.seq_len=8")
+    config.stage_5 = row(
+        "asked", "distill", start=0, teacher=2, learning_rate=1e-2, steps=8, settings=own
+    )
+    root = tmp_path / "W"
+    save_stage(root, config, 0)
+    save_stage(root, config, 2)
+    train_stage(root, config, 5)
+    piece = np.load(root / "stage_5" / "teacher_last" / "batches_0000000_0000008.npy")
+    assert piece["teacher_ids"].shape == (8 * 2, 1, 5) and piece["teacher_shift"].shape == (16, 1)
+    assert "teacher_log_prob" not in piece.dtype.names
+    lines = metrics_file.steps_of(metrics_file.read_lines(root / "stage_5" / "metrics.jsonl"))
+    assert all(line["distill/forward_kl"] > 0 and "nll_base" not in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -432,11 +458,19 @@ def test_students_on_the_same_rows_ask_their_teacher_once(tmp_path) -> None:
         ),
         (
             {"distill.positions": "last", "data.rows": "pack"},
-            "distill.positions is 'last' and data.rows is 'pack': set data.rows to crop",
+            "distill.positions is 'last', .* data.rows is 'pack': set it to 'crop', or",
         ),
         (
             {"distill.positions": "last", "data.learn": "answers"},
-            "distill.positions is 'last' and data.learn is 'answers': set data.learn to all",
+            "distill.positions is 'last', .* data.learn is 'answers': set it to 'all', or",
+        ),
+        (
+            {"distill.positions": "last", "data.messages_key": "messages"},
+            "distill.positions is 'last', .* data.messages_key is 'messages': set it to '', or",
+        ),
+        (
+            {"distill.positions": "last", **QUESTIONS, "data.clock.chatter": 0.5},
+            "distill.positions is 'last', .* data.clock.chatter is 0.5: set it to 0.0, or",
         ),
         ({"distill.teacher_thoughts": 0}, "distill.teacher_thoughts is 0; set at least 1"),
         ({"distill.group": 1}, "distill.group is 1; set at least 2"),

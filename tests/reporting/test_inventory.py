@@ -66,6 +66,14 @@ def test_what_is_in_it(copy):
     assert len(below) == 2 and below[0].endswith(": out") and "damaged_2" in below[1]
 
 
+def test_a_stage_with_settings_of_its_own_is_not_damaged(tmp_path):
+    """Of its objective, and of its text."""
+    settings = ("ntp.clip=False", "data.clock.direct=0.5", "data.seq_len=8")
+    save_stage(tmp_path, clock_config({"stage_3.settings": settings}), 3)
+    [stage] = inventory.read(tmp_path).stages
+    assert (stage.name, stage.damage) == ("ntp", "")
+
+
 def test_a_stage_that_changed_under_another_is_named(copy):
     save_stage(copy, clock_config(), 0, step=6)
     step = copy / "stage_0" / "checkpoints"

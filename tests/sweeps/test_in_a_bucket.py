@@ -11,10 +11,10 @@ import pytest
 from fqs_jax.runs import folders
 from fqs_jax.runtime import buckets
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import first_stages, logs
+from fqs_jax.sweeps import logs, shared_stages
 from fqs_jax.sweeps.variants import variant
 from tests.sweeps import invented
-from tests.sweeps.test_first_stages import RATES, trained
+from tests.sweeps.test_shared_stages import RATES, trained
 from tests.tiny_runs import run_alone
 
 SWEEP = """
@@ -36,14 +36,14 @@ def test_a_first_stage_is_copied_and_counts_with_its_last_object(bucket: Path) -
     trained(first, 0)
     here, there = (folders.stage_folder(cell.folder, 0) for cell in (first, second))
     buckets.write(there / "checkpoints" / "7-1" / "params", b"of a copy that was cut off")
-    [note] = first_stages.copy(second, cells)
+    [note] = shared_stages.copy(second, cells)
     assert note.endswith(
         "stage 0 (base) is that of cell 0 (think, stage_1.learning_rate=0.1, seed 0)"
     )
     names = set(buckets.objects(here))
     assert len(names) > 5 and set(buckets.objects(there)) == names
     assert all(buckets.read(here / name) == buckets.read(there / name) for name in names)
-    assert first_stages.copy(second, cells) == []
+    assert shared_stages.copy(second, cells) == []
 
 
 @pytest.mark.parametrize("cut", ["run.json", folders.COMMITTED])
@@ -67,9 +67,9 @@ def test_a_copy_that_was_cut_off_before_its_last_objects_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(buckets.client(), "cp_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            first_stages.copy(cells[2], cells)
+            shared_stages.copy(cells[2], cells)
     assert len(copied) > 5
-    assert first_stages.copy(cells[2], cells)
+    assert shared_stages.copy(cells[2], cells)
     here, there = (buckets.objects(folders.stage_folder(cells[n].folder, 0)) for n in (0, 2))
     assert set(here) == set(there) and folders.stage_numbers(cells[2].folder) == [0]
 

@@ -222,7 +222,7 @@ def test_asking_a_teacher(
     said = {"teacher_log_prob": (T - 1,), "teacher_log_probs": (T, model.vocab_size)}
     arrays: Any = {name: (shape, jnp.float32) for name, shape in said.items()}
     batch = BATCH | {"row": jnp.arange(B)}
-    how = teacher.predictions_at_the_end if last else teacher.predictions
+    how = teacher.predictions_at_last if last else teacher.predictions
     traced = matmul_flops(
         lambda p: how(p, batch, KEY, Thinker(model, thought), arrays),
         with_pause(random_params(model)),

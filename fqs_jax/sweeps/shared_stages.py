@@ -24,8 +24,9 @@ _STAGE_FIELD = re.compile(r"stage_(\d+)\.")
 
 
 def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
-    """Copy the stages of a cell that others have finished with the same settings.
+    """Copy the stages of a cell that another has finished with the same settings.
 
+    All are taken from one cell, that with the most, so that a student and its teacher have the same base.
     `launch` compares a copied stage with the cell's own command, as it does with every finished stage.
 
     Args:
@@ -36,35 +37,42 @@ def copy(cell: Cell, cells: Sequence[Cell]) -> list[str]:
     """
     config = cells_lib.experiment_config(cell.config, cell.overrides[1:])
     rows = {row.number: row for row in stage_lib.rows(config)}
-    notes = []
-    for number in sorted(cell.stage_numbers):
-        if _is_there(folders.stage_folder(cell.folder, number)):
-            continue
-        made_from = _made_from(number, rows)
-        for other in cells:
-            if _has(other, cell, made_from):
-                _copy(folders.source_folder(other.folder), folders.source_folder(cell.folder))
-                _copy(*(folders.stage_folder(c.folder, number) for c in (other, cell)))
-                notes.append(f"{cell}: {rows[number]} is that of {other}")
-                break
-    return notes
+    missing = [
+        number
+        for number in sorted(cell.stage_numbers)
+        if not _is_there(folders.stage_folder(cell.folder, number))
+    ]
+    shared = {other: _shared(other, cell, missing, rows) for other in cells}
+    other = max(cells, key=lambda each: len(shared[each]))
+    for number in shared[other]:
+        _copy(folders.source_folder(other.folder), folders.source_folder(cell.folder))
+        _copy(*(folders.stage_folder(c.folder, number) for c in (other, cell)))
+    return [f"{cell}: {rows[number]} is that of {other}" for number in shared[other]]
 
 
-def _made_from(number: int, rows: Mapping[int, Stage]) -> set[int]:
-    """A stage and all that it depends on."""
+def _shared(
+    other: Cell, cell: Cell, missing: Sequence[int], rows: Mapping[int, Stage]
+) -> list[int]:
+    """The missing stages that another cell has as this cell needs them, with all that they start from."""
+    if other.number == cell.number or (other.seed, other.config) != (cell.seed, cell.config):
+        return []
+    found: list[int] = []
+    for number in missing:
+        row = rows[number]
+        trained = {n for n in (row.start, row.teacher) if n is not None}
+        changed_by = _depends_on(number, rows)
+        same = _settings_of(other, changed_by) == _settings_of(cell, changed_by)
+        is_its = number in other.stage_numbers and trained <= set(found)
+        if same and is_its and stages.is_finished(other.folder, number):
+            found.append(number)
+    return found
+
+
+def _depends_on(number: int, rows: Mapping[int, Stage]) -> set[int]:
+    """A stage and all whose fields may change it."""
     row = rows[number]
     named = (row.start, row.teacher, row.rows_of, *row.same_steps_as, *row.same_flops_as)
-    return {number}.union(*(_made_from(n, rows) for n in named if n is not None))
-
-
-def _has(other: Cell, cell: Cell, numbers: set[int]) -> bool:
-    """True if another cell has finished these stages as this cell needs them."""
-    if other.number == cell.number or not numbers <= set(other.stage_numbers):
-        return False
-    if (other.seed, other.config) != (cell.seed, cell.config):
-        return False
-    same = _settings_of(other, numbers) == _settings_of(cell, numbers)
-    return same and all(stages.is_finished(other.folder, n) for n in numbers)
+    return {number}.union(*(_depends_on(n, rows) for n in named if n is not None))
 
 
 def _settings_of(cell: Cell, numbers: set[int]) -> list[str]:
@@ -92,5 +100,6 @@ def _copy(source: Path, target: Path) -> None:
         return
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
+    # A stage that shares its rows may be adding scores meanwhile; whoever needs them makes them again.
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("teacher", "teacher_last"))
     partial.rename(target)

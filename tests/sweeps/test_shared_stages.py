@@ -1,4 +1,4 @@
-"""First stages that cells share: which are the same, and that a copy is what was trained."""
+"""Stages that cells share: which are the same, and that a copy is what was trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from fqs_jax.runs import folders, record
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.sweeps import cells as cells_lib
-from fqs_jax.sweeps import first_stages
+from fqs_jax.sweeps import shared_stages
 from fqs_jax.sweeps.cells import Cell
 from fqs_jax.sweeps.variants import variant
 from tests.sweeps.invented import sweep
@@ -40,11 +40,11 @@ def trained(cell: Cell, number: int, step: int = 0) -> None:
 def test_only_what_other_fields_cannot_change_is_copied(cells: list[Cell]) -> None:
     trained(cells[0], 0)
     trained(cells[0], 1)
-    copied = [cell.number for cell in cells if first_stages.copy(cell, cells)]
+    copied = [cell.number for cell in cells if shared_stages.copy(cell, cells)]
     # Two rates and the control share a base with seed 0; seed 3 has none, which is every other cell.
     assert copied == [2, 4]
     assert [folders.stage_numbers(cells[n].folder) for n in copied] == [[0], [0]]
-    assert first_stages.copy(cells[2], cells) == []  # it has the stage now
+    assert shared_stages.copy(cells[2], cells) == []  # it has the stage now
 
 
 def test_a_stage_is_copied_with_those_that_it_is_made_from(tmp_path: Path) -> None:
@@ -52,22 +52,36 @@ def test_a_stage_is_copied_with_those_that_it_is_made_from(tmp_path: Path) -> No
     variants = (
         variant("short", stages="0,1,2", bracket=("stage_2.steps=1", "stage_2.steps=2")),
         variant("other", "stage_1.learning_rate=0.3", stages="0,1,2"),
-        variant("plain", stages="0"),
+        variant("control", stages="0,5"),  # costs as much as stages 1 to 3, which it does not train
+        variant("same", "stage_6.steps=9", stages="0,5"),
+        variant("another", "stage_3.steps=9", stages="0,5"),
     )
     cells = cells_lib.read(sweep(variants=variants, show_once=()), tmp_path)
-    for number in (0, 1, 2):
-        trained(cells[0], number)
-    for cell in cells:
-        first_stages.copy(cell, cells)
-    found = [folders.stage_numbers(cell.folder) for cell in cells if cell.seed == 0]
-    assert found == [[0, 1, 2], [0, 1], [0], [0]]
-    config = cells_lib.experiment_config(cells[2].config, cells[2].overrides[1:])
-    record.write(cells[2].folder, config, folders.existing_stages(cells[2].folder)[1])
+    [one, two, other, control, same, another] = [cell for cell in cells if cell.seed == 0]
+    for cell, numbers in {one: (0, 1, 2), control: (0, 5)}.items():
+        for number in numbers:
+            trained(cell, number)
+    has = lambda cell: folders.stage_numbers(cell.folder)  # noqa: E731
+    for cell in (two, other, same, another):
+        shared_stages.copy(cell, cells)
+    assert (has(two), has(other), has(same), has(another)) == ([0, 1], [0], [0, 5], [0])
+    config = cells_lib.experiment_config(two.config, two.overrides[1:])
+    record.write(two.folder, config, folders.existing_stages(two.folder)[1])
+
+
+def test_a_student_s_teacher_is_of_its_own_base(tmp_path: Path) -> None:
+    """A cell that trained a base takes no stage that another cell made from its own."""
+    variants = (variant("short", stages="0,1", bracket=("stage_2.steps=1", "stage_2.steps=2")),)
+    one, _, two, _ = cells = cells_lib.read(sweep(variants=variants, show_once=()), tmp_path)
+    trained(one, 0)
+    trained(one, 1)
+    trained(two, 0)
+    assert shared_stages.copy(two, cells) == []
 
 
 def test_a_copy_is_what_was_trained(cells: list[Cell]) -> None:
     trained(cells[0], 0)
-    [note] = first_stages.copy(cells[2], cells)
+    [note] = shared_stages.copy(cells[2], cells)
     assert note == (
         "cell 2 (think, stage_1.learning_rate=0.2, seed 0): stage 0 (base) is that of "
         "cell 0 (think, stage_1.learning_rate=0.1, seed 0)"
@@ -87,7 +101,7 @@ def test_a_copy_is_what_was_trained(cells: list[Cell]) -> None:
 
 def test_an_unfinished_stage_is_not_copied(cells: list[Cell]) -> None:
     trained(cells[0], 0, step=3)
-    assert first_stages.copy(cells[2], cells) == []
+    assert shared_stages.copy(cells[2], cells) == []
     assert not cells[2].folder.exists()
 
 
@@ -96,11 +110,11 @@ def test_a_copy_that_was_cut_off_is_made_again(cells: list[Cell]) -> None:
     left = cells[2].folder / ".stage_0.partial"
     left.mkdir(parents=True)
     (left / "run.json").write_text("{")
-    assert first_stages.copy(cells[2], cells)
+    assert shared_stages.copy(cells[2], cells)
     assert not left.exists() and folders.existing_stages(cells[2].folder)
 
 
 def test_other_experiments_are_other_stages(cells: list[Cell]) -> None:
     trained(cells[0], 0)
     other = dataclasses.replace(cells[2], config="configs/internalize.py")
-    assert first_stages.copy(other, cells) == []
+    assert shared_stages.copy(other, cells) == []
