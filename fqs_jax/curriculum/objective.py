@@ -155,7 +155,7 @@ def _distill_arrays(recipe: Recipe) -> Arrays:
 def _check_questions(recipe: Recipe) -> None:
     """Refuse a text of which a row's last position is not the end of a question without an answer."""
     data = recipe.data
-    needed = {"rows": "crop", "learn": "all", "messages_key": ""}
+    needed: dict[str, Any] = {"rows": "crop", "learn": "all", "messages_key": ""}
     if data.source != "text":
         needed |= {f"{data.source}.{name}": 0.0 for name in ("worked", "direct", "chatter")}
     for name, value in needed.items():
