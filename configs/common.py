@@ -151,7 +151,7 @@ def get_config() -> ml_collections.ConfigDict:
     # The field with conversations, lists of messages, of .jsonl or .array_record files; empty = documents
     # are text. They are written by the model's chat template, and only the assistant's part is learned.
     c.data.messages_key = ""
-    c.data.seq_len = 256  # tokens per row (released)
+    c.data.seq_len = 256  # tokens per row (released); a stage may have its own, in its settings
     # crop: one random piece per document and epoch, padded (released); pack: documents end to end.
     c.data.rows = "crop"
     c.data.attend_across_documents = False  # in packed rows; True = one stream, as in GPT-2
