@@ -46,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     `evaluate` shows two rows a model: held-out numbers, and the same problems in sentences that no
     document has (`new_wording`). The numbers of steps are the few that a CPU can do; multiply them on a GPU.
-    About 50 minutes for stages 0 to 2 on one CPU core. Thinking answered 0.98 of the held-out problems, the
+    About 60 minutes for stages 0 to 2 on one CPU core. Thinking answered 0.98 of the held-out problems, the
     base 0.09 (seed 0; RESULTS.md, section 5).
     """
     c = common.for_checkpoint()
@@ -69,8 +69,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.optimizer.beta2 = 0.95
     c.optimizer.warmup_steps = 10
     c.optimizer.decay_steps = 0
-    # The model can already do what thoughts need. The head must learn that they are worth reading, in
-    # so few steps that the model does not learn the few answers by heart.
+    # The model can already write what thoughts need. The head must learn that they are worth reading,
+    # before the model changes: at 2e-5 its thoughts are spoiled (RESULTS.md, section 5).
     c.optimizer.lr_scale.talk_head = 2000.0
     c.thought.start_text = " :"  # with the space: the token that the documents have
     c.thought.end_text = " ="
@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
         start=0,
         teacher=1,
         learning_rate=3e-4,
-        steps=250,
+        steps=500,
         settings=QUESTIONS,
     )
     c.stage_3 = row("same-steps", "next_token", same_steps_as=(1, 2), **plain)
