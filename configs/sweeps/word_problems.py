@@ -13,7 +13,7 @@ from fqs_jax.sweeps import variant
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """Fifteen cells of SmolLM2-135M, of 15 to 75 minutes on one CPU core each.
+    """15 cells of SmolLM2-135M, of 15 to 75 minutes on one CPU core each.
 
     Plain training reads as many tokens as thinking and its student together, or costs as many FLOPs; and as
     many FLOPs on the few answers alone. Problems of `new_wording` are told in sentences that no document has.
