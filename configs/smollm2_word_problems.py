@@ -13,21 +13,21 @@ import ml_collections
 from fqs_jax.configs import common
 from fqs_jax.curriculum import row
 
-# Of thoughts: answered questions, of which only the answers are predicted.
+# The text of thoughts: answered questions, of which only the answers are predicted.
 ANSWERS = (
     "data.stories.worked=0.0",
     "data.stories.direct=1.0",
     "data.learn=answers",
     "data.seq_len=36",
 )
-# Of students: questions without answers.
+# The text of students: questions without answers.
 QUESTIONS = (
     "data.stories.worked=0.0",
     "data.stories.direct=0.0",
     "data.stories.unanswered=1.0",
     "data.seq_len=36",
 )
-# Of plain training: worked problems beside the few answers, which teach it more than those alone.
+# The text of plain training: worked problems beside the few answers, which teach it more than those alone.
 WORKED_AND_ANSWERED = ("data.stories.worked=0.5", "data.stories.direct=0.5")
 
 

@@ -98,8 +98,9 @@ def estimate(recipe: Recipe, mesh: Mesh) -> Estimate:
     kept = model.num_layers * _kept(model, share, model.remat)  # of a token
     text = share.text * (kept + keys_values)
     # The head's part of the backward pass is over before the layers' begins.
+    # A student of last positions reads the head once in a row.
     reads = share.text
-    if getattr(recipe.objective, "positions", "all") == "last":  # a student's, one of each row
+    if objective.teacher_positions(recipe) == "last":
         reads //= recipe.seq_len
     scoring = max(_layer(model, share, share.text, recipe.seq_len), _read(model, share, reads))
     own = _item(model.param_dtype if recipe.lora is None else "float32", mesh) * numbers
