@@ -9,6 +9,7 @@ import pytest
 
 from configs import mistral_7b, qwen2_5_7b
 from fqs_jax.curriculum import resolve
+from fqs_jax.curriculum.stage import row
 from fqs_jax.planning import step_plan
 from fqs_jax.runtime import device_memory
 from fqs_jax.runtime.device_memory import GIB
@@ -53,6 +54,19 @@ def test_the_estimate_is_near_the_tpu_compilers_peaks(
     recipe = resolve.find(resolve.recipes(c, step_plan.architecture(c)), number)
     ratio = memory.estimate(recipe, mesh_of(fsdp=devices)).peak / GIB / gib
     assert 1 / 1.1 < ratio < 1.1
+
+
+def test_a_student_of_last_positions_needs_less() -> None:
+    """It reads the head once in a row, which the compiler's peak shows too."""
+    student = {"stage_4": row("asked", "distill", start=3, teacher=3, steps=9), "data.rows": "crop"}
+    at = {"compute.vocab_chunk": 0, "model.vocab_size": 4096, "distill.top_k": 4} | student
+    everywhere, last = (
+        recipe_of("4", at | {"distill.positions": positions}) for positions in ("all", "last")
+    )
+    peaks = [compiled_peak(recipe, mesh_of()) for recipe in (everywhere, last)]
+    estimates = [memory.estimate(recipe, mesh_of()).peak for recipe in (everywhere, last)]
+    assert peaks[1] < peaks[0] and estimates[1] < estimates[0]
+    assert 1 / WITHIN < estimates[1] / peaks[1] < WITHIN
 
 
 def test_the_state_is_exact_and_cut_by_the_mesh() -> None:
