@@ -10,9 +10,10 @@
 Numbers are words, from zero to twenty at most: with the space before it, each is one token in most
 tokenizers made for English, which figures and their spaces are not.
 
-A problem is its numbers and operations. Its sentences, people and things are drawn from the problem
-and the seed. The further split `new_wording` has the problems of `test`, people and things included, told in
-sentences that no document has: what carries over to another way of asking?
+A problem is its numbers and operations. Every document draws its sentences, people and things anew, so
+that its words say nothing of which problem it is. A problem of an evaluation is always told alike, drawn
+from the problem and the seed. The further split `new_wording` has the problems of `test`, people and
+things included, told in sentences that no document has: what carries over to another way of asking?
 """
 
 from __future__ import annotations
@@ -92,23 +93,31 @@ class Stories(Task):
 
     def problem(self, length: int, number: int) -> Problem:
         """The problem of a number: starts in order, then first changes, and so on."""
-        return self._told(length, number, KNOWN)
+        return self._told(length, number, KNOWN, self._always(length, number))
 
     def problems(self, split: str, length: int | None = None) -> list[tuple[str, str]]:
         """All problems of a split, or of one of its lengths: (prompt that ends in "=", answer)."""
         if split != NEW_WORDING:
             return super().problems(split, length)
         told = [
-            self._told(n, self._number_at(n, place), NEW)
+            self._told(n, number, NEW, self._always(n, number))
             for n in (self.lengths if length is None else (length,))
-            for place in self._places("test", n)
+            for number in (self._number_at(n, place) for place in self._places("test", n))
         ]
         return [(prompt, answer) for prompt, _, answer in told]
 
-    def _told(self, length: int, number: int, wordings: Wordings) -> Problem:
-        """A problem in some of these wordings; its people and things are the same in all."""
+    def _in_document(self, length: int, place: int, rng: np.random.Generator) -> Problem:
+        return self._told(length, self._number_at(length, place), KNOWN, rng)
+
+    def _always(self, length: int, number: int) -> np.random.Generator:
+        """What tells a problem outside documents: the same people and things in all wordings."""
         # A seed that no split's documents use.
-        rng = np.random.default_rng((self.seed, len(SPLITS), length, number))
+        return np.random.default_rng((self.seed, len(SPLITS), length, number))
+
+    def _told(
+        self, length: int, number: int, wordings: Wordings, rng: np.random.Generator
+    ) -> Problem:
+        """A problem in some of these wordings."""
         p, other, s = rng.integers((len(PEOPLE), len(PEOPLE) - 1, len(THINGS)))
         names = {
             "p": PEOPLE[p],

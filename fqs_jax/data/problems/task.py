@@ -148,7 +148,7 @@ class Task(abc.ABC):
         draw = rng.random() * (self.worked + self.direct + self.chatter + self.unanswered)
         if self.worked <= draw < answered and self.answered_share < 1:
             place = rng.integers(math.ceil(self.answered_share * len(places)))
-        prompt, work, answer = self._problem_at(length, places[place])
+        prompt, work, answer = self._in_document(length, places[place], rng)
         if draw < self.worked:
             return " ".join([prompt, self.marker, *work, self.equals, answer])
         if draw < answered:
@@ -177,6 +177,11 @@ class Task(abc.ABC):
     def _problem_at(self, length: int, place: int) -> Problem:
         """The problem at a place of the permutation."""
         return self.problem(length, self._number_at(length, place))
+
+    def _in_document(self, length: int, place: int, rng: np.random.Generator) -> Problem:
+        """The same problem for a document, which a kind of task may tell in words drawn anew."""
+        del rng
+        return self._problem_at(length, place)
 
     def _number_at(self, length: int, place: int) -> int:
         """The number of the problem at a place of the permutation."""

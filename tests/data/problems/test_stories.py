@@ -1,5 +1,6 @@
 """Stories: read by an interpreter of this test's own, and their splits by what the sentences say."""
 
+import collections
 import hashlib
 import itertools
 import os
@@ -170,6 +171,26 @@ def test_new_wordings_tell_the_problems_of_test_in_sentences_of_their_own(told):
     assert len(known) == 4 + 8 + 8 + 4 + 4 and len(new) == 2 + 4 + 4 + 2 + 2
     with pytest.raises(UserError, match="no split 'new_wording' exists"):
         task.document(0, "new_wording")
+
+
+def test_every_document_tells_its_problem_anew():
+    """The sentences of a document, and its names, say nothing of which problem it is."""
+    task = Stories(largest=9, unanswered=1.0, worked=0.0, direct=0.0, chatter=0.0)
+    tellings = collections.defaultdict(list)
+    for prompt in task.documents(8000):
+        tellings[problem(prompt)].append(prompt)
+    several = [told for told in tellings.values() if len(told) >= 10]
+    assert len(several) > 300
+    for told in several:
+        assert len(set(told)) == len(told)
+        assert len({sentences(prompt)[0] for prompt in told}) > 3  # the person
+        assert len({tuple(sorted(wordings(prompt))) for prompt in told}) > 3
+
+
+def test_a_problem_is_always_asked_alike():
+    """Whatever text is made of it, and whoever asks."""
+    for split in ALL_SPLITS:
+        assert Stories(worked=0.1).problems(split) == Stories(answered_share=0.5).problems(split)
 
 
 def test_lengths_choose_among_the_new_wordings():
