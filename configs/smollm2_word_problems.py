@@ -113,7 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
         start=0,
         teacher=1,
         learning_rate=3e-4,
-        steps=500,
+        steps=600,
         settings=QUESTIONS,
     )
     c.stage_3 = row("same-steps", "next_token", same_steps_as=(1, 2), **plain)
