@@ -110,14 +110,14 @@ class Stories(Task):
         return self._told(length, self._number_at(length, place), KNOWN, rng)
 
     def _always(self, length: int, number: int) -> np.random.Generator:
-        """What tells a problem outside documents: the same people and things in all wordings."""
+        """The draws that tell a problem outside documents, with the same people and things in all wordings."""
         # A seed that no split's documents use.
         return np.random.default_rng((self.seed, len(SPLITS), length, number))
 
     def _told(
         self, length: int, number: int, wordings: Wordings, rng: np.random.Generator
     ) -> Problem:
-        """A problem in some of these wordings."""
+        """A problem in some of these wordings, its sentences, people and things drawn from `rng`."""
         p, other, s = rng.integers((len(PEOPLE), len(PEOPLE) - 1, len(THINGS)))
         names = {
             "p": PEOPLE[p],

@@ -188,7 +188,7 @@ def test_every_document_tells_its_problem_anew():
 
 
 def test_a_problem_is_always_asked_alike():
-    """Whatever text is made of it, and whoever asks."""
+    """The shares of the documents have no say in it."""
     for split in ALL_SPLITS:
         assert Stories(worked=0.1).problems(split) == Stories(answered_share=0.5).problems(split)
 

@@ -25,7 +25,7 @@ some_settings = settings(max_examples=15, deadline=None)
 
 
 def asked(prompt: str) -> str:
-    """What a prompt asks, whatever words a story tells it in."""
+    """The problem of a prompt; of a story its numbers and operations, which many words can tell."""
     told = re.search(r"\w[.?] =$", prompt)  # only stories have a sentence's end behind a word
     return str(stories.problem(prompt)) if told else prompt
 
