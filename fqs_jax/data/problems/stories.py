@@ -110,7 +110,7 @@ class Stories(Task):
         return self._told(length, self._number_at(length, place), KNOWN, rng)
 
     def _always(self, length: int, number: int) -> np.random.Generator:
-        """The draws that tell a problem outside documents, with the same people and things in all wordings."""
+        """The draws that tell a problem outside documents: the same names in all wordings."""
         # A seed that no split's documents use.
         return np.random.default_rng((self.seed, len(SPLITS), length, number))
 
