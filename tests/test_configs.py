@@ -19,6 +19,7 @@ from fqs_jax.model.config import ModelConfig
 from fqs_jax.planning import step_plan, topologies
 from fqs_jax.runtime import sharding
 from tests.chats import write_bpe
+from tests.data.problems import test_stories as stories
 
 # Parameters as the checkpoints' own index files count them.
 PARAMETERS = {
@@ -133,7 +134,7 @@ def test_word_problems_fit_rows_and_thoughts(tmp_path: Path) -> None:
         longest = max(len(tokenizer.encode(text)) for text in set(own.documents(3000)))
         assert recipe.seq_len - 3 <= longest <= recipe.seq_len
     answered, asked = (
-        {text.partition(" = ")[0].removesuffix(" =") for text in task.documents(20_000)}
+        {stories.problem(text.split(" =")[0] + " =") for text in task.documents(20_000)}
         for task in (corpus.built_in_task(each.data, 0) for each in (think, student))
         if task is not None
     )
