@@ -8,6 +8,7 @@ import pytest
 from fqs_jax.data import corpus, marked_tokens
 from fqs_jax.data.sources.specification import Documents
 from fqs_jax.runtime.errors import UserError
+from tests.data.problems.test_task import asked
 from tests.tiny_runs import clock_config
 
 FORMS = ("worked", "direct", "chatter", "unanswered")
@@ -32,7 +33,7 @@ def test_what_follows_the_question_is_predicted(task, tmp_path):
     data = data_of(task)
     tokenizer = corpus.train_tokenizer(data, 0, tmp_path)
     [(source, _)] = corpus.sources(data, 0)
-    questions = {question for question, _ in corpus.built_in_task(data, 0).problems("train")}
+    questions = {asked(question) for question, _ in corpus.built_in_task(data, 0).problems("train")}
     lengths = set()
     for index in range(len(source)):
         text = source[index]
@@ -42,7 +43,7 @@ def test_what_follows_the_question_is_predicted(task, tmp_path):
         count = behind_the_question(text)
         assert learned.tolist() == [False] * (len(ids) - count) + [True] * count
         lengths.add(count > 0)
-        assert " ".join(text.split()[: len(text.split()) - count]) in questions
+        assert asked(" ".join(text.split()[: len(text.split()) - count])) in questions
     assert lengths == {True, False}  # some questions have no answer
 
 
