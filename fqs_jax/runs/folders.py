@@ -7,7 +7,8 @@ W/evaluation.json    the last comparison of all stages; W/report.html shows it
 W/stage_N/run.json   the stage row and the config that the stage was started with
 W/stage_N/checkpoints/STEP/
 W/stage_N/metrics.jsonl; in a bucket metrics.jsonl/000000-1.jsonl and so on
-W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage
+W/stage_N/teacher/   the teacher's scores of the training rows, for an NTP or distillation stage;
+                     teacher_last/ for a student of last positions
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fqs_jax.runtime import agreement, buckets, files, inputs, local_copies, pat
 from fqs_jax.runtime.errors import UserError, printable
 
 ITEMS = ("params", "optimizer", "progress")  # of a checkpoint, each a folder in it
+SCORES = {"all": "teacher", "last": "teacher_last"}  # of a teacher, at these positions
 COMMITTED, DAMAGED = "commit_success.txt", "damaged.txt"  # in a bucket; the first is Orbax's
 REPAIR = (
     "restore the file, or remove it and train the stage with the same command to write it again"

@@ -101,5 +101,5 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     # A stage that shares its rows may be adding scores meanwhile; whoever needs them makes them again.
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("teacher", "teacher_last"))
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns(*folders.SCORES.values()))
     partial.rename(target)

@@ -223,7 +223,7 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
                 )
 
         # Students of all positions and of last ones may share rows, but not scores.
-        name = "teacher" if objective.teacher_positions(recipe) == "all" else "teacher_last"
+        name = folders.SCORES[objective.teacher_positions(recipe)]
         folder = folders.stage_folder(run.root, stage.stream) / name
         with locks.FolderLock(folder):  # students of the same rows share it
             return score_rows(teacher, recipe, data, folder, record.digest(identity), progress)
