@@ -15,8 +15,9 @@ from fqs_jax.sweeps import variant
 def get_config() -> ml_collections.ConfigDict:
     """15 cells of SmolLM2-135M, of 15 to 75 minutes on one CPU core each.
 
-    Plain training reads as many tokens as thinking and its student together, or costs as many FLOPs; and as
-    many FLOPs on the few answers alone. Problems of `new_wording` are told in sentences that no document has.
+    Plain training costs as many FLOPs as thinking and its student together, and so reads more tokens; one row
+    reads worked problems beside the few answers, the other the answers alone. Problems of `new_wording` are
+    told in sentences that no document has.
     """
     c = ml_collections.ConfigDict()
     c.config = "configs/smollm2_word_problems.py"
@@ -31,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             "thought.tokens=random",
             stages="0,1",
         ),
-        variant("plain", stages="0,3,4"),
+        variant("plain", stages="0,4"),
         variant("answers-alone", f"stage_4.settings={ANSWERS}", stages="0,4"),
     )
     c.show_once = (0,)
