@@ -34,7 +34,7 @@ ROWS = {
     **{name: (stage, ()) for name, stage in CONTROLS.items()},
 }
 # Chosen by gradients_rates.py. All others have 1e-3, the rate of configs/think_once.py: it is the best there,
-# or the row answers no better than a guess at any rate.
+# or the row is within two standard errors of a guess at every rate.
 CHOSEN = {
     "no-policy": 3e-4,
     "rlp": 1e-4,
@@ -48,7 +48,8 @@ UNTRAINED = variant("untrained", "stage_1.steps=1", "stage_1.learning_rate=1e-12
 def get_config() -> ml_collections.ConfigDict:
     """Sixty cells of 1 to 2 minutes on one CPU core each.
 
-    Each row has the best of three to five learning rates, chosen on validation problems of another seed.
+    Each row that answers better than a guess has the best of three to five learning rates, chosen on
+    validation problems of another seed.
     docs/fidelity.md has the formulas, and what differs from the papers. "rlp" is "default" without the
     likelihood terms, "rpt" is "rlp" with another reward, and "jepo" is "default" with the multi-sample
     bound. With four tokens and two talk steps the policy weight of 1 is the one at which the two terms of

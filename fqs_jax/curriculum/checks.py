@@ -54,6 +54,13 @@ def check_row(stage: Stage, earlier: Mapping[int, Recipe]) -> None:
     for number in (*named, *stage.same_steps_as, *stage.same_flops_as):
         if number not in earlier:
             raise UserError(f"{name} refers to stage {number}, which is not a row before it")
+    lengths = ("steps", "same_steps_as", "same_flops_as")
+    given = [field for field in lengths if getattr(stage, field)]
+    if len(given) > 1:
+        raise UserError(
+            f"{name} has {' and '.join(given)}, and each says how long it trains: keep one, and set steps "
+            "to 0 or the other to ()"
+        )
     if own.has_teacher and (stage.teacher is None or earlier[stage.teacher].thought is None):
         raise UserError(f"{name}.teacher must be the number of a thinking stage before it")
     if stage.teacher is not None and not own.has_teacher:
@@ -81,9 +88,18 @@ def _check_data(recipe: Recipe, earlier: Mapping[int, Recipe]) -> None:
     stage, data = recipe.stage, recipe.data
     name = f"stage_{stage.number}"
     try:
-        corpus.built_in_task(data, recipe.seed)
+        task = corpus.built_in_task(data, recipe.seed)
     except UserError as error:
         raise UserError(f"{name}.settings: {error}" if stage.settings else str(error)) from error
+    if (
+        task is not None
+        and data.get("learn") == "answers"
+        and not task.worked + task.direct + task.chatter
+    ):
+        raise UserError(
+            f"data.learn=answers has nothing to learn in {name}, whose documents are all unanswered: set "
+            f"data.learn to all, or data.{data.source}.direct above 0"
+        )
     if stage.rows_of is None:
         return
     other = earlier[stage.rows_of]

@@ -125,7 +125,9 @@ def _steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
             per_step = objective.step_flops(other)
             per_step += objective.teacher_flops(other, teacher(other.stage.teacher))
             budget += other.stage.steps * per_step
-        return max(1, round(budget / objective.step_flops(control)))
+        own = objective.step_flops(control)
+        own += objective.teacher_flops(control, teacher(stage.teacher))
+        return max(1, round(budget / own))
     if stage.steps < 1:
         raise UserError(f"stage_{stage.number}.steps is {stage.steps}; set at least 1")
     return stage.steps

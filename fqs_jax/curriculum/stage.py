@@ -44,8 +44,8 @@ class Stage:
       learning_rate: peak, after warm-up.
       steps: optimiser steps.
       same_steps_as, same_flops_as: stages that a control matches together instead of setting `steps`: in
-        tokens of text, which are as many steps if rows are equally long, or in FLOPs, including those of a
-        teacher's scores.
+        tokens, padding included, which are as many steps if rows are equally long, or in FLOPs, including
+        those of a teacher's scores.
       control: the row is a control, not part of the curriculum.
       rows_of: number of a stage whose training rows it reads, in the same order; None = its own.
         Students of one teacher on the same rows share the teacher's scores.

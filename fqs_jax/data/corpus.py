@@ -161,6 +161,7 @@ def dataset(
     stream: int,
     folder: Path | None = None,
     split: str = "train",
+    questions: bool = False,
 ) -> order.Dataset:
     """The endless stream of a stage's training rows.
 
@@ -168,10 +169,12 @@ def dataset(
       seed: seed of the run.
       stream: number of the stream (stage); each stream of a run has its own order.
       folder, split: as for `sources`.
+      questions: True if what is learned is the token behind each document, the answer to its question.
 
     Raises:
       UserError: a setting is out of range, the text cannot be read, or the tokenizer has no token of its
-        own for each answer of a built-in task.
+        own for each answer of a built-in task. With `questions`, also if an answer is more than the next
+        token; and, when its row is read, if a document is longer than a row.
     """
     if data.rows not in ROWS:
         raise UserError(f"data.rows is {data.rows!r}; choose from {', '.join(ROWS)}")
@@ -181,9 +184,15 @@ def dataset(
         raise UserError(f"data.workers is {data.workers}; set 0 (threads) to {_MAX_WORKERS}")
     if (task := built_in_task(data, seed)) is not None:  # found out now, not when it is evaluated
         prompts = [task.problem(length, 0).prompt for length in task.lengths]
-        answer_tokens.encode(tokenizer, prompts, task.answers)
+        _, answers = answer_tokens.encode(tokenizer, prompts, task.answers)
+        several = any(" " in task.problem(length, 0).answer for length in task.lengths)
+        if questions and (answers.shared or several):
+            raise UserError(
+                f"an answer of {data.source} is more than one token behind the question in this tokenizer, "
+                "and distill.positions=last learns the next token alone: set distill.positions to all"
+            )
     parts = sources(data, seed, folder, split)
-    rows = [(_rows(data, source, tokenizer), weight) for source, weight in parts]
+    rows = [(_rows(data, source, tokenizer, questions), weight) for source, weight in parts]
     order_seed = int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
     made_from = [(fingerprint(source), weight) for source, weight in parts]
     return order.Dataset(
@@ -262,7 +271,7 @@ def _learn(data: ml_collections.ConfigDict) -> str:
 
 
 def _rows(
-    data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer
+    data: ml_collections.ConfigDict, source: Source, tokenizer: Tokenizer, whole: bool
 ) -> Callable[[int], order.Stream]:
     """A function from a seed to the shuffled rows of a source."""
     if data.rows == "pack":
@@ -272,12 +281,18 @@ def _rows(
         return functools.partial(order.packed_rows, tokens, data.seq_len, across)
     has_bos = isinstance(source, MarkedSource)  # if the model wants it
     bos_id = None if has_bos else next(iter(tokenizer.opening), None)
-    documents = _encoded(source, tokenizer)
+    room = data.seq_len - (bos_id is not None)
+    documents = _encoded(source, tokenizer, room if whole else None)
     return functools.partial(order.cropped_rows, len(source), documents, data.seq_len, bos_id)
 
 
-def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray]:
-    """A function from a document's number to its tokens; a blank document is replaced by the next."""
+def _encoded(
+    source: Source, tokenizer: Tokenizer, longest: int | None
+) -> Callable[[int], np.ndarray]:
+    """A function from a document's number to its tokens; a blank document is replaced by the next.
+
+    It refuses a document of more than `longest` tokens, if that is not None.
+    """
 
     def tokens_of(index: int) -> np.ndarray:
         for step in range(_MAX_BLANK):
@@ -286,7 +301,14 @@ def _encoded(source: Source, tokenizer: Tokenizer) -> Callable[[int], np.ndarray
                 if len(tokens := source.tokens(number, tokenizer)):
                     return tokens
             elif not is_blank(text := source[number]):
-                return long_texts.encode(tokenizer, text)
+                tokens = long_texts.encode(tokenizer, text)
+                if longest is not None and len(tokens) > longest:
+                    raise UserError(
+                        f"document {number} has {len(tokens)} tokens and a row {longest}: the end of this "
+                        "question, where distill.positions=last learns, would be cut off; set data.seq_len "
+                        "higher"
+                    )
+                return tokens
         raise UserError(f"{_MAX_BLANK} documents from number {index} on are blank; leave them out")
 
     return tokens_of

@@ -11,7 +11,8 @@ student's plain one. The loss is a weighted mean over positions of one of these 
 
 The first three count at every real position, also at the last of a document, where no token follows
 and the teacher's prediction is the only label; or, by choice, at that one alone: behind questions without
-answers. (Sequence-level and on-policy relatives: Hinton et al.,
+answers. Of conversations and with `data.learn=answers` they count in front of the tokens to learn alone.
+(Sequence-level and on-policy relatives: Hinton et al.,
 arXiv 1503.02531; Gu et al., MiniLLM, arXiv 2306.08543.)
 """
 

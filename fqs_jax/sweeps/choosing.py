@@ -100,16 +100,16 @@ def choose(
 def best(tried: Sequence[Tried], by: str = "accuracy") -> Setting | None:
     """The setting with the highest mean accuracy; of equal ones the one with the lower NLL.
 
-    Settings that lack a seed are left out, because means over other seeds cannot be compared. What could
-    not be measured is worse than anything else.
+    Settings that lack a seed are left out, because means over other seeds cannot be compared, and so are
+    those of which nothing could be measured. One of two measures that is missing is worse than any value.
 
     Args:
       by: "nll" = the lowest mean NLL; of equal ones the one with the higher accuracy.
 
     Returns:
-      None if no setting is complete.
+      None if no setting is left.
     """
-    complete = [each for each in tried if each.is_complete]
+    complete = [t for t in tried if t.is_complete and not all(map(math.isnan, t.mean))]
 
     def rank(each: Tried) -> tuple[float, float]:
         accuracy, nll = each.mean

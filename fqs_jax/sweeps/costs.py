@@ -18,8 +18,8 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
     """Tokens and FLOPs of training a stage and every stage that it is made from, each once.
 
     These are its start and its teacher, and theirs in turn. The FLOPs of the teachers' scores are
-    included; the training of a checkpoint is not, since it is not known. `after_base_flops` leaves out
-    plain first stages from random parameters.
+    included; the training of a checkpoint is not, since it is not known. Tokens are positions of rows,
+    padding included. `after_base_flops` leaves out plain first stages that are no controls.
     """
     source = folders.local_source(cell.folder)
     runs: dict[int | None, tuple[Stage, ml_collections.ConfigDict]] = {}
@@ -39,8 +39,8 @@ def training_cost(cell: Cell, number: int) -> dict[str, int]:
             teacher, teacher_config = runs[stage.teacher]
             thought = settings.thought_config(teacher_config, teacher)
         per_step = objective.step_flops(recipe) + objective.teacher_flops(recipe, thought)
-        from_scratch = not config.init_from and stage.start is None
-        is_base = from_scratch and stage.objective == "next_token"
+        first = stage.start is None and not stage.control
+        is_base = first and stage.objective == "next_token"
         cost["tokens"] += stage.steps * recipe.batch_size * recipe.seq_len
         cost["flops"] += stage.steps * per_step
         cost["after_base_flops"] += (not is_base) * stage.steps * per_step

@@ -32,7 +32,7 @@ class Line:
       nll: likewise, in nats.
       validation_accuracy, validation_nll: the same on validation problems; NaN where a result of an
         earlier version lacks them.
-      tokens: text tokens of all training from random parameters to this model, with its teachers.
+      tokens: positions of rows of all training from random parameters to this model, with its teachers.
       flops: FLOPs of that training and of the teachers' scores.
       after_base_flops: the part of them after the plain first stage.
       chance: accuracy of a guess.

@@ -27,8 +27,8 @@ COLUMNS = (
 )
 LEGEND = (
     "Means over seeds \u00b1 standard error over seeds. Tokens and FLOPs are those of all training from "
-    "random parameters, or a checkpoint, to the model, with its teachers and their scores; after the base, "
-    "without the plain first stage."
+    "random parameters, or a checkpoint, to the model, with its teachers and their scores; tokens include "
+    "padding; after the base, without the plain first stage."
 )
 
 

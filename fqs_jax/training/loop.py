@@ -93,7 +93,13 @@ def run_stage(run: Run, recipe: Recipe) -> None:
     source, watch = folders.local_source(run.root), Stopwatch()
     with watch.on("text"):
         data = corpus.dataset(
-            recipe.data, run.tokenizer, recipe.batch_size, recipe.seed, stage.stream, source
+            recipe.data,
+            run.tokenizer,
+            recipe.batch_size,
+            recipe.seed,
+            stage.stream,
+            source,
+            questions=objective.teacher_positions(recipe) == "last",
         )
         digest, adapted = data.digest(), recipe.lora is not None
     if _is_done(run, stage):

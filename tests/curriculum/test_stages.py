@@ -33,6 +33,7 @@ EXPERIMENTS = (
     "tiny",
 )
 CONFIGS = sorted(p.stem for p in (REPO / "configs").glob("*.py") if p.stem != "__init__")
+ASKED = ("data.clock.worked", "data.clock.direct", "data.clock.chatter")
 
 
 def stages_of(changes: dict[str, Any], max_steps: int | None = None) -> list[Stage]:
@@ -157,6 +158,16 @@ def test_a_control_of_a_student_pays_for_asking_its_teacher_too():
     assert objective.teacher_flops(teacher, None) == 0
 
 
+def test_a_student_that_is_a_control_pays_for_its_own_teacher():
+    """One that matches its own settings trains for as many steps."""
+    config = clock_config({"stage_3.steps": 5})
+    own = {field: config.stage_3[field] for field in ("start", "teacher", "learning_rate")}
+    config.stage_7 = row("again", "ntp", same_flops_as=(3,), **own)
+    *_, ntp, control = resolve.recipes(config, MODEL)
+    assert control.stage.steps == ntp.stage.steps == 5
+    assert objective.teacher_flops(control, resolve.recipes(config, MODEL)[2].thought) > 0
+
+
 def test_step_flops_are_those_of_the_objective():
     config = clock_config()
     base, think, _, ntp = resolve.recipes(config, MODEL)
@@ -189,6 +200,18 @@ def test_finding_the_likeliest_tokens_of_mixtures_costs_a_read_of_the_head():
         ({"stage_3.teacher": 0}, "stage_3.teacher must be the number of a thinking stage"),
         ({"stage_1.objective": "ntp"}, "stage_1.teacher must be the number of a thinking stage"),
         ({"stage_2.steps": 0}, "stage_2.steps is 0; set at least 1"),
+        (
+            {"stage_2.same_steps_as": (1,)},
+            r"stage_2 has steps and same_steps_as, .*: keep one, and set steps to 0 or the other to \(\)",
+        ),
+        (
+            {"stage_2.steps": 0, "stage_2.same_steps_as": (1,), "stage_2.same_flops_as": (0,)},
+            "stage_2 has same_steps_as and same_flops_as, and each says how long it trains",
+        ),
+        (
+            {"data.learn": "answers", **dict.fromkeys(ASKED, 0.0), "data.clock.unanswered": 1.0},
+            "data.learn=answers has nothing to learn in stage_0, whose documents are all unanswered",
+        ),
         ({"stage_2.teacher": 1}, "stage_2 has a teacher; only ntp and distill are taught"),
         (
             {"stage_1.settings": ("data.clock.direct=-1",)},

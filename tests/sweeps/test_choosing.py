@@ -182,6 +182,8 @@ def test_ties_and_what_could_not_be_measured():
     nan = np.nan
     assert choosing.best(tried((0.5, 1.0), (0.5, 0.9), (0.5, 1.1))) == ("x=1",)
     assert choosing.best(tried((nan, nan), (0.0, 9.0))) == ("x=1",)
+    assert choosing.best(tried((nan, nan), (nan, nan))) is None
+    assert choosing.best(tried((nan, nan), (nan, 9.0))) == ("x=1",)
     assert choosing.best(tried((0.5, nan), (0.5, 9.0))) == ("x=1",)
     assert choosing.best(tried((0.6, 1.0), (0.5, 0.9), (0.4, 0.9)), "nll") == ("x=1",)
 

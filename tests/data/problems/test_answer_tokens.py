@@ -64,6 +64,34 @@ def test_a_training_run_is_refused_before_it_begins(english):
     assert corpus.dataset(c.data, english, 2, 0, 0) is not None
 
 
+@pytest.mark.parametrize("source", ["clock", "multiplication"])
+def test_a_student_of_questions_needs_answers_of_one_token(english, source):
+    """It learns the next token alone, and here all answers begin with the same one."""
+    c = common.get_config()
+    c.data.num_documents = 10
+    c.data.source = source
+    assert corpus.dataset(c.data, english, 2, 0, 0) is not None
+    with pytest.raises(UserError, match=f"an answer of {source} is more than one token behind the"):
+        corpus.dataset(c.data, english, 2, 0, 0, questions=True)
+
+
+def test_a_student_of_questions_needs_whole_ones(english):
+    c = common.get_config()
+    c.data.num_documents = 50
+    c.data.source, c.data.rows = "stories", "crop"
+    longest = max(len(english.encode(text)) for text in Stories().documents(50))
+    c.data.seq_len = longest + 1  # and the opening
+    rows = corpus.dataset(c.data, english, 50, 0, 0, questions=True)
+    assert rows.batch(0)["mask"].sum(axis=1).max() == longest + 1
+    c.data.seq_len = longest
+    assert corpus.dataset(c.data, english, 50, 0, 0).batch(0)["mask"].sum(axis=1).max() == longest
+    message = (
+        rf"document \d+ has {longest} tokens and a row {longest - 1}: the end of this question"
+    )
+    with pytest.raises(UserError, match=message):
+        corpus.dataset(c.data, english, 50, 0, 0, questions=True).batch(0)
+
+
 def test_answers_without_a_token_of_their_own_are_refused(tmp_path):
     """In a small vocabulary without bytes, all unknown words are the same token."""
     task = Clock()
