@@ -52,6 +52,8 @@ class Row:
       nll_easy, nll_middle, nll_hard: nll of each third of the items, or tokens, sorted by their loss
         under the first row's model; NaN where unknown.
       split: of the problems (data/problems/task.py); "test" on text too.
+      answering: mean probability, among all tokens, that any of the answers comes next, which accuracy
+        and nll take for granted; NaN on text.
     """
 
     stage: str
@@ -68,6 +70,7 @@ class Row:
     nll_hard: float = math.nan
     temperature: float = 1.0
     split: str = TEST
+    answering: float = math.nan
 
 
 def compare(
@@ -178,6 +181,7 @@ def _on_answers(
         accuracy=statistics.wilson(accuracy, len(nll_N)),
         accuracy_error=error,
         nll=nll,
+        answering=problems.answering(answers),
     )
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
     is_first = first_N is None and row.split == TEST

@@ -24,10 +24,12 @@ class Answers(NamedTuple):
       the true symbols before, renormalised over the C; float64. A thinking model thinks R times before
       each symbol; R = 1 without thoughts.
     right_NxA: numbers of the true symbols.
+    answering_RxNxA: probability, among all tokens, that the next one is any of the C.
     """
 
     log_probs_RxNxAxC: np.ndarray
     right_NxA: np.ndarray
+    answering_RxNxA: np.ndarray
 
     def correct_RxN(self) -> np.ndarray:
         """True where each symbol of the answer is the likeliest; nothing is if any is NaN."""
@@ -58,7 +60,8 @@ def _read(loaded: Loaded, task: Task, items: Sequence[tuple[str, str]], seed: in
         [" ".join([prompt, *answer[:place]]) for place in range(len(answer))]
         for (prompt, _), answer in zip(items, answers, strict=True)
     ]
-    return Answers(readings.answer_log_probs(loaded, texts, task.answers, BATCH, seed), right_NxA)
+    log_p = readings.answer_log_probs(loaded, texts, task.answers, BATCH, seed)
+    return Answers(log_softmax(log_p, axis=-1), right_NxA, np.exp(log_p).sum(axis=-1))
 
 
 def task_accuracy(
@@ -78,6 +81,11 @@ def accuracy(by_length: Sequence[Answers]) -> tuple[float, float, float]:
         nlls.append(answers.nll_RxN().mean())
     error = math.sqrt(sum(variances)) / len(variances)
     return float(np.mean(accuracies)), error, float(np.mean(nlls))
+
+
+def answering(by_length: Sequence[Answers]) -> float:
+    """Mean probability that a symbol of an answer comes next; lengths weigh alike."""
+    return float(np.mean([answers.answering_RxNxA.mean() for answers in by_length]))
 
 
 def nll_by_item(by_length: Sequence[Answers], temperature: float = 1.0) -> np.ndarray:

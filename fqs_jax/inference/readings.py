@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from scipy.special import log_softmax
 
 from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.rows import windows
@@ -222,7 +221,7 @@ def answer_log_probs(
     batch_size: int,
     seed: int,
 ) -> np.ndarray:
-    """Log-probability of each answer after each text and a space, renormalised over the answers.
+    """Log-probability of each answer, among all tokens, after each text and a space.
 
     A thinking model thinks at the last token before the one in which answers differ
     (data/problems/answer_tokens.py). Draws depend on the seed, the item and that token's position.
@@ -255,4 +254,4 @@ def answer_log_probs(
         places[-1].reverse()
     best = [reading.best_RxPxA for reading in read(loaded, rows, batch_size, seed)]
     log_probs = [np.stack([best[row][:, p] for row, p in item], axis=1) for item in places]
-    return log_softmax(np.stack(log_probs, axis=1), axis=-1)
+    return np.stack(log_probs, axis=1).astype(np.float64)

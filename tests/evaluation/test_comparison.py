@@ -43,7 +43,7 @@ def test_a_broken_model_answers_nothing_right():
     """The place of the first NaN is no answer, although `argmax` says so."""
     log_probs = np.log(np.full((1, 4, 1, 3), 1 / 3))
     log_probs[0, 2:] = np.nan
-    answers = problems.Answers(log_probs, np.zeros((4, 1), int))
+    answers = problems.Answers(log_probs, np.zeros((4, 1), int), np.ones((1, 4, 1)))
     assert answers.correct_RxN().tolist() == [[True, True, False, False]]
     accuracy, _, nll = problems.accuracy([answers])
     assert accuracy == 0.5 and math.isnan(nll)
@@ -144,10 +144,12 @@ def test_accuracy_is_over_held_out_items(run, monkeypatch):
             right = choices.index(answers[prompt])
             likeliest = right if i % 2 == 0 and r == 0 else (right + 1) % 7
             scores[r, i, 0, likeliest] = math.log(0.9)
-        return scores
+        return scores + math.log(0.5)  # as likely is any other token
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
     accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=2)
+    read = problems.read(loaded, task, "test", thoughts=2)
+    assert problems.answering(read) == pytest.approx(0.5)
     lengths = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n / 2 for n in lengths]  # of one thought in two
     assert accuracy == pytest.approx(np.mean(shares))

@@ -57,6 +57,7 @@ def test_rows_come_back(root):
         "ms_per_token": 2.0,
         "temperature": 1.5,
         "split": "test",
+        "answering": None,
     }
     assert rows[1]["accuracy"] is None and rows[1]["nll_hard"] is None
     assert "NaN" not in (root / comparison_file.NAME).read_text()  # which is no JSON
