@@ -23,9 +23,10 @@ def get_config() -> ml_collections.ConfigDict:
     of the later stages is questions. Most have no answer, one in ten is worked out, and one in fifty is
     answered at once; those few answers are to a tenth of the training problems, always the same. A
     thought gives the model room for the work. The marks are initialised from the symbols around shown
-    work, a warm start, after which thoughts need hardly any training here (RESULTS.md). Then a plain student learns the predictions of the thinking model, mostly where
-    thoughts move them (objectives/distillation.py). Stage 3 is the published NTP objective, for
-    comparison: it teaches nothing here.
+    work, a warm start, after which thoughts need no training here (RESULTS.md). Then a plain student
+    learns the predictions of the thinking model, mostly where thoughts move them
+    (objectives/distillation.py). Stage 3 is the published NTP objective, for comparison: it teaches
+    nothing here.
 
     Thoughts are as long as the work from the start. With so few answers longer ones never become
     useful, so there is no curriculum here (`configs/shorten.py` has one). Mixing of probabilities that

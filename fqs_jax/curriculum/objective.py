@@ -237,16 +237,20 @@ def teacher_arrays(recipe: Recipe) -> Arrays:
 
 
 def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
-    """The thoughts with which a teacher scores the rows of a stage; latent ones are all the same.
+    """The thoughts with which a teacher scores the rows of a stage.
+
+    One is enough at a position where all would be the same: latent ones, pauses, and greedy ones.
 
     Args:
       teacher: the thoughts that the teacher was trained with.
     """
     thoughts = of(recipe.stage).teacher_thoughts
     assert thoughts is not None  # checked when the rows were read
+    greedy = teacher.tokens == "sampled" and recipe.eval_temperature == 0
+    all_same = greedy or teacher.tokens in ("latent", "pause")
     return dataclasses.replace(
         teacher,
-        rationales=1 if teacher.tokens == "latent" else thoughts(recipe.objective),
+        rationales=1 if all_same else thoughts(recipe.objective),
         n_ahead_talk=1,
         temperature=recipe.eval_temperature,
     )

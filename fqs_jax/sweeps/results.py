@@ -139,8 +139,8 @@ def unlike(
                 variant, other = shown.setdefault((name, cell.seed), (cell.variant, value))
                 if value != other:
                     found.append(
-                        f"{name} of {cell.variant}, seed {cell.seed}, differs from that of {variant}, "
-                        f"which is shown: NLL {value[1]:.3f} and {other[1]:.3f}"
+                        f"{name} of {cell.variant}, seed {cell.seed}, differs from that of {variant}: "
+                        f"NLL {value[1]:.3f} and {other[1]:.3f}"
                     )
     return found
 

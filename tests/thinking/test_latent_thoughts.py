@@ -258,6 +258,12 @@ def test_a_teacher_has_one_latent_thought() -> None:
     sampled = dataclasses.replace(THOUGHT, tokens="sampled")
     assert objective.teacher_thought(recipe, sampled).rationales == 3
     assert objective.teacher_thought(recipe, THOUGHT).rationales == 1
+    pauses = dataclasses.replace(sampled, tokens="pause")
+    assert objective.teacher_thought(recipe, pauses).rationales == 1
+    greedy = dataclasses.replace(recipe, eval_temperature=0.0)
+    assert objective.teacher_thought(greedy, sampled).rationales == 1
+    noise = dataclasses.replace(sampled, tokens="random")
+    assert objective.teacher_thought(greedy, noise).rationales == 3
 
 
 def test_flops(monkeypatch: pytest.MonkeyPatch) -> None:
