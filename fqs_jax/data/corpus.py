@@ -301,7 +301,7 @@ def _encoded(
                 if len(tokens := source.tokens(number, tokenizer)):
                     return tokens
             elif not is_blank(text := source[number]):
-                tokens = long_texts.encode(tokenizer, text)
+                tokens = tokenizer.after_opening(long_texts.encode(tokenizer, text))
                 if longest is not None and len(tokens) > longest:
                     raise UserError(
                         f"document {number} has {len(tokens)} tokens and a row {longest}: the end of this "

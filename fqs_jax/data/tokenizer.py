@@ -6,6 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from fqs_jax.data.tokenizer_backends import Backend
 from fqs_jax.runtime import inputs
 from fqs_jax.runtime.errors import UserError, printable
 from fqs_jax.runtime.notes import note
+
+Ids = TypeVar("Ids", list[int], np.ndarray)
 
 _MANY_UNKNOWN = 0.2  # of a text's characters
 
@@ -122,8 +125,12 @@ class Tokenizer:
 
         Chat templates write that token. No model was trained on texts that begin with two of them.
         """
-        ids = self.encode(text)
-        return ids if ids[: len(self.opening)] == self.opening else self.opening + ids
+        return [*self.opening, *self.after_opening(self.encode(text))]
+
+    def after_opening(self, ids: Ids) -> Ids:
+        """The ids of a text without the opening, which the text itself may begin with (`with_opening`)."""
+        size = len(self.opening)
+        return ids[size:] if size and list(ids[:size]) == self.opening else ids
 
     def for_table(self, rows: int, folder: str | Path) -> Tokenizer:
         """This tokenizer for a model whose embedding table has so many rows.

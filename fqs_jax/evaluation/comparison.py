@@ -52,8 +52,8 @@ class Row:
       nll_easy, nll_middle, nll_hard: nll of each third of the items, or tokens, sorted by their loss
         under the first row's model; NaN where unknown.
       split: of the problems (data/problems/task.py); "test" on text too.
-      answering: mean probability, among all tokens, that any of the answers comes next, which accuracy
-        and nll take for granted; NaN on text.
+      answering: mean probability, among all tokens, that an answer begins behind the prompt, which accuracy
+        and nll take for granted; NaN on text, and if no token of its own stands behind the prompt.
     """
 
     stage: str

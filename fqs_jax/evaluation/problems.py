@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import log_softmax
 
+from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.problems.task import Task
 from fqs_jax.evaluation.statistics import fit_temperature
 from fqs_jax.inference import readings
@@ -24,12 +25,13 @@ class Answers(NamedTuple):
       the true symbols before, renormalised over the C; float64. A thinking model thinks R times before
       each symbol; R = 1 without thoughts.
     right_NxA: numbers of the true symbols.
-    answering_RxNxA: probability, among all tokens, that the next one is any of the C.
+    answering_RxN: probability, among all tokens, that the one behind the prompt is any of the C; NaN if
+      the tokenizer puts further tokens between them.
     """
 
     log_probs_RxNxAxC: np.ndarray
     right_NxA: np.ndarray
-    answering_RxNxA: np.ndarray
+    answering_RxN: np.ndarray
 
     def correct_RxN(self) -> np.ndarray:
         """True where each symbol of the answer is the likeliest; nothing is if any is NaN."""
@@ -61,7 +63,11 @@ def _read(loaded: Loaded, task: Task, items: Sequence[tuple[str, str]], seed: in
         for (prompt, _), answer in zip(items, answers, strict=True)
     ]
     log_p = readings.answer_log_probs(loaded, texts, task.answers, BATCH, seed)
-    return Answers(log_softmax(log_p, axis=-1), right_NxA, np.exp(log_p).sum(axis=-1))
+    _, tokens = answer_tokens.encode(loaded.tokenizer, texts[0][:1], task.answers)
+    answering_RxN = np.exp(log_p[:, :, 0]).sum(axis=-1)
+    if tokens.shared:  # they are read as a part of the prompt
+        answering_RxN = np.full_like(answering_RxN, math.nan)
+    return Answers(log_softmax(log_p, axis=-1), right_NxA, answering_RxN)
 
 
 def task_accuracy(
@@ -84,8 +90,8 @@ def accuracy(by_length: Sequence[Answers]) -> tuple[float, float, float]:
 
 
 def answering(by_length: Sequence[Answers]) -> float:
-    """Mean probability that a symbol of an answer comes next; lengths weigh alike."""
-    return float(np.mean([answers.answering_RxNxA.mean() for answers in by_length]))
+    """Mean probability that an answer begins behind the prompt; lengths weigh alike."""
+    return float(np.mean([answers.answering_RxN.mean() for answers in by_length]))
 
 
 def nll_by_item(by_length: Sequence[Answers], temperature: float = 1.0) -> np.ndarray:

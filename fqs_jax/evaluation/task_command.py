@@ -96,6 +96,16 @@ def _refuse_mistakes() -> None:
         raise UserError("--fit_labels_file is for --fit_file; add that or leave it out")
     if f.votes and f.greedy:
         raise UserError("--greedy is not for --votes, whose thoughts are sampled; leave it out")
+    if f.votes and f.thought_seeds:
+        raise UserError("--thought_seeds is not for --votes, which sample chains; leave it out")
+    if f.greedy and (f.thought_seeds or 1) > 1:
+        raise UserError("--greedy has one thought, and --thought_seeds more; leave one out")
+    if f.siqa_space and f.task != "siqa":
+        raise UserError("--siqa_space is for --task=siqa; leave it out")
+    of_chains = ("temperature", "top_p", "max_new_tokens", "cot_prompt")
+    unused = [name for name in of_chains if f[name].value != f[name].default and not f.votes]
+    if unused:
+        raise UserError(f"--{unused[0]} is for --votes; add --votes=8 or leave it out")
 
 
 def _refuse_mistakes_with_texts() -> None:

@@ -155,7 +155,8 @@ def _windows(
     numbers: list[tuple[int, int]] = []
     left_out = 0
     for document, tokens in enumerate(long_texts.encode_batch(tokenizer, documents)):
-        cut = windows.evaluation_windows([tokens], seq_len, bos_id, tokenizer.pad_id)
+        body = tokenizer.after_opening(tokens)
+        cut = windows.evaluation_windows([body], seq_len, bos_id, tokenizer.pad_id)
         pieces = [row[mask] for row, mask in zip(cut["tokens"], cut["mask"], strict=True)]
         if len(pieces) > 1 and len(pieces[-1]) < seq_len:
             left_out += len(pieces.pop()) - 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fqs_jax.curriculum import resolve
 from fqs_jax.data import corpus
 from fqs_jax.data.sources.specification import Source
 from fqs_jax.evaluation import statistics
@@ -66,7 +67,8 @@ class Verdict:
     Attributes:
       verdict: "retrain" if the whole interval of `drift` or `rise` is above its tolerance; else "keep".
       reason: "gap" if only the student fell behind: retrain it; "loss" if both models know less of this
-        text: retrain teacher and student; "" if the verdict is "keep".
+        text: retrain teacher and student; "student" if its loss rose, and neither the drift nor the rise
+        of the teacher's is certain; "" if the verdict is "keep".
       unsure: the verdict is "keep", but an interval reaches above its tolerance.
       drift: change of the gap since training time.
       rise: change of the student's loss since training time.
@@ -121,8 +123,8 @@ def judge(fresh: Losses, then: Losses, tolerance: float, loss_tolerance: float =
     teacher_rise = interval(lambda today, before: today.teacher_nll - before.teacher_nll)
     behind, foreign = drift.low > tolerance, rise.low > loss_tolerance
     # A teacher that does not know the text either cannot teach it: retrain both.
-    both = foreign and (not behind or teacher_rise.low > loss_tolerance)
-    reason = "loss" if both else "gap" if behind else ""
+    both = foreign and teacher_rise.low > loss_tolerance
+    reason = "loss" if both else "gap" if behind else "student" if foreign else ""
     return Verdict(
         verdict="retrain" if reason else "keep",
         reason=reason,
@@ -214,10 +216,11 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
       UserError: the text no longer exists, or it is a weighted mixture. Documents drawn evenly do not
         represent a mixture.
     """
-    _, config = folders.read_run(root, number)
-    sources = corpus.sources(config.data, config.seed, folders.local_source(root))
+    stage, config = folders.read_run(root, number)
+    data = resolve.sections(config, stage).data
+    sources = corpus.sources(data, config.seed, folders.local_source(root))
     if len(sources) > 1:
-        raise UserError(f"it was trained on a weighted mixture, {config.data.text}")
+        raise UserError(f"it was trained on a weighted mixture, {data.text}")
     return spread(sources[0][0], limit)
 
 

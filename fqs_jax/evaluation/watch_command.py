@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from absl import flags
 
-from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.data.sources import documents as documents_lib
 from fqs_jax.evaluation import statistics, watch
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
-from fqs_jax.runs import folders, loading
+from fqs_jax.runs import best, folders, loading
 from fqs_jax.runtime import cli, paths, screen
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.runtime.progress import Progress
@@ -81,7 +80,8 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
             f"--reference is missing: the training text of {student} is not recorded; give text like "
             "it with --reference=TEXT"
         )
-    number = stage_lib.find(folders.existing_stages(paths.expand(folder)), stage).number
+    known = folders.existing_stages(paths.expand(folder))
+    number = best.find(paths.expand(folder), known, stage)[0].number
     try:
         return watch.training_text(paths.expand(folder), number, limit)
     except UserError as error:
@@ -115,6 +115,11 @@ def _why(result: watch.Verdict) -> str:
         return (
             f"the student's loss rose by more than {result.loss_tolerance:g}, and not the student's "
             "alone: both models are foreign to this text; retrain teacher and student"
+        )
+    if result.reason == "student":
+        return (
+            f"the student's loss rose by more than {result.loss_tolerance:g}, and whether the teacher's did "
+            "too is uncertain; add documents to find out, or retrain the student"
         )
     unsure = "; this is uncertain, add documents to narrow the intervals" if result.unsure else ""
     return (

@@ -320,7 +320,7 @@ def prompt_ids(loaded: Loaded, prompt: str | Sequence[int]) -> list[int]:
       UserError: there is no token.
     """
     tokenizer = loaded.tokenizer
-    ids = tokenizer.opening + tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    ids = tokenizer.with_opening(prompt) if isinstance(prompt, str) else list(prompt)
     if not ids:
         raise UserError("the prompt is empty and this tokenizer has no beginning-of-text token")
     return ids

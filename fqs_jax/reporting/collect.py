@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 import fqs_jax
-from fqs_jax.curriculum import objective
+from fqs_jax.curriculum import objective, resolve
 from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
@@ -141,7 +141,7 @@ def collect(
     training = read_training(root)
     last = training[-1].stage
     _, config = folders.read_run(root, last.number)
-    documents = _documents(root, config, settings)
+    documents = _documents(root, config, settings, _shown_stage(training, settings) or last)
     on_text = config.data.source == "text"
     models = _compared(root, settings, documents, on_text, note, mesh)
     return Report(
@@ -172,9 +172,12 @@ def read_thoughts(
     """
     training = read_training(root)
     _, config = folders.read_run(root, training[-1].stage.number)
-    found = _reading(root, training, settings, _documents(root, config, settings), note, mesh)
-    if found is None:
+    shown = _shown_stage(training, settings)
+    if shown is None:
         raise UserError(f"no stage of {root} thinks; train one with the objective quiet_star")
+    documents = _documents(root, config, settings, shown)
+    found = _reading(root, training, settings, documents, note, mesh)
+    assert found is not None
     return found
 
 
@@ -235,14 +238,27 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     return {"step": float(row["step"])} | _numbers(best.losses(row))
 
 
-def _documents(root: Path, config: Any, settings: Settings) -> Documents:
+def _shown_stage(training: Sequence[Training], settings: Settings) -> Stage | None:
+    """The stage whose thoughts are shown: the one that is named, or the last that thinks."""
+    stages = [entry.stage for entry in training]
+    if settings.stage:
+        stage = stage_lib.find(stages, settings.stage)
+        if not objective.of(stage).thinks:
+            raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
+        return stage
+    return next((stage for stage in reversed(stages) if objective.of(stage).thinks), None)
+
+
+def _documents(root: Path, config: Any, settings: Settings, stage: Stage) -> Documents:
+    """The text that is given, or held-out problems, or the training text of a stage."""
+    data = resolve.sections(config, stage).data
     if settings.documents:
         return Documents(list(settings.documents), settings.text or "held-out text", True)
     if (task := corpus.built_in_task(config.data, config.seed)) is not None:
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, comparison_file.PROBLEMS, True)
     try:
-        source = corpus.sources(config.data, config.seed, folders.local_source(root))[0][0]
+        source = corpus.sources(data, config.seed, folders.local_source(root))[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
     every = (source[i] for i in range(len(source)))
@@ -282,14 +298,9 @@ def _reading(
     note: Callable[[str], None],
     mesh: Mesh | None,
 ) -> Reading | None:
-    stages = [entry.stage for entry in training]
-    thinking = [stage for stage in stages if objective.of(stage).thinks]
-    stage = stage_lib.find(stages, settings.stage) if settings.stage else None
-    if stage is not None and not objective.of(stage).thinks:
-        raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
-    if stage is None and not thinking:
+    stage = _shown_stage(training, settings)
+    if stage is None:
         return None
-    stage = stage or thinking[-1]
     note(f"reading thoughts of {stage}")
     loaded = loading.load(str(root), str(stage.number), mesh=mesh)
     chosen: list[str] = []

@@ -154,7 +154,7 @@ def examine(
     thought = dataclasses.replace(loaded.thought, rationales=samples, n_ahead_talk=1)
     opening = loaded.tokenizer.opening
     rows = [
-        np.array((opening + ids)[:max_tokens], np.int32)
+        np.array([*opening, *loaded.tokenizer.after_opening(ids)][:max_tokens], np.int32)
         for ids in loaded.tokenizer.encode_batch(list(documents))
     ]
     if not any(len(row) > 1 for row in rows):
@@ -317,6 +317,8 @@ def _warnings(
     most: float,
 ) -> list[str]:
     found = []
+    if not (math.isfinite(gain) and np.isfinite(weights).all()):
+        found.append("The loss with thoughts or their weight is not finite: the model is broken.")
     if gain + 2 * error < 0:
         found.append(f"Thoughts hurt on this text: {gain:+.4f} nats a token.")
     elif gain - 2 * error <= 0:

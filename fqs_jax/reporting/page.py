@@ -141,7 +141,7 @@ def _summary(report: Report) -> str:
     cards = []
     for kind, title in (
         ("base", "Base"),
-        ("thinking", "Best with thoughts"),
+        ("thinking", "With thoughts"),
         ("student", "Student"),
     ):
         of_kind = [m for m in _on_test(report) if m["kind"] == kind and is_number(m[metric])]
@@ -149,8 +149,9 @@ def _summary(report: Report) -> str:
             chosen = of_kind[0] if kind == "base" else better(of_kind, key=lambda m: m[metric])
             time = chosen["ms_per_token"]
             spent = f", {charts.number(time)} ms a token" if is_number(time) else ""
+            of = f", best of {len(of_kind)} here" if kind != "base" and len(of_kind) > 1 else ""
             cards.append(
-                (f"{title}: {name}", form.format(chosen[metric]), f"{chosen['name']}{spent}")
+                (f"{title}: {name}", form.format(chosen[metric]), f"{chosen['name']}{of}{spent}")
             )
     if report.reading is not None:
         d = report.reading.diagnostics

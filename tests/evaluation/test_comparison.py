@@ -43,7 +43,7 @@ def test_a_broken_model_answers_nothing_right():
     """The place of the first NaN is no answer, although `argmax` says so."""
     log_probs = np.log(np.full((1, 4, 1, 3), 1 / 3))
     log_probs[0, 2:] = np.nan
-    answers = problems.Answers(log_probs, np.zeros((4, 1), int), np.ones((1, 4, 1)))
+    answers = problems.Answers(log_probs, np.zeros((4, 1), int), np.ones((1, 4)))
     assert answers.correct_RxN().tolist() == [[True, True, False, False]]
     accuracy, _, nll = problems.accuracy([answers])
     assert accuracy == 0.5 and math.isnan(nll)

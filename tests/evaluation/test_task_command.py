@@ -127,6 +127,20 @@ def test_what_is_unknown_is_a_dash():
         ),
         ("--text=x --scoring=text", "--scoring is for --task, not for the loss of one model"),
         ("--task=csqa --task_file=PLACE/csqa.jsonl --votes=2", "--votes is for --task=gsm8k"),
+        ("--task=csqa --task_file=PLACE/csqa.jsonl --top_p=0.3", "--top_p is for --votes; add"),
+        (
+            "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --max_new_tokens=4",
+            "add --votes=8 or leave it",
+        ),
+        (
+            "--task=csqa --task_file=PLACE/csqa.jsonl --siqa_space",
+            "--siqa_space is for --task=siqa",
+        ),
+        ("--task=csqa --task_file=PLACE/csqa.jsonl --greedy --thought_seeds=2", "leave one out"),
+        (
+            "--task=gsm8k --task_file=PLACE/gsm8k.jsonl --votes=2 --thought_seeds=2",
+            "--thought_seeds is not for --votes",
+        ),
         (
             "--task=csqa --task_file=PLACE/csqa.jsonl --checkpoint=PLACE/W --stage=0",
             "does not write",

@@ -1,11 +1,16 @@
 """Scores against the slow rollout and against transformers, and what is counted."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
+from configs import common
+from fqs_jax.data import corpus
+from fqs_jax.data import tokenizer as tokenizer_lib
 from fqs_jax.evaluation import text as text_lib
-from fqs_jax.inference import readings
+from fqs_jax.inference import generation, readings
 from fqs_jax.inference.generation import generate
 from fqs_jax.inference.loaded import Loaded
 from fqs_jax.runs import loading
@@ -13,6 +18,7 @@ from fqs_jax.runtime import sharding
 from fqs_jax.runtime.errors import UserError
 from fqs_jax.thinking.config import ThoughtConfig
 from tests import reference, tiny_models
+from tests.chats import CHATML, write_bpe
 from tests.tiny_runs import hf_folder, sentences
 
 THOUGHT = ThoughtConfig(n_ahead=5, rationales=1, masked_ids=(4,))
@@ -38,6 +44,27 @@ def thinking(plain) -> Loaded:
 
 def summary(loaded, documents, seq_len, batch_size, **options):
     return text_lib.score(loaded, documents, seq_len, batch_size, **options).summary()
+
+
+def test_a_text_that_begins_with_the_opening_has_one_alone(tmp_path):
+    """As a chat template writes it; no model was trained on texts that begin with two."""
+    size = write_bpe(tmp_path, sentences(200), ["<s>"], CHATML, 300, bos_token="<s>")
+    tokenizer = tokenizer_lib.load(tmp_path)
+    model = tiny_models.model_config(vocab_size=size)
+    loaded = Loaded(tiny_models.random_params(model), model, tokenizer, None, tmp_path, "plain")
+    text = "the cat saw the cat"
+    ids = tokenizer.encode(text)
+    assert tokenizer.encode(f"<s>{text}") == [*tokenizer.opening, *ids] != ids
+    assert generation.prompt_ids(loaded, f"<s>{text}") == generation.prompt_ids(loaded, text)
+    once, also_once = (text_lib.score(loaded, [each], 16, 1) for each in (text, f"<s>{text}"))
+    assert len(once.plain_N) == len(ids)
+    np.testing.assert_array_equal(once.plain_N, also_once.plain_N)
+    data = common.get_config().data
+    for rows in ("crop", "pack"):
+        data.update(rows=rows, text=str(tmp_path / "text.jsonl"), seq_len=len(ids) + 2)
+        (tmp_path / "text.jsonl").write_text(json.dumps({"text": f"<s>{text}"}))
+        row = corpus.dataset(data, tokenizer, 1, 0, 0).batch(0)["tokens"][0]
+        assert row[: len(ids) + 1].tolist() == [*tokenizer.opening, *ids]
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])

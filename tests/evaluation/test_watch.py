@@ -87,6 +87,14 @@ def test_a_loss_that_rises(teacher_rise, student_rise, verdict, reason, unsure):
     assert result.rise.low < result.rise.value < result.rise.high
 
 
+def test_a_student_that_is_worse_alone_within_a_wide_tolerance():
+    rng = np.random.default_rng(0)
+    then, fresh = losses(rng, 40, 0.05, 0.001), losses(rng, 40, 0.05, 0.001)
+    worse = dataclasses.replace(fresh, student_D=fresh.student_D + 2.0 * fresh.tokens_D)
+    result = watch.judge(worse, then, tolerance=5.0)
+    assert (result.verdict, result.reason) == ("retrain", "student")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_tolerances_are_finite(value):
     then = losses(np.random.default_rng(0), 9, 0)
@@ -194,12 +202,12 @@ def root(tmp_path_factory):
         lines = [json.dumps({"text": text}) for text in documents]
         (place / name).write_text("\n".join(lines))
     folder, root = hf_folder(place / "hf"), place / "W"
-    for number, name in ((0, "both"), (1, "both"), (2, "here")):
+    for number in range(3):
         config = clock_config(
             {
                 "init_from": str(folder),
                 "data.source": "text",
-                "data.text": str(place / f"{name}.jsonl"),
+                "data.text": str(place / "both.jsonl"),
                 "data.seq_len": 32,
                 "batch_size": 8,
                 "log_every": 50,
@@ -214,7 +222,10 @@ def root(tmp_path_factory):
                 "stage_1.learning_rate": 1e-4,
             }
         )
-        config.stage_2 = row("student", "next_token", start=0, learning_rate=1e-2, steps=100)
+        own = (f"data.text={place / 'here.jsonl'}",)
+        config.stage_2 = row(
+            "student", "next_token", start=0, learning_rate=1e-2, steps=100, settings=own
+        )
         del config.stage_3
         model, tokenizer = source.prepare(root, config)
         run = start.Run(

@@ -296,7 +296,7 @@ def _rows(
     for batch in _batches(source, documents):
         encoded = long_texts.encode_batch(tokenizer, list(batch.values()))
         for index, ids in zip(batch, encoded, strict=True):
-            yield index, np.concatenate([opening, ids, closing])
+            yield index, np.concatenate([opening, tokenizer.after_opening(ids), closing])
 
 
 def _batches(source: Source, documents: range) -> Iterator[dict[int, str]]:

@@ -95,8 +95,8 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
     """
     if items[0].kind == "text":
         return [_text_question(item, number, tokenizer) for number, item in enumerate(items)]
-    prompts = tokenizer.encode_batch([item.prompt for item in items])
-    wholes = tokenizer.encode_batch([item.prompt + item.answer + _END for item in items])
+    prompts = _bodies(tokenizer, [item.prompt for item in items])
+    wholes = _bodies(tokenizer, [item.prompt + item.answer + _END for item in items])
     spellings: dict[tuple[str, ...], Spelling] = {}
     questions = []
     for number, (item, prompt, whole) in enumerate(zip(items, prompts, wholes, strict=True)):
@@ -124,11 +124,15 @@ def prepare(items: Sequence[Item], tokenizer: Tokenizer) -> list[Question]:
     return questions
 
 
+def _bodies(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of texts, without an opening."""
+    return [tokenizer.after_opening(ids) for ids in tokenizer.encode_batch(texts)]
+
+
 def _text_question(item: Item, number: int, tokenizer: Tokenizer) -> Question:
     """Choices that are read from the first token on in which any two of them differ."""
-    prompt, *wholes = tokenizer.encode_batch(
-        [item.prompt, *(item.prompt + choice for choice in item.choices)]
-    )
+    texts = [item.prompt, *(item.prompt + choice for choice in item.choices)]
+    prompt, *wholes = _bodies(tokenizer, texts)
     sequences = [tokenizer.opening + whole for whole in wholes]
     start = _common([tokenizer.opening + prompt, *sequences])
     if not start:

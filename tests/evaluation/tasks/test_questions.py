@@ -102,7 +102,9 @@ def test_choices_of_text_are_read_from_where_they_part(tiny):
 def test_choices_that_the_tokenizer_cannot_tell_apart_are_refused(tiny):
     """Many SentencePiece models drop blanks at the end, and all but one between words."""
     dropping = types.SimpleNamespace(
-        opening=[1], encode_batch=lambda texts: [tiny.encode(" ".join(t.split())) for t in texts]
+        opening=[1],
+        after_opening=lambda ids: ids,
+        encode_batch=lambda texts: [tiny.encode(" ".join(t.split())) for t in texts],
     )
     for choices in ((" sat", " "), (" sat", "  sat"), (" sat", " sat ")):
         with pytest.raises(UserError, match="are alike or empty"):
