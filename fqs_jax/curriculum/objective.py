@@ -127,6 +127,20 @@ def _check_quiet_star(recipe: Recipe) -> None:
             f"thought.tokens is {thought.tokens}: no token is drawn from the model, so REINFORCE has "
             "nothing to improve; set quiet_star.policy_weight to 0"
         )
+    if (
+        thought.rationales == 1
+        and recipe.objective.reads_correct
+        and recipe.objective.policy_weight
+    ):
+        raise UserError(
+            "quiet_star.reward=correct compares the thoughts at a position, and there is one: set "
+            "thought.rationales to 2 or more"
+        )
+    if thought.rationales > 1 and not thought.temperature and recipe.objective.policy_weight:
+        raise UserError(
+            f"the {thought.rationales} thoughts at a position would all be the same at "
+            "thought.temperature=0, with no advantage to learn from: set it above 0"
+        )
     if thought.tokens == "latent" and thought.rationales > 1:
         raise UserError(
             f"the {thought.rationales} latent thoughts at a position would all be the same: "

@@ -293,7 +293,7 @@ def advantages(reward_BxRxP: jax.Array, kind: str) -> jax.Array:
     the policy loss a mean; hence R. To first order in the differences of rewards it equals `leave_one_out`.
     """
     R = reward_BxRxP.shape[1]
-    # A single rationale has no other baseline than the plain prediction, already in the reward.
+    # A single rationale has no other baseline than the plain prediction, which a gain has in it.
     centred = reward_BxRxP
     if R > 1:
         centred = reward_BxRxP - jnp.mean(reward_BxRxP, axis=1, keepdims=True)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -35,7 +36,7 @@ from fqs_jax.training import held_out as held_out_lib
 from fqs_jax.training import optimizer, shortage
 from fqs_jax.training import step as step_lib
 from fqs_jax.training.profiling import Profiler
-from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, starting_state
+from fqs_jax.training.start import RESUME, Batches, Run, frozen_base, of_types, starting_state
 from fqs_jax.training.step import Program, State
 from fqs_jax.training.teacher_scores import teacher_scores, with_scores
 
@@ -160,9 +161,11 @@ def _loop(
     watch: Stopwatch,
 ) -> None:
     config, stage, folder = run.config, recipe.stage, run.folder(recipe.stage)
-    rate = jax.jit(optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps))
+    schedule = optimizer.schedule(recipe.optimizer, stage.learning_rate, stage.steps)
+    # A skipped step does not advance the schedule.
+    rate = jax.jit(lambda step, skipped: schedule(jnp.maximum(step - skipped, 0)))
     tokens_per_step = recipe.batch_size * recipe.seq_len
-    frozen = {} if base is None else {"lm": base.params["lm"]}
+    frozen = {} if base is None else of_types({"lm": base.params["lm"]}, program.frozen)
     progress = {"steps": stage.steps} | ({} if base is None else {"base": base.digest})
     # A save in the background holds the state twice more, as a copy and encoded. On CPUs it shares the
     # memory with the temporaries of the next step, which therefore waits if that is much.
@@ -259,7 +262,7 @@ def _loop(
             # Whatever else moved between host and device here would stall the device at every step.
             with jax.transfer_guard("disallow"), profiler.step(done):
                 state, values = processes.settled(compiled(state, placed, number, frozen))
-                values["learning_rate"] = rate(number)
+                values["learning_rate"] = rate(number, values["skipped_steps"])
             profiler.done(done, values)
             behind.add(done, values)
             bar.advance()

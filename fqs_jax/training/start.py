@@ -85,9 +85,14 @@ def starting_state(run: Run, recipe: Recipe, program: Program, base: Base | None
       base: see `frozen_base`.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
-    params = starting_params(run, recipe, shardings.params, base)
+    params = of_types(starting_params(run, recipe, shardings.params, base), program.state.params)
     init = jax.jit(program.optimizer.init, out_shardings=shardings.optimizer)
     return State(params, init(params))
+
+
+def of_types(params: Params, wanted: Params) -> Params:
+    """Parameters of the types of `wanted`: an earlier stage may have had another compute.param_dtype."""
+    return jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, wanted)
 
 
 def starting_params(

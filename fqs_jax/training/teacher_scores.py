@@ -144,6 +144,8 @@ def _read_piece(path: Path, size: int, record: np.dtype) -> np.ndarray | None:
         kept.get(n, ())[:1] != f[:1] for n, f in record.fields.items()
     ):
         return None
+    if "teacher_ids" in kept and "teacher_ids" not in record.fields:
+        return None  # of the likeliest tokens in order, not of the vocabulary by id
     needed = np.empty(size, record)
     for name in record.fields:
         needed[name] = piece[name]

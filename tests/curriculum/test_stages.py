@@ -223,6 +223,11 @@ def test_finding_the_likeliest_tokens_of_mixtures_costs_a_read_of_the_head():
         ({"thought.masked_ids": (32,)}, "masked_ids go from 0 to 31"),
         ({"thought.masked_ids": (-1,)}, "masked_ids go from 0 to 31"),
         ({"quiet_star.advantage": "best"}, "advantage 'best' is none of clipped"),
+        (
+            {"quiet_star.reward": "correct", "thought.rationales": 1},
+            "reward=correct compares the thoughts at a position, and there is one",
+        ),
+        ({"thought.temperature": 0.0}, "would all be the same at thought.temperature=0, with no"),
         ({"quiet_star.likelihood": "sum"}, "likelihood 'sum' is none of each, average"),
         ({"ntp.action": "all"}, "action 'all' is none of sampled, expected, label"),
         ({"lora.rank": -1}, "lora.rank is -1; set at least 0"),

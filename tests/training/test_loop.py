@@ -469,7 +469,13 @@ def test_a_bad_step_now_and_then_is_skipped_and_told(tmp_path, monkeypatch, capf
     assert [row["step"] for row in rows if row["loss"] is None] == [1, 4, 5, 9]
     assert [row["step"] for row in rows if row["nll_base"] is None] == [1, 4, 5, 9]
     assert [row["skipped_in_a_row"] for row in rows] == [1, 0, 0, 1, 2, 0, 0, 0, 1, 0]
-    assert [row["skipped_steps"] for row in rows] == [1, 1, 1, 2, 3, 3, 3, 3, 4, 4]
+    skipped = [1, 1, 1, 2, 3, 3, 3, 3, 4, 4]
+    assert [row["skipped_steps"] for row in rows] == skipped
+    # Rates are those that were applied: a skipped step does not advance the schedule.
+    rate = optimizer.schedule(config.optimizer, config.stage_0.learning_rate, 10)
+    applied = [float(rate(max(step - count, 0))) for step, count in enumerate(skipped)]
+    assert [row["learning_rate"] for row in rows] == pytest.approx(applied)
+    assert len(set(applied)) > 3
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -628,3 +634,30 @@ def test_metrics_are_read_while_the_next_step_runs():
         assert seen == [(1, 0.5)]
         behind.drain()  # nothing is read twice
     assert seen == [(1, 0.5), (2, 0.25)]
+
+
+@pytest.mark.usefixtures("steps_made_once")
+def test_a_stage_may_have_another_type_of_parameters_than_its_start(tmp_path):
+    """All of its parameters are of the new type, also those of the stage that it starts from."""
+    config = clock_config()
+    save_stage(tmp_path, config, 0)
+    config.compute.param_dtype = "bfloat16"
+    run = run_of(tmp_path, config)
+    recipe = stage_of(run, 1)
+    with jax.set_mesh(run.mesh):
+        program = step_lib.program(recipe, run.mesh, corpus.extra_keys(recipe.data))
+        state = start.starting_state(run, recipe, program)
+    types = jax.tree.map(lambda leaf: leaf.dtype, (state.params, program.state.params))
+    assert types[0] == types[1]
+    assert state.params["lm"]["embed"]["embedding"].dtype == jnp.bfloat16
+
+
+def test_scores_by_rank_are_not_read_as_scores_by_id(tmp_path):
+    """Of a vocabulary's size they have the shape and the type of the others."""
+    by_id = np.dtype([("teacher_log_probs", np.float32, (3, 8))])
+    by_rank = np.dtype([*by_id.descr, ("teacher_ids", np.int32, (3, 8))])
+    for kind, readers in ((by_id, (by_id,)), (by_rank, (by_rank,))):
+        np.save(tmp_path / "piece.npy", np.zeros(2, kind))
+        for wanted in (by_id, by_rank):
+            found = teacher_scores._read_piece(tmp_path / "piece.npy", 2, wanted)
+            assert (found is not None) == (wanted in readers)
