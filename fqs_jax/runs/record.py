@@ -81,10 +81,13 @@ def write(
         if step is not None and path.exists():
             _check_parents(root, stage, parents)
             _compare(root, config, stage, step, run)
-        # A finished stage stays as it was recorded.
-        if step is None or step < stage.steps or not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            files.write_json(path, run)
+        # A finished stage stays as it was recorded. One that was to be longer ends where it is.
+        if step is not None and path.exists() and step >= stage.steps:
+            if _read(folder)["stage"]["steps"] > step:
+                files.write_json(path, run | {"stage": run["stage"] | {"steps": step}})
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, run)
 
     agreement.on_main(compare_and_record)
 
@@ -133,9 +136,10 @@ def _compare(
     """
     folder = stage_folder(root, stage.number)
     # If the learning rate decays to the last step, the number of steps changes every step's rate.
-    decays = config.optimizer.decay_steps == 0 and step < stage.steps
-    ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
     before = older_records.completed(_read(folder))
+    unfinished = step < max(stage.steps, before["stage"]["steps"])
+    decays = config.optimizer.decay_steps == 0 and unfinished
+    ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
     if changed := change(before, older_records.completed(run), ignored):
         if changed.startswith("data="):  # two hashes, which nobody can read
             changed = "other training rows: the text itself, or its tokens, changed"

@@ -440,3 +440,21 @@ def test_a_dry_run_refuses_what_a_start_would(tmp_path):
         record.check(root, config, longer)
     with pytest.raises(UserError, match="seed=0, now it is 3"):
         record.check(root, clock_config(changes | {"seed": 3}), stage)
+
+
+def test_a_stage_may_end_at_the_step_where_it_is(tmp_path):
+    """Its record then says so, and a later stage may start from it."""
+    root, config = tmp_path / "W", clock_config({"optimizer.decay_steps": 100})
+    save_stage(root, config, 0, step=3)
+    [stage] = folders.existing_stages(root)
+    assert stage.steps > 3
+    record.write(root, config, dataclasses.replace(stage, steps=2))
+    [ended] = folders.existing_stages(root)
+    assert ended.steps == 3
+    record.write(root, config, dataclasses.replace(stage, steps=2))  # and stays so
+    assert folders.existing_stages(root) == [ended]
+    # A learning rate that falls to 0 at the last step has not fallen yet.
+    root, config = tmp_path / "V", clock_config({"optimizer.decay_steps": 0})
+    save_stage(root, config, 0, step=3)
+    with pytest.raises(UserError, match=r"stage.steps=\d+, now it is 3 .* falls to 0 at the last"):
+        record.write(root, config, dataclasses.replace(stage, steps=3))
