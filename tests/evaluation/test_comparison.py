@@ -11,6 +11,7 @@ import pytest
 
 from fqs_jax import huggingface
 from fqs_jax.data import corpus
+from fqs_jax.data.problems import answer_tokens
 from fqs_jax.data.problems.multiplication import Multiplication
 from fqs_jax.data.problems.stories import Stories
 from fqs_jax.evaluation import comparison, problems, stages_command, statistics
@@ -181,8 +182,11 @@ def test_an_answer_of_several_symbols_is_right_if_each_is_likeliest_after_the_tr
         return scores
 
     monkeypatch.setattr(readings, "answer_log_probs", answer)
+    own = answer_tokens.AnswerTokens((), ())  # the run's tokenizer has other symbols
+    monkeypatch.setattr(answer_tokens, "encode", lambda *_: ([], own))
     loaded = loading.load(str(run[0]), "0")
     accuracy, error, nll = problems.task_accuracy(loaded, task, thoughts=3)
+    assert problems.answering(problems.read(loaded, task, "test")) == pytest.approx(1.0)
     sizes = [len(task.problems("test", n)) for n in task.lengths]
     shares = [math.ceil(n / 2) / n for n in sizes]
     assert accuracy == pytest.approx(np.mean(shares))
