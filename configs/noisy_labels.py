@@ -24,8 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
     The rates are 3e-3 for the student and plain training, and 1e-4 for NTP. The student does better at
     1e-2 and plain training at 3e-4; `configs/sweeps/noisy_labels.py` compares them. The text has a
     fifth more right answers than that of `internalize`, one document in 41, among three times as many
-    wrong ones.
-    Work that is shown is right. About 5 minutes on 2 CPU cores.
+    wrong ones. Work that is shown is right. About 5 minutes on 2 CPU cores.
     """
     c = tiny.get_config()
     tiny.scarce_answers(c)

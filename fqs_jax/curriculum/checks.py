@@ -91,11 +91,8 @@ def _check_data(recipe: Recipe, earlier: Mapping[int, Recipe]) -> None:
         task = corpus.built_in_task(data, recipe.seed)
     except UserError as error:
         raise UserError(f"{name}.settings: {error}" if stage.settings else str(error)) from error
-    if (
-        task is not None
-        and data.get("learn") == "answers"
-        and not task.worked + task.direct + task.chatter
-    ):
+    answered = task is None or task.worked or task.direct or task.chatter
+    if data.get("learn") == "answers" and not answered:
         raise UserError(
             f"data.learn=answers has nothing to learn in {name}, whose documents are all unanswered: set "
             f"data.learn to all, or data.{data.source}.direct above 0"

@@ -141,7 +141,8 @@ def collect(
     training = read_training(root)
     last = training[-1].stage
     _, config = folders.read_run(root, last.number)
-    documents = _documents(root, config, settings, _shown_stage(training, settings) or last)
+    shown = _shown_stage(training, settings)
+    documents = _documents(root, config, settings, shown or last)
     on_text = config.data.source == "text"
     models = _compared(root, settings, documents, on_text, note, mesh)
     return Report(
@@ -149,7 +150,7 @@ def collect(
         origin=source_lib.origin_name(root).strip("`"),
         training=training,
         models=models,
-        reading=_reading(root, training, settings, documents, note, mesh),
+        reading=_reading(root, shown, settings, documents, note, mesh) if shown else None,
         config={
             key: str(value)
             for key, value in sorted(flatten_dict(config.to_dict(), sep=".").items())
@@ -176,9 +177,7 @@ def read_thoughts(
     if shown is None:
         raise UserError(f"no stage of {root} thinks; train one with the objective quiet_star")
     documents = _documents(root, config, settings, shown)
-    found = _reading(root, training, settings, documents, note, mesh)
-    assert found is not None
-    return found
+    return _reading(root, shown, settings, documents, note, mesh)
 
 
 def read_training(root: Path) -> list[Training]:
@@ -292,15 +291,12 @@ def _compared(
 
 def _reading(
     root: Path,
-    training: Sequence[Training],
+    stage: Stage,
     settings: Settings,
     documents: Documents,
     note: Callable[[str], None],
     mesh: Mesh | None,
-) -> Reading | None:
-    stage = _shown_stage(training, settings)
-    if stage is None:
-        return None
+) -> Reading:
     note(f"reading thoughts of {stage}")
     loaded = loading.load(str(root), str(stage.number), mesh=mesh)
     chosen: list[str] = []

@@ -135,8 +135,8 @@ def _compare(
       UserError: it is refused.
     """
     folder = stage_folder(root, stage.number)
-    # If the learning rate decays to the last step, the number of steps changes every step's rate.
     before = older_records.completed(_read(folder))
+    # If the learning rate decays to the last step, the number of steps changes every step's rate.
     unfinished = step < max(stage.steps, before["stage"]["steps"])
     decays = config.optimizer.decay_steps == 0 and unfinished
     ignored = tuple(name for name in HARMLESS if name != "steps" or not decays)
