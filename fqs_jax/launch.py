@@ -57,7 +57,7 @@ def main(_: Sequence[str]) -> None:
     from fqs_jax.curriculum import resolve
     from fqs_jax.curriculum import stage as stage_lib
     from fqs_jax.model import placement
-    from fqs_jax.runs import also_log, history, record, source, stages
+    from fqs_jax.runs import also_log, history, matched, record, source, stages
     from fqs_jax.runtime import accelerators, agreement, compiled_programs, locks, sharding
     from fqs_jax.runtime.interrupts import Interrupts
     from fqs_jax.training import loop, profiling, start, step
@@ -102,6 +102,7 @@ def main(_: Sequence[str]) -> None:
         for recipe in todo:  # now, and not when its turn comes
             step.split_rows(recipe, mesh)
             start.check_base(recipe, config)
+        matched.check(root, config, recipes, chosen, _MAX_STEPS.value)
         if _DRY_RUN.value:
             for recipe in todo:
                 record.check(root, config, recipe.stage, recipe.lora is not None)

@@ -91,7 +91,7 @@ def recipes(
     for stage in rows(config):
         check_row(stage, earlier)
         unfinished = recipe(config, stage, model)
-        steps = _steps(unfinished, earlier)
+        steps = matched_steps(unfinished, earlier)
         stage = dataclasses.replace(stage, steps=min(steps, max_steps or steps))
         finished = dataclasses.replace(unfinished, stage=stage)
         check_recipe(finished, earlier)
@@ -109,8 +109,15 @@ def find(recipes: Sequence[Recipe], which: str) -> Recipe:
     return recipes[stages.index(stage_lib.find(stages, which))]
 
 
-def _steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
-    """The steps of a row, for a control those that match the tokens or FLOPs of other stages."""
+def matched_steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
+    """The steps of a row, for a control those that match the tokens or FLOPs of other stages.
+
+    Args:
+      earlier: the recipes of those stages, and of their teachers.
+
+    Raises:
+      UserError: the row matches no stage and takes less than one step.
+    """
     stage = control.stage
 
     def teacher(number: int | None) -> ThoughtConfig | None:

@@ -101,7 +101,8 @@ def starting_params(
     """Trained parameters before the stage's first step: see the order of precedence in training/loop.py.
 
     A thinking stage keeps the marks and the talk head of a thinking start, except what the config's
-    reset switches renew (published: marks and the head's last layer at every stage).
+    reset switches renew (published: marks and the head's last layer at every stage). Kept marks are the
+    same to the network, whatever scale either stage stores them at.
 
     Args:
       shardings: placement of the parameters, `Program.state`.
@@ -118,6 +119,10 @@ def starting_params(
         return {"lm": params["lm"]}
     embed = (params if base is None else base.params)["lm"]["embed"]
     thinker = Thinker(recipe.model, recipe.thought)
+    rescale = 1.0
+    if start is not None:
+        _, before = folders.read_run(run.root, start)
+        rescale = before.thought.embedding_scale / recipe.thought.embedding_scale
     marks = source.mark_ids(config, run.tokenizer)
     key = jax.random.fold_in(step_lib.stage_key(recipe), _INIT)
 
@@ -125,7 +130,8 @@ def starting_params(
         fresh = parameters.init(thinker, {"embed": embed}, key, *marks)
         if old is None:
             return fresh
-        kept: Params = {name: old.get(name, new) for name, new in fresh.items()}
+        own = old | {name: mark * rescale for name, mark in old.items() if name != "talk_head"}
+        kept: Params = {name: own.get(name, new) for name, new in fresh.items()}
         if config.thought.reset_marks_on_load:
             kept |= {name: fresh[name] for name in fresh if name != "talk_head"}
         if config.thought.reset_talk_head_on_load:

@@ -340,6 +340,15 @@ def test_reset_switches(random_stages, marks, head):
     assert_same({name: now[name] for name in ("start", "end")}, expected)
 
 
+def test_kept_marks_are_the_same_to_the_network_at_another_scale(random_stages):
+    root, saved = random_stages
+    stored_at = clock_config().thought.embedding_scale
+    kept = {"thought.reset_marks_on_load": False, "thought.embedding_scale": stored_at / 4}
+    now = start_of(root, clock_config(kept), 2)["thought"]
+    for name in ("start", "end"):
+        assert_same(now[name], 4 * saved[1]["thought"][name])
+
+
 def test_a_thinking_stage_after_a_plain_one_has_a_fresh_head(random_stages):
     root, saved = random_stages
     params = start_of(root, clock_config({"thought.reset_marks_on_load": False}), 1)
