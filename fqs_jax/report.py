@@ -21,7 +21,9 @@ _WORKDIR = typed_flags.define_path(
 _OUT = typed_flags.define_path(
     "out", "", "File to write; default report.html in the working directory."
 )
-_STAGE = flags.DEFINE_string("stage", None, "Thinking stage to show; default the last one.")
+_STAGE = flags.DEFINE_string(
+    "stage", None, "Thinking stage to show (1@best: its best step); default the last one."
+)
 _TEXT = flags.DEFINE_string(
     "text", "", "Held-out text; default held-out problems, or training text."
 )

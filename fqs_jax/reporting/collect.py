@@ -18,7 +18,6 @@ from jax.sharding import Mesh
 
 import fqs_jax
 from fqs_jax.curriculum import objective, resolve
-from fqs_jax.curriculum import stage as stage_lib
 from fqs_jax.curriculum.stage import Stage
 from fqs_jax.data import corpus
 from fqs_jax.evaluation import comparison, comparison_file
@@ -42,7 +41,7 @@ class Settings:
     Attributes:
       text: name of the held-out documents, for the printed commands; "" = the run's own.
       documents: held-out documents; empty = held-out items of the built-in task, or training text.
-      stage: thinking stage whose thoughts are shown; None = the last one.
+      stage: thinking stage whose thoughts are shown, perhaps with `best.SUFFIX`; None = the last one.
       tokens: approximate number of tokens of text that are shown.
       max_tokens: tokens of one document at most.
       samples: thoughts sampled at every token.
@@ -141,7 +140,7 @@ def collect(
     training = read_training(root)
     last = training[-1].stage
     _, config = folders.read_run(root, last.number)
-    shown = _shown_stage(training, settings)
+    shown = _shown_stage(root, training, settings)
     documents = _documents(root, config, settings, shown or last)
     on_text = config.data.source == "text"
     models = _compared(root, settings, documents, on_text, note, mesh)
@@ -173,7 +172,7 @@ def read_thoughts(
     """
     training = read_training(root)
     _, config = folders.read_run(root, training[-1].stage.number)
-    shown = _shown_stage(training, settings)
+    shown = _shown_stage(root, training, settings)
     if shown is None:
         raise UserError(f"no stage of {root} thinks; train one with the objective quiet_star")
     documents = _documents(root, config, settings, shown)
@@ -237,11 +236,11 @@ def _measured(row: Mapping[str, Any]) -> dict[str, float]:
     return {"step": float(row["step"])} | _numbers(best.losses(row))
 
 
-def _shown_stage(training: Sequence[Training], settings: Settings) -> Stage | None:
+def _shown_stage(root: Path, training: Sequence[Training], settings: Settings) -> Stage | None:
     """The stage whose thoughts are shown: the one that is named, or the last that thinks."""
     stages = [entry.stage for entry in training]
     if settings.stage:
-        stage = stage_lib.find(stages, settings.stage)
+        stage, _ = best.find(root, stages, settings.stage)
         if not objective.of(stage).thinks:
             raise UserError(f"{stage} does not think; leave --stage out, or name one that does")
         return stage
@@ -298,7 +297,7 @@ def _reading(
     mesh: Mesh | None,
 ) -> Reading:
     note(f"reading thoughts of {stage}")
-    loaded = loading.load(str(root), str(stage.number), mesh=mesh)
+    loaded = loading.load(str(root), settings.stage or str(stage.number), mesh=mesh)
     chosen: list[str] = []
     room = settings.tokens
     limit = min(settings.max_tokens, loaded.model.max_seq_len)
@@ -309,7 +308,7 @@ def _reading(
         chosen.append(document)
         room -= min(size, limit)
     shown, diagnostics = diagnosis.examine(loaded, chosen, settings.samples, limit, settings.seed)
-    return Reading(str(stage), documents.source, documents.held_out, shown, diagnostics)
+    return Reading(loaded.label, documents.source, documents.held_out, shown, diagnostics)
 
 
 def _commands(root: Path, settings: Settings, evaluated: dict[str, Any]) -> list[str]:

@@ -41,7 +41,7 @@ def thoughts(
     """The viewer of the report: point at a token to see the thoughts before it.
 
     Args:
-      stage: number or name of a thinking stage; None = the last one.
+      stage: number or name of a thinking stage (1@best: its best step); None = the last one.
       texts: documents to read; empty = the run's own held-out problems or training text.
       tokens: approximate number of tokens of text.
       samples: thoughts sampled before every token.

@@ -1,5 +1,7 @@
 """The loss on held-out text while a stage trains, and the checkpoint that it keeps."""
 
+import dataclasses
+import re
 import shutil
 from functools import partial
 
@@ -11,6 +13,7 @@ from fqs_jax.curriculum import resolve
 from fqs_jax.data import corpus
 from fqs_jax.model import decoder
 from fqs_jax.objectives import quiet_star
+from fqs_jax.reporting import collect
 from fqs_jax.runs import folders, loading, stages
 from fqs_jax.runs.metrics_file import read_events, read_rows
 from fqs_jax.runtime.errors import UserError
@@ -82,6 +85,14 @@ def test_the_number_is_the_loss_of_the_saved_parameters(trained, number):
         mixed.append(float(found["nll_mixed"].value))
     weights = [len(losses) for losses in each]  # one talk step
     assert rows[-1]["nll_mixed"] == pytest.approx(np.average(mixed, weights=weights), rel=1e-5)
+
+
+def test_a_report_shows_the_thoughts_of_the_best_step(trained):
+    settings = collect.Settings(documents=("1+2:3.",), stage="1@best", samples=1)
+    reading = collect.read_thoughts(trained, settings)
+    assert re.fullmatch(r"stage 1 \(think-5-2\), best step [46]", reading.stage)
+    with pytest.raises(UserError, match=r"there is no stage '7'; there are 0 \(base\)"):
+        collect.read_thoughts(trained, dataclasses.replace(settings, stage="7@best"))
 
 
 def test_it_reads_no_problem_that_is_trained_on(trained):
