@@ -64,7 +64,7 @@ def main(_: list[str]) -> None:
 
 
 class Found(NamedTuple):
-    """What a worker found.
+    """The findings of a worker.
 
     Attributes:
       seed: the last seed that it used.
@@ -172,7 +172,7 @@ def work() -> None:
 
 
 def outcome(target: fuzz_inputs.Target, path: Path) -> tuple[str, str]:
-    """How the reading of an input ended, and why."""
+    """The end of the reading of an input, and its reason."""
     from fqs_jax.runtime.errors import UserError
 
     before = _peak_gib()

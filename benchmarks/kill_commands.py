@@ -156,7 +156,7 @@ def copy(place: Path) -> Path:
 
 
 def contents(root: Path) -> dict[str, Any]:
-    """What is in every file below a folder, by name; times are left out."""
+    """The content of every file below a folder, by name; times are left out."""
     found = {}
     for path in sorted(root.rglob("*")):
         if path.is_file():

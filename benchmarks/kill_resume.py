@@ -87,7 +87,7 @@ def main(_: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Where runs are.
+    """The place of runs.
 
     Attributes:
       folder: on this machine, for what they print, and for those that are not in a bucket.

@@ -24,7 +24,7 @@ _LINES = flags.DEFINE_integer("lines", 10_000, "Lines to compare, spread over al
 
 
 class Differences(NamedTuple):
-    """How many lines have other ids, or another text when these are decoded."""
+    """The number of lines with other ids, or another text when these are decoded."""
 
     ids: int
     text: int

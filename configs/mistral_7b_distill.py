@@ -14,7 +14,7 @@ from fqs_jax.configs import common, mistral_7b
 def get_config() -> ml_collections.ConfigDict:
     """Stages 1 to 3 and the hardware are those of `mistral_7b`. Not run at this size.
 
-    All results on stage 4 come from tiny models (docs/science.md); expect to search for its learning
-    rate and steps.
+    Results on stage 4 come from models of up to 135M parameters (docs/science.md); expect to search for its
+    learning rate and steps.
     """
     return common.with_distillation(mistral_7b.get_config())

@@ -52,6 +52,10 @@ def main(_: Sequence[str]) -> None:
 def _export_gguf() -> None:
     if _WORKDIR.value or _STAGE.value:
         raise UserError("--gguf=FILE needs neither --workdir nor --stage; leave them out")
+    if _ADAPTER.value:
+        raise UserError(
+            "--adapter is for a stage with adapters, and a GGUF file has none; leave it out"
+        )
     cli.require(export=_EXPORT.value)
     from fqs_jax import gguf_files
 

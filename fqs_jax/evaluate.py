@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         if chosen != "watch":
             raise UserError(f"unknown argument {argv[1]!r}; options start with --, see --help")
+        if f.text:
+            raise UserError(f"the text is given twice, as {argv[1]!r} and --text; leave one out")
         f["text"].value = argv[1]
     _refuse_unclear_models()
     _refuse_unused_flags(chosen)

@@ -90,6 +90,8 @@ def main(_: Sequence[str]) -> None:
         if place == root:
             stack.enter_context(locks.workdir(root))
             compiled_programs.keep_in(root)
+        else:
+            source.check(root, config)
         model, tokenizer = source.prepare(place, config, everyone=_DRY_RUN.value)
         recipes = resolve.recipes(config, model, _MAX_STEPS.value)
         rows = [recipe.stage for recipe in recipes]

@@ -63,7 +63,9 @@ def main(_: Sequence[str]) -> None:
             f"--validation_share is {_VALIDATION_SHARE.value}; set 0 or more, and below 1"
         )
     out = files.check_free(_OUT.value)  # before the text is read
-    options = options_lib.of(_TEXT_KEY.value, _CACHE_DIR.value, _TFDS_DIR.value, _DOWNLOAD.value)
+    options = options_lib.of(
+        _TEXT_KEY.value, _CACHE_DIR.value, _TFDS_DIR.value, _DOWNLOAD.value, "--download"
+    )
     found = open_sources(_TEXT.value, options)
     if len(found) > 1:
         raise UserError("--text has weights; leave them out here, and give them when training")
@@ -92,6 +94,8 @@ def _make_tokens() -> None:
     share = token_store.read_share(_PART.value)
     if _OUT.value:
         raise UserError("--out is for documents; tokens go to --cache_dir")
+    if _NAME.value or _VALIDATION_SHARE.value:
+        raise UserError("--name and --validation_share are for documents; leave --tokenizer out")
     folder = local_copies.of(paths.expand(_TOKENIZER.value))
     tokenizer = tokenizer_lib.load(folder)
     if (folder / "config.json").exists():  # as in training
@@ -101,7 +105,7 @@ def _make_tokens() -> None:
     data.messages_key, data.download = _MESSAGES_KEY.value, _DOWNLOAD.value
     data.cache_dir, data.tfds_dir = _CACHE_DIR.value, _TFDS_DIR.value
     cache = corpus.options(data).tokens
-    for source, _weight in corpus.sources(data, seed=0, folder=folder):
+    for source, _weight in corpus.sources(data, 0, folder, download_flag="--download"):
         made = token_store.prepare(source, tokenizer, cache, share)
         if made is None:
             size = token_store.IN_MEMORY >> 20

@@ -49,6 +49,7 @@ REFUSED = {
     "--all_stages --workdir=W --stage=1": "leave --stage and --checkpoint out",
     "--task=csqa --workdir=W": "--workdir is for --all_stages; add it, or give --checkpoint=W",
     "text.jsonl": "unknown argument 'text.jsonl'",
+    "--watch --text=a.jsonl b.jsonl": "the text is given twice, as 'b.jsonl' and --text",
 }
 REFUSE = """
 import sys

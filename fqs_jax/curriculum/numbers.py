@@ -43,7 +43,7 @@ class Range:
     or_zero: bool = False
 
     def problem(self, value: Any) -> str | None:
-        """What to set instead of a value; None if it is allowed."""
+        """The values to set instead of a wrong one, in words; None if it is allowed."""
         kind = numbers.Integral if self.whole else numbers.Real
         noun = "a whole number" if self.whole else "a number"
         if not isinstance(value, kind) or isinstance(value, bool):

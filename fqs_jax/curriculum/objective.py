@@ -167,7 +167,7 @@ def _distill_arrays(recipe: Recipe) -> Arrays:
 
 
 def _check_questions(recipe: Recipe) -> None:
-    """Refuse a text of which a row's last position is not the end of a question without an answer."""
+    """Refuse text whose rows do not end in an unanswered question."""
     data = recipe.data
     needed: dict[str, Any] = {"rows": "crop", "learn": "all", "messages_key": ""}
     if data.source != "text":
@@ -271,7 +271,7 @@ def teacher_thought(recipe: Recipe, teacher: ThoughtConfig) -> ThoughtConfig:
 
 
 def teacher_positions(recipe: Recipe) -> str:
-    """Where the teacher of a stage thinks: at `all` positions of a row, or at the `last`."""
+    """The positions of a row at which a stage's teacher thinks: `all` of them, or the `last`."""
     return of(recipe.stage).teacher_positions(recipe.objective)
 
 

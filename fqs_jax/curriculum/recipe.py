@@ -15,7 +15,7 @@ from fqs_jax.thinking.config import ThoughtConfig
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """When a stage is measured on text that it is not trained on, and on which; off by default.
+    """Measurements of a stage on text that it is not trained on; off by default.
 
     Attributes:
       every: steps between two measurements; 0 = never.

@@ -110,7 +110,7 @@ def find(recipes: Sequence[Recipe], which: str) -> Recipe:
 
 
 def matched_steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
-    """The steps of a row, for a control those that match the tokens or FLOPs of other stages.
+    """The steps of a row. Those of a control match the tokens or FLOPs of other stages.
 
     Args:
       earlier: the recipes of those stages, and of their teachers.

@@ -107,7 +107,7 @@ class ChatTemplate:
         marks: bool = False,
         date: str | None = None,
     ) -> dict[str, Any]:
-        """What the process finds; see chat_child.py."""
+        """The findings of the process; see chat_child.py."""
         question = {
             "template": self.text,
             "variables": dict(self.tokens),

@@ -38,6 +38,7 @@ TASKS: dict[str, type[Task]] = {
     "word_problems": WordProblems,
     "stories": Stories,
 }
+DOWNLOAD_FLAG = "--config.data.download=true"  # of training
 ROWS = ("pack", "crop")
 LEARN = ("all", "answers")  # of a built-in task
 _TOKENIZER_DOCUMENTS = 100_000  # a tokenizer is trained on at most this many, spread over the text
@@ -67,13 +68,18 @@ def built_in_task(data: ml_collections.ConfigDict, seed: int) -> Task | None:
 
 
 def sources(
-    data: ml_collections.ConfigDict, seed: int, folder: Path | None = None, split: str = "train"
+    data: ml_collections.ConfigDict,
+    seed: int,
+    folder: Path | None = None,
+    split: str = "train",
+    download_flag: str = DOWNLOAD_FLAG,
 ) -> list[tuple[Source, int]]:
     """The sources of the training documents, each with its weight.
 
     Args:
       folder: of the tokenizer and the chat template, which conversations need.
       split: of a built-in task, whose problems the documents are made of.
+      download_flag: see `options`.
 
     Raises:
       UserError: no text is configured, or it cannot be read; or there is no chat template.
@@ -83,7 +89,7 @@ def sources(
     if learn == "answers" and data.source == "text":
         raise UserError("data.learn=answers is for built-in tasks; data.source is 'text'")
     if data.messages_key:
-        return _conversations(data, folder)
+        return _conversations(data, folder, download_flag)
     if (task := built_in_task(data, seed)) is not None:
         if not 1 <= data.num_documents <= _MAX_DOCUMENTS:
             raise UserError(
@@ -94,11 +100,11 @@ def sources(
         return [(documents if learn == "all" else Answers(documents, task.equals), 1)]
     if not data.text:
         raise UserError("no text to train on: give --text=FILE (docs/data.md lists the kinds)")
-    return open_sources(data.text, options(data))
+    return open_sources(data.text, options(data, download_flag))
 
 
 def _conversations(
-    data: ml_collections.ConfigDict, folder: Path | None
+    data: ml_collections.ConfigDict, folder: Path | None, download_flag: str
 ) -> list[tuple[Source, int]]:
     if data.source != "text" or not data.text:
         raise UserError(
@@ -109,15 +115,21 @@ def _conversations(
             "data.messages_key needs a model with a chat template; give --init_from=HF_DIR"
         )
     template = chat.choose(folder, tokenizer_lib.load(folder))
-    found = open_sources(data.text, options(data))
+    found = open_sources(data.text, options(data, download_flag))
     return [(Conversations(source, template), weight) for source, weight in found]
 
 
-def options(data: ml_collections.ConfigDict) -> options_lib.Options:
-    """The config's settings for opening sources."""
+def options(
+    data: ml_collections.ConfigDict, download_flag: str = DOWNLOAD_FLAG
+) -> options_lib.Options:
+    """The config's settings for opening sources.
+
+    Args:
+      download_flag: the flag of this program that allows downloads, for error messages.
+    """
     key = data.messages_key or data.text_key
     is_chat = bool(data.messages_key)
-    return options_lib.of(key, data.cache_dir, data.tfds_dir, data.download, is_chat)
+    return options_lib.of(key, data.cache_dir, data.tfds_dir, data.download, download_flag, is_chat)
 
 
 def vocab_size(task: Task) -> int:

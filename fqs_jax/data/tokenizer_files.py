@@ -135,7 +135,7 @@ def _cleans_up(settings: Mapping[str, Any]) -> bool:
 
 
 def _looks(content: bytes) -> str:
-    """What a file that is no tokenizer looks like, or nothing."""
+    """A guess at the kind of a file that is no tokenizer, or nothing."""
     start = content[:256].lstrip().lower()
     if not start:
         return "an empty file; fetch it again"

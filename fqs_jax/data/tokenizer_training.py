@@ -73,7 +73,7 @@ def train_sentencepiece(
 
 
 def _reason(text: str) -> str:
-    """What is wrong, without the library's source location and the flags of its own program."""
+    """The library's message, without its source location and the flags of its own program."""
     if found := re.search(r"smaller than required_chars\. \d+ vs (\d+)", text):
         return f"this text needs at least {found[1]}; set data.tokenizer_pieces"
     if found := re.search(r"set it to a value <= (\d+)", text):

@@ -62,8 +62,13 @@ def _define_common_flags() -> None:
         2**20,
     )
     flags.DEFINE_integer(
-        "batch_size", None, "Rows in a batch; default 8 windows, 32 rows of a task.", 1, 2**16
+        "batch_size",
+        None,
+        "Rows in a batch; default 8 windows, 32 rows of a task, 256 problems.",
+        1,
+        2**16,
     )
+    flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
     flags.DEFINE_integer("seed", 0, "Seed of sampled thoughts.", 0, seeds.MAX_SEED)
     flags.DEFINE_bool("json", False, "Print JSON, one line a model.")
     cli.define_device_flags()
@@ -114,7 +119,6 @@ def _define_task_flags() -> None:
     )
     typed_flags.define_path("fit_labels_file", "", "Answers of --fit_file.")
     flags.DEFINE_bool("siqa_space", False, "SIQA: put a space between context and question.")
-    flags.DEFINE_bool("download", False, "Fetch a tfds: or hub: dataset that is not here.")
     flags.DEFINE_integer("votes", 0, "GSM8K: number of chains of thought that vote.", 0, 4096)
     typed_flags.define_number("temperature", 0.8, "Temperature of chains of thought.", 0.0)
     typed_flags.define_number("top_p", 0.95, "Nucleus of chains of thought.", 0.0, 1.0)

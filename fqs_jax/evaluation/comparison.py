@@ -94,7 +94,8 @@ def compare(
       note: called with the name of each model before it is evaluated.
       mesh: devices that models are loaded on; None = one device.
       seed: of sampled thoughts.
-      seq_len, batch_size: tokens of a window of text and windows in a batch, as for `text.score`.
+      seq_len: tokens of a window of text, as for `text.score`.
+      batch_size: windows of text, or problems, that are read at once.
       timed: False skips the timing, which takes seconds a program, and leaves ms_per_token NaN.
       validation: adds a row for each model on validation problems.
 
@@ -104,7 +105,8 @@ def compare(
       more splits, there is a row for each model and each of them too.
 
     Raises:
-      UserError: there is nothing to compare, a run on text got none, or one on problems got some.
+      UserError: there is nothing to compare, a run on text got none, or one on problems got some, or
+        windows.
     """
     _, config = folders.read_run(root, trained_stages(root)[0].number)
     task = corpus.built_in_task(config.data, config.seed)
@@ -112,6 +114,8 @@ def compare(
         raise UserError("this run was trained on text: give held-out text with --text=FILE")
     if task is not None and text:
         raise UserError("this run has held-out problems of its own; leave --text out")
+    if task is not None and seq_len:
+        raise UserError("this run has held-out problems, which are no windows; leave --seq_len out")
     thought_seeds = thought_seeds or (1 if task is None else 4)
     scores: list[tuple[Row, timing.Program]] = []
     times = timing.TokenTimes()
@@ -131,7 +135,9 @@ def compare(
             known = first.get(each)
             if task is not None:
                 own = _on_split(row, each)
-                found, scaled, nll_N = _on_answers(loaded, own, task, thought_seeds, seed, known)
+                found, scaled, nll_N = _on_answers(
+                    loaded, own, task, thought_seeds, seed, known, batch_size or problems.BATCH
+                )
             else:
                 found, scaled, nll_N = _on_text(
                     loaded, row, text, thought_seeds, seed, known, seq_len, batch_size or 8
@@ -165,6 +171,7 @@ def _on_answers(
     thoughts: int,
     seed: int,
     first_N: np.ndarray | None,
+    batch_size: int,
 ) -> tuple[Row, Row | None, np.ndarray]:
     """The row of a model on problems, its row at a fitted temperature, and its loss by item.
 
@@ -173,7 +180,7 @@ def _on_answers(
       first_N: the first model's loss by item; None for that model itself. Only the first model, if it
         does not think, gets a fitted temperature, and on test problems only.
     """
-    answers = problems.read(loaded, task, row.split, thoughts, seed)
+    answers = problems.read(loaded, task, row.split, thoughts, seed, batch_size)
     accuracy, error, nll = problems.accuracy(answers)
     nll_N = problems.nll_by_item(answers)
     row = dataclasses.replace(
@@ -186,7 +193,10 @@ def _on_answers(
     row = _by_difficulty(row, nll_N, nll_N if first_N is None else first_N)
     is_first = first_N is None and row.split == TEST
     fits = is_first and loaded.thought is None and math.isfinite(nll)
-    scaled = _scaled(loaded, row, task, answers, nll_N) if fits else None
+    scaled = None
+    if fits:
+        checks = problems.read(loaded, task, VALIDATION, batch_size=batch_size)
+        scaled = _scaled(row, problems.fit_to_answers(checks), answers, nll_N)
     return row, scaled, nll_N
 
 
@@ -259,9 +269,12 @@ def flops_per_token(loaded: Loaded, prompt: str) -> int:
     return flops.decode(loaded.model, context, loaded.thought)
 
 
-def _scaled(base: Loaded, row: Row, task: Task, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
-    """The row of the base at the temperature that fits the validation items best."""
-    temperature = problems.fit_to_answers(problems.read(base, task, VALIDATION))
+def _scaled(row: Row, temperature: float, tests: Sequence[Answers], nll_N: np.ndarray) -> Row:
+    """The row of the base at a temperature.
+
+    Args:
+      tests: its answers to test problems, and their loss by item at temperature 1.
+    """
     nll = float(np.mean([answers.nll_RxN(temperature).mean() for answers in tests]))
     scaled = dataclasses.replace(
         _at_temperature(row, temperature, statistics.MAX_TEMPERATURE), nll=nll

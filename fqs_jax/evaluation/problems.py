@@ -45,24 +45,37 @@ class Answers(NamedTuple):
         return -np.take_along_axis(log_p, right, -1)[..., 0].sum(axis=-1)
 
 
-def read(loaded: Loaded, task: Task, split: str, thoughts: int = 1, seed: int = 0) -> list[Answers]:
+def read(
+    loaded: Loaded,
+    task: Task,
+    split: str,
+    thoughts: int = 1,
+    seed: int = 0,
+    batch_size: int = BATCH,
+) -> list[Answers]:
     """Answers to all problems of a split, one entry for each length of the task.
 
     Args:
       thoughts: sampled before each symbol, if the model thinks.
+      batch_size: problems read at once.
     """
     loaded = loaded.with_thought(rationales=thoughts)
-    return [_read(loaded, task, task.problems(split, length), seed) for length in task.lengths]
+    return [
+        _read(loaded, task, task.problems(split, length), seed, batch_size)
+        for length in task.lengths
+    ]
 
 
-def _read(loaded: Loaded, task: Task, items: Sequence[tuple[str, str]], seed: int) -> Answers:
+def _read(
+    loaded: Loaded, task: Task, items: Sequence[tuple[str, str]], seed: int, batch_size: int
+) -> Answers:
     answers = [answer.split() for _, answer in items]
     right_NxA = np.array([[task.answers.index(symbol) for symbol in answer] for answer in answers])
     texts = [
         [" ".join([prompt, *answer[:place]]) for place in range(len(answer))]
         for (prompt, _), answer in zip(items, answers, strict=True)
     ]
-    log_p = readings.answer_log_probs(loaded, texts, task.answers, BATCH, seed)
+    log_p = readings.answer_log_probs(loaded, texts, task.answers, batch_size, seed)
     _, tokens = answer_tokens.encode(loaded.tokenizer, texts[0][:1], task.answers)
     answering_RxN = np.exp(log_p[:, :, 0]).sum(axis=-1)
     if tokens.shared:  # they are read as a part of the prompt

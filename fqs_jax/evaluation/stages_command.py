@@ -10,6 +10,7 @@ from absl import flags
 from rich.table import Table
 
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.data.sources import options as options_lib
 from fqs_jax.evaluation import comparison, comparison_file
 from fqs_jax.evaluation.comparison import Row
 from fqs_jax.runtime import cli, doors, paths, screen
@@ -27,7 +28,8 @@ def main() -> int:
     f = flags.FLAGS
     cli.require(workdir=f.workdir or f.checkpoint)
     root = paths.expand(f.workdir or f.checkpoint)
-    documents = documents_lib.read_documents(f.text) if f.text else []
+    options = options_lib.of_program(f.download)
+    documents = documents_lib.read_documents(f.text, options=options) if f.text else []
     rows = comparison.compare(
         root,
         f.thought_seeds,

@@ -13,6 +13,7 @@ from absl import flags
 from jax.sharding import Mesh
 from rich.table import Table
 
+from fqs_jax.data.sources import options as options_lib
 from fqs_jax.data.sources.options import Options
 from fqs_jax.data.sources.specification import open_sources
 from fqs_jax.evaluation import chains_file, command_flags, contamination, statistics
@@ -50,7 +51,7 @@ def main() -> int:
     f = flags.FLAGS
     cli.require(task_file=f.task_file)
     _refuse_mistakes()
-    options = Options(download=f.download, download_flag="--download")
+    options = options_lib.of_program(f.download)
     if f.scoring == "text":
         cloze = items.read(known.TEXTS[f.task], f.task_file, f.labels_file, f.limit, options)
         _note_shared(cloze, options)
@@ -222,7 +223,7 @@ def _settings() -> asking.Settings:
 
 
 def _about(stage: str, name: str, too_long: int) -> dict[str, Any]:
-    """What is copied into a row."""
+    """The fields that are copied into a row."""
     return {"stage": stage, "model": name, "task": flags.FLAGS.task, "too_long": too_long}
 
 

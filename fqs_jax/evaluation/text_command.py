@@ -6,6 +6,7 @@ from absl import flags
 from rich.table import Table
 
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.data.sources import options as options_lib
 from fqs_jax.evaluation import text
 from fqs_jax.runs import loading
 from fqs_jax.runtime import cli, screen
@@ -21,7 +22,7 @@ def main() -> int:
     """
     f = flags.FLAGS
     cli.require(checkpoint=f.checkpoint, text=f.text)
-    documents = documents_lib.read_documents(f.text)
+    documents = documents_lib.read_documents(f.text, options=options_lib.of_program(f.download))
     loaded = loading.load(f.checkpoint, f.stage, mesh=cli.mesh_from_flags())
     loaded.tokenizer.note_unknown(documents)
     with Progress("windows", 0, 0) as bar:

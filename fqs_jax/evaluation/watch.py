@@ -218,7 +218,7 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
     """
     stage, config = folders.read_run(root, number)
     data = resolve.sections(config, stage).data
-    sources = corpus.sources(data, config.seed, folders.local_source(root))
+    sources = corpus.sources(data, config.seed, folders.local_source(root), download_flag="")
     if len(sources) > 1:
         raise UserError(f"it was trained on a weighted mixture, {data.text}")
     return spread(sources[0][0], limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from fqs_jax.data.sources import documents as documents_lib
+from fqs_jax.data.sources import options as options_lib
 from fqs_jax.evaluation import statistics, watch
 from fqs_jax.evaluation.statistics import Interval
 from fqs_jax.inference.loaded import Loaded
@@ -25,7 +26,8 @@ def main() -> int:
     f = flags.FLAGS
     cli.require(teacher=f.teacher, student=f.student, text=f.text)
     watch.check_tolerances(**{"--tolerance": f.tolerance, "--loss_tolerance": f.loss_tolerance})
-    fresh = watch.spread(documents_lib.read_documents(f.text), f.documents)
+    options = options_lib.of_program(f.download)
+    fresh = watch.spread(documents_lib.read_documents(f.text, options=options), f.documents)
     watch.check_count("fresh text", len(fresh))
     teacher, student = _load("teacher", f.teacher), _load("student", f.student)
     if teacher.thought is None:  # checked before the slow part
@@ -73,7 +75,8 @@ def _split(name: str) -> tuple[str, str | None]:
 def _reference(student: str, reference: str, limit: int) -> list[str]:
     """The documents for the gap at training time: those given, or those the student was trained on."""
     if reference:
-        return watch.spread(documents_lib.read_documents(reference), limit)
+        options = options_lib.of_program(flags.FLAGS.download)
+        return watch.spread(documents_lib.read_documents(reference, options=options), limit)
     folder, stage = _split(student)
     if stage is None or stage == "init":
         raise UserError(

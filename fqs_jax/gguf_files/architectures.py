@@ -20,7 +20,7 @@ EMBEDDING, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freq
 
 
 class Architecture(NamedTuple):
-    """What an architecture of llama.cpp is called in a Hugging Face folder.
+    """The name of a llama.cpp architecture in a Hugging Face folder.
 
     Attributes:
       model_type, class_name: as in config.json; Mistral, which llama.cpp calls llama, is not here.

@@ -33,7 +33,7 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 
 
 class PreTokenizer(NamedTuple):
-    """How text is divided before merges are applied.
+    """The division of text before merges are applied.
 
     Attributes:
       patterns: each divides the pieces of the one before; what it does not match stays together.

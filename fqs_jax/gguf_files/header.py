@@ -78,7 +78,7 @@ class Tensor(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a GGUF file says about itself.
+    """The header of a GGUF file.
 
     Attributes:
       metadata: values by key. Arrays of numbers are numpy arrays, and arrays of texts are lists. A number

@@ -67,7 +67,7 @@ def check_config(folder: Path) -> None:
 
 
 def way_from(path: Path) -> str:
-    """How to make a folder of a GGUF file that was given in place of one; nothing for any other path."""
+    """Advice for a GGUF file that was given in place of a folder; nothing for any other path."""
     if path.suffix != ".gguf":
         return ""
     return f": python -m fqs_jax.convert --gguf={inputs.name(path)} --export=NEW_FOLDER makes one"

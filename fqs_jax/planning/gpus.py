@@ -50,7 +50,7 @@ class Gpu:
 
     @property
     def chip(self) -> Chip:
-        """What a plan compares with: 90 % of the memory, of which JAX takes 75 % by default.
+        """The memory that a plan compares with: 90 % of all, of which JAX takes 75 % by default.
 
         The 90 % are those of NVIDIA's own JAX recipes (JAX-Toolbox, XLA_PYTHON_CLIENT_MEM_FRACTION); the
         rest is for the CUDA context and the libraries. The 75 % are in JAX's page on GPU memory.

@@ -30,7 +30,7 @@ def verdict(result: Plan, changes: list[str]) -> str:
 
 
 def condition(result: Plan) -> str:
-    """What must be set so that a step which fits has its memory; empty if nothing must."""
+    """The variables to set so that a step which fits has its memory; empty if none are needed."""
     if not 0 < result.chip.default_memory < result.needed:
         return ""
     default = f"{result.chip.default_memory / GIB:.2f} GiB"
@@ -128,7 +128,7 @@ def time_rows(result: Plan, utilisation: Utilisation) -> list[tuple[str, str]]:
 
 
 def _error(result: Plan, times: Times, utilisation: Utilisation) -> str:
-    """What is known of an estimate's error, in one line."""
+    """The known error of an estimate, in one line."""
     if result.chip.name == CPU.name:
         return "unknown: a CPU has no figures of its own here"
     if utilisation != Utilisation() or times.step > times.compute:

@@ -256,7 +256,8 @@ def _documents(root: Path, config: Any, settings: Settings, stage: Stage) -> Doc
         texts = [f"{prompt} {answer}" for prompt, answer in task.problems("test")]
         return Documents(texts, comparison_file.PROBLEMS, True)
     try:
-        source = corpus.sources(data, config.seed, folders.local_source(root))[0][0]
+        tokenizer = folders.local_source(root)
+        source = corpus.sources(data, config.seed, tokenizer, download_flag="")[0][0]
     except (UserError, OSError) as error:
         raise UserError(f"{error}; or give held-out text with --text=FILE") from error
     every = (source[i] for i in range(len(source)))

@@ -155,7 +155,7 @@ def _bytes(sizes: Mapping[str, int], *folder: str) -> int:
 
 
 def _initial_model(source: Path) -> str:
-    """Where the weights of the initial model come from, in words."""
+    """The origin of the initial model's weights, in words."""
     origin = inputs.read_json(source / "origin.json")
     if init_from := origin.get("init_from"):
         return printable(str(init_from), 300)
@@ -203,7 +203,7 @@ def _read_stage(
 
 
 def _made_from(root: Path, stage: Stage, initial_model: str) -> Iterator[str]:
-    """Where a stage starts, and its teacher, with the steps that it got of them."""
+    """The start of a stage, and its teacher, with the steps that it got of them."""
     made_from = folders.read_record(folders.stage_folder(root, stage.number) / "run.json")[
         "made_from"
     ]

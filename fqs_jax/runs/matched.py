@@ -25,8 +25,8 @@ def check(
 ) -> None:
     """Refuse a control whose steps match the config, where stages were trained with other settings.
 
-    Stages may be trained one at a time, each with its own overrides. A control that is told nothing of
-    them would match steps or rows that nobody trained.
+    Stages may be trained one at a time, each with its own overrides. Without these, a control would match
+    steps that were never trained.
 
     Args:
       recipes: of all rows of the config. chosen: the stages to run.
@@ -66,7 +66,9 @@ def _trained(
         now = recipes[number]
         stage, before = folders.read_run(root, number)
         if now.stage in chosen:  # it is trained on to the config's steps, never back
-            steps = max(now.stage.steps, folders.latest_step(folders.checkpoint_folder(root, number)) or 0)
+            steps = max(
+                now.stage.steps, folders.latest_step(folders.checkpoint_folder(root, number)) or 0
+            )
             stage = dataclasses.replace(stage, steps=steps)
         settings = ml_collections.ConfigDict(config.to_dict() | before.to_dict())
         found[number] = resolve.recipe(settings, stage, now.model)

@@ -61,6 +61,21 @@ def completed(run: dict[str, Any]) -> dict[str, Any]:
     return run | {"stage": defaults | run["stage"], "config": config}
 
 
+def completed_origin(origin: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the content of W/source/origin.json in which no field of its built-in task is missing."""
+    data = origin.get("data")
+    task = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or not isinstance(data.get(task), dict):
+        return origin
+    prefix = f"data.{task}."
+    later = {
+        name.removeprefix(prefix): list(value) if isinstance(value, tuple) else value
+        for name, value in LATER.items()
+        if name.startswith(prefix)
+    }
+    return origin | {"data": data | {task: later | data[task]}}
+
+
 def _copied(value: Any) -> Any:
     """The same dicts inside dicts, so that filling them leaves the original alone."""
     if isinstance(value, dict):

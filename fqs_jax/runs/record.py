@@ -108,7 +108,7 @@ def check(
 
 
 def _check_parents(root: Path, stage: Stage, parents: dict[str, dict[str, Any]]) -> None:
-    """Refuse to go on with a stage if one that it was made from is gone.
+    """Refuse to resume a stage if one that it was made from is gone.
 
     Raises:
       UserError: one is.
@@ -231,10 +231,17 @@ def _is_harmless(key: str, fields: tuple[str, ...] = HARMLESS) -> bool:
     return key.rsplit(".", 1)[-1] in fields or key.startswith(_HARMLESS_SECTIONS)
 
 
+def _flat(run: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record by dotted path; of a row's settings, those that may not change."""
+    fields: dict[str, Any] = flatten_dict(run, sep=".")
+    if settings := fields.get("stage.settings"):
+        fields["stage.settings"] = [each for each in settings if not each.startswith("held_out.")]
+    return fields
+
+
 def digest(run: dict[str, Any]) -> str:
     """A hash of a record, without the fields that may change: 16 hexadecimal digits."""
-    fields = flatten_dict(run, sep=".").items()
-    fixed = {key: value for key, value in fields if not _is_harmless(key)}
+    fixed = {key: value for key, value in _flat(run).items() if not _is_harmless(key)}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -244,7 +251,7 @@ def change(before: dict[str, Any], now: dict[str, Any], ignored: tuple[str, ...]
     Args:
       ignored: names of fields that may differ, besides those of the mesh.
     """
-    flat_before, flat_now = flatten_dict(before, sep="."), flatten_dict(now, sep=".")
+    flat_before, flat_now = _flat(before), _flat(now)
     for key in flat_now | flat_before:
         old, new = flat_before.get(key), flat_now.get(key)
         if old != new and not _is_harmless(key, ignored):

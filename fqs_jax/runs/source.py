@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -20,8 +21,14 @@ from fqs_jax.huggingface import model_card
 from fqs_jax.model import decoder, placement
 from fqs_jax.model.config import ModelConfig
 from fqs_jax.model.decoder import Params
-from fqs_jax.runs import record
-from fqs_jax.runs.folders import existing_stages, local_source, source_folder
+from fqs_jax.runs import older_records, record
+from fqs_jax.runs.folders import (
+    existing_stages,
+    local_source,
+    source_folder,
+    stage_folder,
+    stage_numbers,
+)
 from fqs_jax.runtime import (
     agreement,
     files,
@@ -56,8 +63,7 @@ def prepare(
         on all hosts.
     """
     numbers.check_complete(config)  # before anything is made of them
-    if (root / "config.json").exists():
-        raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
+    _check_workdir(root)
     if config.init_from and source_folder(paths.expand(config.init_from)).is_dir():
         raise UserError(
             f"{config.init_from} is a working directory; export a stage of it with "
@@ -71,6 +77,35 @@ def prepare(
     source = local_source(root)
     model = read_model(source, config)
     return model, tokenizer_lib.load(source).for_table(model.vocab_size, source)
+
+
+def check(root: Path, config: ml_collections.ConfigDict) -> None:
+    """Check that a working directory fits the config, as `prepare` does; nothing is written.
+
+    Raises:
+      UserError: it was begun with another initial model, or is a Hugging Face folder.
+    """
+    _check_workdir(root)
+    if _exists(source_folder(root)):
+        _changed(root, config)
+
+
+def _check_workdir(root: Path) -> None:
+    """Refuse a Hugging Face folder as a working directory."""
+    if (root / "config.json").exists():
+        raise UserError(f"{root} is a Hugging Face folder; give --workdir a folder of its own")
+
+
+def _changed(root: Path, config: ml_collections.ConfigDict) -> bool:
+    """True if W/source is of another initial model, and no stage was trained from it.
+
+    Raises:
+      UserError: one was.
+    """
+    changed = record.change(_read_origin(root), _origin(config))
+    if changed and existing_stages(root):
+        raise UserError(f"{root} was begun with {changed}; use another --workdir")
+    return bool(changed)
 
 
 def read_model(source: Path, config: ml_collections.ConfigDict) -> ModelConfig:
@@ -164,12 +199,15 @@ def _fill(root: Path, config: ml_collections.ConfigDict) -> None:
 
 def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
     """Make W/source; see `_fill`."""
-    source, origin = source_folder(root), _origin(config)
-    if _exists(source) and (changed := record.change(_read_origin(root), origin)):
-        if existing_stages(root):
-            raise UserError(f"{root} was begun with {changed}; use another --workdir")
+    source = source_folder(root)
+    if _exists(source) and _changed(root, config):
         _check_given(config)
-        files.remove_tree(source)
+        with contextlib.ExitStack() as idle:
+            if not paths.is_bucket(root):  # which one run holds as a whole
+                # A run that trains from W/source may not have saved anything yet.
+                for number in stage_numbers(root):
+                    idle.enter_context(locks.held(stage_folder(root, number)))
+            files.remove_tree(source)
     if _exists(source):
         return
     if paths.is_bucket(source):
@@ -182,7 +220,7 @@ def _make_source(root: Path, config: ml_collections.ConfigDict) -> None:
             (folder / "config.json").write_bytes(config_json)
         else:
             _make(folder, config)
-        files.write_json(folder / "origin.json", origin)
+        files.write_json(folder / "origin.json", _origin(config))
 
 
 def _exists(source: Path) -> bool:
@@ -244,7 +282,7 @@ def _origin(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def _read_origin(root: Path) -> dict[str, Any]:
-    """The content of origin.json.
+    """The content of origin.json, with the fields that an earlier version left out.
 
     Raises:
       UserError: it cannot be read, or does not name the initial model.
@@ -259,4 +297,4 @@ def _read_origin(root: Path) -> dict[str, Any]:
             f"{path} does not name the initial model: {error}; remove {path.parent}, and "
             "the next launch makes it again"
         ) from error
-    return origin
+    return older_records.completed_origin(origin)

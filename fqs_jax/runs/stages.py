@@ -77,7 +77,7 @@ def load_trained(
     mesh: Mesh | None = None,
     at: int | None = None,
 ) -> Trained:
-    """What a stage's newest checkpoint holds. Arguments and errors are those of `load_stage`."""
+    """The content of a stage's newest checkpoint. Arguments and errors are those of `load_stage`."""
     newest_step, stage, config = check_stage(root, number, command, finished)
     step = newest_step if at is None else at
     model, lora = (

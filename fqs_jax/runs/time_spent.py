@@ -1,4 +1,4 @@
-"""Where the time of a stage went since its first start, from the lines of its metrics file.
+"""The time of a stage since its first start, by what it was spent on, from its metrics file.
 
 Every line states, under "time", its moment and the seconds since the line before, with those not spent on
 steps. A resume drops the lines after its checkpoint; what they cost is carried into its own start.
@@ -84,7 +84,7 @@ def fields(parts: Mapping[str, float]) -> dict[str, float]:
 
 
 def of(lines: Sequence[Mapping[str, Any]]) -> Spent | None:
-    """Where the time of a stage went.
+    """The time of a stage, by what it was spent on.
 
     Args:
       lines: all rows of its metrics file in order, with those of events.
@@ -114,7 +114,7 @@ def together(stages: Iterable[Spent | None]) -> Spent | None:
 
 
 def first_start(lines: Iterable[Mapping[str, Any]]) -> float | None:
-    """When a stage was started for the first time, in seconds since 1970; None if it is not known."""
+    """The time of a stage's first start, in seconds since 1970; None if it is not known."""
     found = [_number(_time(line).get("since")) for line in lines]
     return min((moment for moment in found if moment), default=None)
 

@@ -23,7 +23,7 @@ _ANSWER = 3.0  # seconds for nvidia-smi, which can hang with a broken driver
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a machine and its Python environment show.
+    """The accelerators that a machine and its Python environment show.
 
     Attributes:
       kind: "nvidia", "amd" or "tpu"; None if there is no accelerator.

@@ -75,7 +75,7 @@ def client() -> Any:
 
 
 async def _known(info: Awaitable[dict[str, Any]], place: str) -> str:
-    """What is there, "file" or "directory"; "" for nothing. Anything else is an error."""
+    """The kind of object that is there, "file" or "directory"; "" for nothing. Anything else is an error."""
     try:
         with explained("read", f"{_PREFIX}{place.removeprefix(_PREFIX)}"):
             return str((await info)["type"])
@@ -208,7 +208,7 @@ def create(place: Path, content: bytes) -> bool:
 
 
 def objects(folder: Path) -> dict[str, dict[str, Any]]:
-    """What is known of all objects in a folder and its folders, by name relative to it; empty without any.
+    """The details of all objects in a folder and its folders, by name relative to it; empty without any.
 
     Raises:
       UserError: they cannot be listed.

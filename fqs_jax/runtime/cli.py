@@ -177,7 +177,7 @@ def _plain(text: str) -> str:
 
 
 def _way(argv: list[str]) -> str:
-    """What an unknown flag may have meant: a field of the config, or the flag of another program."""
+    """A guess at an unknown flag: a field of the config, or the flag of another program."""
     for word in argv[1:]:
         name = re.match(r"--?(\w+)", word)
         if name is None or name[1] in flags.FLAGS:

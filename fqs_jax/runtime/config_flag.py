@@ -158,7 +158,7 @@ def problem(error: Exception) -> str:
 
 
 def _where_it_is(name: str) -> str:
-    """Where a field may be that is not at the top of a config."""
+    """The places where a field may be that is not at the top of a config."""
     if name in _OF_STAGES:
         return f"each stage has its own: --config.stage_N.{name}"
     return f"{shipped_configs.FOLDER / 'common.py'} has the fields"

@@ -98,7 +98,7 @@ def _of_system(root: Path) -> int | None:
 
 
 def _of_groups(root: Path) -> list[int | None]:
-    """What each control group around this process has left, versions 1 and 2; None without a limit.
+    """The memory that each control group around this process has left, v1 and v2; None without a limit.
 
     Cached files, which the kernel gives up first, count as left.
     """

@@ -163,7 +163,8 @@ def replace_in_cache(path: Path, write: Callable[[BinaryIO], object]) -> None:
         replace(path, write, many_writers=True)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder with room"
+            f"cannot write {path}: {error.strerror or error}; set data.cache_dir to a folder "
+            "with room (--cache_dir of fqs prepare)"
         ) from error
 
 

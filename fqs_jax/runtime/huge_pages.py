@@ -34,7 +34,7 @@ def restart() -> None:
 
 
 def new_environment(environment: Mapping[str, str], kernel: str, library: str) -> dict[str, str]:
-    """What asks glibc for large pages, and no second restart; empty if it need not, cannot or shall not.
+    """Environment variables that ask glibc for large pages; empty if it need not, cannot or shall not.
 
     Args:
       kernel: the kernel's setting, such as "always [madvise] never": only `madvise` leaves the choice to

@@ -217,7 +217,7 @@ def _content(holder: dict[str, Any]) -> bytes:
 
 
 def _read(lease: Path) -> dict[str, Any]:
-    """Who holds a lease; empty if it is gone or unreadable."""
+    """The holder of a lease; empty if it is gone or unreadable."""
     try:
         holder = json.loads(buckets.read(lease))
     except (FileNotFoundError, ValueError):
@@ -226,7 +226,7 @@ def _read(lease: Path) -> dict[str, Any]:
 
 
 def _generation(lease: Path) -> str:
-    """What changes with every renewal."""
+    """A value that changes with every renewal."""
     return str(buckets.objects(lease.parent).get(lease.name, {}).get("generation"))
 
 

@@ -26,7 +26,7 @@ def take() -> int:
 
 
 def trace() -> Any:
-    """What counts the requests of an `aiohttp.ClientSession`: one of its `trace_configs`."""
+    """A counter of the requests of an `aiohttp.ClientSession`, for its `trace_configs`."""
     import aiohttp
 
     config = aiohttp.TraceConfig()

@@ -162,7 +162,7 @@ def _connect(cluster: Cluster, timeout: float) -> Lines | str:
 
 
 def _read_answer(line: socket.socket) -> str:
-    """What process 0 sends, up to the end of the line; all of it if that is not this program.
+    """The answer of process 0, up to the end of the line; all of it if that is not this program.
 
     What comes behind the line is for the watch (runtime/watch.py).
     """

@@ -30,8 +30,11 @@ from fqs_jax.sweeps.fields import Sweep
 def main() -> None:
     """List, run or show the cells of the sweep that the flags name."""
     cli.require(workdir=flags.FLAGS.workdir)
-    if sum((flags.FLAGS.list, flags.FLAGS.table, flags.FLAGS.cell is not None)) > 1:
+    parts = sum((flags.FLAGS.list, flags.FLAGS.table, flags.FLAGS.cell is not None))
+    if parts > 1:
         raise UserError("--list, --cell and --table exclude one another; give one")
+    if parts and flags.FLAGS.jobs > 1:
+        raise UserError("--jobs is for all cells; leave it out with --list, --cell or --table")
     root = paths.expand(flags.FLAGS.workdir)
     paths.check_workdir(root)
     sweep = fields.read(flags.FLAGS.config)

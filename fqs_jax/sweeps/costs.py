@@ -1,4 +1,4 @@
-"""What the training of a model cost, with everything that it is made from."""
+"""The cost of training a model, with everything that it is made from."""
 
 from __future__ import annotations
 

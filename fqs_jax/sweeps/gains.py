@@ -95,6 +95,28 @@ def score(cell: Cell, result: dict[str, Any] | None, validation_items: int) -> S
     return Score(*map(float, np.mean(means, axis=0)))
 
 
+def unlike(
+    cells: Sequence[Cell], results: Sequence[dict[str, Any] | None], show_once: Sequence[int]
+) -> list[str]:
+    """A sentence for each hidden line of a variant and seed that differs from the line that is shown."""
+    once = set(map(str, show_once))
+    shown: dict[tuple[Model, str, int], tuple[str, float]] = {}
+    sentences: list[str] = []
+    for cell, result in zip(cells, results, strict=True):
+        for found in read(result) if result is not None else ():
+            if found.model.stage not in once:
+                continue
+            nll = found.mean("nll")
+            key = found.model, found.benchmark, cell.seed
+            variant, other = shown.setdefault(key, (cell.variant, nll))
+            if nll != other:
+                sentences.append(
+                    f"{found.model.name} of {cell.variant} on {found.benchmark}, seed {cell.seed}, differs "
+                    f"from that of {variant}: NLL {nll:.3f} and {other:.3f}"
+                )
+    return sentences
+
+
 def lines(
     cells: Sequence[Cell],
     results: Sequence[dict[str, Any] | None],

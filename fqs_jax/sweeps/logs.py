@@ -46,7 +46,7 @@ class Log:
                 say(printable(f"note: a log stays in {self.here}: {error}"))
 
     def new(self) -> bytes:
-        """What `here` has and `place` lacks."""
+        """The end of the log that `here` has and `place` lacks."""
         if self.here == self.place or not self.here.exists():
             return b""
         return self.here.read_bytes()[self.num_kept :]

@@ -74,23 +74,21 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         return result
     task = corpus.built_in_task(config.data, cell.seed)
     assert task is not None  # checked when the sweep was read
-    result |= {"chance": task.chance, "rows": _rows(cell), "training": training}
+    result |= {"chance": task.chance, "rows": _rows(cell, config), "training": training}
     files.write_json(cell.folder / RESULT, result)
     return result
 
 
-def _rows(cell: Cell) -> list[dict[str, Any]]:
+def _rows(cell: Cell, config: ml_collections.ConfigDict) -> list[dict[str, Any]]:
     """The models of a cell on test problems, with their accuracy and NLL on validation problems.
 
     A model at its best temperature, and one on a further split, has none of the latter two. Stages that the
     folder has from elsewhere are left out.
     """
     ours = {"init", *map(str, cell.stage_numbers)}
-    rows = [
-        row
-        for row in comparison.compare(cell.folder, timed=False, validation=True)
-        if row.stage in ours
-    ]
+    mesh = sharding.make_mesh(config.mesh)
+    every = comparison.compare(cell.folder, mesh=mesh, timed=False, validation=True)
+    rows = [row for row in every if row.stage in ours]
     checks = {row.stage: row for row in rows if row.split == comparison.VALIDATION}
     found = []
     for row in rows:

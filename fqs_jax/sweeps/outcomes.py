@@ -1,4 +1,4 @@
-"""What a model does on every item of a benchmark, and on every document of held-out text."""
+"""The measures of a model on every item of a benchmark, and on every document of held-out text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from fqs_jax.runtime.progress import Progress
 from fqs_jax.sweeps.fields import Benchmark
 
 HELD_OUT = "held-out text"  # where others have the name of a benchmark
-MEASURES = ("expected_p", "accuracy", "by_characters", "by_tokens", "nll")
 _WINDOWS = 8  # of held-out text in a batch
 
 
@@ -54,7 +53,7 @@ class Outcome:
       digest: of all items, equal only for equal ones.
       items_N: numbers of the items that fit into the model, from 0.
       weights_N: of the items in means: 1, or the tokens of documents.
-      measures: values [N] by name, of MEASURES those that the benchmark has. expected_p: the published
+      measures: values [N] by name, of these five those that the benchmark has. expected_p: the published
         probability; accuracy, by_characters, by_tokens: 1 for a right answer, by the text's whole
         likelihood or after it is divided by a length; nll: -log p(right answer), or nats a token.
     """

@@ -1,4 +1,4 @@
-"""All that is told of a sweep: its table, the notes below, the picture and the JSON."""
+"""The overview of a sweep: its table, the notes below it, the picture and the JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def make(sweep: Sweep, cells: Sequence[Cell], results: Results, command: str) ->
         measured = gains.lines(kept, kept_results, sweep.validation_items, sweep.show_once, edges)
         sheet, figure = gains_table.sheet(measured), gains_table.draw(measured)
         lines = list(map(gains.as_json, measured))
+        notes += gains.unlike(kept, kept_results, sweep.show_once)
     else:
         plain = results_lib.lines(kept, kept_results, sweep.show_once, edges)
         sheet, figure = table.sheet(plain), table.draw(plain)

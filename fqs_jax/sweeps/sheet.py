@@ -68,7 +68,7 @@ def screen(sheet: Sheet, title: str) -> Table:
 
 
 def seeds(done: int, planned: int) -> str:
-    """How many seeds are done."""
+    """The number of seeds that are done."""
     return str(done) if done == planned else f"{done} of {planned}"
 
 

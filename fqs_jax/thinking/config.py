@@ -64,7 +64,7 @@ class ThoughtConfig:
 
     @property
     def has_words(self) -> bool:
-        """Whether the ids of a thought's tokens mean anything."""
+        """True if the ids of a thought's tokens mean anything."""
         return self.tokens in ("sampled", "random")
 
     @property

@@ -1,4 +1,4 @@
-"""What a dry run prints: the stages that would run, and the memory that they need."""
+"""The output of a dry run: the stages that would run, and the memory that they need."""
 
 from __future__ import annotations
 

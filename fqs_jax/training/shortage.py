@@ -1,4 +1,4 @@
-"""What is said when a training step needs more memory than a device has, and what would need less."""
+"""Errors of a training step that needs more memory than a device has: they name what would need less."""
 
 from __future__ import annotations
 

@@ -115,6 +115,10 @@ def test_streams_and_seeds_have_orders_of_their_own(clock):
         ({"data.text": "s3://bucket/a.txt"}, "s3://bucket/a.txt is an address"),
         ({"data.rows": "pack", "data.cache_dir": "s3://bucket"}, "s3://bucket is an address"),
         ({"data.tfds_dir": "gs://bucket"}, "gs://bucket is an address"),
+        (
+            {"data.text": "tfds:gsm8k:train", "data.tfds_dir": "nowhere"},
+            "add --config.data.download=true",
+        ),
         ({"data.text": "a.txt@0.5,b.txt"}, "b.txt has no weight but others do"),
     ],
 )

@@ -110,6 +110,24 @@ def test_only_a_model_without_thoughts_is_the_base(tmp_path):
 def test_a_run_on_problems_takes_no_text(run):
     with pytest.raises(UserError, match="held-out problems of its own; leave --text out"):
         comparison.compare(run[0], 1, ["some text"])
+    with pytest.raises(UserError, match="which are no windows; leave --seq_len out"):
+        comparison.compare(run[0], 1, seq_len=16)
+
+
+def test_problems_are_read_as_many_at_once_as_asked(run, monkeypatch):
+    sizes = []
+    read = readings.answer_log_probs
+
+    def counted(loaded, texts, choices, batch_size, seed):
+        sizes.append(batch_size)
+        return read(loaded, texts, choices, batch_size, seed)
+
+    whole = comparison.compare(run[0], 1, timed=False)
+    monkeypatch.setattr(readings, "answer_log_probs", counted)
+    parts = comparison.compare(run[0], 1, timed=False, batch_size=5)
+    assert set(sizes) == {5}
+    for row, other in zip(parts, whole, strict=True):
+        assert (row.accuracy, row.nll) == (other.accuracy, pytest.approx(other.nll, rel=1e-5))
 
 
 def test_seeds_are_of_thoughts(run):

@@ -207,7 +207,9 @@ def test_gradients_of_the_bound_are_right_on_average(n: int) -> None:
 def test_the_reward_is_the_share_of_likeliest_targets(A: int) -> None:
     scores = scores_of(3, A)
     ours = losses_of(scores, RPT).blocks
+    gradient = jax.jit(jax.grad(lambda s: losses_of(s, RPT).total(RPT), allow_int=True))(scores)
     correct = np.asarray(scores.blocks.correct_BxPxRxA)
+    expected = np.zeros((B, T, 3, K))
     seen = set()
     for b, t in rewarded(A):
         real = [s for s in range(A) if TARGET[b, t + 1 + s]]
@@ -215,9 +217,13 @@ def test_the_reward_is_the_share_of_likeliest_targets(A: int) -> None:
         np.testing.assert_allclose(ours.reward_BxRxP[b, :, t], reward, rtol=1e-6)
         others = [np.mean(np.delete(reward, r)) for r in range(3)]
         np.testing.assert_allclose(ours.advantage_BxRxP[b, :, t], reward - others, atol=1e-6)
+        expected[b, t] = -(reward - others)[:, None] / (B * 3 * (T - 1 - A) * K)
         seen |= set(reward)
     assert {0.0, 1.0} <= seen and len(seen) == {1: 2, 3: 4}[A]
     assert not ours.reward_BxRxP[..., T - 1 - A :].any()
+    np.testing.assert_allclose(gradient.blocks.thought_BxPxRxK, expected, atol=1e-6)
+    assert np.abs(expected).max() > 0.005
+    assert not gradient.base_BxT.any() and not gradient.blocks.talk_BxPxRxA.any()
 
 
 @pytest.mark.parametrize(

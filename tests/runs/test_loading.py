@@ -181,6 +181,7 @@ def test_harmless_changes_and_other_rows(run, tmp_path):
     harmless = {"stage_1.steps": 9, "log_every": 3, "checkpoint_every": 7, "max_bad_steps": 2}
     harmless |= {"mesh.fsdp": 2, "microbatches": 2, "compute.remat": "full", "data.workers": 1}
     others = {"stage_2.learning_rate": 1.0, "distill.form": "hinge"}  # this stage is no student
+    harmless["stage_1.settings"] = ("held_out.every=2", "held_out.rows=8")
     config = clock_config(harmless | others)
     record.write(root, config, stage_of(root, config, 1))
     stage, kept = folders.read_run(root, 1)

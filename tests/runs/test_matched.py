@@ -15,7 +15,9 @@ CONTROLS = {4: {"same_steps_as": (1,)}, 5: {"same_flops_as": (1,)}}
 def with_controls(**changes):
     config = clock_config(changes)
     for number, match in CONTROLS.items():
-        config[f"stage_{number}"] = row(f"plain-{number}", "next_token", start=0, control=True, **match)
+        config[f"stage_{number}"] = row(
+            f"plain-{number}", "next_token", start=0, control=True, **match
+        )
     return config
 
 

@@ -315,3 +315,19 @@ def test_choosing_by_nll(place):
     choice = choosing.choose(cells, scores, fields.read(config).choose_by)["rlp"]
     assert choice.chosen == (RATES[1],)
     assert "by the NLL of stage 1 on validation items, 1.000" in choosing.notes({"rlp": choice})[0]
+
+
+def test_a_hidden_line_that_differs_is_told(place):
+    both = (variant("a", stages="1"), variant("b", stages="1"))
+    config = checkpoint_sweep(place, variants=both, show_once=(1,))
+    cells = cells_lib.read(config, Path("W"))
+    results = [result(cell, [outcome(THINKING, RIGHT[RATES[0]])]) for cell in cells]
+    same = overview.make(fields.read(config), cells, results, "COMMAND")
+    assert [line["variant"] for line in same.content["lines"]] == ["a"]
+    assert not [note for note in same.notes if "differs" in note]
+    results[-1] = result(cells[-1], [outcome(THINKING, 1 - np.array(RIGHT[RATES[0]]))])
+    other = overview.make(fields.read(config), cells, results, "COMMAND")
+    [told] = [note for note in other.notes if "differs" in note]
+    assert told.startswith(
+        f"think of b on choices, seed {cells[-1].seed}, differs from that of a: NLL "
+    )

@@ -324,6 +324,7 @@ def test_flags(given):
         "sweep", *given, "--cell=3"
     )
     assert "no cell of this sweep is done" in refusal("sweep", *given, "--table")
+    assert "--jobs is for all cells" in refusal("sweep", *given, "--cell=0", "--jobs=2")
     assert not Path(given[1].split("=")[1]).exists()
 
 

@@ -11,7 +11,7 @@ from fqs_jax.runtime.errors import UserError, printable
 
 
 class AnswerTokens(NamedTuple):
-    """What a tokenizer makes of " ANSWER" behind a text.
+    """The tokens of " ANSWER" behind a text.
 
     shared: ids that all answers begin with, such as the space of a tokenizer that keeps figures apart.
     own: one more id for each answer, no two the same.

@@ -37,7 +37,7 @@ _FILLINGS = {"p": PEOPLE, "q": PEOPLE, "s": THINGS, "n": NUMBERS[1:10]}
 
 
 class Change(NamedTuple):
-    """What happens: an operation ("plus", "minus" or "double"), its number, and the value after it.
+    """A change: an operation ("plus", "minus" or "double"), its number, and the value after it.
 
     The number of "double" is 2, which its sentences do not name.
     """

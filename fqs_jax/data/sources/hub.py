@@ -58,9 +58,7 @@ def _download(repo: str, pattern: str, options: Options) -> Path:
     except errors.LocalEntryNotFoundError as error:
         if options.download:
             raise UserError(f"hub:{repo}: the hub cannot be reached, and it is not here") from error
-        raise UserError(
-            f"hub:{repo} is not downloaded; to fetch it, add {options.download_flag}"
-        ) from error
+        raise UserError(f"hub:{repo} is not downloaded; to fetch it, {options.to_fetch}") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"hub:{repo} cannot be downloaded ({reason})") from error

@@ -21,7 +21,7 @@ class Options:
       tfds_dir: folder of prepared TFDS datasets; None = the library's own.
       chat: documents are conversations, as the JSON of their messages (messages.py).
       download: whether a dataset that is not here may be fetched.
-      download_flag: how the user of this program allows that, for error messages.
+      download_flag: the flag of this program that allows it, for error messages; "" if it has none.
     """
 
     key: str = "text"
@@ -30,14 +30,34 @@ class Options:
     tfds_dir: str | None = None
     download: bool = False
     chat: bool = False
-    download_flag: str = "--config.data.download=true"
+    download_flag: str = ""
+
+    @property
+    def to_fetch(self) -> str:
+        """The end of an error message: how the user fetches a dataset that is not here."""
+        if self.download_flag:
+            return f"add {self.download_flag}"
+        return "run python -m fqs_jax.prepare with --text, --out and --download first"
 
 
-def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = False) -> Options:
+def of_program(download: bool) -> Options:
+    """Options of a program that has the flag --download."""
+    return Options(download=download, download_flag="--download")
+
+
+def of(
+    key: str,
+    cache_dir: str,
+    tfds_dir: str,
+    download: bool,
+    download_flag: str,
+    chat: bool = False,
+) -> Options:
     """Options with the folders as a user wrote them; an empty one is the default.
 
     Args:
       cache_dir: in a bucket, only tokens are kept there.
+      download_flag: see `Options`.
 
     Raises:
       UserError: a folder is an address of another machine.
@@ -47,5 +67,11 @@ def of(key: str, cache_dir: str, tfds_dir: str, download: bool, chat: bool = Fal
         raise UserError(f"{inputs.name(tokens)} is a file; data.cache_dir should be a folder")
     cache = cache_folder() if paths.is_bucket(tokens) else tokens
     return Options(
-        key, cache, tokens, str(paths.expand_local(tfds_dir)) if tfds_dir else None, download, chat
+        key,
+        cache,
+        tokens,
+        str(paths.expand_local(tfds_dir)) if tfds_dir else None,
+        download,
+        chat,
+        download_flag,
     )

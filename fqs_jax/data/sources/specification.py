@@ -304,7 +304,7 @@ def _refuse_chat(name: str, options: Options) -> None:
 
 
 def _kind(item: tuple[Path, str]) -> tuple[str, str]:
-    """What files that are opened together have in common: their suffix, and the key unless `.txt`."""
+    """The kind of a file, equal for those that are opened together: its suffix, and the key unless `.txt`."""
     path, key = item
     suffix = _suffix(path)
     return suffix, "" if suffix == ".txt" else key

@@ -44,7 +44,7 @@ class Checked:
 
 
 def check(kind: str, paths: Sequence[Path], key: str | None, cache: Path) -> list[Checked]:
-    """What is in files, all values of which were read by a child process.
+    """The content of files, all values of which were read by a child process.
 
     Args:
       kind: "parquet" or "arrow".

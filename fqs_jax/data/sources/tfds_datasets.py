@@ -194,8 +194,8 @@ def _folder(name: str, options: Options) -> Path:
         return folder
     if not options.download:
         raise UserError(
-            f"tfds:{name} is not prepared in {folder}; to download and prepare it, add "
-            f"{options.download_flag} (data.tfds_dir says where)"
+            f"tfds:{name} is not prepared in {folder}; to download and prepare it, "
+            f"{options.to_fetch}"
         )
     try:
         builder.download_and_prepare()

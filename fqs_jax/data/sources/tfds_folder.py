@@ -28,7 +28,7 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True)
 class Feature:
-    """What an example has under a name.
+    """The content of an example under a name.
 
     Attributes:
       kind: "text", "number" (of any type), "list", "dict", or "other": what is not read.

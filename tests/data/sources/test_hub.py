@@ -77,7 +77,7 @@ def test_what_the_hub_does_not_have(downloads):
         (
             errors.LocalEntryNotFoundError("x"),
             False,
-            "to fetch it, add --config.data.download=true",
+            "to fetch it, run python -m fqs_jax.prepare with --text, --out and --download first",
         ),
         (errors.LocalEntryNotFoundError("x"), True, "the hub cannot be reached"),
         (errors.HFValidationError("bad\nname"), True, "cannot be downloaded (bad)"),

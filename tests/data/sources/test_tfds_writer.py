@@ -9,7 +9,7 @@ from fqs_jax.data.sources.options import Options
 from fqs_jax.data.sources.specification import Documents, open_sources
 from fqs_jax.data.sources.tfds_writer import build_dataset
 from fqs_jax.runtime.errors import UserError
-from tests.tiny_runs import refusal, run, sentences
+from tests.tiny_runs import hf_folder, refusal, run, sentences
 
 TEXTS = [f"{text} {i}" for i, text in enumerate(sentences(100))]
 
@@ -73,7 +73,14 @@ def test_the_command_line(tmp_path):
     assert "--out is missing" in refusal("prepare", options[0])
     assert "--part and --messages_key are for tokens" in refusal("prepare", *options, "--part=1/2")
     assert "--out is for documents" in refusal("prepare", *options, f"--tokenizer={tmp_path}")
+    named = (options[0], f"--tokenizer={tmp_path}", "--name=corpus")
+    assert "--name and --validation_share are for documents" in refusal("prepare", *named)
     assert "no key 'text'" in refusal("prepare", options[0], f"--out={tmp_path / 'other'}")
     weights = f"--text={path}#body@1,{path}#body@2"
     assert "leave them out here" in refusal("prepare", weights, f"--out={tmp_path / 'other'}")
+    absent = ("--text=tfds:gsm8k:train", f"--tfds_dir={tmp_path}")
+    for kind in (f"--out={tmp_path / 'other'}", f"--tokenizer={hf_folder(tmp_path / 'hf')}"):
+        assert refusal("prepare", *absent, kind).endswith(
+            "to download and prepare it, add --download"
+        )
     assert not (tmp_path / "other").exists()
