@@ -48,8 +48,8 @@ def get_config() -> ml_collections.ConfigDict:
     `evaluate` shows two rows a model: held-out numbers, and the same problems in sentences that no
     document has (`new_wording`). The numbers of steps are the few that a CPU can do; multiply them on a GPU.
     About 65 minutes for stages 0 to 2 on one CPU core. Of the held-out problems thinking answered 0.98,
-    0.94 and 0.90 (seeds 0 to 2), the base 0.08 to 0.09, and the student 0.67, 0.70 and 0.63 (RESULTS.md,
-    section 5).
+    0.94 and 0.90 (seeds 0 to 2), the base 0.08 to 0.09, the student 0.67, 0.70 and 0.63, and plain training
+    with as many FLOPs 0.20, 0.16 and 0.26 (RESULTS.md, section 5).
     """
     c = common.for_checkpoint()
     common.drop_rows(c)

@@ -34,9 +34,8 @@ def test_thinking_beats_plain_training_and_thoughts_that_were_never_trained(tmp_
     )
     lines = json.loads((tmp_path / "W" / "results.json").read_text())["lines"]
     accuracy = {(line["variant"], line["model"]): line["accuracy_mean"] for line in lines}
-    print(accuracy)
     thinking = accuracy["cell", "think"]
-    # 0.00, 0.00, 0.00 and 0.00 when this was written.
+    # 0.12, 0.18, 0.13 and 0.76 of thinking when this was written.
     assert accuracy["untrained", "base"] < 0.3  # the task is not solved at once
     assert thinking > accuracy["untrained", "think"] + 0.3
     assert thinking > accuracy["cell", "same-steps"] + 0.3
