@@ -81,6 +81,8 @@ def _export_stage() -> None:
     cli.require(workdir=_WORKDIR.value, stage=_STAGE.value, export=_EXPORT.value)
     files.check_free(_EXPORT.value)  # before minutes of work
     if _ADAPTER.value:
+        if _MAX_SHARD_GB.value != flags.FLAGS["max_shard_gb"].default:
+            raise UserError("--max_shard_gb is for whole models; leave it out with --adapter")
         _export_adapters(paths.expand(_WORKDIR.value), _STAGE.value)
         return
     # In host memory, which can hold a model that was trained on many devices.

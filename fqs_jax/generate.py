@@ -60,6 +60,8 @@ def main(_: Sequence[str]) -> None:
     file, system = flags.FLAGS.prompt_file, flags.FLAGS.system
     has_conversations = flags.FLAGS.chat and file.lower().endswith(".jsonl")
     _refuse_mistakes(has_conversations)
+    if flags.FLAGS.top_p != 1 and not flags.FLAGS.temperature:
+        say("note: --top_p is for sampling, and --temperature=0 takes the likeliest token")
     prompts = shown = list(flags.FLAGS.prompt)
     if file and not has_conversations:
         prompts = shown = prompts + prompts_lib.read(file)
@@ -110,10 +112,6 @@ def _refuse_mistakes(has_conversations: bool) -> None:
     """Refuse flags that do not go together, before anything is loaded."""
     if flags.FLAGS.show_thoughts and not flags.FLAGS.think:
         raise UserError("--nothink leaves no thoughts for --show_thoughts; leave one of them out")
-    if flags.FLAGS.top_p != 1 and not flags.FLAGS.temperature:
-        raise UserError(
-            f"--top_p={flags.FLAGS.top_p:g} is for sampling; add --temperature above 0, or leave it out"
-        )
     if flags.FLAGS.system and not flags.FLAGS.chat:
         raise UserError("--system is for --chat; add that or leave it out")
     if flags.FLAGS.system and has_conversations:

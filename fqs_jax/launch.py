@@ -104,7 +104,7 @@ def main(_: Sequence[str]) -> None:
         for recipe in todo:  # now, and not when its turn comes
             step.split_rows(recipe, mesh)
             start.check_base(recipe, config)
-        matched.check(root, config, recipes, chosen, _MAX_STEPS.value)
+        matched.check(root, recipes, chosen, _MAX_STEPS.value)
         if _DRY_RUN.value:
             for recipe in todo:
                 record.check(root, config, recipe.stage, recipe.lora is not None)

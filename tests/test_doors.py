@@ -232,6 +232,8 @@ def test_a_folder_that_is_taken_is_refused(trained, thinking_export):
     assert "thinking exists already" in line
     no_stage = ("--gguf=model.gguf", "--adapter", f"--export={thinking_export.with_name('free')}")
     assert "--adapter is for a stage with adapters" in refusal("convert", *no_stage)
+    adapter = (f"--workdir={trained}", "--stage=4", *no_stage[1:], "--max_shard_gb=1")
+    assert "--max_shard_gb is for whole models" in refusal("convert", *adapter)
     assert before == {p: p.stat().st_mtime_ns for p in thinking_export.iterdir()}
 
 

@@ -124,8 +124,9 @@ def matched_steps(control: Recipe, earlier: Mapping[int, Recipe]) -> int:
         return None if number is None else earlier[number].thought
 
     if stage.same_steps_as:
-        tokens = sum(earlier[n].stage.steps * earlier[n].seq_len for n in stage.same_steps_as)
-        return max(1, round(tokens / control.seq_len))
+        others = [earlier[n] for n in stage.same_steps_as]
+        tokens = sum(each.stage.steps * each.batch_size * each.seq_len for each in others)
+        return max(1, round(tokens / (control.batch_size * control.seq_len)))
     if stage.same_flops_as:
         budget = 0
         for other in (earlier[n] for n in stage.same_flops_as):

@@ -64,6 +64,8 @@ def read(root: Path) -> Kept | None:
         return None
     if not all(_is_text(value) or _is_count(value) for value in flags.values()):
         return None
+    if about == PROBLEMS:
+        flags.pop("seq_len", None)  # earlier versions ignored it
     return Kept(rows, about, flags)
 
 

@@ -205,12 +205,13 @@ def measure(
     return Losses(tokens_D[known], teacher_D[known], student_D[known])
 
 
-def training_text(root: Path, number: int, limit: int) -> list[str]:
+def training_text(root: Path, number: int, limit: int, download: bool = False) -> list[str]:
     """At most `limit` of the documents that a stage was trained on, evenly spread.
 
     Args:
       root: working directory of the stage.
       number: number of the stage.
+      download: a dataset that is not here may be fetched.
 
     Raises:
       UserError: the text no longer exists, or it is a weighted mixture. Documents drawn evenly do not
@@ -218,7 +219,9 @@ def training_text(root: Path, number: int, limit: int) -> list[str]:
     """
     stage, config = folders.read_run(root, number)
     data = resolve.sections(config, stage).data
-    sources = corpus.sources(data, config.seed, folders.local_source(root), download_flag="")
+    data.download |= download
+    tokenizer = folders.local_source(root)
+    sources = corpus.sources(data, config.seed, tokenizer, download_flag="--download")
     if len(sources) > 1:
         raise UserError(f"it was trained on a weighted mixture, {data.text}")
     return spread(sources[0][0], limit)

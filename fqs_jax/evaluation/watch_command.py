@@ -86,7 +86,8 @@ def _reference(student: str, reference: str, limit: int) -> list[str]:
     known = folders.existing_stages(paths.expand(folder))
     number = best.find(paths.expand(folder), known, stage)[0].number
     try:
-        return watch.training_text(paths.expand(folder), number, limit)
+        download = flags.FLAGS.download
+        return watch.training_text(paths.expand(folder), number, limit, download)
     except UserError as error:
         raise UserError(
             f"the text of --student={student} cannot be used ({error}); give text like it with "

@@ -85,9 +85,29 @@ def check(root: Path, config: ml_collections.ConfigDict) -> None:
     Raises:
       UserError: it was begun with another initial model, or is a Hugging Face folder.
     """
+    numbers.check_complete(config)
     _check_workdir(root)
     if _exists(source_folder(root)):
         _changed(root, config)
+
+
+def check_unchanged(root: Path, config: ml_collections.ConfigDict) -> None:
+    """Check that W/source is still of this config: another run may replace it before a stage begins.
+
+    All processes must call this; process 0 reads.
+
+    Raises:
+      UserError: it is of another initial model.
+    """
+
+    def look() -> None:
+        if changed := record.change(_origin(config), _read_origin(root)):
+            raise UserError(
+                f"another run has replaced {source_folder(root)} since this one began ({changed}); use "
+                "another --workdir"
+            )
+
+    agreement.on_main(look)
 
 
 def _check_workdir(root: Path) -> None:
@@ -165,9 +185,16 @@ def mark_ids(config: ml_collections.ConfigDict, tokenizer: Tokenizer) -> tuple[i
 
 
 def fresh_marks(
-    config: ml_collections.ConfigDict, model: ModelConfig, lm: Params, tokenizer: Tokenizer
+    config: ml_collections.ConfigDict,
+    model: ModelConfig,
+    lm: Params,
+    tokenizer: Tokenizer,
+    scale: float | None = None,
 ) -> Params:
     """The start and end marks [D] before any training, in the type of the embedding table.
+
+    Args:
+      scale: `ThoughtConfig.embedding_scale` of the thoughts that they are for; None = the config's.
 
     Raises:
       UserError: the text of a mark has no token, or one beyond the embedding table.
@@ -179,7 +206,7 @@ def fresh_marks(
             f"a mark has token {max(ids)}, and the model has {table.shape[0]} embeddings; give "
             "thought.start_text and thought.end_text other texts, or the model its own tokenizer"
         )
-    return parameters.marks(lm, model, *ids, config.thought.embedding_scale)
+    return parameters.marks(lm, model, *ids, scale or config.thought.embedding_scale)
 
 
 def _fill(root: Path, config: ml_collections.ConfigDict) -> None:

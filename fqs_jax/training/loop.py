@@ -24,6 +24,7 @@ from fqs_jax.data import corpus
 from fqs_jax.data.rows.order import Dataset
 from fqs_jax.model import decoder
 from fqs_jax.runs import also_log, best, checkpoints, disk_space, folders, record, stages
+from fqs_jax.runs import source as source_lib
 from fqs_jax.runs.metrics_file import MetricsFile
 from fqs_jax.runs.stages import Base
 from fqs_jax.runs.time_spent import Stopwatch
@@ -107,6 +108,7 @@ def run_stage(run: Run, recipe: Recipe) -> None:
         record.write(run.root, config, stage, digest, adapted)
         return
     with locks.FolderLock(folder) as lock:
+        source_lib.check_unchanged(run.root, config)
         record.write(run.root, config, stage, digest, adapted)
         if not _is_done(run, stage):  # another run may have ended meanwhile
             with shortage.explained(recipe, run.mesh):

@@ -191,13 +191,14 @@ def teacher_scores(run: Run, recipe: Recipe, data: Dataset) -> np.ndarray | None
     params, row = stages.load_stage(
         run.root, stage.teacher, run.command(stage.teacher), mesh=run.mesh
     )
-    renewed = config.thought.reset_marks_at_eval
-    if renewed:
-        fresh = source.fresh_marks(config, recipe.model, params["lm"], run.tokenizer)
-        params["thought"].update(fresh)
     _, teacher_config = folders.read_run(run.root, stage.teacher)
     trained_thought = settings.thought_config(teacher_config, row)
     thought = objective.teacher_thought(recipe, trained_thought)
+    renewed = config.thought.reset_marks_at_eval
+    if renewed:
+        params["thought"] |= source.fresh_marks(
+            config, recipe.model, params["lm"], run.tokenizer, thought.embedding_scale
+        )
     teacher = Loaded(
         params,
         recipe.model,

@@ -254,6 +254,21 @@ def test_teacher_scores_are_made_again_for_other_rows(tmp_path, whole, config, m
         assert given.shape == (6 * other.batch_size, other.data.seq_len - 1)
 
 
+def test_renewed_marks_of_a_teacher_are_stored_at_its_own_scale(tmp_path, whole, config):
+    """Its thoughts read them at that scale, whatever the student's config says."""
+
+    def scores(folder, **changes):
+        root = shutil.copytree(whole, tmp_path / folder, ignore=shutil.ignore_patterns("stage_3"))
+        renewing = {"stage_0.steps": 40, "thought.reset_marks_at_eval": True} | changes
+        run = dataclasses.replace(run_of(root, config), config=clock_config(renewing))
+        data = corpus.dataset(run.config.data, run.tokenizer, run.config.batch_size, 0, 3)
+        return teacher_scores.teacher_scores(run, stage_of(run, 3), data)["teacher_log_prob"]
+
+    scale = config.thought.embedding_scale
+    other = scores("other", **{"thought.embedding_scale": scale / 25})
+    np.testing.assert_allclose(other, scores("same"), rtol=1e-4)
+
+
 def test_what_a_stage_is_made_from_is_compared(tmp_path, whole, config):
     """A stage is not trained on, and made anew does not fit, once others were made from it."""
     root = shutil.copytree(whole, tmp_path / "W")

@@ -37,7 +37,8 @@ class Options:
         """The end of an error message: how the user fetches a dataset that is not here."""
         if self.download_flag:
             return f"add {self.download_flag}"
-        return "run python -m fqs_jax.prepare with --text, --out and --download first"
+        place = f", --tfds_dir={self.tfds_dir}" if self.tfds_dir else ""
+        return f"run python -m fqs_jax.prepare with --text{place}, --out and --download first"
 
 
 def of_program(download: bool) -> Options:

@@ -121,7 +121,8 @@ def test_datasets_by_name(tmp_path):
     """Those that TFDS ships are known; nothing is downloaded unasked."""
     message = error_of("tfds:gsm8k", tfds_dir=str(tmp_path))
     assert f"tfds:gsm8k is not prepared in {tmp_path}/gsm8k/" in message
-    assert "run python -m fqs_jax.prepare with --text, --out and --download first" in message
+    said = f"run python -m fqs_jax.prepare with --text, --tfds_dir={tmp_path}, --out and --download first"
+    assert message.endswith(said)
     assert "TFDS has no dataset of that name" in error_of(
         "tfds:no_such_set", tfds_dir=str(tmp_path)
     )
