@@ -93,7 +93,8 @@ def test_configs_by_name(installed, given, expected):
 
 def test_sweeps_by_name(installed):
     done = installed("-m", "fqs_jax.sweep", "--config=sweeps/default", "--list", "--workdir=W")
-    cells = len(default.get_config().seeds)  # of one variant
+    sweep = default.get_config()
+    cells = len(sweep.variants) * len(sweep.seeds)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == cells, done.stderr
 
 
