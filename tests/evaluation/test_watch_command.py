@@ -59,7 +59,7 @@ def in_process(place, monkeypatch, **changed):
     """Set flags for `main` in this process, since each program takes seconds to start."""
     values = {"teacher": "PLACE/W:1", "student": "PLACE/W:0", "reference": "", "documents": 200}
     values |= {"tolerance": 0.01, "loss_tolerance": 0.5, "batch_size": None, "seq_len": None}
-    values |= {"seed": 0, "json": False} | changed
+    values |= {"seed": 0, "json": False, "download": False} | changed
     for name, value in values.items():
         values[name] = value.replace("PLACE", str(place)) if isinstance(value, str) else value
     given = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**values))
