@@ -52,9 +52,9 @@ def completed(run: dict[str, Any]) -> dict[str, Any]:
         for parent in parents:
             section = section.setdefault(parent, {}) if isinstance(section, dict) else None
         if isinstance(section, dict):
-            section.setdefault(field, list(value) if isinstance(value, tuple) else value)
+            section.setdefault(field, _as_json(value))
     defaults = {
-        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+        field.name: _as_json(field.default)
         for field in dataclasses.fields(Stage)
         if field.default is not dataclasses.MISSING
     }
@@ -69,11 +69,16 @@ def completed_origin(origin: dict[str, Any]) -> dict[str, Any]:
         return origin
     prefix = f"data.{task}."
     later = {
-        name.removeprefix(prefix): list(value) if isinstance(value, tuple) else value
+        name.removeprefix(prefix): _as_json(value)
         for name, value in LATER.items()
         if name.startswith(prefix)
     }
     return origin | {"data": data | {task: later | data[task]}}
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON returns it, where a tuple is a list."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _copied(value: Any) -> Any:
